@@ -1,0 +1,191 @@
+"""Lookahead (Zhang, Lucas, Hinton & Ba, NeurIPS 2019, arXiv 1907.08610).
+
+    every sync_period steps:  slow <- slow + alpha (fast - slow);  fast <- slow
+
+The fast weights are ordinary parameters, the slow weights live in the state, and gradients are
+taken at the fast weights. Between syncs nothing is computed: the sync stands in a ``lax.cond``.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adamw, compose, eval_params
+>>> tx = compose(adamw(1e-3), lookahead(sync_period=5, slow_step_size=0.5))
+>>> params = jnp.ones(2)
+>>> eval_params(tx.init(params), params)
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
+from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare
+from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
+
+Tree = Any
+
+
+class LookaheadState(NamedTuple):
+    """Slow weights, params-shaped, and the steps since the last sync."""
+
+    slow: Tree
+    since_sync: jax.Array
+
+    def eval_params(self) -> Tree:
+        """The weights to evaluate on."""
+        return self.slow
+
+
+class LookaheadWrapperState(NamedTuple):
+    """State of ``lookahead(inner=...)``.
+
+    Attributes:
+      lookahead: slow weights and counter.
+      count: updates made, int32.
+      inner: the wrapped transformation's state.
+      momentum: its momentum at the last sync (only with ``inner_state="pullback"``), else empty.
+    """
+
+    lookahead: LookaheadState
+    count: jax.Array
+    inner: Any
+    momentum: Any
+
+
+def lookahead(
+    inner: optax.GradientTransformation | None = None,
+    sync_period: int = 5,
+    slow_step_size: ScalarOrSchedule = 0.5,
+    *,
+    inner_state: str = "keep",
+) -> Any:
+    """Lookahead as a tail of a recipe, or as a wrapper around any optax transformation.
+
+    Args:
+      inner: None for the tail, ``compose(adamw(1e-3), lookahead())``, which must come after the
+        learning rate; or the transformation to wrap, whose updates are ready for ``apply_updates``.
+      sync_period: steps k between syncs, >= 1. The paper's robust choice is 5.
+      slow_step_size: alpha in [0, 1], or a schedule of it; 1 leaves the inner optimizer as it is.
+        Default 0.5 (paper; the authors' code has 0.8).
+      inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
+        ``"reset"`` (moments and their clocks start anew; in an optax transformation the whole state),
+        or ``"pullback"`` (momentum <- alpha momentum + (1 - alpha) momentum at the last sync).
+
+    Returns:
+      A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
+      unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights.
+
+    Raises:
+      ValueError: an argument is out of range, or ``inner_state`` without ``inner``.
+    """
+    if isinstance(sync_period, bool) or int(sync_period) != sync_period or sync_period < 1:
+        raise ValueError(f"sync_period must be a whole number >= 1, got {sync_period!r}.")
+    if inner_state not in INNER_STATES:
+        raise ValueError(f"inner_state must be one of {INNER_STATES}, got {inner_state!r}.")
+    declared = declare(slow_step_size=(slow_step_size, FRACTION))
+    if inner is not None:
+        return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)
+    if inner_state != "keep":
+        raise ValueError(
+            f"inner_state={inner_state!r} acts on the state of an optimizer: give it as inner=."
+        )
+
+    def apply(update: Tree, state: LookaheadState, step: Step) -> tuple[Tree, LookaheadState]:
+        due = state.since_sync + 1 >= sync_period
+        update, slow = _sync_if(due, update, state.slow, step.params, step["slow_step_size"])
+        return update, LookaheadState(slow, _next(state.since_sync, due))
+
+    return stage(
+        "lookahead",
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=_start,
+        hyperparams=declared,
+        needs_params=True,
+        tail=True,
+    )
+
+
+def _start(params: Tree) -> LookaheadState:
+    def copy(p: Any) -> jax.Array:
+        dtype = numerics.compute_dtype(p)
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.zeros_like(p, dtype=dtype)
+        return jnp.array(p, dtype=dtype, copy=True)  # never the caller's buffer: it may be donated
+
+    return LookaheadState(jax.tree.map(copy, params), jnp.zeros([], jnp.int32))
+
+
+def _next(since_sync: jax.Array, due: jax.Array) -> jax.Array:
+    return lax.select(due, jnp.zeros_like(since_sync), since_sync + 1)
+
+
+def _sync_if(
+    due: jax.Array, update: Tree, slow: Tree, params: Tree, alpha: jax.Array
+) -> tuple[Tree, Tree]:
+    """At a sync, the update to the new slow weights and these; otherwise both as they are."""
+
+    def sync(update: Tree, slow: Tree, params: Tree) -> tuple[Tree, Tree]:
+        def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+            fast = numerics.widen(p) + numerics.widen(u)
+            return s + alpha.astype(s.dtype) * (fast - s)
+
+        new_slow = jax.tree.map(moved, update, slow, params)
+        back = jax.tree.map(
+            lambda u, s, p: lax.convert_element_type(s - numerics.widen(p), u.dtype),
+            update,
+            new_slow,
+            params,
+        )
+        return back, new_slow
+
+    def stay(update: Tree, slow: Tree, params: Tree) -> tuple[Tree, Tree]:
+        del params
+        return update, slow
+
+    return lax.cond(due, sync, stay, update, slow, params)
+
+
+def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an optax transformation, got {inner!r}.")
+    fast = optax.with_extra_args_support(inner)
+
+    def init(params: Tree) -> LookaheadWrapperState:
+        state = fast.init(params)
+        momentum: Any = optax.EmptyState()
+        if inner_state == "pullback":
+            momentum = jax.tree.map(jnp.zeros_like, momentum_of(state))
+        return LookaheadWrapperState(
+            _start(params), jnp.zeros([], jnp.int32), state, momentum
+        )
+
+    def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
+        require_params("lookahead", params)
+        fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
+        due = state.lookahead.since_sync + 1 >= sync_period
+        rate = alpha.at(state.count)
+        new, slow = _sync_if(due, fast_updates, state.lookahead.slow, params, rate)
+        momentum = state.momentum
+        if inner_state == "reset":
+            inner_new = lax.cond(
+                due, lambda s: restarted(s, fast.init(params)), lambda s: s, inner_new
+            )
+        elif inner_state == "pullback":
+            inner_new, momentum = lax.cond(
+                due,
+                lambda s, old: pulled_back(s, old, rate),
+                lambda s, old: (s, old),
+                inner_new,
+                momentum,
+            )
+        tail = LookaheadState(slow, _next(state.lookahead.since_sync, due))
+        return new, LookaheadWrapperState(tail, increment(state.count), inner_new, momentum)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,272 @@
+"""``compose``: a list of stages becomes one optax transformation.
+
+It checks at construction that the kinds fit (gradient -> moments -> direction -> update), keeps
+state by stage name with no slot for stateless stages, and keeps one record of live
+hyperparameters. Inside ``optax.chain`` a composed recipe is one entry.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import (correct_bias, ema, ema_of_squares, estimate_moments, precondition,
+...                        scale_by_learning_rate)
+>>> tx = compose(
+...     estimate_moments(ema(0.9), ema_of_squares(0.999)),
+...     correct_bias(),
+...     precondition(eps=1e-8),
+...     scale_by_learning_rate(0.1),
+... )
+>>> params = jnp.array([1.0, -1.0])
+>>> updates, state = tx.update(jnp.array([3.0, -5.0]), tx.init(params), params)
+>>> updates.round(3)
+Array([-0.1,  0.1], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax import masks, numerics
+from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params
+from adamw_jax.state import ComposeState, LiveHyperparameter
+
+Tree = Any
+
+
+class Composed(optax.GradientTransformationExtraArgs):
+    """The transformation ``compose`` returns, with its stages in ``specs``."""
+
+    specs: tuple[Spec, ...]
+    hyperparams: Mapping[str, Hyperparameter]
+    frozen: masks.Mask
+
+
+def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
+    """Runs stages one after the other, with one step count and one record of hyperparameters.
+
+    Args:
+      *stages: stages of this library, composed recipes (their stages are spliced in), other optax
+        transformations (they keep the kind that flows through, and may not stand between moments
+        stages), or pairs ``(name, transformation)``. None is dropped, so that an optional stage
+        reads ``amsgrad_max() if amsgrad else None``.
+      frozen: mask of the leaves that do not move and have no state (see ``decoupled_decay`` for the
+        forms of a mask); None for no leaf.
+
+    Returns:
+      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``.
+
+    Raises:
+      TypeError: something is neither a stage nor an optax transformation.
+      ValueError: the kinds do not fit, or two stages with state have the same name.
+    """
+    specs = tuple(spec for entry in stages for spec in _specs_of(entry))
+    _check_kinds(specs)
+    _check_names(specs)
+    names, declared = _share_hyperparams(specs)
+    frozen = _frozen_of(stages, frozen)
+
+    def init(params: Tree) -> ComposeState:
+        if frozen is not None:
+            params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
+        count = jnp.zeros([], jnp.int32)
+        hyperparams = {
+            name: LiveHyperparameter(hyper.at(count), jnp.zeros([], jnp.bool_))
+            for name, hyper in declared.items()
+        }
+        memories = {spec.name: spec.init(params) for spec in specs if spec.init is not None}
+        return ComposeState(count, hyperparams, memories)
+
+    def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
+        _check_state(state, declared, specs)
+        if frozen is not None:
+            still = masks.resolve(frozen, updates if params is None else params, "frozen")
+            moving = masks.hide(updates, still)
+            some, new_state = update_moving(
+                moving, state, None if params is None else masks.hide(params, still), **extra
+            )
+            whole = jax.tree.map(jnp.zeros_like, updates)
+            return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
+        return update_moving(updates, state, params, **extra)
+
+    def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
+        live, values = {}, {}
+        for name, hyper in declared.items():
+            value, pinned = state.hyperparams[name]
+            values[name] = lax.select(pinned, value, hyper.at(state.count))
+            live[name] = LiveHyperparameter(values[name], pinned)
+        flow, memories, signals = updates, dict(state.stages), {}
+        for spec, own in zip(specs, names, strict=True):
+            if spec.needs_params:
+                require_params(spec.name, params)
+            step = Step(
+                state.count, {k: values[v] for k, v in own.items()}, params, extra, signals
+            )
+            if spec.takes is None and flow is not updates:
+                flow = numerics.cast_like(flow, updates)
+            flow, memory = spec.apply(flow, memories.get(spec.name, optax.EmptyState()), step)
+            if spec.init is not None:
+                memories[spec.name] = memory
+        new_state = ComposeState(increment(state.count), live, memories)
+        return numerics.cast_like(flow, updates), new_state
+
+    self = Composed(init, update)
+    self.specs, self.hyperparams, self.frozen = specs, declared, frozen
+    return self
+
+
+def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
+    given = [entry.frozen for entry in stages if isinstance(entry, Composed)] + [frozen]
+    given = [mask for mask in given if mask is not None]
+    if len(given) > 1:
+        raise ValueError("several recipes in one compose() freeze parameters; give one mask.")
+    return given[0] if given else None
+
+
+def _specs_of(entry: Any) -> tuple[Spec, ...]:
+    if entry is None:
+        return ()
+    if isinstance(entry, Composed):
+        return entry.specs
+    if isinstance(entry, Stage):
+        return (entry.spec,)
+    if isinstance(entry, optax.GradientTransformation):
+        return (_foreign(_name_of(entry), entry),)
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
+        name, inner = entry
+        specs = _specs_of(inner)
+        if len(specs) != 1:
+            raise TypeError(f"({name!r}, ...) must name one transformation, got {inner!r}.")
+        return (specs[0]._replace(name=name),)
+    raise TypeError(
+        f"compose() takes stages and optax transformations, got {entry!r}; did you forget to call "
+        "the function that makes the stage?"
+    )
+
+
+def _name_of(tx: optax.GradientTransformation) -> str:
+    """The optax function that built ``tx``, by its closures: ``clip``, ``chain``, ``trace``."""
+    for function in (tx.update, tx.init):
+        qualified = getattr(function, "__qualname__", "")
+        if ".<locals>" in qualified:
+            return qualified.split(".<locals>")[0].rsplit(".", 1)[-1]
+    return "transformation"
+
+
+def _foreign(name: str, tx: optax.GradientTransformation) -> Spec:
+    """An optax transformation as a stage that keeps the kind."""
+    inner = optax.with_extra_args_support(tx)
+    try:
+        probe = jax.eval_shape(inner.init, jax.ShapeDtypeStruct((2, 2), numerics.default_float()))
+        stateless = not jax.tree.leaves(probe)
+    except Exception:  # it wants a certain tree: assume a state
+        stateless = False
+
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        if stateless:
+            state = inner.init(step.params if step.params is not None else flow)
+        return inner.update(flow, state, step.params, **step.extra)
+
+    return Spec(name, None, None, apply, None if stateless else inner.init, {}, False, False)
+
+
+def _check_kinds(specs: tuple[Spec, ...]) -> None:
+    kind, before = Kind.GRADIENT, "the gradient"
+    for spec in specs:
+        if spec.takes is None:
+            if kind is Kind.MOMENTS:
+                raise ValueError(
+                    f"{spec.name} stands between stages on moments, where only stages of adamw_jax "
+                    "may stand: put it before estimate_moments or after precondition, or use "
+                    "only(stage, where) to mask one stage."
+                )
+            continue
+        if spec.takes is not kind:
+            raise ValueError(
+                f"{spec.name} takes {spec.takes.value}, but {before} gives {kind.value}. "
+                f"{_REMEDY[kind, spec.takes]}"
+            )
+        assert spec.gives is not None
+        kind, before = spec.gives, spec.name
+    if kind is Kind.MOMENTS:
+        raise ValueError(
+            f"the recipe ends with {before}, which gives moments: add precondition(), which turns "
+            "moments into a direction."
+        )
+
+
+_LATE = "Move it before the stages that already turned the gradient into something else."
+_REMEDY = {
+    (Kind.GRADIENT, Kind.MOMENTS): "Put estimate_moments(...) before it.",
+    (Kind.GRADIENT, Kind.DIRECTION): "Put estimate_moments(...) and precondition() before it; "
+    "estimate_moments(no_moment(), no_moment()) makes plain gradient descent.",
+    (Kind.GRADIENT, Kind.UPDATE): "Put a whole optimizer before it, such as adamw(1e-3).",
+    (Kind.MOMENTS, Kind.DIRECTION): "Put precondition() before it.",
+    (Kind.MOMENTS, Kind.UPDATE): "Put precondition() and scale_by_learning_rate(...) before it.",
+    (Kind.DIRECTION, Kind.UPDATE): "Put scale_by_learning_rate(...) of adamw_jax before it.",
+    (Kind.MOMENTS, Kind.GRADIENT): _LATE,
+    (Kind.DIRECTION, Kind.GRADIENT): _LATE,
+    (Kind.DIRECTION, Kind.MOMENTS): _LATE,
+    (Kind.UPDATE, Kind.GRADIENT): _LATE,
+    (Kind.UPDATE, Kind.MOMENTS): _LATE,
+    (Kind.UPDATE, Kind.DIRECTION): _LATE,
+}
+
+
+def _check_names(specs: tuple[Spec, ...]) -> None:
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.init is None:
+            continue
+        if spec.name in seen:
+            raise ValueError(
+                f"two stages with state are called {spec.name!r}: name one of them with a pair, "
+                f"('other_{spec.name}', stage), so that a checkpoint can tell them apart."
+            )
+        seen.add(spec.name)
+
+
+def _share_hyperparams(
+    specs: tuple[Spec, ...],
+) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
+    """Names in the live record: shared where equal, told apart by the stage's name where not."""
+    users: dict[str, list[Hyperparameter]] = {}
+    for spec in specs:
+        for name, hyper in spec.hyperparams.items():
+            users.setdefault(name, []).append(hyper)
+    declared: dict[str, Hyperparameter] = {}
+    names = []
+    for spec in specs:
+        own = {}
+        for name, hyper in spec.hyperparams.items():
+            clash = any(not hyper.same_as(other) for other in users[name])
+            own[name] = f"{spec.name}.{name}" if clash else name
+            if own[name] in declared and not declared[own[name]].same_as(hyper):
+                raise ValueError(
+                    f"two stages called {spec.name!r} have different values of {name!r}: name one "
+                    f"of them with a pair, ('other_{spec.name}', stage)."
+                )
+            declared[own[name]] = hyper
+        names.append(own)
+    return tuple(names), declared
+
+
+def _check_state(
+    state: Any, declared: Mapping[str, Hyperparameter], specs: tuple[Spec, ...]
+) -> None:
+    if not isinstance(state, ComposeState):
+        raise TypeError(
+            f"the state is a {type(state).__name__}, not the ComposeState that init of this recipe "
+            "gives; a checkpoint restored without a target loses its types: restore into "
+            "tx.init(params), or use migrate_state(saved, tx, params)."
+        )
+    expected = {spec.name for spec in specs if spec.init is not None}
+    if set(state.stages) != expected or set(state.hyperparams) != set(declared):
+        raise ValueError(
+            f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
+            f"hyperparameters {sorted(state.hyperparams)}, this recipe has {sorted(expected)} and "
+            f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
+        )

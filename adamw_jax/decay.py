@@ -1,0 +1,164 @@
+"""Weight decay: L2 in the gradient, and the decoupled forms (Loshchilov & Hutter, 1711.05101).
+
+    l2              g        <- g + l2 theta                       (enters the moments)
+    learning_rate   theta'   = theta - lr_t (direction + wd theta)          (PyTorch, optax, fastai)
+    schedule        theta'   = theta - lr_t direction - (lr_t / lr_0) wd theta        (the paper)
+    fixed           theta'   = theta - lr_t direction - wd theta
+    proximal        theta'   = (theta - lr_t direction) / (1 + lr_t wd)
+
+Every form reads the parameters before the step. In the *schedule* form the decay follows the shape
+of the learning-rate schedule but not its scale: wd = 0.1 of the *learning_rate* form with a peak
+of 1e-3 is wd = 1e-4 here.
+
+>>> decoupled_decay(0.1).spec.kinds
+'direction -> direction'
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import masks, numerics
+from adamw_jax.hyperparameters import NONNEGATIVE, POSITIVE, ScalarOrSchedule, check, declare
+from adamw_jax.moments.record import leafwise
+from adamw_jax.rules import ParameterRules
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+FORMS = ("learning_rate", "schedule", "fixed", "proximal")
+
+
+def l2_decay(l2: ScalarOrSchedule, mask: masks.Mask = None) -> Stage:
+    """L2 regularisation: adds ``l2 * theta`` to the gradient, before the moments see it.
+
+    Args:
+      l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
+      mask: which leaves; see ``decoupled_decay``.
+
+    Returns:
+      A stage *gradient -> gradient*.
+    """
+
+    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        def leaf(chosen: bool, g: jax.Array, p: jax.Array) -> jax.Array:
+            if not chosen:
+                return g
+            wide = numerics.widen(g)
+            return wide + step["l2"].astype(wide.dtype) * numerics.widen(p)
+
+        chosen = masks.resolve(mask, step.params, "mask")
+        return jax.tree.map(leaf, chosen, gradient, step.params), state
+
+    declared = declare(l2=(l2, NONNEGATIVE))
+    return stage(
+        "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
+    )
+
+
+def decoupled_decay(
+    weight_decay: ScalarOrSchedule,
+    mask: masks.Mask = None,
+    form: str = "learning_rate",
+    *,
+    learning_rate: ScalarOrSchedule | None = None,
+    base_learning_rate: float | None = None,
+    rules: ParameterRules | None = None,
+) -> Stage:
+    """Weight decay that bypasses the moments.
+
+    Args:
+      weight_decay: coefficient >= 0, or a schedule of it.
+      mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
+        names such as ``"*/kernel"``; None for all. The other leaves still take the Adam step.
+      form: ``"learning_rate"`` stands before the learning rate, the others after it.
+      learning_rate: the recipe's learning rate, which the forms ``"schedule"`` and ``"proximal"``
+        need.
+      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides; needed where
+        ``learning_rate`` is a schedule, and otherwise the learning rate itself.
+      rules: per-parameter multipliers of the coefficient.
+
+    Returns:
+      A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}.")
+    declared = declare(weight_decay=(weight_decay, NONNEGATIVE))
+    if form in ("schedule", "proximal"):
+        if learning_rate is None:
+            raise ValueError(f"form={form!r} needs learning_rate, the recipe's own.")
+        declared["learning_rate"] = check("learning_rate", learning_rate, NONNEGATIVE)
+    base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
+
+    def coefficient(step: Step) -> jax.Array:
+        rate = step["weight_decay"]
+        if form == "schedule":
+            assert base is not None
+            rate = rate * numerics.safe_divide(step["learning_rate"], numerics.scalar(base))
+        elif form == "proximal":
+            rate = rate * step["learning_rate"]
+        return rate
+
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = coefficient(step)
+        still = step.signals.get("stand_still")
+        if still is not None:  # a rectified recipe that skips a step does not decay in it
+            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
+
+        def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+            if factor == 0:
+                return u
+            wide, wide_p = numerics.widen(u), numerics.widen(p)
+            decay = (rate * factor if factor != 1 else rate).astype(wide.dtype)
+            if form == "proximal":
+                return (wide + wide_p) / (1 + decay) - wide_p
+            return wide + decay * wide_p if form == "learning_rate" else wide - decay * wide_p
+
+        chosen = masks.resolve(mask, step.params, "mask")
+        factors = _factors(chosen, rules, step.params)
+        return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
+
+    kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
+    return stage(
+        "decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True
+    )
+
+
+def normalized_decay(norm: float, updates: float) -> float:
+    """lambda = norm / sqrt(updates): decay that carries over between lengths of training.
+
+    Args:
+      norm: normalised decay, dimensionless; 0.025 to 0.05 served the authors (appendix B.1).
+      updates: updates in the run, or in the current period under warm restarts: epochs times
+        training points divided by the batch size.
+
+    >>> normalized_decay(0.05, updates=100 * 50_000 / 128)
+    0.00025298221281347037
+    """
+    if norm < 0 or updates <= 0:
+        raise ValueError(f"norm must be >= 0 and updates > 0, got norm={norm}, updates={updates}.")
+    return norm / math.sqrt(updates)
+
+
+def _base(learning_rate: Any, base: float | None) -> Any:
+    if base is not None:
+        return check("base_learning_rate", base, POSITIVE).value
+    if callable(learning_rate):
+        raise ValueError(
+            'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '
+            "which the schedule is divided."
+        )
+    return learning_rate
+
+
+def _factors(chosen: Tree, rules: ParameterRules | None, params: Tree) -> Tree:
+    if rules is None:
+        return jax.tree.map(float, chosen)
+    return jax.tree.map(
+        lambda use, rule: rule.weight_decay if use else 0.0, chosen, rules.for_tree(params)
+    )

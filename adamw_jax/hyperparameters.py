@@ -1,0 +1,100 @@
+"""What a hyperparameter may be, and the error when it is something else.
+
+A hyperparameter is a number, an array, a tracer, or a schedule: a function of the step count
+(0 at the first update). Concrete numbers are checked where the optimizer is built; tracers and
+the values of schedules cannot be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamw_jax import numerics
+
+ScalarOrSchedule = Any
+"""A number, a scalar array or tracer, or a function of the step count."""
+
+
+class Domain(NamedTuple):
+    """The numbers a hyperparameter may take."""
+
+    words: str
+    contains: Callable[[float], bool]
+
+
+NONNEGATIVE = Domain("a number >= 0", lambda x: x >= 0)
+POSITIVE = Domain("a number > 0", lambda x: x > 0)
+DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
+FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+class Hyperparameter(NamedTuple):
+    """A declared hyperparameter: its value or schedule, and its domain."""
+
+    value: ScalarOrSchedule
+    domain: Domain
+
+    def at(self, count: jax.Array) -> jax.Array:
+        """The value at step ``count``, a scalar of the default float dtype."""
+        return numerics.scalar(self.value(count) if callable(self.value) else self.value)
+
+    def same_as(self, other: Hyperparameter) -> bool:
+        """Whether both are one number or one schedule, so that two stages may share it."""
+        mine, theirs = self.value, other.value
+        if isinstance(mine, (int, float)) and isinstance(theirs, (int, float)):
+            return mine == theirs
+        return mine is theirs
+
+
+def declare(**declared: tuple[ScalarOrSchedule, Domain]) -> dict[str, Hyperparameter]:
+    """Checked hyperparameters by name.
+
+    >>> declare(b1=(1.5, DECAY_RATE))
+    Traceback (most recent call last):
+    ValueError: b1 must be a number in [0, 1) or a schedule, got 1.5.
+    """
+    return {name: check(name, value, domain) for name, (value, domain) in declared.items()}
+
+
+def check(name: str, value: ScalarOrSchedule, domain: Domain) -> Hyperparameter:
+    """A hyperparameter whose value lies in its domain as far as that can be known now."""
+    if callable(value):
+        return Hyperparameter(value, domain)
+    expected = f"{name} must be {domain.words} or a schedule"
+    if value is None or isinstance(value, (bool, np.bool_, str)):
+        raise TypeError(f"{expected}, got {value!r}.")
+    if isinstance(value, jax.core.Tracer):
+        _check_array(name, value, domain)
+        return Hyperparameter(value, domain)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        _check_array(name, value, domain)
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"{expected}, got {value!r} of type {type(value).__name__}.")
+    number = float(value)
+    if math.isnan(number) or not domain.contains(number):
+        raise ValueError(f"{expected}, got {number!r}.")
+    return Hyperparameter(value, domain)
+
+
+def _check_array(name: str, value: Any, domain: Domain) -> None:
+    if value.shape != ():
+        raise ValueError(
+            f"{name} must be a scalar, got an array of shape {value.shape}; to run several values "
+            "side by side, map the whole optimizer with jax.vmap."
+        )
+    if jnp.issubdtype(value.dtype, jnp.complexfloating) or value.dtype == jnp.bool_:
+        raise TypeError(f"{name} must be {domain.words}, got an array of dtype {value.dtype}.")
+    narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+    if domain is DECAY_RATE and narrow:
+        raise TypeError(
+            f"{name} arrived as {value.dtype}, in which a decay rate near 1 rounds to 1 and stops "
+            "the average. Pass it in float32; with optax.inject_hyperparams, give "
+            "hyperparam_dtype=jnp.float32."
+        )
+

@@ -1,0 +1,179 @@
+"""To and from the states of optax, for the Adam family and SGD.
+
+Accumulators are the same arrays under other names; the clocks follow from optax's step count for
+constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t.
+
+>>> import jax.numpy as jnp, optax
+>>> from adamw_jax import adamw
+>>> params = {"w": jnp.ones(2)}
+>>> state = from_optax(optax.adamw(1e-3).init(params), adamw(1e-3), params)
+>>> type(to_optax(state, optax.adamw(1e-3), params)[0]).__name__
+'ScaleByAdamState'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamw_jax import numerics, state as states
+from adamw_jax.compose import Composed
+from adamw_jax.moments import AverageState, Clock, MaximumState, MomentsState
+from adamw_jax.moments.correction import one_minus_power
+from adamw_jax.state import ComposeState
+
+State = Any
+Tree = Any
+
+_FIRST = {
+    optax.ScaleByAdamState: "mu",
+    optax.ScaleByAmsgradState: "mu",
+    optax.ScaleByBeliefState: "mu",
+    optax.TraceState: "trace",
+}
+_SECOND = {
+    optax.ScaleByAdamState: "nu",
+    optax.ScaleByAmsgradState: "nu",
+    optax.ScaleByBeliefState: "nu",
+}
+
+
+def from_optax(saved: State, tx: Composed, params: Tree) -> State:
+    """The state of our recipe ``tx`` that goes on where an optax optimizer stood.
+
+    Args:
+      saved: state of ``optax.adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or
+        ``sgd`` with momentum, wrapped or not.
+      tx: the recipe of this library to go on with.
+      params: current parameters.
+
+    Raises:
+      TypeError: ``tx`` is no recipe of this library.
+      ValueError: there is no state of that family in ``saved``, there are several, or its
+        accumulators do not fit those of ``tx``.
+    """
+    if not isinstance(tx, Composed):
+        raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
+    theirs = _their_state(saved)
+    ours = tx.init(params)
+    count = _their_count(saved, theirs)
+    moments = ours.stages.get("estimate_moments")
+    if moments is None:
+        raise ValueError("tx has no estimate_moments stage to take the accumulators.")
+    first = _filled(moments.first, theirs, _FIRST, "first moment", count, ours, "b1")
+    second = _filled(moments.second, theirs, _SECOND, "second moment", count, ours, "b2")
+    stages = {**ours.stages, "estimate_moments": MomentsState(first, second)}
+    if "amsgrad_max" in stages:
+        if not isinstance(theirs, optax.ScaleByAmsgradState):
+            raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")
+        stages["amsgrad_max"] = MaximumState(
+            _fit(theirs.nu_max, stages["amsgrad_max"].value, "maximum")
+        )
+    elif isinstance(theirs, optax.ScaleByAmsgradState):
+        raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
+    return ours._replace(count=count, stages=stages)
+
+
+def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> State:
+    """The state of the optax optimizer ``tx`` that goes on where a recipe of ours stood.
+
+    The inverse of ``from_optax``, with the same family and errors. Live hyperparameters, pinned or
+    not, have no place in optax and are dropped.
+    """
+    found = states.find(state, ComposeState)
+    if len(found) != 1:
+        raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
+    ours = found[0][1]
+    moments = ours.stages.get("estimate_moments")
+    target = tx.init(params)
+    theirs = _their_state(target)
+    if moments is None or ("amsgrad_max" in ours.stages) != isinstance(
+        theirs, optax.ScaleByAmsgradState
+    ):
+        raise ValueError(
+            f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
+        )
+    new: dict[str, Any] = {}
+    for part, fields, what in (
+        (moments.first, _FIRST, "first moment"),
+        (moments.second, _SECOND, "second moment"),
+    ):
+        field = fields.get(type(theirs))
+        if (field is None) != (not hasattr(part, "value")):
+            raise ValueError(f"only one of the two states has a {what}.")
+        if field is not None:
+            new[field] = _fit(part.value, getattr(theirs, field), what)
+    if isinstance(theirs, optax.ScaleByAmsgradState):
+        new["nu_max"] = _fit(ours.stages["amsgrad_max"].value, theirs.nu_max, "maximum")
+    filled = theirs._replace(**new)
+
+    def counted(path: Any, leaf: Any) -> Any:
+        is_count = numerics.leaf_name(path).rsplit("/", 1)[-1] == "count"
+        return jnp.asarray(ours.count, leaf.dtype) if is_count else leaf
+
+    whole = states.replace(target, type(theirs), lambda _, node: filled)
+    return jax.tree_util.tree_map_with_path(counted, whole)
+
+
+def _their_state(saved: State) -> Any:
+    found = states.find(saved, tuple(_FIRST))  # type: ignore[arg-type]
+    if len(found) != 1:
+        names = [kind.__name__ for kind in _FIRST]
+        raise ValueError(
+            f"expected one optax state of the kinds {names}, found {len(found)}; restore the "
+            "checkpoint into the optax optimizer's own state first."
+        )
+    return found[0][1]
+
+
+def _their_count(saved: State, theirs: Any) -> jax.Array:
+    count = getattr(theirs, "count", None)
+    if count is None:  # optax.trace counts nothing, a schedule beside it does
+        counted = states.find(saved, optax.ScaleByScheduleState)
+        count = counted[0][1].count if counted else 0
+    return jnp.asarray(count, jnp.int32)
+
+
+def _filled(
+    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, ours: ComposeState, rate: str
+) -> Any:
+    field = fields.get(type(theirs))
+    if not hasattr(part, "value"):
+        if field is not None:
+            raise ValueError(f"the saved state has a {what}, for which tx has no place.")
+        return part
+    if field is None:
+        raise ValueError(f"tx has a {what}, which the saved {type(theirs).__name__} does not have.")
+    value = _fit(getattr(theirs, field), part.value, what)
+    if not isinstance(part, AverageState):
+        return part._replace(value=value)
+    b = ours.hyperparams[rate].value
+    return AverageState(value, clock_after(b, count))
+
+
+def clock_after(b: jax.Array, count: jax.Array) -> Clock:
+    """The clock of an average with constant rate ``b`` after ``count`` entries."""
+    mass = one_minus_power(b, count)
+    steps = numerics.scalar(count)
+    return Clock(mass, numerics.safe_divide(b * mass, 1 - b) - steps * (1 - mass))
+
+
+def _fit(values: Tree, like: Tree, what: str) -> Tree:
+    if jax.tree.structure(values) != jax.tree.structure(like):
+        raise ValueError(
+            f"the {what} has leaves {numerics.leaf_names(values)}, expected "
+            f"{numerics.leaf_names(like)}."
+        )
+
+    def leaf(path: Any, value: Any, place: Any) -> jax.Array:
+        if jnp.shape(value) != place.shape:
+            raise ValueError(
+                f"the {what} of {numerics.leaf_name(path)!r} has shape {jnp.shape(value)}, expected "
+                f"{place.shape}."
+            )
+        return jnp.array(value, dtype=place.dtype, copy=True)
+
+    return jax.tree_util.tree_map_with_path(leaf, values, like)

@@ -1,0 +1,64 @@
+"""The learning rate: direction in, update out.
+
+    update = -lr_t direction
+
+>>> scale_by_learning_rate(1e-3).spec.kinds
+'direction -> update'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool = True) -> Stage:
+    """Multiplies the direction by minus the learning rate.
+
+    Args:
+      learning_rate: number >= 0, or a schedule of the step count.
+      flip_sign: False leaves the sign alone, for maximisation.
+
+    Returns:
+      A stage *direction -> update*.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
+        return jax.tree.map(lambda d: rate.astype(d.dtype) * d, direction), state
+
+    declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
+    return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+
+
+def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
+    """Multiplies the gradient by the learning rate: the schedule *inside* the momentum buffer.
+
+    With ``descend()`` at the end this is Algorithm 1 of Loshchilov & Hutter (1711.05101).
+
+    Returns:
+      A stage *gradient -> gradient*.
+    """
+
+    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = step["learning_rate"]
+        return jax.tree.map(lambda g: rate.astype(g.dtype) * g, gradient), state
+
+    declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
+    return stage("scale_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
+
+
+def descend() -> Stage:
+    """Turns a direction that has its learning rate already into an update: *direction -> update*."""
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        del step
+        return jax.tree.map(lambda d: -d, direction), state
+
+    return stage("descend", Kind.DIRECTION, Kind.UPDATE, apply)

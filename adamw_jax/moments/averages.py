@@ -1,0 +1,88 @@
+"""Exponential moving averages as parts of ``estimate_moments``.
+
+    first:   m' = b1 m + (1 - b1) g
+    second:  v' = b2 v + (1 - b2) |g|^2                    (Adam; Kingma & Ba 2014, 1412.6980)
+             s' = b2 s + (1 - b2) |g - m'|^2 + eps_root    (AdaBelief; Zhuang et al. 2020, 2010.07468)
+
+>>> import jax.numpy as jnp
+>>> part = ema(0.9)
+>>> part.init(jnp.zeros(2)).value
+Array([0., 0.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import DECAY_RATE, NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.moments.parts import Part, average
+
+Tree = Any
+
+
+def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Part:
+    """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
+
+    Args:
+      b1: decay rate in [0, 1), or a schedule of it.
+      dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
+        float32 whatever is stored.
+    """
+    return average(
+        "ema",
+        "b1",
+        declare(b1=(b1, DECAY_RATE)),
+        lambda gradient, first: jax.tree.map(numerics.widen, gradient),
+        dtype=dtype,
+        real=False,
+    )
+
+
+def ema_of_squares(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) -> Part:
+    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``."""
+    return average(
+        "ema_of_squares",
+        "b2",
+        declare(b2=(b2, DECAY_RATE)),
+        lambda gradient, first: jax.tree.map(
+            lambda g: numerics.abs_square(numerics.widen(g)), gradient
+        ),
+        dtype=dtype,
+        real=True,
+    )
+
+
+def ema_of_centered_squares(
+    b2: ScalarOrSchedule = 0.999,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    dtype: Any = None,
+) -> Part:
+    """Moving average of squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
+
+    ``m'`` is the first moment after this gradient, uncorrected. ``eps_root`` enters the
+    accumulator at every step, as in the paper, and so settles at ``eps_root / (1 - b2)``.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it.
+      eps_root: what every step adds, >= 0.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+    """
+
+    def residual(gradient: Tree, first: Any) -> Tree:
+        return jax.tree.map(
+            lambda g, m: numerics.abs_square(numerics.widen(g) - m), gradient, first.value
+        )
+
+    return average(
+        "ema_of_centered_squares",
+        "b2",
+        declare(b2=(b2, DECAY_RATE), eps_root=(eps_root, NONNEGATIVE)),
+        residual,
+        dtype=dtype,
+        real=True,
+        floor_name="eps_root",
+    )

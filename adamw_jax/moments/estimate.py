@@ -1,0 +1,130 @@
+"""``estimate_moments``: gradients in, moments out. It owns every accumulator of a recipe.
+
+Built from parts, each a pure ``init``/``update``/``read``; the stages after it only read. So a
+recipe without a first moment stores none, and no stage keeps a second copy of an array.
+
+>>> import jax.numpy as jnp, optax
+>>> from adamw_jax import correct_bias, ema, ema_of_squares, precondition
+>>> tx = optax.chain(
+...     estimate_moments(ema(0.9), ema_of_squares(0.999)), correct_bias(), precondition()
+... )
+>>> params = jnp.ones(3)
+>>> updates, _ = tx.update(jnp.array([2.0, -4.0, 0.0]), tx.init(params), params)
+>>> updates.round(3)
+Array([ 1., -1.,  0.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax import numerics
+from adamw_jax.moments.averages import ema, ema_of_squares
+from adamw_jax.moments.parts import Part, no_moment
+from adamw_jax.moments.record import Moments
+from adamw_jax.stage import Kind, Stage, Step, increment, stage
+
+Tree = Any
+
+
+class MomentsState(NamedTuple):
+    """States of the two parts."""
+
+    first: Any
+    second: Any
+
+
+def estimate_moments(first: Part | None = None, second: Part | None = None) -> Stage:
+    """The stage that turns gradients into a moments record.
+
+    Args:
+      first: part for the first moment; default ``ema(0.9)``. ``no_moment()`` reads the gradient
+        itself and stores nothing.
+      second: part for the second moment; default ``ema_of_squares(0.999)``. ``no_moment()`` leaves
+        the direction undivided (momentum SGD).
+
+    Returns:
+      A stage *gradient -> moments*. The record it gives is opaque and so cannot cross the boundary
+      of a ``jax.jit``: jit the whole recipe, or the update of ``scale_by_adam`` and its kin.
+
+    Raises:
+      TypeError: an argument is not a part, or the parameters have a leaf that is not floating.
+      ValueError: both parts use one name for different hyperparameters, or (in ``update``) the
+        gradients have another structure than the parameters of ``init``.
+    """
+    first = ema() if first is None else first
+    second = ema_of_squares() if second is None else second
+    for argument, part in (("first", first), ("second", second)):
+        if not isinstance(part, Part):
+            raise TypeError(f"{argument} must be a part such as ema(0.9), got {part!r}.")
+    has_second = second.name != "no_moment"
+
+    def init(params: Tree) -> MomentsState:
+        _check_floating(params)
+        return MomentsState(first.init(params), second.init(params))
+
+    def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
+        _check_structure(gradient, state)
+        new_first = first.update(gradient, state.first, step, None)
+        first_reading = first.read(new_first, gradient, step)
+        assert first_reading is not None
+        new_second = second.update(gradient, state.second, step, first_reading)
+        record = Moments(
+            gradient=gradient,
+            count=increment(step.count),
+            first=first_reading,
+            second=second.read(new_second, gradient, step) if has_second else None,
+            prior_second=second.read(state.second, gradient, step) if has_second else None,
+            magnitude=second.magnitude,
+        )
+        return record, MomentsState(new_first, new_second)
+
+    return stage(
+        "estimate_moments",
+        Kind.GRADIENT,
+        Kind.MOMENTS,
+        apply,
+        init=init,
+        hyperparams=_joined(first, second),
+    )
+
+
+def _joined(first: Part, second: Part) -> dict[str, Any]:
+    for name in first.hyperparams.keys() & second.hyperparams.keys():
+        if not first.hyperparams[name].same_as(second.hyperparams[name]):
+            raise ValueError(
+                f"both parts, {first.name} and {second.name}, have a hyperparameter {name!r} with "
+                "different values; a first moment takes b1, a second b2."
+            )
+    return {**first.hyperparams, **second.hyperparams}
+
+
+def _check_floating(params: Tree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"parameter {numerics.leaf_name(path)!r} has dtype {jnp.result_type(leaf)}, which "
+                "has no gradient: keep it out of the parameters or wrap the optimizer in "
+                "optax.masked."
+            )
+
+
+def _check_structure(gradient: Tree, state: MomentsState) -> None:
+    """The gradients must fit the accumulators, which have the parameters' structure."""
+    trees = [part.value for part in state if hasattr(part, "value")]
+    if not trees or jax.tree.structure(gradient) == jax.tree.structure(trees[0]):
+        return
+    have, expected = numerics.leaf_names(gradient), numerics.leaf_names(trees[0])
+    missing = sorted(set(expected) - set(have))
+    surplus = sorted(set(have) - set(expected))
+    raise ValueError(
+        "the gradients do not have the structure of the parameters given to init: "
+        f"missing leaves {missing}, surplus leaves {surplus}. Call init again for a changed tree; "
+        "for parameters without a gradient give zeros, or None in both trees."
+    )
+
+
+__all__ = ["MomentsState", "estimate_moments", "no_moment"]

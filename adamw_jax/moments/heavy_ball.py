@@ -1,0 +1,81 @@
+"""Heavy-ball momentum as a part: the buffer of SGD (Polyak 1964; Sutskever et al. 2013).
+
+    m' = momentum m + (1 - dampening) g        (m' = g at the first step, as in PyTorch)
+    read: m', or g + momentum m' with Nesterov's look-ahead
+
+It is a sum, not an average, so nothing corrects its bias.
+
+>>> heavy_ball(0.9).name
+'heavy_ball'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare
+from adamw_jax.moments.parts import Part, zeros
+from adamw_jax.moments.record import Reading
+from adamw_jax.stage import Step
+
+Tree = Any
+
+
+class HeavyBallState(NamedTuple):
+    """The momentum buffer, params-shaped."""
+
+    value: Tree
+
+
+def heavy_ball(
+    momentum: ScalarOrSchedule = 0.9,
+    *,
+    dampening: ScalarOrSchedule | None = None,
+    nesterov: bool = False,
+    dtype: Any = None,
+) -> Part:
+    """Momentum buffer ``m' = momentum m + (1 - dampening) g``.
+
+    Args:
+      momentum: factor in [0, 1] on the buffer, or a schedule of it.
+      dampening: what is withheld of each gradient but the first, in [0, 1]; None for nothing.
+      nesterov: read ``g + momentum m'`` instead of ``m'``.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+    """
+    declared = declare(momentum=(momentum, FRACTION))
+    if dampening is not None:
+        declared |= declare(dampening=(dampening, FRACTION))
+
+    def init(params: Tree) -> HeavyBallState:
+        return HeavyBallState(zeros(params, dtype))
+
+    def update(gradient: Tree, state: HeavyBallState, step: Step, first: Reading | None):
+        del first
+        share = None
+        if dampening is not None:
+            one = jnp.ones([], numerics.default_float())
+            share = lax.select(step.count == 0, one, one - step["dampening"])
+
+        def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
+            wide = numerics.widen(g)
+            entry = wide if share is None else share.astype(wide.dtype) * wide
+            new = step["momentum"].astype(wide.dtype) * numerics.widen(m) + entry
+            return lax.convert_element_type(new, m.dtype)
+
+        return HeavyBallState(jax.tree.map(leaf, state.value, gradient))
+
+    def read(state: HeavyBallState, gradient: Tree, step: Step) -> Reading:
+        def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
+            wide = numerics.widen(m)
+            if not nesterov:
+                return wide
+            return numerics.widen(g) + step["momentum"].astype(wide.dtype) * wide
+
+        return Reading(jax.tree.map(leaf, state.value, gradient))
+
+    return Part("heavy_ball", declared, init, update, read)

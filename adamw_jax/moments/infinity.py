@@ -1,0 +1,65 @@
+"""The infinity norm of AdaMax as a part (Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2).
+
+    u' = max(b2 u, |g| + eps)
+
+It is a magnitude, not a square, and needs no bias correction.
+
+>>> infinity_norm(0.999).magnitude
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import DECAY_RATE, NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.moments.parts import Part, zeros
+from adamw_jax.moments.record import Reading
+from adamw_jax.stage import Step
+
+Tree = Any
+
+
+class InfinityNormState(NamedTuple):
+    """The running maximum, params-shaped and real."""
+
+    value: Tree
+
+
+def infinity_norm(
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 0.0,
+    *,
+    dtype: Any = None,
+) -> Part:
+    """Exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it.
+      eps: added to |g| inside the maximum, as PyTorch and optax do; 0 is the paper's form.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+    """
+
+    def init(params: Tree) -> InfinityNormState:
+        return InfinityNormState(zeros(params, dtype, real=True))
+
+    def update(gradient: Tree, state: InfinityNormState, step: Step, first: Reading | None):
+        del first
+
+        def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
+            new = jnp.abs(numerics.widen(g)) + step["eps"]
+            return lax.convert_element_type(lax.max(step["b2"] * numerics.widen(u), new), u.dtype)
+
+        return InfinityNormState(jax.tree.map(leaf, state.value, gradient))
+
+    def read(state: InfinityNormState, gradient: Tree, step: Step) -> Reading:
+        del gradient, step
+        return Reading(jax.tree.map(numerics.widen, state.value))
+
+    declared = declare(b2=(b2, DECAY_RATE), eps=(eps, NONNEGATIVE))
+    return Part("infinity_norm", declared, init, update, read, magnitude=True)

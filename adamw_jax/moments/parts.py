@@ -1,0 +1,120 @@
+"""The interface of a part: one accumulator of ``estimate_moments``.
+
+A part is three pure functions. ``init(params)`` gives its state, ``update(gradient, state, step,
+first)`` the state after one gradient, and ``read(state, gradient, step)`` the moment that the
+stages see. ``first`` is the reading of the first moment after this gradient, which a centred
+second moment needs. State trees are shaped like the parameters, so that sharding, masking and
+``optax.tree.map_params`` see through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.moments.record import Clock, Reading
+from adamw_jax.stage import Step
+
+Tree = Any
+
+
+class Part(NamedTuple):
+    """One accumulator: its declaration and its pure functions.
+
+    Attributes:
+      name: what ``summary`` and error messages call it.
+      hyperparams: its hyperparameters by name.
+      init: ``params -> state``.
+      update: ``(gradient, state, step, first) -> state``.
+      read: ``(state, gradient, step) -> Reading``, or None for no second moment.
+      magnitude: whether it is on the scale of |g| (only for second moments).
+    """
+
+    name: str
+    hyperparams: Mapping[str, Hyperparameter]
+    init: Callable[[Tree], Any]
+    update: Callable[[Tree, Any, Step, Reading | None], Any]
+    read: Callable[[Any, Tree, Step], Reading | None]
+    magnitude: bool = False
+
+
+class AverageState(NamedTuple):
+    """An exponential moving average: its values, params-shaped, and its clock."""
+
+    value: Tree
+    clock: Clock
+
+
+def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
+    """Zeros shaped like ``params`` in the accumulator dtype."""
+
+    def zeros_of(p: Any) -> jax.Array:
+        chosen = dtype
+        if chosen is None:
+            chosen = numerics.real_dtype() if real else numerics.compute_dtype(p)
+        elif not real and jnp.issubdtype(p.dtype, jnp.complexfloating):
+            chosen = numerics.compute_dtype(p)
+        return jnp.zeros_like(p, dtype=chosen)
+
+    return jax.tree.map(zeros_of, params)
+
+
+def average(
+    name: str,
+    rate_name: str,
+    hyperparams: Mapping[str, Hyperparameter],
+    entry: Callable[[Tree, Reading | None], Tree],
+    *,
+    dtype: Any = None,
+    real: bool,
+    floor_name: str | None = None,
+) -> Part:
+    """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
+
+    ``floor_name`` names a hyperparameter that is added to the accumulator at every step.
+    """
+
+    def init(params: Tree) -> AverageState:
+        return AverageState(zeros(params, dtype, real), Clock.start())
+
+    def update(gradient: Tree, state: AverageState, step: Step, first: Reading | None):
+        b = step[rate_name]
+        rest = jnp.ones([], b.dtype) - b
+
+        def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
+            new = b.astype(x.dtype) * numerics.widen(a) + rest.astype(x.dtype) * x
+            if floor_name is not None:
+                new = new + step[floor_name]
+            return lax.convert_element_type(new, a.dtype)
+
+        value = jax.tree.map(leaf, state.value, entry(gradient, first))
+        return AverageState(value, state.clock.tick(b))
+
+    def read(state: AverageState, gradient: Tree, step: Step) -> Reading:
+        del gradient
+        return Reading(jax.tree.map(numerics.widen, state.value), state.clock, step[rate_name])
+
+    return Part(name, hyperparams, init, update, read)
+
+
+def no_moment() -> Part:
+    """No accumulator: the first moment is the gradient itself, a second there is not.
+
+    Stores nothing. ``estimate_moments(no_moment(), ema_of_squares(b2))`` is Adam with b1 = 0 for
+    one value per parameter instead of two.
+    """
+
+    def read(state: Any, gradient: Tree, step: Step) -> Reading:
+        del state, step
+        return Reading(jax.tree.map(numerics.widen, gradient))
+
+    return Part(
+        "no_moment", {}, lambda _: optax.EmptyState(), lambda g, state, step, first: state, read
+    )

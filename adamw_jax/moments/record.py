@@ -1,0 +1,127 @@
+"""The moments record: what flows between ``estimate_moments`` and ``precondition``.
+
+The record is deliberately *not* a pytree. Were it one, an ordinary transformation placed between
+two stages would scale the moments and their masses alike and so be silently without effect.
+Opaque, it makes such a recipe fail, and the message says what to write instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax import numerics
+
+Tree = Any
+
+_MISPLACED = (
+    "the moments record reached a transformation that does not know it. Between "
+    "estimate_moments(...) and precondition() only stages of adamw_jax may stand; put clipping, "
+    "scaling and the like before estimate_moments or after precondition, and end the moments with "
+    "precondition()."
+)
+
+
+class Clock(NamedTuple):
+    """Two scalars that make bias correction exact, also for a moving decay rate b.
+
+    ``mass' = b mass + (1 - b)`` is the sum of the weights of the average, and
+    ``age' = b (age + mass)`` the weighted sum of the ages of what it holds.
+    """
+
+    mass: jax.Array
+    age: jax.Array
+
+    @staticmethod
+    def start() -> Clock:
+        """The clock of an empty average."""
+        dtype = numerics.default_float()
+        return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
+
+    def tick(self, b: jax.Array) -> Clock:
+        """The clock after one more entry with decay rate ``b``."""
+        one = jnp.ones([], b.dtype)
+        return Clock(b * self.mass + (one - b), b * (self.age + self.mass))
+
+
+class Reading(NamedTuple):
+    """A moment as the stages see it.
+
+    Attributes:
+      value: params-shaped tree in the compute dtype.
+      clock: the clock of the average, or None where nothing is to be corrected.
+      rate: the decay rate of this step, or None.
+      divisor: what bias correction divided by, or None before it.
+    """
+
+    value: Tree
+    clock: Clock | None = None
+    rate: jax.Array | None = None
+    divisor: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Gradient, first and second moment of one step.
+
+    Attributes:
+      gradient: the gradient as it arrived, in its own dtype.
+      count: updates including this one, int32 (1 at the first).
+      first: reading of the first moment.
+      second: reading of the second moment, or None where there is none.
+      prior_second: reading of the second moment of the step before, or None.
+      magnitude: True where ``second`` is on the scale of |g|, not of g^2 (infinity norm).
+      gain: factor on the direction, a scalar or a tree of scalars, or None.
+      adaptive: False where the direction is not to be divided by the second moment (a scalar
+        or a tree of scalars), or None for always.
+      fallback: what the direction is where not adaptive: ``"momentum"`` or ``"skip"``.
+    """
+
+    is_moments_record: ClassVar[bool] = True
+
+    gradient: Tree
+    count: jax.Array
+    first: Reading
+    second: Reading | None
+    prior_second: Reading | None
+    magnitude: bool = False
+    gain: Any = None
+    adaptive: Any = None
+    fallback: str = "momentum"
+
+    def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
+        """A record with another first moment."""
+        return dataclasses.replace(self, first=_changed(self.first, value, divisor))
+
+    def with_second(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
+        """A record with another second moment."""
+        return dataclasses.replace(self, second=_changed(self.second, value, divisor))
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(_MISPLACED)
+
+    __jax_array__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __neg__ = __pow__ = __abs__ = __lt__ = __gt__ = _refuse
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Names the mistake where a foreign transformation asks for ``.dtype`` or ``.shape``."""
+        raise AttributeError(f"Moments has no attribute {name!r}: {_MISPLACED}")
+
+    def __repr__(self) -> str:
+        """A short text: the error messages of JAX quote it."""
+        return "<adamw_jax Moments record: put precondition() after the stages on moments>"
+
+
+def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) -> Reading:
+    assert reading is not None
+    return reading._replace(value=value, divisor=reading.divisor if divisor is None else divisor)
+
+
+def leafwise(x: Any, tree: Tree) -> Tree:
+    """``x`` as a tree shaped like ``tree``: a scalar array is repeated for every leaf."""
+    if isinstance(x, jax.Array):
+        return jax.tree.map(lambda _: x, tree)
+    return x

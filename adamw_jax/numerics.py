@@ -1,0 +1,81 @@
+"""Precision rules that every stage shares.
+
+Accumulators, scalars and the arithmetic between them use the *compute dtype*: at least the
+default float dtype of JAX (float32, or float64 under ``jax_enable_x64``), complex for complex
+leaves. What leaves an optimizer is cast back to the dtype of the gradient that came in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Tree = Any
+
+
+def default_float() -> jnp.dtype:
+    """The dtype of scalars and accumulators: float32, or float64 under x64."""
+    return jax.dtypes.canonicalize_dtype(float)
+
+
+def real_dtype() -> jnp.dtype:
+    """The dtype of second moments, which are real for complex parameters too."""
+    return default_float()
+
+
+def compute_dtype(x: Any) -> jnp.dtype:
+    """The dtype in which the accumulators of leaf ``x`` live and are computed."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jnp.dtype(jnp.complex128 if default_float() == jnp.float64 else jnp.complex64)
+    return default_float()
+
+
+def scalar(x: Any) -> jax.Array:
+    """``x`` as a strongly typed scalar of the default float dtype."""
+    return lax.convert_element_type(jnp.asarray(x), default_float())
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """``x`` in its compute dtype (no operation where it already has it)."""
+    return lax.convert_element_type(x, compute_dtype(x))
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """|x|^2, real for complex ``x``."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        real, imag = lax.real(x), lax.imag(x)
+        return real * real + imag * imag
+    return x * x
+
+
+def safe_root(x: jax.Array, power: float = 0.5) -> jax.Array:
+    """``x**power`` for x >= 0, with derivative 0 instead of infinity at 0; NaN stays NaN."""
+    zero = lax.eq(x, lax.full_like(x, 0))
+    inner = lax.select(zero, lax.full_like(x, 1), x)
+    root = lax.sqrt(inner) if power == 0.5 else lax.pow(inner, lax.full_like(x, power))
+    return lax.select(zero, lax.full_like(x, 0), root)
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """``numerator / denominator``, with 1 in place of a denominator of exactly 0."""
+    zero = lax.eq(denominator, lax.full_like(denominator, 0))
+    safe = lax.select(zero, lax.full_like(denominator, 1), denominator)
+    return numerator / safe
+
+
+def cast_like(tree: Tree, like: Tree) -> Tree:
+    """``tree`` with the dtypes of ``like``, leaf by leaf."""
+    return jax.tree.map(lambda x, y: lax.convert_element_type(x, y.dtype), tree, like)
+
+
+def leaf_names(tree: Tree) -> list[str]:
+    """Slash-separated path of every leaf, in the order of ``jax.tree.leaves``."""
+    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """One key path as a slash-separated name, ``dense/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,129 @@
+"""``only``: one stage on some leaves.
+
+>>> from adamw_jax import amsgrad_max
+>>> only(amsgrad_max(), "*/kernel").spec.name
+'amsgrad_max'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax import masks, numerics
+from adamw_jax.moments.record import Moments, leafwise
+from adamw_jax.stage import Stage, Step, stage
+
+Tree = Any
+
+
+def only(inner: Any, where: masks.Mask) -> Stage:
+    """Applies a stage to some leaves; the others pass it unchanged and have no state in it.
+
+    Args:
+      inner: a stage that keeps the kind: ``amsgrad_max()``, ``rectify_variance()``, decay, ...
+      where: mask of the leaves, see ``decoupled_decay``; it may depend on names and shapes only.
+    """
+    if not isinstance(inner, Stage):
+        raise TypeError(f"only() takes a stage of adamw_jax, got {inner!r}; for others, optax.masked.")
+    spec = inner.spec
+    if spec.takes is not spec.gives:
+        raise ValueError(
+            f"only() takes a stage that keeps the kind, but {spec.name} is {spec.kinds}; to leave "
+            "parameters out of a whole recipe use optax.masked or rules=."
+        )
+
+    def init(params: Tree) -> Any:
+        assert spec.init is not None
+        return spec.init(masks.show(params, masks.resolve(where, params, "where")))
+
+    def apply(flow: Any, state: Any, step: Step) -> tuple[Any, Any]:
+        tree = flow.gradient if isinstance(flow, Moments) else flow
+        chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
+        params = None if step.params is None else masks.show(step.params, chosen)
+        inner_step = Step(step.count, step.values, params, step.extra, {})
+        if not isinstance(flow, Moments):
+            part, state = spec.apply(masks.show(flow, chosen), state, inner_step)
+            return masks.merge(chosen, part, flow), state
+        part, state = spec.apply(_hide_record(flow, chosen), state, inner_step)
+        still = inner_step.signals.get("stand_still")
+        if still is not None:
+            step.signals["stand_still"] = jax.tree.map(
+                lambda use: still if use else jnp.zeros_like(still), chosen
+            )
+        return _merge_record(chosen, part, flow), state
+
+    return stage(
+        spec.name,
+        spec.takes,
+        spec.gives,
+        apply,
+        init=None if spec.init is None else init,
+        hyperparams=spec.hyperparams,
+        needs_params=spec.needs_params,
+        tail=spec.tail,
+    )
+
+
+def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:
+    def reading(field: str) -> Any:
+        old = getattr(record, field)
+        return None if old is None else old._replace(value=change(old.value, field))
+
+    return Moments(
+        gradient=change(record.gradient, "gradient"),
+        count=record.count,
+        first=reading("first"),
+        second=reading("second"),
+        prior_second=reading("prior_second"),
+        magnitude=record.magnitude,
+        gain=record.gain,
+        adaptive=record.adaptive,
+        fallback=record.fallback,
+    )
+
+
+def _hide_record(record: Moments, chosen: Tree) -> Moments:
+    return _over_record(record, lambda tree, _: masks.show(tree, chosen))
+
+
+def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
+    """The record with the chosen leaves of ``part``, and scalar facts leaf by leaf."""
+
+    def scalars(new: Any, old: Any, default: Any) -> Any:
+        if new is old:
+            return old
+        if not all(jax.tree.leaves(chosen)):
+            old = leafwise(jnp.asarray(default) if old is None else old, chosen)
+            return jax.tree.map(
+                lambda use, n, o: n.astype(o.dtype) if use else o, chosen, leafwise(new, chosen), old
+            )
+        return new
+
+    def values(tree: Tree, field: str) -> Tree:
+        if field == "gradient":
+            return tree
+        return masks.merge(chosen, getattr(part, field).value, tree)
+
+    for field in ("first", "second"):
+        before, after = getattr(whole, field), getattr(part, field)
+        if before is not None and before.divisor is not after.divisor:
+            raise ValueError(
+                "only() cannot correct the bias of some leaves: the later stages need one "
+                "correction for all."
+            )
+    merged = _over_record(whole, values)
+    one = jnp.ones([], numerics.default_float())
+    return Moments(
+        **{
+            **{f: getattr(merged, f) for f in ("gradient", "count", "first", "second")},
+            "prior_second": merged.prior_second,
+            "magnitude": whole.magnitude,
+            "gain": scalars(part.gain, whole.gain, one),
+            "adaptive": scalars(part.adaptive, whole.adaptive, True),
+            "fallback": part.fallback,
+        }
+    )

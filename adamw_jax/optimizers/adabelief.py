@@ -1,0 +1,91 @@
+"""AdaBelief: Adam divided by the deviation from its own first moment, as a list of stages."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_centered_squares,
+    estimate_moments,
+    nesterov as nesterov_ahead,
+    precondition,
+    rectify_variance,
+)
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_adabelief(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    nesterov: bool = False,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    state_dtype: Any = None,
+) -> Composed:
+    """AdaBelief's direction ``m_hat / (sqrt(s_hat) + eps)``. Arguments as for ``adabelief``."""
+    return compose(
+        estimate_moments(
+            ema(b1, dtype=state_dtype),
+            ema_of_centered_squares(b2, eps_root, dtype=state_dtype),
+        ),
+        amsgrad_max(dtype=state_dtype) if amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition(eps, eps_hat=eps_hat),
+    )
+
+
+@register(
+    title="AdaBelief",
+    equation="s <- b2 s + (1 - b2)(g - m)^2 + eps_root;  "
+    "theta <- theta - lr m_hat / (sqrt(s_hat) + eps)",
+    citation="Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed "
+    "Gradients, NeurIPS 2020",
+    arxiv="2010.07468",
+    direction=scale_by_adabelief,
+    state_values=2,
+    differs="eps_root enters the accumulator at every step, as in the paper and optax.",
+    twin="adabelief",
+)
+def adabelief(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    nesterov: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """AdaBelief: long steps where the gradient is as predicted, short ones where it is not.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-16.
+      eps_root: added to the second moment at every step; 1e-16.
+      nesterov: look one step ahead in the first moment.
+
+    Returns:
+      The transformation; its state has two values per parameter.
+    """
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_adabelief(b1, b2, eps, eps_root, nesterov=nesterov, **direction),
+        learning_rate,
+        **rest,
+    )

@@ -1,0 +1,146 @@
+"""Adam, and AdamW: Adam with decoupled weight decay, as lists of stages."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.masks import Mask
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_squares,
+    estimate_moments,
+    nesterov as nesterov_ahead,
+    precondition,
+    rectify_variance,
+)
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_adam(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    state_dtype: Any = None,
+) -> Composed:
+    """Adam's direction ``m_hat / (sqrt(v_hat + eps_root) + eps)``: gradient in, direction out.
+
+    Arguments as for ``adam``. It can be jitted alone.
+    """
+    return compose(
+        estimate_moments(
+            ema(b1, dtype=mu_dtype or state_dtype), ema_of_squares(b2, dtype=state_dtype)
+        ),
+        amsgrad_max(dtype=state_dtype) if amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition(eps, eps_root, eps_hat=eps_hat),
+    )
+
+
+@register(
+    title="Adam",
+    equation="theta <- theta - lr m_hat / (sqrt(v_hat + eps_root) + eps)",
+    citation="Kingma & Ba, Adam: A Method for Stochastic Optimization, ICLR 2015",
+    arxiv="1412.6980",
+    direction=scale_by_adam,
+    state_values=2,
+    differs="optax keeps moments in the parameters' dtype, ours are float32 at least; PyTorch's "
+    "weight_decay is our l2.",
+    twin="adam",
+)
+def adam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """Adam: a step of bias-corrected first moment over the root of the second.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-8 (paper).
+      eps_root: added under the root; > 0 smooths it (optax's option).
+      mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
+      nesterov: look one step ahead in the first moment (NAdam).
+
+    Returns:
+      The transformation; its state has two values per parameter, three with ``amsgrad``.
+    """
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, **direction),
+        learning_rate,
+        **rest,
+    )
+
+
+@register(
+    title="AdamW",
+    equation="theta <- theta - lr (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay theta)",
+    citation="Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019",
+    arxiv="1711.05101",
+    direction=scale_by_adam,
+    state_values=2,
+    differs="weight_decay is 1e-4 as in optax; PyTorch and fastai take 1e-2. As there, it is "
+    'multiplied by the learning rate; the paper multiplies by the schedule only (decay="schedule").',
+    twin="adamw",
+)
+def adamw(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: ScalarOrSchedule | None = 1e-4,
+    mask: Mask = None,
+    *,
+    nesterov: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """AdamW: Adam with weight decay that bypasses the moments.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-8 (paper).
+      eps_root: added under the root; > 0 smooths it (optax's option).
+      mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
+      weight_decay: decay coefficient, a number or schedule; default 1e-4 (optax). Pass your own.
+      mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+      nesterov: look one step ahead in the first moment (NAdamW).
+
+    Returns:
+      The transformation; its state has two values per parameter, three with ``amsgrad``.
+    """
+    common = {"weight_decay": weight_decay, "mask": mask, **common}
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, **direction),
+        learning_rate,
+        **rest,
+    )

@@ -1,0 +1,158 @@
+"""What every optimizer of the catalogue shares: keywords, and the end of the recipe.
+
+    [l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import optax
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
+from adamw_jax.masks import Mask
+from adamw_jax.rules import ParameterRules, scale_by_rules
+
+
+class Common(TypedDict, total=False):
+    """Keywords of every optimizer; see ``COMMON_DOC``."""
+
+    weight_decay: ScalarOrSchedule | None
+    mask: Mask
+    decay: str
+    base_learning_rate: float | None
+    l2: ScalarOrSchedule | None
+    amsgrad: bool
+    rectify: bool
+    eps_hat: bool
+    bias_correction: str
+    state_dtype: Any
+    rules: ParameterRules | None
+
+
+COMMON: dict[str, Any] = {
+    "weight_decay": None,
+    "mask": None,
+    "decay": "learning_rate",
+    "base_learning_rate": None,
+    "l2": None,
+    "amsgrad": False,
+    "rectify": False,
+    "eps_hat": False,
+    "bias_correction": "exact",
+    "state_dtype": None,
+    "rules": None,
+}
+
+RENAMED = {
+    "lr": "learning_rate",
+    "betas": "b1",
+    "beta1": "b1",
+    "beta2": "b2",
+    "wd": "weight_decay",
+    "weight_decay_mask": "mask",
+}
+"""Names of the same thing elsewhere, for the hint in the error."""
+
+COMMON_DOC = """\
+  weight_decay: decoupled decay coefficient, a number or schedule; None for no decay.
+  mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+  decay: ``"learning_rate"`` (lr_t wd theta), ``"schedule"`` (lr_t/lr_0 wd theta, the AdamW paper),
+    ``"fixed"`` (wd theta) or ``"proximal"`` (division by 1 + lr_t wd).
+  base_learning_rate: lr_0 of ``decay="schedule"``.
+  l2: coefficient of L2 regularisation in the gradient; None for none.
+  amsgrad: divide by the largest second moment so far (PyTorch's form).
+  rectify: rectify the variance as RAdam does; no step while the average is too short.
+  eps_hat: add eps to the uncorrected root (Keras, fairseq).
+  bias_correction: ``"exact"``, or ``"current"`` for 1 - b_t^t under a scheduled b (PyTorch).
+  state_dtype: storage dtype of the accumulators; None for float32 (float64 under x64).
+  rules: per-parameter multipliers and freezing, from ``parameter_rules``.
+"""
+
+
+def finish(
+    direction: Composed,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
+    decay: str = "learning_rate",
+    base_learning_rate: float | None = None,
+    l2: ScalarOrSchedule | None = None,
+    rules: ParameterRules | None = None,
+    schedule_inside: bool = False,
+) -> Composed:
+    """The whole recipe around a direction: L2 before it, decay and learning rate after it.
+
+    With ``schedule_inside`` the learning rate multiplies the gradient instead of the direction.
+    """
+    if decay not in FORMS:
+        raise ValueError(f"decay must be one of {FORMS}, got {decay!r}.")
+    frozen = rules.frozen if rules is not None and rules.freezes else None
+    rules = rules.without_frozen() if rules is not None else None
+    decayed = None
+    if weight_decay is not None:
+        if schedule_inside and decay == "learning_rate":
+            decay, base_learning_rate = "schedule", 1.0
+        decayed = decoupled_decay(
+            weight_decay,
+            mask,
+            decay,
+            learning_rate=learning_rate if decay in ("schedule", "proximal") else None,
+            base_learning_rate=base_learning_rate,
+            rules=rules,
+        )
+    return compose(
+        None if l2 is None else l2_decay(l2, mask),
+        scale_gradient(learning_rate) if schedule_inside else None,
+        direction,
+        decayed if decay == "learning_rate" else None,
+        None if rules is None or not rules.table else scale_by_rules(rules),
+        descend() if schedule_inside else scale_by_learning_rate(learning_rate),
+        None if decay == "learning_rate" else decayed,
+        frozen=frozen,
+    )
+
+
+def unpack(learning_rate: Any, momentum: Any, b2: Any, common: Common) -> tuple[Any, Any, Any, Common]:
+    """Learning rate, momentum, b2 and keywords, with the schedules that the first argument carries.
+
+    ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of
+    ``momentum``, ``b2``, ``weight_decay`` and ``l2``; those they have take the place of the
+    optimizer's own.
+    """
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise TypeError(
+            f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
+            f"the transformation {learning_rate!r}."
+        )
+    if not hasattr(learning_rate, "learning_rate"):
+        return learning_rate, momentum, b2, common
+    carrier = learning_rate
+    carried: dict[str, Any] = {
+        key: getattr(carrier, key, None)
+        for key in ("weight_decay", "l2")
+        if getattr(carrier, key, None) is not None
+    }
+    merged: Any = {**common, **carried}
+    if merged.get("base_learning_rate") is None:
+        for name in ("base_learning_rate", "max_learning_rate"):
+            if getattr(carrier, name, None) is not None:
+                merged["base_learning_rate"] = getattr(carrier, name)
+                break
+    momentum = momentum if getattr(carrier, "momentum", None) is None else carrier.momentum
+    b2 = b2 if getattr(carrier, "b2", None) is None else carrier.b2
+    return carrier.learning_rate, momentum, b2, merged
+
+
+DIRECTION_KEYS = ("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype")
+
+
+def split(common: Common, **own: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Common keywords for the direction and for ``finish``; ``own`` gives defaults."""
+    merged: dict[str, Any] = {**own, **common}
+    direction = {k: merged.pop(k) for k in DIRECTION_KEYS if k in merged}
+    return direction, merged

@@ -1,0 +1,101 @@
+"""RAdam: Adam with the variance of its step rectified, as a list of stages."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_squares,
+    estimate_moments,
+    nesterov as nesterov_ahead,
+    precondition,
+    rectify_variance,
+)
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_radam(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    threshold: ScalarOrSchedule = 5.0,
+    *,
+    nesterov: bool = False,
+    below: str = "skip",
+    amsgrad: bool = False,
+    rectify: bool = True,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    state_dtype: Any = None,
+) -> Composed:
+    """RAdam's direction: gradient in, direction out. Arguments as for ``radam``."""
+    if not rectify:
+        raise ValueError("rectify=False makes it Adam: use adam(...).")
+    return compose(
+        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
+        amsgrad_max(dtype=state_dtype) if amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(bias_correction),
+        rectify_variance(threshold, below=below),
+        precondition(eps, eps_root, eps_hat=eps_hat),
+    )
+
+
+@register(
+    title="RAdam",
+    equation="theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps) where rho_t >= threshold, "
+    "else no step",
+    citation="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020",
+    arxiv="1908.03265",
+    direction=scale_by_radam,
+    state_values=2,
+    differs="the first five steps are skipped, as in the authors' code since 2021, decay included; "
+    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). The '
+    "rectifier is exact in float32, where optax's is off by up to 110 %.",
+    twin="radam",
+    twin_options={"below": "momentum"},
+)
+def radam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    threshold: ScalarOrSchedule = 5.0,
+    *,
+    nesterov: bool = False,
+    below: str = "skip",
+    **common: Unpack[Common],
+) -> Composed:
+    """RAdam: Adam whose early steps are scaled by how well the second moment is known.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1); at most 0.6 nothing is ever rectified.
+      eps: added to the root; 1e-8. The authors and PyTorch add it to the uncorrected one (eps_hat).
+      eps_root: added under the root.
+      threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
+      nesterov: look one step ahead in the first moment.
+      below: ``"skip"`` or ``"momentum"``: what happens under the threshold.
+
+    Returns:
+      The transformation; its state has two values per parameter.
+    """
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split(common)
+    direction["rectify"] = True
+    return finish(
+        scale_by_radam(
+            b1, b2, eps, eps_root, threshold, nesterov=nesterov, below=below, **direction
+        ),
+        learning_rate,
+        **rest,
+    )

@@ -1,0 +1,161 @@
+"""The registry: one row per optimizer, which drives listing, creation, tables and shared tests.
+
+>>> list_optimizers("adam*")
+('adam', 'adamax', 'adamw')
+>>> info("radam").arxiv
+'1908.03265'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from adamw_jax.averaging.lookahead import lookahead
+from adamw_jax.compose import Composed, compose
+from adamw_jax.optimizers.common import COMMON, COMMON_DOC, RENAMED
+
+Factory = Callable[..., Composed]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerInfo:
+    """What the library knows of an optimizer.
+
+    Attributes:
+      name: the public function's name.
+      title: full name.
+      equation: the step in one line; theta are the parameters, g the gradient, t counts from 1.
+      citation: authors, title, venue, year.
+      arxiv: arXiv number, or empty.
+      state_values: values of state per parameter, scalars aside.
+      differs: how the default differs from optax and PyTorch, in words.
+      twin: the optax function with the same step under ``twin_options``, or empty.
+      twin_options: keyword arguments of ours that make the step equal the twin's.
+      factory: the optimizer.
+      direction: its ``scale_by_...``.
+    """
+
+    name: str
+    title: str
+    equation: str
+    citation: str
+    arxiv: str
+    state_values: int
+    differs: str
+    twin: str
+    twin_options: dict[str, Any]
+    factory: Factory
+    direction: Factory
+
+
+_REGISTRY: dict[str, OptimizerInfo] = {}
+
+
+def register(
+    *,
+    title: str,
+    equation: str,
+    citation: str,
+    direction: Factory,
+    state_values: int,
+    arxiv: str = "",
+    differs: str = "",
+    twin: str = "",
+    twin_options: dict[str, Any] | None = None,
+) -> Callable[[Factory], Factory]:
+    """Enters an optimizer into the registry and completes its signature and docstring.
+
+    The decorated function takes the common keywords as ``**common``; the function that users see
+    lists them one by one, which is also what ``optax.inject_hyperparams`` reads.
+    """
+
+    def enter(factory: Factory) -> Factory:
+        signature = inspect.signature(factory)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {p.name for p in own}
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in COMMON.items()
+            if name not in known
+        ]
+
+        @functools.wraps(factory)
+        def public(*args: Any, **kwargs: Any) -> Composed:
+            _check_keywords(factory.__name__, kwargs, known)
+            return factory(*args, **kwargs)
+
+        public.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
+        public.__doc__ = _docstring(factory, equation, citation, arxiv, differs)
+        _REGISTRY[factory.__name__] = OptimizerInfo(
+            factory.__name__, title, equation, citation, arxiv, state_values, differs,
+            twin, twin_options or {}, public, direction,
+        )  # fmt: skip
+        return public
+
+    return enter
+
+
+def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
+    """Names of the optimizers that fit a shell-style pattern, sorted."""
+    return tuple(sorted(name for name in _REGISTRY if fnmatch.fnmatchcase(name, pattern)))
+
+
+def info(name: str) -> OptimizerInfo:
+    """The registry's row for an optimizer.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown optimizer {name!r}; there are {list_optimizers()}{hint}")
+    return _REGISTRY[name]
+
+
+def create(name: str, learning_rate: Any, **options: Any) -> Composed:
+    """An optimizer by name; the prefix ``lookahead_`` adds Lookahead at its end.
+
+    Args:
+      name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name.
+      learning_rate: as for the optimizer.
+      **options: keyword arguments of the optimizer, and with the prefix also ``sync_period`` and
+        ``slow_step_size`` of ``lookahead``.
+
+    >>> import jax.numpy as jnp
+    >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
+    ['estimate_moments', 'lookahead']
+    """
+    inner = name.removeprefix("lookahead_")
+    if inner == name:
+        return info(name).factory(learning_rate, **options)
+    tail = {k: options.pop(k) for k in ("sync_period", "slow_step_size") if k in options}
+    return compose(info(inner).factory(learning_rate, **options), lookahead(**tail))
+
+
+def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:
+    allowed = known | set(COMMON)
+    for key in kwargs:
+        if key in allowed:
+            continue
+        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(allowed)}."
+        raise TypeError(f"{name}() has no argument {key!r}{hint}")
+
+
+def _docstring(factory: Factory, equation: str, citation: str, arxiv: str, differs: str) -> str:
+    text = inspect.cleandoc(factory.__doc__ or "")
+    summary, _, rest = text.partition("\n\n")
+    args, marker, after = rest.partition("\nReturns:")
+    where = f", arXiv {arxiv}" if arxiv else ""
+    parts = [summary, f"    {equation}", args.rstrip() + "\n" + COMMON_DOC + marker + after]
+    if differs:
+        parts.append(f"Differs: {differs}")
+    parts.append(f"Reference: {citation}{where}.")
+    return "\n\n".join(part.strip("\n") for part in parts)

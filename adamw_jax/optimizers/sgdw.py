@@ -1,0 +1,76 @@
+"""SGD with momentum and decoupled weight decay, as a list of stages."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.moments import estimate_moments, heavy_ball, no_moment, precondition
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_sgdw(
+    momentum: ScalarOrSchedule | None = 0.9,
+    *,
+    nesterov: bool = False,
+    dampening: ScalarOrSchedule | None = None,
+    state_dtype: Any = None,
+    **adaptive: Any,
+) -> Composed:
+    """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
+    wrong = sorted(k for k, v in adaptive.items() if v not in (False, None, "exact", "current"))
+    if wrong:
+        raise ValueError(f"sgdw has no second moment, so it takes none of {wrong}.")
+    if momentum is None:
+        if nesterov or dampening is not None:
+            raise ValueError("momentum=None leaves nothing for nesterov or dampening to act on.")
+        first = no_moment()
+    else:
+        first = heavy_ball(momentum, dampening=dampening, nesterov=nesterov, dtype=state_dtype)
+    return compose(estimate_moments(first, no_moment()), precondition(None))
+
+
+@register(
+    title="SGDW",
+    equation="m <- momentum m + g;  theta <- theta - lr (m + weight_decay theta)",
+    citation="Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019, Algorithm 1",
+    arxiv="1711.05101",
+    direction=scale_by_sgdw,
+    state_values=1,
+    differs="the learning rate multiplies the buffer, as in the authors' code, PyTorch and optax; "
+    "the paper's Algorithm 1 puts it inside (schedule_inside=True with decay=\"schedule\"). "
+    "PyTorch's weight_decay is our l2.",
+    twin="sgd",
+    twin_options={"momentum": 0.9},
+)
+def sgdw(
+    learning_rate: ScalarOrSchedule,
+    momentum: ScalarOrSchedule | None = 0.9,
+    *,
+    nesterov: bool = False,
+    dampening: ScalarOrSchedule | None = None,
+    schedule_inside: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """SGD with momentum, and decay that does not enter the momentum.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      momentum: factor on the buffer, in [0, 1]; None for plain gradient descent.
+      nesterov: step along ``g + momentum m``.
+      dampening: what is withheld of every gradient but the first (PyTorch); None for nothing.
+      schedule_inside: multiply the gradient, not the buffer, by the learning rate.
+
+    Returns:
+      The transformation; its state has one value per parameter, none without momentum.
+    """
+    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        learning_rate,
+        schedule_inside=schedule_inside,
+        **rest,
+    )

@@ -1,0 +1,107 @@
+"""Per-parameter rules by name: learning-rate multiplier, decay multiplier, freezing, in one table.
+
+>>> import jax.numpy as jnp
+>>> table = parameter_rules({
+...     "embed*": Rule(freeze=True),
+...     "*/bias": Rule(weight_decay=0.0),
+...     "*/kernel": Rule(learning_rate=0.1),
+... })
+>>> params = {"embed": jnp.zeros(2), "head": {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}}
+>>> table.for_tree(params)["head"]["bias"].weight_decay
+0.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from adamw_jax import masks, numerics
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a pattern does to the leaves it matches.
+
+    Attributes:
+      learning_rate: multiplier of the learning rate, >= 0 (and so of a decay times it).
+      weight_decay: multiplier of the decay coefficient, >= 0; 0 switches decay off.
+      freeze: the leaves do not move and have no optimizer state.
+    """
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the multipliers."""
+        for name in ("learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterRules:
+    """A table of shell-style patterns on leaf names, each with its rule."""
+
+    table: Mapping[str, Rule]
+
+    def for_tree(self, tree: Tree) -> Tree:
+        """The rule of every leaf.
+
+        Raises:
+          ValueError: a leaf matches no pattern or more than one, or a pattern no leaf.
+        """
+        names = numerics.leaf_names(tree)
+        hits = {n: [p for p in self.table if masks.matches(n, p)] for n in names}
+        unmatched = [n for n, found in hits.items() if not found]
+        doubled = {n: found for n, found in hits.items() if len(found) > 1}
+        idle = [p for p in self.table if names and not any(p in found for found in hits.values())]
+        if unmatched or doubled or idle:
+            raise ValueError(
+                f"rules must match every parameter exactly once. Unmatched parameters: {unmatched}; "
+                f"matched more than once: {doubled}; patterns without a parameter: {idle}."
+            )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: self.table[hits[numerics.leaf_name(path)][0]], tree
+        )
+
+    def frozen(self, tree: Tree) -> Tree:
+        """The mask of frozen leaves."""
+        return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
+
+    @property
+    def freezes(self) -> bool:
+        """Whether any rule freezes."""
+        return any(rule.freeze for rule in self.table.values())
+
+    def without_frozen(self) -> ParameterRules:
+        """The rules for what is not frozen."""
+        return ParameterRules({p: rule for p, rule in self.table.items() if not rule.freeze})
+
+
+def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
+    """Rules for an optimizer's ``rules=`` argument, from patterns such as ``"encoder/*/kernel"``."""
+    for pattern, rule in table.items():
+        if not isinstance(pattern, str) or not isinstance(rule, Rule):
+            raise TypeError(f"rules map a pattern to a Rule, got {pattern!r}: {rule!r}.")
+    return ParameterRules(dict(table))
+
+
+def scale_by_rules(rules: ParameterRules) -> Stage:
+    """Multiplies each leaf's direction by its rule's ``learning_rate``: *direction -> direction*."""
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        def leaf(rule: Rule, d: jax.Array) -> jax.Array:
+            return d if rule.learning_rate == 1 else d * rule.learning_rate
+
+        tree = direction if step.params is None else step.params
+        return jax.tree.map(leaf, rules.for_tree(tree), direction), state
+
+    return stage("scale_by_rules", Kind.DIRECTION, Kind.DIRECTION, apply)

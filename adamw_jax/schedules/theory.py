@@ -1,0 +1,34 @@
+"""The decay of b1 under which the regret bounds of Adam and AMSGrad are proven.
+
+    b1_t = b1 lambda^(t-1)            (Kingma & Ba 2014, arXiv 1412.6980, Theorem 4.1)
+
+>>> float(theory_decay(0.9, 0.5)(2))
+0.22499999403953552
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
+    """A schedule for ``b1`` that decays geometrically, ``b1 * decay**count``.
+
+    Args:
+      b1: value at the first step (count 0), in [0, 1).
+      decay: lambda, in (0, 1); the paper's example is 1 - 1e-8.
+    """
+    if not 0 <= b1 < 1:
+        raise ValueError(f"b1 must be a number in [0, 1), got {b1!r}.")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be a number in (0, 1), got {decay!r}.")
+
+    def schedule(count: Any) -> jax.Array:
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        return jnp.asarray(b1, dtype) * jnp.asarray(decay, dtype) ** jnp.asarray(count, dtype)
+
+    return schedule

@@ -1,0 +1,164 @@
+"""The stage: one step of a recipe, and a plain optax transformation at the same time.
+
+Four kinds of value flow through a recipe::
+
+    gradient -> moments -> direction (unscaled step) -> update (ready for apply_updates)
+
+A stage declares what it takes and gives, its hyperparameters by name, and two pure functions:
+``init(params)`` for its state, and ``apply(flow, state, step)`` for one step. ``compose`` runs
+stages with one step count and one record of hyperparameters; alone, in ``optax.chain``, a stage
+counts its own steps and evaluates its own hyperparameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import Hyperparameter
+
+Tree = Any
+
+
+class Kind(enum.Enum):
+    """What flows between two stages."""
+
+    GRADIENT = "gradient"
+    MOMENTS = "moments"
+    DIRECTION = "direction"
+    UPDATE = "update"
+
+
+@dataclasses.dataclass
+class Step:
+    """What a stage may know of the current step.
+
+    Attributes:
+      count: updates made before this one, int32.
+      values: the stage's hyperparameters at this step, by the stage's own names.
+      params: the parameters before the step, or None.
+      extra: the extra arguments of ``update``.
+      signals: facts that one stage tells later ones of the same step (``stand_still``).
+    """
+
+    count: jax.Array
+    values: Mapping[str, jax.Array]
+    params: Tree | None
+    extra: Mapping[str, Any]
+    signals: dict[str, Any]
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.values[name]
+
+
+class Spec(NamedTuple):
+    """The declaration of a stage."""
+
+    name: str
+    takes: Kind | None
+    gives: Kind | None
+    apply: Callable[[Any, Any, Step], tuple[Any, Any]]
+    init: Callable[[Tree], Any] | None
+    hyperparams: Mapping[str, Hyperparameter]
+    needs_params: bool
+    tail: bool
+
+    @property
+    def kinds(self) -> str:
+        """``takes -> gives`` in words."""
+        if self.takes is None or self.gives is None:
+            return "any kind, kept"
+        return f"{self.takes.value} -> {self.gives.value}"
+
+
+class StageState(NamedTuple):
+    """State of a stage used alone: its own step count, and what it remembers."""
+
+    count: jax.Array
+    memory: Any
+
+
+class Stage(optax.GradientTransformationExtraArgs):
+    """A ``GradientTransformationExtraArgs`` that also carries its declaration in ``spec``."""
+
+    spec: Spec
+
+    def __new__(cls, spec: Spec) -> Stage:
+        """Builds the transformation that runs the declared stage alone."""
+        init, update = _alone(spec)
+        self = super().__new__(cls, init, update)
+        self.spec = spec
+        return self
+
+
+def stage(
+    name: str,
+    takes: Kind | None,
+    gives: Kind | None,
+    apply: Callable[[Any, Any, Step], tuple[Any, Any]],
+    *,
+    init: Callable[[Tree], Any] | None = None,
+    hyperparams: Mapping[str, Hyperparameter] | None = None,
+    needs_params: bool = False,
+    tail: bool = False,
+) -> Stage:
+    """Declares a stage; ``init`` is None for one without memory."""
+    return Stage(Spec(name, takes, gives, apply, init, hyperparams or {}, needs_params, tail))
+
+
+def require_params(spec_name: str, params: Tree | None) -> None:
+    """Raises the error for a stage that needs the parameters and did not get them."""
+    if params is None:
+        raise ValueError(
+            f"{spec_name} needs the parameters, got params=None: call "
+            "tx.update(gradients, state, params)."
+        )
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """``count + 1``, staying at the largest int32 instead of wrapping."""
+    return optax.safe_increment(count)
+
+
+def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Init and update of a stage that nobody composes."""
+
+    def init_fn(params: Tree) -> StageState:
+        memory = optax.EmptyState() if spec.init is None else spec.init(params)
+        return StageState(jnp.zeros([], jnp.int32), memory)
+
+    def update_fn(updates: Any, state: StageState, params: Tree | None = None, **extra: Any):
+        if spec.needs_params:
+            require_params(spec.name, params)
+        check_flow(spec, updates)
+        values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
+        step = Step(state.count, values, params, extra, {})
+        flow, memory = spec.apply(updates, state.memory, step)
+        if spec.gives is not Kind.MOMENTS:
+            like = updates.gradient if spec.takes is Kind.MOMENTS else updates
+            flow = numerics.cast_like(flow, like)
+        return flow, StageState(increment(state.count), memory)
+
+    return init_fn, update_fn
+
+
+def check_flow(spec: Spec, flow: Any) -> None:
+    """Raises where the moments record arrives at, or fails to arrive at, a stage."""
+    is_record = getattr(type(flow), "is_moments_record", False)
+    if spec.takes is Kind.MOMENTS and not is_record:
+        raise TypeError(
+            f"{spec.name} works on moments, got {type(flow).__name__}: put "
+            "estimate_moments(first=..., second=...) before it, and precondition() only after it."
+        )
+    if spec.takes is not Kind.MOMENTS and is_record:
+        raise TypeError(
+            f"{spec.name} got the moments record: put precondition() before it, which turns "
+            "moments into a direction."
+        )
