@@ -99,7 +99,7 @@ def decoupled_decay(
         rate = step["weight_decay"]
         if form == "schedule":
             assert base is not None
-            rate = rate * numerics.safe_divide(step["learning_rate"], numerics.scalar(base))
+            rate = rate * step["learning_rate"] / numerics.nonzero(numerics.scalar(base))
         elif form == "proximal":
             rate = rate * step["learning_rate"]
         return rate

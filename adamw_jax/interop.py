@@ -158,7 +158,7 @@ def clock_after(b: jax.Array, count: jax.Array) -> Clock:
     """The clock of an average with constant rate ``b`` after ``count`` entries."""
     mass = one_minus_power(b, count)
     steps = numerics.scalar(count)
-    return Clock(mass, numerics.safe_divide(b * mass, 1 - b) - steps * (1 - mass))
+    return Clock(mass, b * mass / (1 - b) - steps * (1 - mass))
 
 
 def _fit(values: Tree, like: Tree, what: str) -> Tree:

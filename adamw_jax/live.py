@@ -10,7 +10,7 @@ alike until it is cleared, across restores of the state, and none of this recomp
 >>> float(hyperparams(state)["learning_rate"].round(6))
 0.0003
 >>> sorted(hyperparams(state))
-['b1', 'b2', 'eps', 'eps_root', 'learning_rate', 'weight_decay']
+['b1', 'b2', 'eps', 'learning_rate', 'weight_decay']
 """
 
 from __future__ import annotations

@@ -21,11 +21,6 @@ def default_float() -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(float)
 
 
-def real_dtype() -> jnp.dtype:
-    """The dtype of second moments, which are real for complex parameters too."""
-    return default_float()
-
-
 def compute_dtype(x: Any) -> jnp.dtype:
     """The dtype in which the accumulators of leaf ``x`` live and are computed."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -43,6 +38,11 @@ def widen(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, compute_dtype(x))
 
 
+def like(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """A real scalar in the dtype of ``x`` (complex where ``x`` is)."""
+    return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)
+
+
 def abs_square(x: jax.Array) -> jax.Array:
     """|x|^2, real for complex ``x``."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -51,19 +51,25 @@ def abs_square(x: jax.Array) -> jax.Array:
     return x * x
 
 
-def safe_root(x: jax.Array, power: float = 0.5) -> jax.Array:
-    """``x**power`` for x >= 0, with derivative 0 instead of infinity at 0; NaN stays NaN."""
-    zero = lax.eq(x, lax.full_like(x, 0))
-    inner = lax.select(zero, lax.full_like(x, 1), x)
-    root = lax.sqrt(inner) if power == 0.5 else lax.pow(inner, lax.full_like(x, power))
-    return lax.select(zero, lax.full_like(x, 0), root)
+def floored(x: jax.Array) -> jax.Array:
+    """``x`` for x >= 0, but at least the smallest normal number; NaN stays NaN.
+
+    Under a root it makes both the division by the root and the derivative at 0 finite. The root of
+    the floor, 1e-19 in float32, is the |g| below which g^2 underflows, so a direction divided by it
+    is at most 1.
+    """
+    return lax.max(x, lax.full_like(x, jnp.finfo(x.dtype).tiny))
 
 
-def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """``numerator / denominator``, with 1 in place of a denominator of exactly 0."""
-    zero = lax.eq(denominator, lax.full_like(denominator, 0))
-    safe = lax.select(zero, lax.full_like(denominator, 1), denominator)
-    return numerator / safe
+def root(x: jax.Array, power: float = 0.5) -> jax.Array:
+    """``x**power`` of x >= 0, floored: never 0, and with a finite derivative."""
+    x = floored(x)
+    return lax.sqrt(x) if power == 0.5 else lax.pow(x, lax.full_like(x, power))
+
+
+def nonzero(x: jax.Array) -> jax.Array:
+    """``x``, with 1 in place of exactly 0: a denominator that is safe to differentiate."""
+    return lax.select(lax.eq(x, lax.full_like(x, 0)), lax.full_like(x, 1), x)
 
 
 def cast_like(tree: Tree, like: Tree) -> Tree:

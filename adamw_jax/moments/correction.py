@@ -22,6 +22,8 @@ from adamw_jax import numerics
 from adamw_jax.moments.record import Moments, Reading
 from adamw_jax.stage import Kind, Stage, Step, stage
 
+Tree = Any
+
 CONVENTIONS = ("exact", "current")
 
 
@@ -60,15 +62,15 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
         else:
             assert reading.rate is not None
             divisor = one_minus_power(reading.rate, record.count)
-        value = jax.tree.map(lambda x: divide(x, divisor), reading.value)
-        return reading._replace(value=value, divisor=divisor)
+        return reading._replace(value=divided(reading.value, divisor), divisor=divisor)
 
     return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply)
 
 
-def divide(x: jax.Array, divisor: jax.Array) -> jax.Array:
-    """``x / divisor`` for a scalar divisor; an empty average (divisor 0) stays as it is."""
-    return numerics.safe_divide(x, divisor.astype(x.dtype))
+def divided(tree: Tree, divisor: jax.Array) -> Tree:
+    """``tree / divisor`` for a scalar divisor; an empty average (divisor 0) stays as it is."""
+    safe = numerics.nonzero(divisor)
+    return jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:

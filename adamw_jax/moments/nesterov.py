@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adamw_jax import numerics
-from adamw_jax.moments.correction import divide
+from adamw_jax.moments.correction import divided
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -44,13 +44,11 @@ def nesterov() -> Stage:
             raise ValueError("nesterov() must stand before correct_bias(), not after it.")
         b, mass = reading.rate, reading.clock.mass
         rest = jnp.ones([], b.dtype) - b
-        ahead = b * mass + rest
-
-        def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
-            wide = numerics.widen(g)
-            return b.astype(m.dtype) * divide(m, ahead) + rest.astype(m.dtype) * divide(wide, mass)
-
-        value = jax.tree.map(leaf, reading.value, record.gradient)
+        ahead = divided(reading.value, b * mass + rest)
+        now = divided(jax.tree.map(numerics.widen, record.gradient), mass)
+        value = jax.tree.map(
+            lambda m, g: b.astype(m.dtype) * m + rest.astype(m.dtype) * g, ahead, now
+        )
         return record.with_first(value, divisor=mass), state
 
     return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply)

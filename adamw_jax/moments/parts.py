@@ -58,7 +58,7 @@ def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
     def zeros_of(p: Any) -> jax.Array:
         chosen = dtype
         if chosen is None:
-            chosen = numerics.real_dtype() if real else numerics.compute_dtype(p)
+            chosen = numerics.default_float() if real else numerics.compute_dtype(p)
         elif not real and jnp.issubdtype(p.dtype, jnp.complexfloating):
             chosen = numerics.compute_dtype(p)
         return jnp.zeros_like(p, dtype=chosen)
@@ -89,7 +89,7 @@ def average(
         rest = jnp.ones([], b.dtype) - b
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
-            new = b.astype(x.dtype) * numerics.widen(a) + rest.astype(x.dtype) * x
+            new = numerics.like(b, x) * numerics.widen(a) + numerics.like(rest, x) * x
             if floor_name is not None:
                 new = new + step[floor_name]
             return lax.convert_element_type(new, a.dtype)

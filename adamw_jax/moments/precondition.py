@@ -2,7 +2,8 @@
 
     direction = gain first / (second^power + eps)
 
-Where the gradient was never other than 0 the direction is 0, also with eps = 0.
+Where the gradient was never other than 0 the direction is 0, also with eps = 0: the root is
+floored at 1e-19 (1e-154 in float64), below which the square of a gradient underflows anyway.
 
 >>> precondition().spec.kinds
 'moments -> direction'
@@ -50,11 +51,12 @@ def precondition(
     declared = {name: (x, NONNEGATIVE) for name, x in given.items() if x is not None}
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
+        eps_now = eps_of(record, step)
         if record.second is None:
             direction = record.first.value
         else:
             direction = jax.tree.map(
-                lambda m, v: _divided(record, step, m, v), record.first.value, record.second.value
+                lambda m, v: divided(record, step, eps_now, m, v), record.first.value, record.second.value
             )
         if record.gain is not None:
             direction = jax.tree.map(
@@ -71,22 +73,27 @@ def precondition(
             )
         return direction, state
 
-    def _divided(record: Moments, step: Step, m: jax.Array, v: jax.Array) -> jax.Array:
-        assert record.second is not None
+    def divided(
+        record: Moments, step: Step, eps_now: jax.Array | None, m: jax.Array, v: jax.Array
+    ) -> jax.Array:
+        scale = v if eps_root is None or record.magnitude else v + step["eps_root"]
+        if not record.magnitude:
+            scale = numerics.root(scale, power)
+        elif power != 0.5:
+            scale = numerics.root(scale, 2 * power)
+        if eps_now is not None:
+            scale = scale + eps_now
         if record.magnitude:
-            scale = v if power == 0.5 else numerics.safe_root(v, 2 * power)
-        else:
-            scale = numerics.safe_root(v if eps_root is None else v + step["eps_root"], power)
-        if eps is not None:
-            scale = scale + eps_of(record, step)
-        return numerics.safe_divide(m, scale.astype(m.dtype))
+            scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
+        return lax.div(m, scale.astype(m.dtype))
 
-    def eps_of(record: Moments, step: Step) -> jax.Array:
-        assert record.second is not None
+    def eps_of(record: Moments, step: Step) -> jax.Array | None:
+        if eps is None or record.second is None:
+            return None
         divisor = record.second.divisor
         if not eps_hat or divisor is None:
             return step["eps"]
-        return numerics.safe_divide(step["eps"], numerics.safe_root(divisor, power))
+        return step["eps"] / numerics.root(divisor, power)
 
     return stage(
         "precondition",

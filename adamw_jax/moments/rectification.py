@@ -52,7 +52,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
                 "rectify_variance() needs a moving average as second moment, such as "
                 "ema_of_squares(0.999)."
             )
-        length = 2.0 * numerics.safe_divide(second.clock.age, second.clock.mass) + 1.0
+        length = 2.0 * second.clock.age / numerics.nonzero(second.clock.mass) + 1.0
         limit = 2.0 / (1.0 - second.rate) - 1.0
         adaptive = length >= step["threshold"]
         if below == "skip":

@@ -25,7 +25,7 @@ def scale_by_adam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     *,
     nesterov: bool = False,
@@ -67,7 +67,7 @@ def adam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     *,
     nesterov: bool = False,
@@ -80,7 +80,7 @@ def adam(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).
-      eps_root: added under the root; > 0 smooths it (optax's option).
+      eps_root: added under the root, to smooth it (optax's option); None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
       nesterov: look one step ahead in the first moment (NAdam).
 
@@ -112,7 +112,7 @@ def adamw(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     weight_decay: ScalarOrSchedule | None = 1e-4,
     mask: Mask = None,
@@ -127,7 +127,7 @@ def adamw(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).
-      eps_root: added under the root; > 0 smooths it (optax's option).
+      eps_root: added under the root, to smooth it (optax's option); None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
       weight_decay: decay coefficient, a number or schedule; default 1e-4 (optax). Pass your own.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.

@@ -25,7 +25,7 @@ def scale_by_amsgrad(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
@@ -74,7 +74,7 @@ def amsgrad(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
@@ -89,7 +89,7 @@ def amsgrad(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8.
-      eps_root: added under the root.
+      eps_root: added under the root; None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
       bias_correction_mu: correct the first moment.
       bias_correction_nu: correct the second moment.

@@ -24,7 +24,7 @@ def scale_by_radam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     threshold: ScalarOrSchedule = 5.0,
     *,
     nesterov: bool = False,
@@ -67,7 +67,7 @@ def radam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule = 0.0,
+    eps_root: ScalarOrSchedule | None = None,
     threshold: ScalarOrSchedule = 5.0,
     *,
     nesterov: bool = False,
@@ -81,7 +81,7 @@ def radam(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1); at most 0.6 nothing is ever rectified.
       eps: added to the root; 1e-8. The authors and PyTorch add it to the uncorrected one (eps_hat).
-      eps_root: added under the root.
+      eps_root: added under the root; None for nothing.
       threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
       nesterov: look one step ahead in the first moment.
       below: ``"skip"`` or ``"momentum"``: what happens under the threshold.

@@ -1,0 +1,95 @@
+"""Composition is free: XLA makes of a recipe what it makes of its optax twin.
+
+Counted on CPU, and ahead of time for a TPU v5e where libtpu is installed: kernels that write
+arrays, and bytes accessed. What may differ are scalars: clocks and live hyperparameters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adamw_jax as aj
+from benchmarks import hlo
+
+NAMES = ("adamw", "amsgrad", "adamax", "adabelief", "radam")
+SCALARS = 4096  # bytes a step
+SHAPES = {f"layer{i}": {"kernel": (256, 128), "bias": (128,)} for i in range(4)}
+
+
+def _compiled(tx: optax.GradientTransformation, device: object = None):
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return hlo.compile_step(step, params, jax.eval_shape(tx.init, params), params, device=device)
+
+
+def _twins(name: str) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    row = aj.info(name)
+    return row.factory(1e-3, **row.twin_options), getattr(optax, row.twin)(1e-3)
+
+
+def _compare(name: str, device: object = None) -> None:
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        ours, theirs = (_compiled(tx, device) for tx in _twins(name))
+    mine, twin = (hlo.census(compiled.as_text()) for compiled in (ours, theirs))
+    assert mine.array_fusions == twin.array_fusions
+    assert mine.array_kernels <= twin.array_kernels
+    assert mine.copies <= twin.copies
+    assert abs(hlo.bytes_accessed(ours) - hlo.bytes_accessed(theirs)) <= SCALARS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpu_step_equals_its_twin(name: str) -> None:
+    _compare(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is not installed (there are wheels for Linux on x86-64 only)",
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_tpu_step_equals_its_twin(name: str) -> None:
+    _compare(name, hlo.tpu_device())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_bytes_per_parameter_equal_the_twin(name: str) -> None:
+    params = jax.eval_shape(lambda: jnp.zeros((1000, 100)))
+
+    def array_bytes(tx: optax.GradientTransformation) -> int:
+        leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.ndim)
+
+    ours, theirs = _twins(name)
+    assert array_bytes(ours) == array_bytes(theirs) == 4 * aj.info(name).state_values * params.size
+
+
+def test_no_moment_stores_nothing() -> None:
+    params = jnp.zeros((10, 10))
+    tx = aj.compose(
+        aj.estimate_moments(aj.no_moment(), aj.ema_of_squares(0.999)),
+        aj.correct_bias(),
+        aj.precondition(),
+    )
+    assert [leaf.shape for leaf in jax.tree.leaves(tx.init(params)) if leaf.ndim] == [(10, 10)]
+    assert "4.00" in aj.summary(tx, params).splitlines()[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_step_needs_no_array_scratch(name: str) -> None:
+    """Temporary memory beyond the twin's is scalars only."""
+    with jax.numpy_dtype_promotion("standard"):
+        ours, theirs = (hlo.scratch_bytes(_compiled(tx)) for tx in _twins(name))
+    assert ours <= theirs + SCALARS

@@ -1,0 +1,43 @@
+"""Writes the table of optimizers into README.md from the registry; with --check, only compares."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import adamw_jax as aj
+
+BEGIN, END = "<!-- optimizers: begin -->", "<!-- optimizers: end -->"
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def table() -> str:
+    """The registry as a Markdown table."""
+    rows = ["| name | step | state | paper |", "|---|---|---|---|"]
+    for name in aj.list_optimizers():
+        row = aj.info(name)
+        step = row.equation.replace("theta", "θ").replace("<-", "←").replace("  ", " ")
+        step = f"`{step}`".replace("|", "\\|")
+        paper = row.citation.split(",")[0]
+        link = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
+        values = f"{row.state_values} per parameter"
+        rows.append(f"| `{name}` | {step} | {values} | {paper} {link} |")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str]) -> int:
+    """Updates or checks the README; 1 where they differ under --check."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    if "--check" in arguments:
+        if new != text:
+            print("README.md: the table of optimizers is old; run python tools/readme_table.py")
+        return int(new != text)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
