@@ -50,7 +50,7 @@ def l2_decay(l2: ScalarOrSchedule, mask: masks.Mask = None) -> Stage:
             if not chosen:
                 return g
             wide = numerics.widen(g)
-            return wide + step["l2"].astype(wide.dtype) * numerics.widen(p)
+            return wide + numerics.like(step["l2"], wide) * numerics.widen(p)
 
         chosen = masks.resolve(mask, step.params, "mask")
         return jax.tree.map(leaf, chosen, gradient, step.params), state
@@ -114,7 +114,7 @@ def decoupled_decay(
             if factor == 0:
                 return u
             wide, wide_p = numerics.widen(u), numerics.widen(p)
-            decay = (rate * factor if factor != 1 else rate).astype(wide.dtype)
+            decay = numerics.like(rate * factor if factor != 1 else rate, wide)
             if form == "proximal":
                 return (wide + wide_p) / (1 + decay) - wide_p
             return wide + decay * wide_p if form == "learning_rate" else wide - decay * wide_p

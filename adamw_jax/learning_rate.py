@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from adamw_jax import numerics
 from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -31,7 +32,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
-        return jax.tree.map(lambda d: rate.astype(d.dtype) * d, direction), state
+        return _scaled(rate, direction), state
 
     declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
     return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
@@ -48,7 +49,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = step["learning_rate"]
-        return jax.tree.map(lambda g: rate.astype(g.dtype) * g, gradient), state
+        return _scaled(rate, gradient), state
 
     declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
     return stage("scale_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
@@ -62,3 +63,8 @@ def descend() -> Stage:
         return jax.tree.map(lambda d: -d, direction), state
 
     return stage("descend", Kind.DIRECTION, Kind.UPDATE, apply)
+
+
+def _scaled(rate: jax.Array, tree: Tree) -> Tree:
+    wide = jax.tree.map(numerics.widen, tree)
+    return jax.tree.map(lambda x: numerics.like(rate, x) * x, wide)

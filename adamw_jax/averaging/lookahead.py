@@ -134,7 +134,7 @@ def _sync_if(
     def sync(update: Tree, slow: Tree, params: Tree) -> tuple[Tree, Tree]:
         def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
             fast = numerics.widen(p) + numerics.widen(u)
-            return s + alpha.astype(s.dtype) * (fast - s)
+            return s + numerics.like(alpha, s) * (fast - s)
 
         new_slow = jax.tree.map(moved, update, slow, params)
         back = jax.tree.map(

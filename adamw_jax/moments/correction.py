@@ -49,9 +49,6 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
             record = dataclasses.replace(record, first=_corrected(record.first, record))
         if second and record.second is not None:
             record = dataclasses.replace(record, second=_corrected(record.second, record))
-        if second and record.prior_second is not None:
-            prior = _corrected(record.prior_second, record)
-            record = dataclasses.replace(record, prior_second=prior)
         return record, state
 
     def _corrected(reading: Reading, record: Moments) -> Reading:
@@ -68,9 +65,8 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
 
 
 def divided(tree: Tree, divisor: jax.Array) -> Tree:
-    """``tree / divisor`` for a scalar divisor; an empty average (divisor 0) stays as it is."""
-    safe = numerics.nonzero(divisor)
-    return jax.tree.map(lambda x: x / safe.astype(x.dtype), tree)
+    """``tree / divisor`` for a scalar divisor."""
+    return jax.tree.map(lambda x: x / numerics.like(divisor, x), tree)
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:

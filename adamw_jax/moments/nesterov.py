@@ -47,7 +47,7 @@ def nesterov() -> Stage:
         ahead = divided(reading.value, b * mass + rest)
         now = divided(jax.tree.map(numerics.widen, record.gradient), mass)
         value = jax.tree.map(
-            lambda m, g: b.astype(m.dtype) * m + rest.astype(m.dtype) * g, ahead, now
+            lambda m, g: numerics.like(b, m) * m + numerics.like(rest, m) * g, ahead, now
         )
         return record.with_first(value, divisor=mass), state
 

@@ -60,7 +60,7 @@ def precondition(
             )
         if record.gain is not None:
             direction = jax.tree.map(
-                lambda d, gain: gain.astype(d.dtype) * d,
+                lambda d, gain: numerics.like(gain, d) * d,
                 direction,
                 leafwise(record.gain, direction),
             )
@@ -85,7 +85,7 @@ def precondition(
             scale = scale + eps_now
         if record.magnitude:
             scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
-        return lax.div(m, scale.astype(m.dtype))
+        return lax.div(m, numerics.like(scale, m))
 
     def eps_of(record: Moments, step: Step) -> jax.Array | None:
         if eps is None or record.second is None:
