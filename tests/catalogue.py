@@ -1,0 +1,255 @@
+"""The shared table of what the tests run: every optimizer of the registry, and its variants.
+
+A new optimizer enters every table by being registered. Its variants follow from its signature:
+each switch is flipped, each choice taken, each optional number given. A choice between words that
+no row of ``CHOICES`` lists fails ``test_every_choice_is_known``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adamw_jax
+from adamw_jax.decay import FORMS
+from adamw_jax.moments.correction import CONVENTIONS
+from adamw_jax.moments.rectification import FALLBACKS
+from adamw_jax.optimizers.amsgrad import MAXIMA
+from adamw_jax.optimizers.common import Common
+
+CHOICES = {
+    "decay": FORMS,
+    "bias_correction": CONVENTIONS,
+    "below": FALLBACKS,
+    "maximum": MAXIMA,
+}
+"""The words that a keyword may take, where it takes words."""
+
+COMPANIONS: dict[str, dict[str, Any]] = {"decay": {"weight_decay": 0.1}}
+"""What else must be given for a keyword to have an effect."""
+
+NUMBERS = {"weight_decay": 0.1, "l2": 0.1, "eps_root": 1e-6, "dampening": 0.1}
+"""Values for the numbers whose default is None."""
+
+DTYPES = {"mu_dtype": jnp.bfloat16, "state_dtype": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row: an optimizer and its options.
+
+    Attributes:
+      label: what the test is called.
+      name: a name that ``create`` takes.
+      options: keyword arguments.
+    """
+
+    label: str
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make(self, learning_rate: Any = 0.05, **more: Any) -> Any:
+        """The transformation."""
+        return adamw_jax.create(self.name, learning_rate, **{**self.options, **more})
+
+    @property
+    def factory(self) -> Any:
+        """The public function, without Lookahead."""
+        return adamw_jax.info(self.name.removeprefix("lookahead_")).factory
+
+    @property
+    def keywords(self) -> dict[str, inspect.Parameter]:
+        """Its arguments by name."""
+        return dict(inspect.signature(self.factory).parameters)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the step is divided by a second moment, so that the gradient's scale cancels."""
+        return "eps" in self.keywords
+
+    def exact(self, **more: Any) -> dict[str, Any]:
+        """Options that switch every eps off."""
+        off: dict[str, Any] = {"eps": 0.0}
+        if self.keywords.get("eps_root") and self.keywords["eps_root"].default is not None:
+            off["eps_root"] = 0.0
+        return {**(off if self.adaptive else {}), **more}
+
+
+def plain_entries() -> list[Entry]:
+    """Every optimizer with its defaults, and one with Lookahead at its end."""
+    entries = [Entry(name, name) for name in adamw_jax.list_optimizers()]
+    return [*entries, Entry("lookahead_adamw", "lookahead_adamw", {"sync_period": 2})]
+
+
+def numeric_arguments(entry: Entry) -> list[str]:
+    """The arguments that are a number or a schedule."""
+    return [
+        name
+        for name, parameter in entry.keywords.items()
+        if "ScalarOrSchedule" in _annotation(parameter)
+    ]
+
+
+def variants() -> tuple[list[Entry], list[Entry]]:
+    """Every optimizer with one option changed: those it takes, and those it refuses."""
+    taken, refused = [], []
+    for name in adamw_jax.list_optimizers():
+        for argument, parameter in inspect.signature(adamw_jax.info(name).factory).parameters.items():
+            for value in _other_values(argument, parameter):
+                shown = getattr(value, "__name__", str(value))
+                entry = Entry(
+                    f"{name}-{argument}={shown}",
+                    name,
+                    {**COMPANIONS.get(argument, {}), argument: value},
+                )
+                try:
+                    entry.make()
+                except ValueError:
+                    refused.append(entry)
+                else:
+                    taken.append(entry)
+    return taken, refused
+
+
+def _other_values(name: str, parameter: inspect.Parameter) -> list[Any]:
+    default = parameter.default
+    if name in CHOICES:
+        return [word for word in CHOICES[name] if word != default]
+    if isinstance(default, bool):
+        return [not default]
+    if name in DTYPES:
+        return [DTYPES[name]]
+    if name in NUMBERS and default is None:
+        return [NUMBERS[name]]
+    return []
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    if parameter.annotation is not parameter.empty:
+        return str(parameter.annotation)
+    return str(Common.__annotations__.get(parameter.name, ""))
+
+
+PLAIN = plain_entries()
+VARIANTS, REFUSED = variants()
+EVERY = [*PLAIN, *VARIANTS]
+
+
+def label(entry: Entry) -> str:
+    """For ``pytest.mark.parametrize(..., ids=label)``."""
+    return entry.label
+
+
+# What the tables run on: a small tree with a matrix, a vector and a scalar, and gradients whose
+# elements differ in scale, two of them always 0.
+
+
+def sample_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Parameters; complex where the dtype is."""
+    values = {
+        "dense": {"bias": [0.5, -1.0, 0.0], "kernel": [[1.0, -2.0, 3.0], [0.25, 0.0, -0.5]]},
+        "scale": 1.5,
+    }
+    return _arrays(values, dtype)
+
+
+@functools.cache
+def _random_gradients(steps: int) -> Any:
+    rng = np.random.default_rng(0)
+    scale = {"bias": np.array([1.0, 1e-2, 0.0]), "kernel": np.array([[1.0, 0.1, 10.0], [1.0, 0.0, 1e-2]])}
+    dense = {k: rng.normal(size=(steps, *v.shape)) * v for k, v in scale.items()}
+    return {"dense": dense, "scale": rng.normal(size=steps)}
+
+
+def sample_gradients(steps: int = 3, dtype: Any = jnp.float32) -> Any:
+    """Gradients of several steps, stacked along the first axis."""
+    return _arrays(_random_gradients(steps), dtype)
+
+
+def _arrays(values: Any, dtype: Any) -> Any:
+    phase = np.exp(0.7j) if jnp.issubdtype(dtype, jnp.complexfloating) else 1.0
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x) * phase, dtype),
+        values,
+        is_leaf=lambda x: isinstance(x, list),
+    )
+
+
+def at(gradients: Any, step: int) -> Any:
+    """The gradients of one step."""
+    return jax.tree.map(lambda g: g[step], gradients)
+
+
+def one_step(tx: Any) -> Any:
+    """A step ``(params, state, gradient) -> (params, state)``, not jitted."""
+
+    def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run(tx: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
+    """Parameters and state after all gradients, in one compiled scan."""
+
+    @jax.jit
+    def whole(params: Any, gradients: Any) -> tuple[Any, Any]:
+        step = one_step(tx)
+        carry, _ = jax.lax.scan(
+            lambda carry, g: (step(*carry, g), None), (params, tx.init(params)), gradients
+        )
+        return carry
+
+    return whole(params, gradients)
+
+
+@functools.cache
+def _reference(label_: str, steps: int) -> Any:
+    entry = next(e for e in EVERY if e.label == label_)
+    return run(entry.make(), sample_params(), sample_gradients(steps))
+
+
+def reference(entry: Entry, steps: int = 3) -> tuple[Any, Any]:
+    """Parameters and state of an entry after the sample gradients, computed once per session."""
+    return _reference(entry.label, steps)
+
+
+def assert_close(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-7) -> None:
+    """Equal trees up to rounding."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(_plain(a), _plain(b), rtol=rtol, atol=atol),
+        got,
+        expected,
+    )
+
+
+def assert_equal(got: Any, expected: Any) -> None:
+    """Equal trees, bit by bit, NaN equal to NaN."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(_plain(a), _plain(b)), got, expected)
+
+
+def assert_finite(tree: Any) -> None:
+    """No NaN and no infinity."""
+    for leaf in jax.tree.leaves(tree):
+        assert np.all(np.isfinite(_plain(leaf))), leaf
+
+
+def avals(tree: Any) -> Any:
+    """Shapes, dtypes and weak types of a tree, to compare."""
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype), bool(x.weak_type)), tree)
+
+
+def _plain(x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    narrow = array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float16")
+    return array.astype(np.float32) if narrow else array
