@@ -45,4 +45,17 @@ from adamw_jax.optimizers import (
 )
 from adamw_jax.overview import summary
 from adamw_jax.rules import ParameterRules, Rule, parameter_rules
+from adamw_jax.schedules import (
+    OneCycle,
+    Phase,
+    Phases,
+    RangeTest,
+    WarmRestarts,
+    lr_range_test,
+    one_cycle,
+    phases,
+    scale_by_one_cycle,
+    theory_decay,
+    warm_restarts,
+)
 from adamw_jax.state import ComposeState

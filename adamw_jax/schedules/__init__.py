@@ -1,0 +1,22 @@
+"""Schedules: 1cycle over learning rate and momentum, warm restarts, phases, the range test."""
+
+from adamw_jax.schedules.one_cycle import OneCycle, one_cycle
+from adamw_jax.schedules.phases import Phase, Phases, phases
+from adamw_jax.schedules.range_test import RangeTest, lr_range_test
+from adamw_jax.schedules.theory import theory_decay
+from adamw_jax.schedules.transform import scale_by_one_cycle
+from adamw_jax.schedules.warm_restarts import WarmRestarts, warm_restarts
+
+__all__ = [
+    "OneCycle",
+    "Phase",
+    "Phases",
+    "RangeTest",
+    "WarmRestarts",
+    "lr_range_test",
+    "one_cycle",
+    "phases",
+    "scale_by_one_cycle",
+    "theory_decay",
+    "warm_restarts",
+]

@@ -1,0 +1,58 @@
+"""Learning rates read off a range test, by the rules of fastai v2.
+
+    steep    where the loss falls fastest over log(learning rate)
+    minimum  a tenth of where the loss is least
+    valley   two thirds into the longest run of falling losses
+    slide    where the curve stops changing, coming from the blow-up
+
+>>> rates = np.geomspace(1e-4, 1.0, 40)
+>>> losses = (np.log10(rates) + 1.0) ** 2
+>>> round(minimum(rates, losses), 3)
+0.011
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def steep(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate at the steepest descent of the loss over the logarithm of the rate."""
+    slopes = np.diff(losses) / np.diff(np.log(rates))
+    return float(rates[int(np.argmin(slopes))])
+
+
+def minimum(rates: np.ndarray, losses: np.ndarray) -> float:
+    """A tenth of the rate at which the loss is least."""
+    return float(rates[int(np.argmin(losses))]) / 10
+
+
+def valley(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate in the middle of the longest strictly decreasing subsequence of losses."""
+    longest = np.ones(len(losses), int)
+    for here in range(1, len(losses)):
+        better = longest[:here][losses[:here] > losses[here]]
+        if better.size:
+            longest[here] = better.max() + 1
+    end = int(np.argmax(longest))
+    start = end - longest[end]
+    third = (end - start) / 3
+    return float(rates[start + int(third) + int(third / 2)])
+
+
+def slide(
+    rates: np.ndarray, losses: np.ndarray, distance: int = 15, threshold: float = 0.005
+) -> float:
+    """The rate ``distance`` points before the first stretch from the right with an even slope."""
+    slopes = np.gradient(losses)
+    right, found = -1, float(rates[-1 - distance])
+    while right - distance >= -len(losses):
+        left = right - distance
+        if abs(slopes[right] - slopes[left]) <= threshold:
+            break
+        found = float(rates[left])
+        right -= 1
+    return found
+
+
+RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
