@@ -137,8 +137,8 @@ def normalized_decay(norm: float, updates: float) -> float:
       updates: updates in the run, or in the current period under warm restarts: epochs times
         training points divided by the batch size.
 
-    >>> normalized_decay(0.05, updates=100 * 50_000 / 128)
-    0.00025298221281347037
+    >>> round(normalized_decay(0.05, updates=100 * 50_000 / 128), 6)
+    0.000253
     """
     if norm < 0 or updates <= 0:
         raise ValueError(f"norm must be >= 0 and updates > 0, got norm={norm}, updates={updates}.")

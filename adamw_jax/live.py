@@ -7,8 +7,8 @@ alike until it is cleared, across restores of the state, and none of this recomp
 >>> from adamw_jax import adamw
 >>> state = adamw(1e-3).init(jnp.zeros(2))
 >>> state = set_hyperparams(state, learning_rate=3e-4)
->>> float(hyperparams(state)["learning_rate"].round(6))
-0.0003
+>>> f"{hyperparams(state)['learning_rate']:.4f}"
+'0.0003'
 >>> sorted(hyperparams(state))
 ['b1', 'b2', 'eps', 'learning_rate', 'weight_decay']
 """

@@ -9,7 +9,7 @@ else is refused by name.
 >>> params = {"w": jnp.ones(2)}
 >>> saved = adamw(1e-3).init(params)
 >>> state, report = migrate_state(saved, compose(adamw(1e-3), lookahead()), params)
->>> report.started
+>>> report.started[2:]
 ('stages/lookahead/since_sync', 'stages/lookahead/slow/w')
 """
 

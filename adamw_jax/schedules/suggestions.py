@@ -8,7 +8,7 @@
 >>> rates = np.geomspace(1e-4, 1.0, 40)
 >>> losses = (np.log10(rates) + 1.0) ** 2
 >>> round(minimum(rates, losses), 3)
-0.011
+0.009
 """
 
 from __future__ import annotations

@@ -1,0 +1,217 @@
+"""Recorded trajectories of the authors' code, replayed through the public functions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import adamw_jax as aj
+from tests.golden_cases import CASES, WHERE, Case, discover, require_cases
+from tests.golden_replay import (
+    assert_matches,
+    assert_matches_in_float32,
+    assert_told_apart,
+    replay,
+)
+from tests.golden_schedules import replay_schedule
+from tests.golden_table import PENDING, build, is_public, row_of
+
+SCHEDULE = "schedule"
+
+
+class NotInTheCatalogueYetError(Exception):
+    """The system of a case has no public function yet."""
+
+
+def label(case: Case) -> str:
+    return case.label
+
+
+def parameter(case: Case) -> Any:
+    """A case as test parameter, expected to fail where its system is still to come."""
+    marks: Any = ()
+    if case.system in PENDING:
+        reason = f"{case.system}: not in the catalogue yet"
+        marks = pytest.mark.xfail(strict=True, raises=NotInTheCatalogueYetError, reason=reason)
+    return pytest.param(case, id=case.label, marks=marks)
+
+
+def refuse_pending(case: Case) -> None:
+    name = PENDING.get(case.system)
+    if name is not None:
+        assert not is_public(name), (
+            f"{name} is in the library now: give {case.system!r} a row and take it out of PENDING"
+        )
+        raise NotInTheCatalogueYetError(name)
+
+
+def check(case: Case) -> None:
+    """Reproduces a case in float64, or, if it records a mistake, does not."""
+    refuse_pending(case)
+    with jax.enable_x64(True):
+        if case.system == SCHEDULE:
+            check_schedule(case)
+            return
+        got = replay(case, build(case))
+    if case.is_negative:
+        assert_told_apart(case, got)
+    else:
+        assert_matches(case, got)
+
+
+def check_schedule(case: Case) -> None:
+    got = replay_schedule(case.entry, case.arrays)
+    assert set(got) == set(case.arrays)
+    rtol, atol = case.tolerance
+    for name, want in case.arrays.items():
+        np.testing.assert_allclose(got[name], want, rtol=rtol, atol=atol, err_msg=name)
+
+
+TRAJECTORIES = [
+    case
+    for case in CASES
+    if case.system not in PENDING and case.system != SCHEDULE and not case.is_negative
+]
+
+
+def has_own_schedules(case: Case) -> bool:
+    try:
+        return row_of(case).own_schedules(case) is not None
+    except AssertionError:
+        return False  # what is unknown fails in test_reference
+
+
+def test_there_are_cases() -> None:
+    require_cases(CASES, WHERE)
+
+
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
+def test_reference(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", TRAJECTORIES, ids=label)
+def test_in_float32(case: Case) -> None:
+    assert_matches_in_float32(case, replay(case, build(case)))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in TRAJECTORIES if has_own_schedules(case)], ids=label
+)
+@pytest.mark.usefixtures("x64")
+def test_with_the_schedules_of_this_library(case: Case) -> None:
+    got = replay(case, build(case, own_schedules=True))
+    assert_matches(case, got, row_of(case).own_rtol)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in TRAJECTORIES
+        if case.system == "lookahead" and case.hyperparameters.get("pullback_momentum") == "none"
+    ],
+    ids=label,
+)
+@pytest.mark.usefixtures("x64")
+def test_lookahead_as_a_tail(case: Case) -> None:
+    arguments = row_of(case).arguments(case)
+    assert arguments.pop("inner_state") == "keep"
+    tx = aj.compose(arguments.pop("inner"), aj.lookahead(**arguments))
+    assert_matches(case, replay(case, tx))
+
+
+# The tests above fail where they should. These use a set that is made here.
+
+SMALL = {
+    "system": "adam",
+    "source_key": "torch",
+    "role": "default",
+    "hyperparameters": {"lr": 0.1, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0},
+    "suggested_rtol": 1e-9,
+    "suggested_atol": 1e-12,
+    "name": "small",
+    "file": "small.npz",
+    "leaves": {"w": [2]},
+}
+
+
+def write_set(folder: Any, **changed: Any) -> Any:
+    """A set with one trajectory of ``optax.adam``."""
+    folder.mkdir(parents=True)
+    with jax.enable_x64(True):
+        tx, params = optax.adam(0.1, b2=0.99), np.asarray([1.0, -2.0])
+        state, seen = tx.init(params), []
+        gradients = np.random.default_rng(0).normal(size=(5, 2))
+        for gradient in gradients:
+            update, state = tx.update(gradient, state)
+            seen.append(params := optax.apply_updates(params, update))
+    np.savez(folder / SMALL["file"], params_0_w=[1.0, -2.0], grads_w=gradients, params_w=seen)
+    (folder / "manifest.json").write_text(json.dumps({"entries": [{**SMALL, **changed}]}))
+    return folder
+
+
+def only_case(folder: Any) -> Case:
+    (case,) = discover(folder)
+    return case
+
+
+def test_a_set_and_a_folder_of_sets_are_found(tmp_path: Any) -> None:
+    one = write_set(tmp_path / "sets" / "one")
+    write_set(tmp_path / "sets" / "two")
+    assert [case.label for case in discover(one)] == ["one-small"]
+    both = discover(tmp_path / "sets")
+    assert [case.label for case in both] == ["one-small", "two-small"]
+    require_cases(both, tmp_path / "sets")
+    for case in both:
+        check(case)
+
+
+def test_nothing_to_test_fails(tmp_path: Any) -> None:
+    with pytest.raises(AssertionError, match="no golden case"):
+        require_cases(discover(tmp_path), tmp_path)
+    folder = write_set(tmp_path / "set")
+    (folder / SMALL["file"]).unlink()
+    with pytest.raises(AssertionError, match="missing"):
+        require_cases(discover(folder), folder)
+    (folder / "manifest.json").write_text('{"cases": []}')
+    with pytest.raises(AssertionError, match="no golden case"):
+        require_cases(discover(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"system": "adamagrad"}, "no row for the system 'adamagrad'"),
+        ({"source_key": "abacus"}, "no row for the system 'adam' of 'abacus'"),
+        ({"hyperparameters": {"lr": 0.1, "warp": 9}}, "hyperparameters \\['warp'\\]"),
+        ({"hyperparameters": {"lr": "see the notes"}}, "cannot read"),
+        ({"hyperparameters": {"lr": 0.2, "betas": [0.9, 0.99]}}, "Not equal to tolerance"),
+        ({"role": "negative example"}, "must not be"),
+        ({"arrays": ["slow_w"]}, "lacks \\['slow_w'\\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_unknown_or_wrong_fails(tmp_path: Any, changed: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(only_case(write_set(tmp_path / "set", **changed)))
+
+
+def test_a_mistake_of_others_passes_where_it_is_not_made(tmp_path: Any) -> None:
+    wrong = {**SMALL["hyperparameters"], "lr": 0.2}
+    check(only_case(write_set(tmp_path / "set", role="negative example", hyperparameters=wrong)))
+
+
+def test_a_pending_system_that_has_come_is_noticed(tmp_path: Any, monkeypatch: Any) -> None:
+    case = only_case(write_set(tmp_path / "set", system="adafactor"))
+    monkeypatch.setitem(PENDING, "adafactor", "not_a_name_of_the_library")
+    with pytest.raises(NotInTheCatalogueYetError):
+        check(case)
+    monkeypatch.setitem(PENDING, "adafactor", "adam")
+    with pytest.raises(AssertionError, match="take it out of PENDING"):
+        check(case)
