@@ -147,6 +147,8 @@ def normalized_decay(norm: float, updates: float) -> float:
 
 def _base(learning_rate: Any, base: float | None) -> Any:
     if base is not None:
+        if callable(base):
+            raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
         return check("base_learning_rate", base, POSITIVE).value
     if callable(learning_rate):
         raise ValueError(

@@ -35,14 +35,17 @@ FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
 
 
 class Hyperparameter(NamedTuple):
-    """A declared hyperparameter: its value or schedule, and its domain."""
+    """A declared hyperparameter: its name, its value or schedule, and its domain."""
 
+    name: str
     value: ScalarOrSchedule
     domain: Domain
 
     def at(self, count: jax.Array) -> jax.Array:
         """The value at step ``count``, a scalar of the default float dtype."""
-        return numerics.scalar(self.value(count) if callable(self.value) else self.value)
+        if not callable(self.value):
+            return numerics.scalar(self.value)
+        return numerics.scalar(number(self.value(count), f"the schedule of {self.name} gave"))
 
     def same_as(self, other: Hyperparameter) -> bool:
         """Whether both are one number or one schedule, so that two stages may share it."""
@@ -65,21 +68,21 @@ def declare(**declared: tuple[ScalarOrSchedule, Domain]) -> dict[str, Hyperparam
 def check(name: str, value: ScalarOrSchedule, domain: Domain) -> Hyperparameter:
     """A hyperparameter whose value lies in its domain as far as that can be known now."""
     if callable(value):
-        return Hyperparameter(value, domain)
+        return Hyperparameter(name, value, domain)
     expected = f"{name} must be {domain.words} or a schedule"
     if value is None or isinstance(value, (bool, np.bool_, str)):
         raise TypeError(f"{expected}, got {value!r}.")
     if isinstance(value, jax.core.Tracer):
         _check_array(name, value, domain)
-        return Hyperparameter(value, domain)
+        return Hyperparameter(name, value, domain)
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         _check_array(name, value, domain)
     elif not isinstance(value, (int, float)):
         raise TypeError(f"{expected}, got {value!r} of type {type(value).__name__}.")
-    number = float(value)
-    if math.isnan(number) or not domain.contains(number):
-        raise ValueError(f"{expected}, got {number!r}.")
-    return Hyperparameter(value, domain)
+    concrete = float(value)
+    if math.isnan(concrete) or not domain.contains(concrete):
+        raise ValueError(f"{expected}, got {concrete!r}.")
+    return Hyperparameter(name, value, domain)
 
 
 def _check_array(name: str, value: Any, domain: Domain) -> None:
@@ -98,3 +101,40 @@ def _check_array(name: str, value: Any, domain: Domain) -> None:
             "hyperparam_dtype=jnp.float32."
         )
 
+
+
+def number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
+    """``value`` if it is a real number or an array of the given shape, else an error.
+
+    ``what`` begins the message: ``"learning_rate must be a number, got"``.
+    """
+    array = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not plain and not array:
+        raise TypeError(f"{what} {value!r}, which is not a number.")
+    if array and (value.dtype == jnp.bool_ or jnp.issubdtype(value.dtype, jnp.complexfloating)):
+        raise TypeError(f"{what} an array of dtype {value.dtype}, which is not a real number.")
+    if array and value.shape not in ((), shape):
+        raise ValueError(f"{what} an array of shape {value.shape}, expected shape {shape}.")
+    return value
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int >= ``least``, or the error that says what it must be."""
+    integral = isinstance(value, (int, float, np.integer)) and not isinstance(value, bool)
+    if not integral or not math.isfinite(value) or int(value) != value or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+    return int(value)
+
+
+def storage_dtype(name: str, dtype: Any) -> Any:
+    """A floating storage dtype, or None, or the error that says what it must be."""
+    if dtype is None:
+        return None
+    try:
+        made = jnp.dtype(dtype)
+    except TypeError:
+        made = None
+    if made is None or not jnp.issubdtype(made, jnp.floating):
+        raise TypeError(f"{name} must be a real floating-point dtype or None, got {dtype!r}.")
+    return made

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adamw_jax.hyperparameters import number
 from adamw_jax.state import ComposeState, LiveHyperparameter, find, replace
 
 State = Any
@@ -59,8 +60,9 @@ def set_hyperparams(
     def pin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:
         if name not in keys:
             return live
+        given = number(keys[name], f"{name} must be a number, got", live.value.shape)
         # Selecting from the old array keeps its dtype, shape, placement and sharding.
-        value = jnp.asarray(keys[name]).astype(live.value.dtype)
+        value = jnp.asarray(given, live.value.dtype)
         every = jnp.ones_like(live.pinned)
         return LiveHyperparameter(jnp.where(every, value, live.value), live.pinned | every)
 

@@ -101,7 +101,9 @@ def variants() -> tuple[list[Entry], list[Entry]]:
     """Every optimizer with one option changed: those it takes, and those it refuses."""
     taken, refused = [], []
     for name in adamw_jax.list_optimizers():
-        for argument, parameter in inspect.signature(adamw_jax.info(name).factory).parameters.items():
+        for argument, parameter in inspect.signature(
+            adamw_jax.info(name).factory
+        ).parameters.items():
             for value in _other_values(argument, parameter):
                 shown = getattr(value, "__name__", str(value))
                 entry = Entry(
@@ -163,7 +165,10 @@ def sample_params(dtype: Any = jnp.float32) -> dict[str, Any]:
 @functools.cache
 def _random_gradients(steps: int) -> Any:
     rng = np.random.default_rng(0)
-    scale = {"bias": np.array([1.0, 1e-2, 0.0]), "kernel": np.array([[1.0, 0.1, 10.0], [1.0, 0.0, 1e-2]])}
+    scale = {
+        "bias": np.array([1.0, 1e-2, 0.0]),
+        "kernel": np.array([[1.0, 0.1, 10.0], [1.0, 0.0, 1e-2]]),
+    }
     dense = {k: rng.normal(size=(steps, *v.shape)) * v for k, v in scale.items()}
     return {"dense": dense, "scale": rng.normal(size=steps)}
 

@@ -1,10 +1,11 @@
-"""Schedules of the golden manifests as public calls: one table from source and fields to functions."""
+"""Schedules of the golden manifests as public calls, by source and hyperparameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def _series(schedule: Callable[[Any], Any], steps: int) -> np.ndarray:
-    return np.asarray([schedule(jnp.asarray(count, jnp.int32)) for count in range(steps)])
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps, dtype=jnp.int32)))
 
 
 def _cycle(cycle: aj.OneCycle, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -141,7 +142,7 @@ def _finder(source: str, h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndar
         start=h.pop("start_lr"),
         end=h.pop("end_lr"),
         num_steps=steps,
-        best_after=10 if source == "fastai07" else 0,
+        best_after=11 if source == "fastai07" else 0,
     )
     result = {
         "raw_loss": found.losses,
@@ -172,13 +173,8 @@ def replay_schedule(entry: Mapping[str, Any], arrays: Arrays) -> dict[str, np.nd
     """
     left = dict(entry["hyperparameters"])
     source = entry["source_key"]
-    if "raw_loss" in arrays:
-        result = _finder(source, left, arrays)
-    else:
-        result = TABLE[source](left, arrays)
+    known = TABLE[source]
+    result = _finder(source, left, arrays) if "raw_loss" in arrays else known(left, arrays)
     if left:
         raise KeyError(f"{entry['name']}: unknown hyperparameters {sorted(left)}")
     return result
-
-
-

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 import adamw_jax as aj
@@ -128,7 +127,7 @@ def test_lookahead_as_a_tail(case: Case) -> None:
 
 # The tests above fail where they should. These use a set that is made here.
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "system": "adam",
     "source_key": "torch",
     "role": "default",
@@ -142,15 +141,14 @@ SMALL = {
 
 
 def write_set(folder: Any, **changed: Any) -> Any:
-    """A set with one trajectory of ``optax.adam``."""
+    """A set with one trajectory of Adam."""
     folder.mkdir(parents=True)
-    with jax.enable_x64(True):
-        tx, params = optax.adam(0.1, b2=0.99), np.asarray([1.0, -2.0])
-        state, seen = tx.init(params), []
-        gradients = np.random.default_rng(0).normal(size=(5, 2))
-        for gradient in gradients:
-            update, state = tx.update(gradient, state)
-            seen.append(params := optax.apply_updates(params, update))
+    params, m, v, seen = np.asarray([1.0, -2.0]), np.zeros(2), np.zeros(2), []
+    gradients = np.random.default_rng(0).normal(size=(5, 2))
+    for t, gradient in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        params = params - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+        seen.append(params)
     np.savez(folder / SMALL["file"], params_0_w=[1.0, -2.0], grads_w=gradients, params_w=seen)
     (folder / "manifest.json").write_text(json.dumps({"entries": [{**SMALL, **changed}]}))
     return folder

@@ -8,6 +8,7 @@ with their plain defaults, and keeps the cases of that name. Nothing of optax's 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 import adamw_jax
@@ -38,7 +40,6 @@ def pytest_configure(config: Any) -> None:
     """As a plugin: puts our functions in the place of optax's."""
     if CHOSEN not in os.environ:
         return
-    import optax
     from optax._src import alias
 
     for name in NAMES:
@@ -74,7 +75,11 @@ def test_optax_alias_test_passes_with_ours(name: str, tmp_path: pathlib.Path) ->
     command = [sys.executable, "-m", "pytest", "-p", here.stem, "-p", "no:cacheprovider"]
     options = ["-c", os.devnull, "--rootdir", str(tmp_path), "-q", "-rf", "--tb=short"]
     result = subprocess.run(
-        [*command, *options, spec.origin], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, *options, spec.origin],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     output = result.stdout[-6000:] + result.stderr[-2000:]
     assert result.returncode == 0, output
@@ -99,3 +104,19 @@ def test_explicit_dtype_in_our_terms(factory: Any, params_dtype: Any, mu_dtype: 
         assert first.dtype == jnp.dtype(mu_dtype or "float32")
     _, after = tx.update(params, state, params)
     assert after.stages["estimate_moments"].first.value.dtype == first.dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positional_order_and_keywords_are_optaxs(name: str) -> None:
+    """A call of optax's function is a call of ours: one edit."""
+    theirs = inspect.signature(getattr(optax, name)).parameters
+    ours = inspect.signature(getattr(adamw_jax, name)).parameters
+
+    def positional(parameters: Any) -> list[str]:
+        return [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert set(theirs) <= set(ours)
+    assert positional(ours)[: len(positional(theirs))] == positional(theirs)
+    for argument, parameter in theirs.items():
+        default = ours[argument].default
+        assert default == parameter.default or (default, parameter.default) == (None, 0.0), argument

@@ -243,3 +243,21 @@ def test_storage_dtype(option: str) -> None:
     assert state.stages["estimate_moments"].first.clock.mass.dtype == jnp.float32
     exact, _ = run(adam(0.05), sample_params(), sample_gradients(8))
     assert_close(params, exact, rtol=0.05, atol=0.02)
+
+
+def test_numpy_arrays() -> None:
+    """NumPy parameters and gradients are taken as jnp.asarray takes them, float64 included."""
+    params = {"a": np.ones(3, np.float32), "b": np.ones(2)}
+    tx = adamw(0.05)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
+    assert avals(state) == avals(tx.init(jax.tree.map(jnp.asarray, params)))
+
+
+def test_empty_leaves_and_trees() -> None:
+    """Arrays without elements, and trees without arrays."""
+    for params in ({"none": jnp.zeros((0, 3)), "some": jnp.ones(2)}, {}):
+        tx = compose(adamw(0.05), lookahead(sync_period=1))
+        updates, state = tx.update(params, tx.init(params), params)
+        assert avals(updates) == avals(params)
+        assert avals(state) == avals(tx.init(params))

@@ -93,9 +93,7 @@ def test_partition(entry: Entry) -> None:
     got, state = run(tx, sample_params(), sample_gradients())
     assert_close(got["dense"], reference(entry)[0]["dense"])
     alone = optax.sgd(0.1)
-    assert_close(
-        got["scale"], run(alone, sample_params()["scale"], sample_gradients()["scale"])[0]
-    )
+    assert_close(got["scale"], run(alone, sample_params()["scale"], sample_gradients()["scale"])[0])
     assert float(hyperparams(state)["learning_rate"]) == pytest.approx(0.05)
 
 
@@ -167,7 +165,9 @@ def test_scan_is_a_loop_of_donated_steps(entry: Entry) -> None:
 def test_vmap_over_learning_rates(entry: Entry) -> None:
     """Several learning rates side by side give the runs they give one by one."""
     rates = jnp.array([0.05, 0.2])
-    got = jax.vmap(lambda rate: run(entry.make(rate), sample_params(), sample_gradients())[0])(rates)
+    got = jax.vmap(lambda rate: run(entry.make(rate), sample_params(), sample_gradients())[0])(
+        rates
+    )
     assert_close(jax.tree.map(lambda x: x[0], got), reference(entry)[0])
     other = run(entry.make(0.2), sample_params(), sample_gradients())[0]
     assert_close(jax.tree.map(lambda x: x[1], got), other)
@@ -223,7 +223,7 @@ class _Model(nnx.Module):
 
 @table
 def test_nnx_optimizer(entry: Entry) -> None:
-    """Flax NNX's ``Optimizer``; its state still gives hyperparameters."""
+    """Flax NNX's ``Optimizer``; its state still gives hyperparameters, and takes them."""
     model = _Model(sample_params())
     optimizer = nnx.Optimizer(model, entry.make(), wrt=nnx.Param)
 
@@ -236,6 +236,26 @@ def test_nnx_optimizer(entry: Entry) -> None:
     for i in range(3):
         step(model, optimizer, at(sample_gradients(), i))
     assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), reference(entry)[0])
+    assert float(hyperparams(optimizer.opt_state)["learning_rate"][...]) == pytest.approx(0.05)
+    optimizer.opt_state = set_hyperparams(optimizer.opt_state, learning_rate=0.0)
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    if entry.name.startswith("lookahead_"):
+        return  # the next step is a sync
+    step(model, optimizer, at(sample_gradients(), 0))
+    assert_equal(nnx.to_pure_dict(nnx.state(model, nnx.Param)), before)
+
+
+def test_nnx_slow_weights() -> None:
+    """``eval_params`` gives the slow weights in the form of the model's own state."""
+    model = _Model(sample_params())
+    optimizer = nnx.Optimizer(model, compose(adam(0.05), lookahead(sync_period=9)), wrt=nnx.Param)
+    nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.state(model, nnx.Param)))(
+        model, optimizer
+    )
+    fast = nnx.state(model, nnx.Param)
+    slow = eval_params(optimizer.opt_state, fast)
+    assert jax.tree.structure(slow) == jax.tree.structure(fast)
+    assert_equal(nnx.to_pure_dict(slow), sample_params())
 
 
 @table
@@ -470,7 +490,9 @@ def test_forgotten_precondition() -> None:
         longer.update(gradient, state, params)
 
 
-@pytest.mark.parametrize("stage", [correct_bias(), amsgrad_max(), rectify_variance(), precondition()])
+@pytest.mark.parametrize(
+    "stage", [correct_bias(), amsgrad_max(), rectify_variance(), precondition()]
+)
 def test_forgotten_estimate(stage: Any) -> None:
     """A stage on moments that gets gradients says what is missing."""
     params, gradient = sample_params(), at(sample_gradients(), 0)

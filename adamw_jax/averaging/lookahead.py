@@ -24,7 +24,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
-from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare, whole_number
 from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
 
 Tree = Any
@@ -83,8 +83,7 @@ def lookahead(
     Raises:
       ValueError: an argument is out of range, or ``inner_state`` without ``inner``.
     """
-    if isinstance(sync_period, bool) or int(sync_period) != sync_period or sync_period < 1:
-        raise ValueError(f"sync_period must be a whole number >= 1, got {sync_period!r}.")
+    sync_period = whole_number("sync_period", sync_period)
     if inner_state not in INNER_STATES:
         raise ValueError(f"inner_state must be one of {INNER_STATES}, got {inner_state!r}.")
     declared = declare(slow_step_size=(slow_step_size, FRACTION))

@@ -63,11 +63,11 @@ def estimate_moments(first: Part | None = None, second: Part | None = None) -> S
     has_second = second.name != "no_moment"
 
     def init(params: Tree) -> MomentsState:
-        _check_floating(params)
+        _check_floating(params, "parameter")
         return MomentsState(first.init(params), second.init(params))
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
-        _check_structure(gradient, state)
+        _check_gradient(gradient, state, step.params)
         new_first = first.update(gradient, state.first, step, None)
         first_reading = first.read(new_first, gradient, step)
         assert first_reading is not None
@@ -102,29 +102,39 @@ def _joined(first: Part, second: Part) -> dict[str, Any]:
     return {**first.hyperparams, **second.hyperparams}
 
 
-def _check_floating(params: Tree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+def _check_floating(tree: Tree, what: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"parameter {numerics.leaf_name(path)!r} has dtype {jnp.result_type(leaf)}, which "
-                "has no gradient: keep it out of the parameters or wrap the optimizer in "
-                "optax.masked."
+                f"the {what} {numerics.leaf_name(path)!r} has dtype {jnp.result_type(leaf)}; only "
+                "floating-point leaves can be optimized: keep it out of the tree or wrap the "
+                "optimizer in optax.masked."
             )
 
 
-def _check_structure(gradient: Tree, state: MomentsState) -> None:
-    """The gradients must fit the accumulators, which have the parameters' structure."""
+def _check_gradient(gradient: Tree, state: MomentsState, params: Tree | None) -> None:
+    """The gradients must fit the accumulators, which have the parameters' structure and shapes."""
+    _check_floating(gradient, "gradient of")
     trees = [part.value for part in state if hasattr(part, "value")]
-    if not trees or jax.tree.structure(gradient) == jax.tree.structure(trees[0]):
+    if not trees and params is None:
         return
-    have, expected = numerics.leaf_names(gradient), numerics.leaf_names(trees[0])
-    missing = sorted(set(expected) - set(have))
-    surplus = sorted(set(have) - set(expected))
-    raise ValueError(
-        "the gradients do not have the structure of the parameters given to init: "
-        f"missing leaves {missing}, surplus leaves {surplus}. Call init again for a changed tree; "
-        "for parameters without a gradient give zeros, or None in both trees."
-    )
+    like = trees[0] if trees else params
+    if jax.tree.structure(gradient) != jax.tree.structure(like):
+        have, expected = numerics.leaf_names(gradient), numerics.leaf_names(like)
+        raise ValueError(
+            "the gradients do not have the structure of the parameters given to init: missing "
+            f"leaves {sorted(set(expected) - set(have))}, surplus leaves "
+            f"{sorted(set(have) - set(expected))}. Call init again for a changed tree; for "
+            "parameters without a gradient give zeros, or None in both trees."
+        )
+    for (path, g), p in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(like), strict=True
+    ):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"the gradient of {numerics.leaf_name(path)!r} has shape {g.shape}, the parameter "
+                f"given to init had {p.shape}. Call init again for a changed tree."
+            )
 
 
 __all__ = ["MomentsState", "estimate_moments", "no_moment"]

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.hyperparameters import Hyperparameter, storage_dtype
 from adamw_jax.moments.record import Clock, Reading
 from adamw_jax.stage import Step
 
@@ -54,6 +54,8 @@ class AverageState(NamedTuple):
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
     """Zeros shaped like ``params`` in the accumulator dtype."""
+
+    dtype = storage_dtype("dtype", dtype)
 
     def zeros_of(p: Any) -> jax.Array:
         chosen = dtype

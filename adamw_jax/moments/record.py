@@ -103,7 +103,7 @@ class Moments:
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError(_MISPLACED)
 
-    __jax_array__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
     __truediv__ = __rtruediv__ = __neg__ = __pow__ = __abs__ = __lt__ = __gt__ = _refuse
 
     def __getattr__(self, name: str) -> NoReturn:

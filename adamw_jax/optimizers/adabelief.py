@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -34,6 +34,7 @@ def scale_by_adabelief(
     state_dtype: Any = None,
 ) -> Composed:
     """AdaBelief's direction ``m_hat / (sqrt(s_hat) + eps)``. Arguments as for ``adabelief``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     return compose(
         estimate_moments(
             ema(b1, dtype=state_dtype),

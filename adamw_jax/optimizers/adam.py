@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.masks import Mask
 from adamw_jax.moments import (
     amsgrad_max,
@@ -39,9 +39,10 @@ def scale_by_adam(
 
     Arguments as for ``adam``. It can be jitted alone.
     """
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     return compose(
         estimate_moments(
-            ema(b1, dtype=mu_dtype or state_dtype), ema_of_squares(b2, dtype=state_dtype)
+            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype), ema_of_squares(b2, dtype=state_dtype)
         ),
         amsgrad_max(dtype=state_dtype) if amsgrad else None,
         nesterov_ahead() if nesterov else None,

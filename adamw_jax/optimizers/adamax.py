@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -31,6 +31,7 @@ def scale_by_adamax(
     state_dtype: Any = None,
 ) -> Composed:
     """AdaMax's direction ``m_hat / u``: gradient in, direction out. Arguments as for ``adamax``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     if rectify or eps_hat:
         raise ValueError(
             "adamax has no variance to rectify and no corrected root: rectify and eps_hat must be "

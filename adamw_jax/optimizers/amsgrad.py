@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -38,6 +38,7 @@ def scale_by_amsgrad(
     state_dtype: Any = None,
 ) -> Composed:
     """AMSGrad's direction: gradient in, direction out. Arguments as for ``amsgrad``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     if maximum not in MAXIMA:
         raise ValueError(f"maximum must be one of {MAXIMA}, got {maximum!r}.")
     if not amsgrad:
@@ -45,7 +46,7 @@ def scale_by_amsgrad(
     largest = amsgrad_max(dtype=state_dtype)
     return compose(
         estimate_moments(
-            ema(b1, dtype=mu_dtype or state_dtype), ema_of_squares(b2, dtype=state_dtype)
+            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype), ema_of_squares(b2, dtype=state_dtype)
         ),
         largest if maximum == "raw" else None,
         correct_bias(bias_correction, first=bias_correction_mu, second=bias_correction_nu),
@@ -80,6 +81,7 @@ def amsgrad(
     bias_correction_nu: bool = True,
     *,
     maximum: str = "raw",
+    amsgrad: bool = True,
     **common: Unpack[Common],
 ) -> Composed:
     """AMSGrad: Adam divided by the root of the largest second moment so far.
@@ -93,14 +95,14 @@ def amsgrad(
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
       bias_correction_mu: correct the first moment.
       bias_correction_nu: correct the second moment.
+      amsgrad: must be True; ``adam`` is the optimizer without the maximum.
       maximum: ``"raw"`` takes the maximum before the correction, ``"corrected"`` after it.
 
     Returns:
       The transformation; its state has three values per parameter.
     """
     learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common, amsgrad=True)
-    direction["amsgrad"] = True
+    direction, rest = split(common)
     return finish(
         scale_by_amsgrad(
             b1,
@@ -111,6 +113,7 @@ def amsgrad(
             bias_correction_mu,
             bias_correction_nu,
             maximum=maximum,
+            amsgrad=amsgrad,
             **direction,
         ),
         learning_rate,

@@ -91,6 +91,8 @@ def finish(
     """
     if decay not in FORMS:
         raise ValueError(f"decay must be one of {FORMS}, got {decay!r}.")
+    if rules is not None and not isinstance(rules, ParameterRules):
+        raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
     frozen = rules.frozen if rules is not None and rules.freezes else None
     rules = rules.without_frozen() if rules is not None else None
     decayed = None
@@ -151,8 +153,8 @@ def unpack(learning_rate: Any, momentum: Any, b2: Any, common: Common) -> tuple[
 DIRECTION_KEYS = ("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype")
 
 
-def split(common: Common, **own: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Common keywords for the direction and for ``finish``; ``own`` gives defaults."""
-    merged: dict[str, Any] = {**own, **common}
-    direction = {k: merged.pop(k) for k in DIRECTION_KEYS if k in merged}
-    return direction, merged
+def split(common: Common) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Common keywords for the direction, and those for ``finish``."""
+    rest: dict[str, Any] = {**common}
+    direction = {key: rest.pop(key) for key in DIRECTION_KEYS if key in rest}
+    return direction, rest

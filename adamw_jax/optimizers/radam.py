@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -36,6 +36,7 @@ def scale_by_radam(
     state_dtype: Any = None,
 ) -> Composed:
     """RAdam's direction: gradient in, direction out. Arguments as for ``radam``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     if not rectify:
         raise ValueError("rectify=False makes it Adam: use adam(...).")
     return compose(
@@ -72,6 +73,7 @@ def radam(
     *,
     nesterov: bool = False,
     below: str = "skip",
+    rectify: bool = True,
     **common: Unpack[Common],
 ) -> Composed:
     """RAdam: Adam whose early steps are scaled by how well the second moment is known.
@@ -85,16 +87,24 @@ def radam(
       threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
       nesterov: look one step ahead in the first moment.
       below: ``"skip"`` or ``"momentum"``: what happens under the threshold.
+      rectify: must be True; ``adam`` is the optimizer without rectification.
 
     Returns:
       The transformation; its state has two values per parameter.
     """
     learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
     direction, rest = split(common)
-    direction["rectify"] = True
     return finish(
         scale_by_radam(
-            b1, b2, eps, eps_root, threshold, nesterov=nesterov, below=below, **direction
+            b1,
+            b2,
+            eps,
+            eps_root,
+            threshold,
+            nesterov=nesterov,
+            below=below,
+            rectify=rectify,
+            **direction,
         ),
         learning_rate,
         **rest,

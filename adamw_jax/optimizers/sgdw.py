@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import estimate_moments, heavy_ball, no_moment, precondition
 from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
@@ -20,6 +20,7 @@ def scale_by_sgdw(
     **adaptive: Any,
 ) -> Composed:
     """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
     wrong = sorted(k for k, v in adaptive.items() if v not in (False, None, "exact", "current"))
     if wrong:
         raise ValueError(f"sgdw has no second moment, so it takes none of {wrong}.")

@@ -1,7 +1,8 @@
 """Training in phases: a list of phases becomes schedules (fastai's ``TrainingPhase``, 2018).
 
-Batch i (from 0) of a phase of N steps uses position i/N of its ramps; N may be fractional, and a
-phase ends with the first batch at which the running count reaches the sum of the lengths so far.
+Batch i (from 0) of a phase of N steps uses position i/N of its ramps, so the end of a ramp is first
+reached by the next phase. N may be fractional: a phase ends with the first batch at which the
+running count reaches the sum of the lengths so far.
 
 >>> plan = phases([
 ...     Phase(epochs=1, learning_rate=(1e-3, 1e-2), momentum=(0.95, 0.85)),
@@ -16,11 +17,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from adamw_jax.schedules.ramps import Piecewise, Segment
+from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.schedules.ramps import SHAPES, Piecewise, Segment
 
-Ramp = float | tuple[float, float] | None
+Ramp = float | tuple[float, float]
 DECAY_FORMS = ("decoupled", "l2")
 
 
@@ -35,39 +36,60 @@ class Phase:
       momentum: the same for momentum or b1; None where the plan leaves it alone.
       b2: the same for b2; None where the plan leaves it alone.
       weight_decay: decay coefficient of the phase; None where the plan leaves it alone.
-      decay_form: ``"decoupled"`` or ``"l2"`` (in the gradient).
+      decay_form: ``"decoupled"`` or ``"l2"`` (in the gradient). A plan of L2 alone goes with an
+        optimizer that has no decay of its own, ``adam`` and not ``adamw``.
       shape: of the learning-rate ramp: "constant", "linear", "cosine", "exponential", "polynomial".
       momentum_shape: of the momentum ramp.
-      power: exponent of a polynomial ramp.
+      b2_shape: of the b2 ramp.
+      power: exponent of the polynomial ramps.
     """
 
     steps: float | None = None
     epochs: float | None = None
-    learning_rate: float | tuple[float, float] = 1e-3
-    momentum: Ramp = None
-    b2: Ramp = None
+    learning_rate: Ramp = 1e-3
+    momentum: Ramp | None = None
+    b2: Ramp | None = None
     weight_decay: float | None = None
     decay_form: str = "decoupled"
     shape: str = "linear"
     momentum_shape: str = "linear"
+    b2_shape: str = "linear"
     power: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks what can go wrong."""
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
-                f"give a phase either steps or epochs, got {self.steps} and {self.epochs}."
+                "a phase needs either steps or epochs, got "
+                f"steps={self.steps!r} and epochs={self.epochs!r}."
             )
-        length = self.epochs if self.steps is None else self.steps
-        if not (length is not None and length > 0):
-            raise ValueError(f"a phase must last longer than 0, got {length}.")
-        if self.decay_form not in DECAY_FORMS:
-            raise ValueError(f"decay_form must be one of {DECAY_FORMS}, got {self.decay_form!r}.")
-        for name in ("learning_rate", "momentum", "b2", "weight_decay"):
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and not number >= 0:
-                    raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
+        for name in ("steps", "epochs"):
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), above=0)
+        one_of("decay_form", self.decay_form, DECAY_FORMS)
+        number("power", self.power, above=0)
+        self._check_ramp("learning_rate", "shape", math.inf)
+        for name in ("momentum", "b2"):
+            self._check_ramp(name, f"{name}_shape", 1.0)
+        if self.weight_decay is not None:
+            number("weight_decay", self.weight_decay, least=0)
+
+    def _check_ramp(self, name: str, shape_name: str, below: float) -> None:
+        value, shape = getattr(self, name), getattr(self, shape_name)
+        one_of(shape_name, shape, SHAPES)
+        if isinstance(value, (tuple, list)):
+            if len(value) != 2:
+                raise ValueError(f"{name} must be a number or (start, end), got {value!r}.")
+            for part in value:
+                number(name, part, least=0, below=below)
+        else:
+            if value is not None:
+                number(name, value, least=0, below=below)
+            if shape not in ("constant", "linear"):
+                raise ValueError(
+                    f"{shape_name}={shape!r} needs both ends: {name} must be (start, end), for "
+                    f"instance ({value}, 0.0), got {value!r}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,61 +123,81 @@ def phases(plan: Sequence[Phase], steps_per_epoch: int | None = None) -> Phases:
       steps_per_epoch: updates in an epoch; needed where a phase counts epochs.
 
     Raises:
+      TypeError: something in ``plan`` is not a ``Phase``.
       ValueError: no phases; epochs without ``steps_per_epoch``; a hyperparameter that some phases
         set and others leave alone.
     """
+    plan = list(plan)
     if not plan:
-        raise ValueError("plan must hold at least one phase.")
-    lengths = [_steps(phase, steps_per_epoch) for phase in plan]
-    begins, end = [], 0.0
-    for length in lengths:
-        begins.append(math.ceil(round(end, 9)))
+        raise ValueError("plan must hold at least one Phase, got an empty list.")
+    for phase in plan:
+        if not isinstance(phase, Phase):
+            raise TypeError(f"plan must be a list of Phase, got {phase!r} in it.")
+    spans, end = [], 0.0
+    for phase in plan:
+        length = _steps(phase, steps_per_epoch)
+        spans.append((_first_at(end), length))
         end += length
 
-    def schedule(name: str, shape_name: str) -> Piecewise | None:
+    def schedule(name: str) -> Piecewise | None:
         values = [getattr(phase, name) for phase in plan]
-        if all(value is None for value in values):
+        if not _set_in_all(name, values):
             return None
-        if any(value is None for value in values):
-            raise ValueError(f"{name} is set in some phases and not in others: set it in all.")
         segments = []
-        for phase, value, begin, length in zip(plan, values, begins, lengths, strict=True):
-            start, stop = value if isinstance(value, tuple) else (value, value)
+        shape_name = "shape" if name == "learning_rate" else f"{name}_shape"
+        for phase, value, (begin, length) in zip(plan, values, spans, strict=True):
+            start, stop = value if isinstance(value, (tuple, list)) else (value, value)
             shape = getattr(phase, shape_name) if start != stop else "constant"
             segments.append(Segment(begin, length, start, stop, shape, phase.power))
         return Piecewise(tuple(segments))
 
-    rate = schedule("learning_rate", "shape")
+    def decay(form: str) -> Piecewise | None:
+        values = [phase.weight_decay for phase in plan]
+        forms = {phase.decay_form for phase, value in zip(plan, values, strict=True) if value}
+        # Zero everywhere is a decoupled decay of zero, which switches an optimizer's own off.
+        if not _set_in_all("weight_decay", values) or form not in (forms or {"decoupled"}):
+            return None
+        return Piecewise(
+            tuple(
+                Segment(begin, length, value, value, "constant")
+                for phase, (begin, length) in zip(plan, spans, strict=True)
+                for value in [phase.weight_decay if phase.decay_form == form else 0.0]
+                if value is not None
+            )
+        )
+
+    rate = schedule("learning_rate")
     assert rate is not None
     return Phases(
         learning_rate=rate,
-        momentum=schedule("momentum", "momentum_shape"),
-        b2=schedule("b2", "momentum_shape"),
-        weight_decay=_decay(plan, "decoupled", begins, lengths),
-        l2=_decay(plan, "l2", begins, lengths),
-        total_steps=math.ceil(round(end, 9)),
-        max_learning_rate=max(max(s.start, s.end) for s in rate.segments),
+        momentum=schedule("momentum"),
+        b2=schedule("b2"),
+        weight_decay=decay("decoupled"),
+        l2=decay("l2"),
+        total_steps=_first_at(end),
+        max_learning_rate=max(max(segment.start, segment.end) for segment in rate.segments),
     )
 
 
 def _steps(phase: Phase, steps_per_epoch: int | None) -> float:
     if phase.steps is not None:
         return float(phase.steps)
-    if steps_per_epoch is None or not steps_per_epoch > 0:
-        raise ValueError(
-            f"phases in epochs need steps_per_epoch, a number > 0, got {steps_per_epoch!r}."
-        )
+    if steps_per_epoch is None:
+        raise ValueError(f"a phase of epochs={phase.epochs} needs steps_per_epoch, got None.")
     assert phase.epochs is not None
-    return float(phase.epochs) * steps_per_epoch
+    return float(phase.epochs) * positive_steps("steps_per_epoch", steps_per_epoch)
 
 
-def _decay(plan: Sequence[Phase], form: str, begins: Any, lengths: Any) -> Piecewise | None:
-    values = [
-        phase.weight_decay if phase.decay_form == form and phase.weight_decay is not None else 0.0
-        for phase in plan
-    ]
-    used = any(phase.decay_form == form and phase.weight_decay is not None for phase in plan)
-    if not used:
-        return None
-    rows = zip(begins, lengths, values, strict=True)
-    return Piecewise(tuple(Segment(b, n, value, value, "constant") for b, n, value in rows))
+def _first_at(end: float) -> int:
+    """The first whole step at or after ``end``, a sum of lengths and their rounding."""
+    return math.ceil(round(end, 9))
+
+
+def _set_in_all(name: str, values: list) -> bool:
+    """Whether the phases set a hyperparameter, or the error where only some do."""
+    missing = [value is None for value in values]
+    if any(missing) and not all(missing):
+        raise ValueError(
+            f"{name} is set in some phases and not in others, got {values}: set it in all."
+        )
+    return not all(missing)

@@ -2,14 +2,14 @@
 
     lr_i = start (end / start)^(i / N)          smoothed loss: bias-corrected average, rate 0.98
 
-The run ends where the smoothed loss exceeds four times its best, or is NaN.
+The run ends where the smoothed loss exceeds four times its best, or is not finite.
 
 >>> import jax.numpy as jnp
 >>> def step(w, learning_rate, batch):
 ...     return w - learning_rate * 2 * w, jnp.sum(w**2)
 >>> found = lr_range_test(step, jnp.ones(3), [None], start=1e-3, end=10.0, num_steps=60)
->>> found.stopped, 1e-3 < found.suggestions["steep"] < 1.0
-(True, True)
+>>> found.stopped_at, 1e-3 < found.suggestions["steep"] < 1.0
+(55, True)
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.schedules import suggestions
-from adamw_jax.schedules.ramps import positive_steps
+from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.schedules.suggestions import suggest
 
 MODES = ("exponential", "linear")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RangeTest:
     """What a range test found.
 
@@ -40,32 +40,51 @@ class RangeTest:
       learning_rates: the rates tried, in order.
       losses: loss at each, before the step.
       smoothed: bias-corrected moving average of the losses.
-      stopped: whether the run ended before ``num_steps`` because the loss blew up.
-      suggestions: learning rates by rule: valley, steep, minimum, slide; empty for a run too short.
+      stopped_at: index of the step at which the loss blew up, the last one recorded; None where
+        the run reached its end.
+      suggestions: learning rates by rule: valley, steep, minimum, slide, read off the curve without
+        its first ``num_steps // 10`` and its last five points (fastai v2); none for a short run.
     """
 
     learning_rates: np.ndarray
     losses: np.ndarray
     smoothed: np.ndarray
-    stopped: bool
+    stopped_at: int | None
     suggestions: dict[str, float]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ended early because the loss blew up."""
+        return self.stopped_at is not None
+
     def to_csv(self, path: str | pathlib.Path) -> None:
-        """Writes rates and losses, a line a step, and the suggestions behind them."""
+        """Writes learning rate, loss and smoothed loss, a line a step."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["learning_rate", "loss", "smoothed_loss"])
-            rows.writerows(zip(self.learning_rates, self.losses, self.smoothed, strict=True))
-            rows.writerows([f"suggestion_{k}", v, ""] for k, v in self.suggestions.items())
+            columns = self.learning_rates, self.losses, self.smoothed
+            rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the smoothed loss over the rate, with the suggestions; needs matplotlib."""
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError("plot needs matplotlib: pip install 'adamw-jax[demo]'.") from error
-        axes = plt.subplots()[1] if axes is None else axes
-        axes.semilogx(self.learning_rates, self.smoothed)
+        """Draws the smoothed loss over the rate, with the suggestions; needs matplotlib.
+
+        Args:
+          axes: matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+          The axes.
+        """
+        if axes is None:
+            try:
+                import matplotlib.pyplot as plt
+            except ImportError as error:
+                raise ImportError(
+                    "RangeTest.plot needs matplotlib: pip install matplotlib."
+                ) from error
+            axes = plt.subplots()[1]
+        axes.plot(self.learning_rates, self.smoothed)
+        if self.learning_rates[0] > 0:
+            axes.set_xscale("log")
         for marker, (name, rate) in zip("ov^s", self.suggestions.items(), strict=False):
             loss = float(np.interp(rate, self.learning_rates, self.smoothed))
             axes.plot(rate, loss, marker, label=f"{name}: {rate:.2g}")
@@ -91,72 +110,61 @@ def lr_range_test(
 ) -> RangeTest:
     """Runs a training step at growing learning rates and suggests one.
 
+    The defaults are those of fastai v1 and v2. fastai 0.7 has ``start=1e-5``, an epoch of steps and
+    ``best_after=11``.
+
     Args:
-      step_fn: ``(state, learning_rate, batch) -> (state, loss)``, jitted or not; must not donate
-        its state, which is run on from the given one and then dropped.
-      state: whatever the step carries: parameters, optimizer state, ...
+      step_fn: ``(state, learning_rate, batch) -> (state, loss)``, jitted or not, donating its state
+        or not; the learning rate comes as a scalar array, so a jitted step compiles once.
+      state: whatever the step carries: parameters, optimizer state, ... The run goes on from a copy
+        of its arrays, which is dropped at the end.
       batches: batches to cycle through.
       start: first learning rate, > 0.
       end: the rate that step ``num_steps`` would have, > start.
       num_steps: steps at most.
-      mode: ``"exponential"`` spacing, or ``"linear"``: lr_i = i (end / num_steps), from 0.
-      smoothing: rate of the loss average, in [0, 1); 0.98 in every fastai version.
-      stop_factor: stop where the smoothed loss exceeds this times its best.
-      best_after: steps before the best is recorded; 0 (fastai v1, v2), 10 in 0.7.
+      mode: ``"exponential"`` spacing, or ``"linear"``: lr_i = i (end / num_steps), from 0 (fastai
+        0.7), whatever ``start``.
+      smoothing: rate of the loss average, in [0, 1).
+      stop_factor: stop where the smoothed loss exceeds this times its best, > 1; infinity never
+        stops but at a loss that is not finite. A best below 0 allows the same distance upwards.
+      best_after: steps before the best is recorded.
 
     Returns:
-      Rates, losses and suggestions; nothing of the run remains in ``state``.
+      Rates, losses and suggestions.
 
     Raises:
       ValueError: an argument is out of range, or there are no batches.
+      TypeError: ``step_fn`` does not return a state and a scalar loss.
     """
-    if not 0 < start < end:
-        raise ValueError(f"start and end must satisfy 0 < start < end, got {start} and {end}.")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
-    if not 0 <= smoothing < 1 or not stop_factor > 1:
-        raise ValueError(
-            "smoothing must lie in [0, 1) and stop_factor be > 1, got "
-            f"{smoothing!r} and {stop_factor!r}."
-        )
+    start = number("start", start, above=0)
+    end = number("end", end, above=start)
+    one_of("mode", mode, MODES)
+    number("smoothing", smoothing, least=0, below=1)
+    if stop_factor != math.inf:
+        number("stop_factor", stop_factor, above=1)
+    number("best_after", best_after, least=0)
     steps = positive_steps("num_steps", num_steps)
+    state = jax.tree.map(_copy, state)
     rates, losses, monitor = [], [], _Monitor(smoothing, stop_factor, best_after)
     endless = itertools.cycle(batches)
+    stopped_at = None
     for index in range(steps):
         try:
             batch = next(endless)
         except StopIteration:
             raise ValueError("batches is empty: give at least one batch.") from None
-        rate = _rate(index, start, end, steps, mode)
-        state, loss = step_fn(state, jnp.asarray(rate, jax.dtypes.canonicalize_dtype(float)), batch)
-        rates.append(rate)
-        losses.append(float(loss))
-        if monitor.blown_up(losses[-1]):
+        rates.append(_rate(index, start, end, steps, mode))
+        rate = jnp.asarray(rates[-1], jax.dtypes.canonicalize_dtype(float))
+        state, loss = _pair(step_fn(state, rate, batch))
+        losses.append(loss)
+        if monitor.blown_up(loss):
+            stopped_at = index
             break
-    arrays = np.asarray(rates), np.asarray(losses), np.asarray(monitor.smoothed)
-    return RangeTest(*arrays, monitor.stopped, _suggest(arrays[0], arrays[2], steps))
-
-
-def smooth_losses(
-    losses: Iterable[float], smoothing: float = 0.98, stop_factor: float = 4.0, best_after: int = 0
-) -> tuple[np.ndarray, int | None]:
-    """Smoothed losses of a recorded run, and the index at which a range test would stop, or None."""
-    monitor = _Monitor(smoothing, stop_factor, best_after)
-    for index, loss in enumerate(losses):
-        if monitor.blown_up(float(loss)):
-            return np.asarray(monitor.smoothed), index
-    return np.asarray(monitor.smoothed), None
-
-
-def suggest(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
-    """Suggestions from a curve that has lost its first tenth and last five points already."""
-    if len(rates) < 2 or not np.isfinite(smoothed).all():
-        return {}
-    return {
-        name: rule(rates, smoothed)
-        for name, rule in suggestions.RULES.items()
-        if name != "slide" or len(rates) > 15
-    }
+    tried, smoothed = np.asarray(rates), np.asarray(monitor.smoothed)
+    kept = slice(steps // 10, -5)
+    return RangeTest(
+        tried, np.asarray(losses), smoothed, stopped_at, suggest(tried[kept], smoothed[kept])
+    )
 
 
 class _Monitor:
@@ -166,17 +174,19 @@ class _Monitor:
         self.smoothing, self.stop_factor, self.best_after = smoothing, stop_factor, best_after
         self.average, self.best = 0.0, math.inf
         self.smoothed: list[float] = []
-        self.stopped = False
 
     def blown_up(self, loss: float) -> bool:
         self.average = self.smoothing * self.average + (1 - self.smoothing) * loss
         seen = len(self.smoothed) + 1
         smooth = self.average / (1 - self.smoothing**seen)
         self.smoothed.append(smooth)
-        self.stopped = math.isnan(smooth) or smooth > self.stop_factor * self.best
+        # stop_factor * best, for a best above zero; nothing is too much while there is no best.
+        limit = math.inf
+        if math.isfinite(self.best):
+            limit = self.best + (self.stop_factor - 1) * abs(self.best)
         if seen > self.best_after:
             self.best = min(self.best, smooth)
-        return self.stopped
+        return not math.isfinite(smooth) or smooth > limit
 
 
 def _rate(index: int, start: float, end: float, steps: int, mode: str) -> float:
@@ -185,6 +195,17 @@ def _rate(index: int, start: float, end: float, steps: int, mode: str) -> float:
     return start * (end / start) ** (index / steps)
 
 
-def _suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, float]:
-    keep = slice(steps // 10, -5)
-    return suggest(rates[keep], smoothed[keep])
+def _copy(leaf: Any) -> Any:
+    """A copy of an array, which a step may then donate or write into."""
+    return leaf.copy() if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
+
+
+def _pair(result: Any) -> tuple[Any, float]:
+    try:
+        state, loss = result
+        return state, float(loss)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "step_fn must return (state, loss) with a scalar loss, got "
+            f"{jax.tree.map(jnp.shape, result) if isinstance(result, tuple) else type(result)}."
+        ) from error

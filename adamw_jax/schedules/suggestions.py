@@ -2,7 +2,7 @@
 
     steep    where the loss falls fastest over log(learning rate)
     minimum  a tenth of where the loss is least
-    valley   two thirds into the longest run of falling losses
+    valley   the middle of the longest run of falling losses
     slide    where the curve stops changing, coming from the blow-up
 
 >>> rates = np.geomspace(1e-4, 1.0, 40)
@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import numpy as np
+
+SLIDE_DISTANCE = 15
 
 
 def steep(rates: np.ndarray, losses: np.ndarray) -> float:
@@ -35,13 +37,19 @@ def valley(rates: np.ndarray, losses: np.ndarray) -> float:
         if better.size:
             longest[here] = better.max() + 1
     end = int(np.argmax(longest))
+    if end == 0:
+        return float(rates[0])  # the loss never falls
+    # As in fastai the run counts as the points just before its end: true of a smooth curve.
     start = end - longest[end]
     third = (end - start) / 3
     return float(rates[start + int(third) + int(third / 2)])
 
 
 def slide(
-    rates: np.ndarray, losses: np.ndarray, distance: int = 15, threshold: float = 0.005
+    rates: np.ndarray,
+    losses: np.ndarray,
+    distance: int = SLIDE_DISTANCE,
+    threshold: float = 0.005,
 ) -> float:
     """The rate ``distance`` points before the first stretch from the right with an even slope."""
     slopes = np.gradient(losses)
@@ -56,3 +64,15 @@ def slide(
 
 
 RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
+
+
+def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
+    """The rate of every rule that has points enough; none where a loss is not finite."""
+    rates, losses = np.asarray(rates, float), np.asarray(losses, float)
+    if len(rates) < 2 or not np.isfinite(losses).all() or not (rates > 0).all():
+        return {}
+    return {
+        name: rule(rates, losses)
+        for name, rule in RULES.items()
+        if name != "slide" or len(rates) > SLIDE_DISTANCE
+    }

@@ -14,7 +14,6 @@ appendix B). With ``adamw(restarts, decay="schedule")`` this is AdamWR, with ``s
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.schedules.ramps import positive_steps
+from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.schedules.ramps import cosine
 
+Schedule = Callable[[Any], jax.Array]
 CONVENTIONS = ("paper", "authors", "fastai07")
-_LAST = 2**31 - 1
+_LAST_COUNT = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,9 @@ class WarmRestarts:
       base_learning_rate: the value at a restart.
     """
 
-    learning_rate: Callable[[Any], jax.Array]
-    multiplier: Callable[[Any], jax.Array]
-    weight_decay: Callable[[Any], jax.Array] | None
+    learning_rate: Schedule
+    multiplier: Schedule
+    weight_decay: Schedule | None
     base_learning_rate: float
 
 
@@ -62,123 +63,127 @@ def warm_restarts(
       learning_rate: value at a restart, > 0.
       first_period: length of the first period, in steps, or in epochs with ``steps_per_epoch``.
       multiplier: factor of the length from each period to the next, a whole number >= 1; 2 (paper).
-      min_learning_rate: where a period ends, in [0, learning_rate].
+      min_learning_rate: where a period ends, in [0, learning_rate).
       steps_per_epoch: updates in an epoch, where ``first_period`` counts epochs.
       normalized_decay: lambda_norm, dimensionless (paper: 0.025 to 0.05); None for no decay. Use it
         with ``decay="schedule"``, which is the paper's, and in which eta_t multiplies it too.
-      convention: ``"paper"``: T_cur counts the steps since the restart, in integers, as PyTorch's
-        ``CosineAnnealingWarmRestarts``. ``"authors"``: their code, which advances before the first
-        step, accumulates in floating point and restarts at an epoch's begin, so that a period can
-        come out one step longer. ``"fastai07"``: the first twentieth of the first period at a hundredth of the rate.
-      total_steps: length of the run, which ``"authors"`` and ``"fastai07"`` need for their table;
-        later steps repeat its last entry.
+      convention: how the steps of a period are counted:
+
+        * ``"paper"``: T_cur is the number of steps since the restart, in integers, as in PyTorch's
+          ``CosineAnnealingWarmRestarts``; correct for every count an int32 holds.
+        * ``"authors"``: their code. It advances before the first step, accumulates in floating
+          point and restarts at the begin of an epoch only, so that a period can come out one step
+          longer. ``first_period`` must be whole.
+        * ``"fastai07"``: its ``cycle_len``: as the paper, but the first twentieth of the first
+          period runs at a hundredth of the rate.
+      total_steps: length of the run. ``"authors"`` and ``"fastai07"`` are looked up in a table of
+        that many entries, made on the host in float64; later steps repeat its last entry.
 
     Raises:
       ValueError: a value is out of range or missing.
     """
-    if not learning_rate > 0 or not 0 <= min_learning_rate <= learning_rate:
-        raise ValueError(
-            "learning_rate must be > 0 and min_learning_rate in [0, learning_rate], got "
-            f"{learning_rate!r} and {min_learning_rate!r}."
-        )
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}.")
-    if normalized_decay is not None and not normalized_decay >= 0:
-        raise ValueError(f"normalized_decay must be a number >= 0, got {normalized_decay!r}.")
+    top = number("learning_rate", learning_rate, above=0)
+    floor = number("min_learning_rate", min_learning_rate, least=0, below=top) / top
+    one_of("convention", convention, CONVENTIONS)
+    norm = (
+        0.0 if normalized_decay is None else number("normalized_decay", normalized_decay, least=0)
+    )
     factor = positive_steps("multiplier", multiplier)
     epoch = 1 if steps_per_epoch is None else positive_steps("steps_per_epoch", steps_per_epoch)
-    period = first_period * epoch
-    floor = min_learning_rate / learning_rate
+    period = number("first_period", first_period, above=0)
+    unit = "first_period" if steps_per_epoch is None else "first_period * steps_per_epoch"
+    first = positive_steps(unit, round(period * epoch, 9))
     if convention == "paper":
-        first = positive_steps("first_period, in steps,", round(period, 9))
         eta, length = _in_integers(first, factor, floor)
     else:
         if total_steps is None:
-            raise ValueError(f"convention={convention!r} needs total_steps, for its table.")
+            raise ValueError(
+                f"convention={convention!r} needs total_steps, the length of its table, got None."
+            )
         steps = positive_steps("total_steps", total_steps)
-        table = _authors if convention == "authors" else _fastai07
-        eta, length = _tabulated(*table(first_period, epoch, factor, steps), floor)
-
-    def rate(count: Any) -> jax.Array:
-        return learning_rate * eta(count)
-
-    def decay(count: Any) -> jax.Array:
-        assert normalized_decay is not None
-        return normalized_decay / jnp.sqrt(length(count))
-
+        if convention == "authors":
+            periods = positive_steps("first_period", first_period)
+            eta, length = _tabulated(_authors(periods, epoch, factor, steps), floor)
+        else:
+            if first < 2:
+                raise ValueError(f"convention='fastai07' needs {unit} >= 2, got {first}.")
+            eta, length = _tabulated(_fastai07(first, factor, steps), floor)
     return WarmRestarts(
-        rate, eta, None if normalized_decay is None else decay, float(learning_rate)
+        learning_rate=lambda count: top * eta(count),
+        multiplier=eta,
+        weight_decay=(
+            None if normalized_decay is None else lambda count: norm / jnp.sqrt(length(count))
+        ),
+        base_learning_rate=top,
     )
 
 
-def _annealed(position: jax.Array, floor: float) -> jax.Array:
-    return floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(math.pi * position))
+def _float() -> Any:
+    return jax.dtypes.canonicalize_dtype(float)
 
 
-def _in_integers(first: int, factor: int, floor: float) -> Any:
-    """eta and period length as functions of the count, without rounding of T_cur."""
-    dtype = jax.dtypes.canonicalize_dtype
+def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Schedule]:
+    """The multiplier and the length of the period as functions of the count."""
+    begins, lengths = [0], [first]
+    while factor > 1 and begins[-1] + lengths[-1] <= _LAST_COUNT:
+        begins.append(begins[-1] + lengths[-1])
+        lengths.append(lengths[-1] * factor)
 
     def split(count: Any) -> tuple[jax.Array, jax.Array]:
         steps = jnp.asarray(count, jnp.int32)
         if factor == 1:
-            return steps % first, jnp.full_like(steps, first)
-        begins, lengths, begin, length = [], [], 0, first
-        while begin < _LAST:
-            begins.append(begin)
-            lengths.append(min(length, _LAST))
-            begin, length = begin + length, length * factor
-        index = jnp.sum(steps >= jnp.asarray(begins, jnp.int32), dtype=jnp.int32) - 1
-        return steps - jnp.asarray(begins, jnp.int32)[index], jnp.asarray(lengths, jnp.int32)[index]
+            return steps % jnp.int32(first), jnp.full_like(steps, first)
+        # A last period may be longer than int32 holds; no count reaches its end.
+        ends = jnp.asarray(np.minimum(lengths, _LAST_COUNT), jnp.int32)
+        table = jnp.asarray(begins, jnp.int32)
+        index = jnp.searchsorted(table, steps, side="right") - 1
+        return steps - table[index], ends[index]
 
     def eta(count: Any) -> jax.Array:
         since, length = split(count)
-        return _annealed(since.astype(dtype(float)) / length.astype(dtype(float)), floor)
+        whole = length.astype(_float())
+        done, left = since.astype(_float()) / whole, (length - since).astype(_float()) / whole
+        return cosine(1.0, floor, done, left)
 
-    def length(count: Any) -> jax.Array:
-        return split(count)[1].astype(dtype(float))
-
-    return eta, length
+    return eta, lambda count: split(count)[1].astype(_float())
 
 
-def _tabulated(position: np.ndarray, length: np.ndarray, flat: np.ndarray, floor: float) -> Any:
-    """eta and period length from host tables; ``flat`` replaces eta where it is not NaN."""
-    table = floor + (1.0 - floor) * 0.5 * (1.0 + np.cos(np.pi * position))
-    table = np.where(np.isnan(flat), table, flat)
+def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Schedule, Schedule]:
+    """The same from host tables, ``eta`` without the floor."""
+    eta, length = tables
+    table = floor + (1.0 - floor) * eta
 
     def lookup(values: np.ndarray, count: Any) -> jax.Array:
         index = jnp.clip(jnp.asarray(count, jnp.int32), 0, len(values) - 1)
-        return jnp.asarray(values, jax.dtypes.canonicalize_dtype(float))[index]
+        return jnp.asarray(values, _float())[index]
 
     return (lambda count: lookup(table, count)), (lambda count: lookup(length, count))
 
 
-def _authors(period: float, epoch: int, factor: int, steps: int) -> Any:
-    """Positions of the authors' loop, which advances before use and restarts in whole epochs only.
+def _authors(period: int, epoch: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' loop, which advances before use and restarts in whole epochs only.
 
     The share of the period that is done accumulates in floating point and stops at 1; a restart
     waits for it and for the epoch in which one is due.
     """
-    position, length, done, due = np.zeros(steps), np.zeros(steps), 0.0, 1 + period
+    eta, length, done, due = np.zeros(steps), np.zeros(steps), 0.0, 1 + period
     for step in range(steps):
         done = min(done + 1 / (period * epoch), 1.0)
         if done >= 1 and step // epoch + 1 == due:
             done, period = 0.0, period * factor
             due += period
-        position[step], length[step] = done, period * epoch
-    return position, length, np.full(steps, np.nan)
+        eta[step], length[step] = 0.5 * (1.0 + np.cos(np.pi * done)), period * epoch
+    return eta, length
 
 
-def _fastai07(period: float, epoch: int, factor: int, steps: int) -> Any:
-    """Positions of fastai 0.7's ``CosAnneal``: a short, flat start, then cosines."""
-    length = round(period * epoch)
-    positions, lengths, flat, inside = [], [], [], 0
+def _fastai07(length: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The loop of fastai 0.7: a short, flat start, then cosines."""
+    eta, lengths, inside = np.zeros(steps), np.zeros(steps), 0
     for step in range(steps):
-        start = step < length / 20
-        positions.append(inside / length)
-        lengths.append(length)
-        flat.append(0.01 if start else np.nan)
+        flat = step < length / 20
+        eta[step] = 0.01 if flat else 0.5 * (1.0 + np.cos(np.pi * inside / length))
+        lengths[step] = length
         inside += 1
-        if inside == length and not start:
+        if inside == length and not flat:
             inside, length = 0, length * factor
-    return np.asarray(positions), np.asarray(lengths, float), np.asarray(flat)
+    return eta, lengths

@@ -1,0 +1,8 @@
+"""``python -m adamw_jax.lab`` is ``adamw-jax``."""
+
+import sys
+
+from adamw_jax.lab.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

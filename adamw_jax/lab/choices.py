@@ -1,0 +1,28 @@
+"""A choice by name, and an error that names the choices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def choose(what: str, name: str, choices: Mapping[str, Value]) -> Value:
+    """``choices[name]``.
+
+    Raises:
+      ValueError: there is no such name; the message lists those there are and the nearest one.
+    """
+    if name not in choices:
+        raise ValueError(unknown(what, name, choices))
+    return choices[name]
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """The message for a name that is not among the choices."""
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}; choose from {', '.join(choices)}.{hint}"

@@ -1,0 +1,218 @@
+"""What the training experiments share: settings, choosing the best setting, comparing contenders.
+
+Everything is chosen on the validation split and reported on the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adamw_jax.lab.results import Column, Row, Table, Verdict
+from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
+from adamw_jax.lab.tasks import get_task
+from adamw_jax.lab.train import Plan, Runner
+
+ACCURACY_MARGIN = 0.01
+LOSS_MARGIN = 0.02
+BATCH_SIZE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How the training experiments train.
+
+    Attributes:
+      tasks: names of tasks.
+      epochs: passes over each task's training examples.
+      seeds: of initial weights and of the order of examples.
+      points: evaluations in a run.
+    """
+
+    tasks: tuple[str, ...] = ("mnist1d", "digits_noisy")
+    epochs: tuple[int, ...] = (30, 30)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    points: int = 15
+
+    def plan(self, task: str) -> Plan:
+        """The plan for one of the tasks: whole epochs, rounded down to a multiple of ``points``."""
+        epochs = self.epochs[self.tasks.index(task)]
+        steps = epochs * (len(get_task(task).train) // BATCH_SIZE)
+        return Plan(self.seeds, steps // self.points * self.points, self.points, BATCH_SIZE)
+
+
+def short(settings: Any, preset: str) -> Any:
+    """Settings with fewer epochs: for a quick look (``"quick"``) or a test (``"tiny"``)."""
+    if preset == "quick":
+        return dataclasses.replace(settings, epochs=(8, 16), points=8)
+    return dataclasses.replace(
+        settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4
+    )
+
+
+def train_all(settings: Training, runner: Runner, arms_of: Any) -> list[dict[str, Any]]:
+    """Trains ``arms_of(task)`` on every task."""
+    return [
+        row
+        for task in settings.tasks
+        for row in runner.train(task, arms_of(task), settings.plan(task))
+    ]
+
+
+def at_end(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the last evaluation of each task."""
+    rows = list(rows)
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["task"]] = max(last.get(row["task"], 0), row["step"])
+    return [row for row in rows if row["step"] == last[row["task"]]]
+
+
+def where(rows: Iterable[Row], **conditions: Any) -> list[Row]:
+    """The rows in which all these keys have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in conditions.items())]
+
+
+def column(rows: Iterable[Row], key: str) -> list[float]:
+    """One value per seed, in the order of seeds; a diverged loss counts as infinite."""
+    ordered = sorted(rows, key=lambda row: row["seed"])
+    return [float("inf") if row[key] is None else row[key] for row in ordered]
+
+
+def unique(rows: Iterable[Row], key: str) -> list[Any]:
+    """The values of a key in order of appearance."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def best_arm(rows: Sequence[Row], by: str = "validation_accuracy") -> str:
+    """The arm with the best mean at the end; the first of equals.
+
+    Args:
+      rows: of one task and one contender.
+      by: the highest ``..._accuracy`` or the lowest ``..._loss``.
+    """
+    sign = -1 if by.endswith("loss") else 1
+    ends = at_end(rows)
+    arms = unique(ends, "arm")
+    return max(arms, key=lambda arm: sign * spread(column(where(ends, arm=arm), by)).mean)
+
+
+def compare_groups(
+    rows: Sequence[Row],
+    task: str,
+    a: str,
+    b: str,
+    claim: str,
+    metric: str = "test_accuracy",
+    by: str = "validation_accuracy",
+    literature: str = "",
+) -> Verdict:
+    """The verdict on "a is better than b", each at its own best setting."""
+    mine = where(rows, task=task)
+    ends = at_end(mine)
+    best = {group: best_arm(where(mine, group=group), by) for group in (a, b)}
+    values = {group: column(where(ends, arm=best[group]), metric) for group in (a, b)}
+    loss = metric.endswith("loss")
+    difference = paired(values[b], values[a]) if loss else paired(values[a], values[b])
+    margin = LOSS_MARGIN if loss else ACCURACY_MARGIN
+    what = METRIC_NAMES[metric]
+    return Verdict(
+        claim=claim,
+        task=get_task(task).title,
+        word=decide(difference, margin),
+        evidence=(
+            f"{a} {mean_sd(values[a], metric)}, {b} {mean_sd(values[b], metric)}; "
+            f"{'reduction' if loss else 'difference'} {interval(difference, metric)}."
+        ),
+        rule=rule(
+            f"the {'reduction' if loss else 'difference'} in {what}, each at its best {METRIC_NAMES[by]}",
+            f"{LOSS_MARGIN:g}" if loss else f"{100 * ACCURACY_MARGIN:g} point",
+        ),
+        literature=literature,
+    )
+
+
+METRIC_NAMES = {
+    "train_loss": "training loss",
+    "validation_loss": "validation loss",
+    "validation_accuracy": "validation accuracy",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy",
+}
+
+
+def mean_sd(values: Sequence[float], metric: str) -> str:
+    """``72.0 ± 0.4 %``, or ``0.812 ± 0.020`` for a loss."""
+    s = spread(values)
+    if metric.endswith("accuracy"):
+        return f"{100 * s.mean:.1f} ± {100 * s.sd:.1f} %"
+    return f"{s.mean:.3f} ± {s.sd:.3f}"
+
+
+def interval(difference: Interval, metric: str) -> str:
+    """``+8.6 points [+6.2, +11.0]``."""
+    if metric.endswith("accuracy"):
+        d = difference.scaled(100)
+        return f"{d.mean:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
+    d = difference
+    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> Table:
+    """Every setting with mean and spread of its metrics at the end, the best of each marked."""
+    out = []
+    for task in unique(rows, "task"):
+        mine = where(rows, task=task)
+        ends = at_end(mine)
+        best = {best_arm(where(mine, group=group)) for group in unique(mine, "group")}
+        for arm in unique(ends, "arm"):
+            same = where(ends, arm=arm)
+            line: dict[str, Any] = {
+                "task": task,
+                "group": same[0]["group"],
+                "learning_rate": same[0]["learning_rate"],
+                **{c.key: same[0].get(c.key) for c in numbers},
+                "chosen": "best" if arm in best else "",
+                "seeds": len(same),
+            }
+            for metric in METRIC_NAMES:
+                s = spread(column(same, metric))
+                line |= {f"{metric}_mean": s.mean, f"{metric}_sd": s.sd}
+            out.append(line)
+    columns = [
+        Column("task", "task"),
+        Column("group", "contender"),
+        Column("learning_rate", "lr", "{:g}"),
+        *numbers,
+        Column("validation_accuracy_mean", "validation accuracy", "{:.1%}"),
+        Column("test_accuracy_mean", "test accuracy", "{:.1%}"),
+        Column("test_accuracy_sd", "± sd", "{:.1%}"),
+        Column("train_loss_mean", "training loss", "{:.3f}"),
+        Column("test_loss_mean", "test loss", "{:.3f}"),
+        Column("chosen", "chosen"),
+    ]
+    return Table(name, title, columns, out)
+
+
+def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Row]:
+    """Mean and band of a metric over the epochs, per contender, for a line plot."""
+    out = []
+    for arm in arms:
+        mine = where(rows, arm=arm)
+        for step in unique(mine, "step"):
+            now = where(mine, step=step)
+            s = spread(column(now, metric))
+            if not math.isfinite(s.mean):
+                continue  # some seed has diverged; there is no mean to draw
+            out.append(
+                {
+                    "series": now[0]["group"],
+                    "x": now[0]["epoch"],
+                    "y": s.mean,
+                    "low": s.mean - s.sd,
+                    "high": s.mean + s.sd,
+                }
+            )
+    return out

@@ -1,0 +1,202 @@
+"""A user's own comparison: some optimizers on one task, with equal budgets for tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from adamw_jax import info, list_optimizers
+from adamw_jax.lab.choices import unknown
+from adamw_jax.lab.experiments import common
+from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.plots.dots import paired_dots
+from adamw_jax.lab.plots.lines import lines
+from adamw_jax.lab.recipes import SCHEDULES, Arm, catalogue, settings
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table
+from adamw_jax.lab.stats import paired, spread
+from adamw_jax.lab.tasks import get_task
+from adamw_jax.lab.train import Plan, Runner
+
+PREFIX = "lookahead_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What ``adamw-jax compare`` asks for.
+
+    Attributes:
+      task: name of a task.
+      optimizers: names as ``create`` takes them; the others are compared with the first.
+      seeds: of initial weights and of the order of examples.
+      steps: of every run.
+      points: evaluations in a run.
+      learning_rates: every optimizer gets all of them.
+      weight_decay: decoupled decay of every optimizer.
+      b2: of every optimizer that has one; None for its own default.
+      schedule: of every run.
+    """
+
+    task: str = "digits"
+    optimizers: tuple[str, ...] = ("adamw", "radam")
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    steps: int = 400
+    points: int = 10
+    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    weight_decay: float = 0.1
+    b2: float | None = 0.99
+    schedule: str = "one_cycle"
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked before any work is done."""
+        get_task(self.task)
+        if len(set(self.optimizers)) < max(2, len(self.optimizers)):
+            raise ValueError(
+                f"optimizers must be at least two different names, got {', '.join(self.optimizers)!r}; "
+                f"choose from {', '.join(list_optimizers())}, each perhaps with {PREFIX} before it."
+            )
+        for name in self.optimizers:
+            check_optimizer(name)
+        if len(self.seeds) < 2:
+            raise ValueError(f"seeds must be 2 or more, for an interval, got {len(self.seeds)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
+        if not self.learning_rates or not all(0 < rate < 100 for rate in self.learning_rates):
+            raise ValueError(f"learning rates must be numbers > 0, got {self.learning_rates!r}.")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be a number >= 0, got {self.weight_decay!r}.")
+        if self.b2 is not None and not 0 <= self.b2 < 1:
+            raise ValueError(f"b2 must lie in [0, 1), got {self.b2!r}.")
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ValueError, with the choices, where ``create`` knows no such name."""
+    if name.removeprefix(PREFIX) not in list_optimizers():
+        raise ValueError(unknown("optimizer", name, list_optimizers()))
+
+
+def numbers_for(name: str, weight_decay: float, b2: float | None) -> dict[str, float]:
+    """The keyword arguments that this optimizer takes."""
+    takes = inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
+    numbers = {"weight_decay": weight_decay} if "weight_decay" in takes else {}
+    return numbers | ({"b2": b2} if b2 is not None and "b2" in takes else {})
+
+
+def measure(s: Settings, runner: Runner) -> Rows:
+    """Trains every optimizer at every learning rate."""
+    arms = [
+        Arm(name, catalogue(name), s.schedule, rate,
+            settings(**numbers_for(name, s.weight_decay, s.b2)))
+        for name in s.optimizers
+        for rate in s.learning_rates
+    ]  # fmt: skip
+    steps = max(s.points, s.steps // s.points * s.points)
+    return runner.train(s.task, arms, Plan(s.seeds, steps, s.points, common.BATCH_SIZE))
+
+
+def analyse(s: Settings, rows: Rows) -> Result:
+    """Compares every optimizer with the first, each at its best learning rate."""
+    first = s.optimizers[0]
+    ends = common.at_end(rows)
+    best = {name: common.best_arm(common.where(rows, group=name)) for name in s.optimizers}
+    values = {n: common.column(common.where(ends, arm=best[n]), "test_accuracy") for n in best}
+    lines_of: list[Row] = []
+    for name in s.optimizers:
+        same = common.where(ends, arm=best[name])
+        line: dict[str, Any] = {
+            "optimizer": name,
+            "learning_rate": same[0]["learning_rate"],
+            "mean": spread(values[name]).mean,
+            "sd": spread(values[name]).sd,
+            "loss": spread(common.column(same, "test_loss")).mean,
+        }
+        if name != first:
+            difference = paired(values[name], values[first])
+            line |= dataclasses.asdict(difference)
+            line["difference"] = common.interval(difference, "test_accuracy")
+        lines_of.append(line)
+    columns = [
+        Column("optimizer", "optimizer"),
+        Column("learning_rate", "best lr", "{:g}"),
+        Column("mean", "test accuracy", "{:.1%}"),
+        Column("sd", "± sd", "{:.1%}"),
+        Column("loss", "test loss", "{:.3f}"),
+        Column("difference", f"difference to {first}, 95 % interval"),
+    ]
+    verdicts = [
+        common.compare_groups(
+            rows, s.task, name, first, f"{name} reaches a higher accuracy than {first}"
+        )
+        for name in s.optimizers[1:]
+    ]
+    tables = [
+        Table("summary", f"Each optimizer at its best learning rate, {len(s.seeds)} seeds", columns,
+              lines_of),
+        common.arms_table("settings", "Every setting", rows),
+    ]  # fmt: skip
+    return Result(verdicts, tables, [_figure(s, rows, best)], _edges(s, rows, best))
+
+
+def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:
+    """A warning for each optimizer whose best learning rate is the first or last of the grid."""
+    ends = {min(s.learning_rates), max(s.learning_rates)}
+    chosen = {n: common.where(rows, arm=arm)[0]["learning_rate"] for n, arm in best.items()}
+    return [
+        f"The best learning rate of {name}, {rate:g}, is at the edge of the grid; a wider --lr-grid "
+        "may treat it better."
+        for name, rate in chosen.items()
+        if rate in ends
+    ]
+
+
+def _figure(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> Figure:
+    ends = common.at_end(rows)
+    fan: list[Row] = []
+    for name in s.optimizers:
+        for rate in sorted(s.learning_rates):
+            same = common.where(ends, group=name, learning_rate=rate)
+            value = spread(common.column(same, "test_accuracy"))
+            fan.append({"series": name, "x": rate, "y": value.mean,
+                        "low": value.mean - value.sd, "high": value.mean + value.sd})  # fmt: skip
+    dots = [
+        {"series": name, "seed": row["seed"], "value": row["test_accuracy"]}
+        for name in s.optimizers
+        for row in common.where(ends, arm=best[name])
+    ]
+    return Figure(
+        name="accuracy",
+        title=f"{', '.join(s.optimizers)} on {get_task(s.task).title}",
+        alt="Three panels: test accuracy against the learning rate for every optimizer; the accuracy "
+        "during training at the best learning rate; and at its end, seed by seed.",
+        panels=[
+            Panel(
+                "Against the learning rate",
+                lines("learning rate", "test accuracy", xscale="log", percent=True, spread="bars",
+                      markers=True, ticks_at_data=True, legend="lower center"),
+                fan,
+            ),
+            Panel(
+                "During training, at the best lr",
+                lines("epochs", "test accuracy", percent=True, legend="lower right"),
+                common.curve_rows(rows, best.values(), "test_accuracy"),
+            ),
+            Panel("Seed by seed, at the best lr", paired_dots("test accuracy", percent=True), dots),
+        ],
+        columns=3,
+    )  # fmt: skip
+
+
+EXPERIMENT = register(
+    Experiment(
+        name="compare",
+        title="Comparison",
+        question="Which of these optimizers is the best on this task, and by how much?",
+        setup="Every optimizer is trained with the same learning rates, seeds and steps; each is shown at "
+        "its best learning rate by validation accuracy, and reported on test data.",
+        presets={"demo": Settings(), "quick": Settings(seeds=(0, 1), steps=100),
+                 "tiny": Settings(seeds=(0, 1), steps=20, points=2, learning_rates=(0.01,))},
+        measure=measure,
+        analyse=analyse,
+    )
+)  # fmt: skip

@@ -1,0 +1,82 @@
+"""Lines with bands or error bars.
+
+Rows: ``series``, ``x``, ``y`` and, where there is a spread, ``low`` and ``high``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from adamw_jax.lab.plots.style import series_style
+from adamw_jax.lab.results import Row
+
+Draw = Callable[[Any, Sequence[Row]], None]
+
+
+def lines(
+    xlabel: str,
+    ylabel: str,
+    *,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    percent: bool = False,
+    spread: str = "band",
+    markers: bool = False,
+    ticks_at_data: bool = False,
+    ylim: tuple[float | None, float | None] | None = None,
+    legend: str | None = "best",
+) -> Draw:
+    """A drawing of one line per series.
+
+    Args:
+      xlabel: under the axis.
+      ylabel: beside it.
+      xscale: ``"linear"`` or ``"log"``.
+      yscale: the same.
+      percent: print y as per cent.
+      spread: ``"band"``, ``"bars"`` or ``"none"``.
+      markers: mark the points.
+      ticks_at_data: one tick per x that occurs.
+      ylim: range of y.
+      legend: its place, or None for no legend.
+    """
+
+    def draw(ax: Any, rows: Sequence[Row]) -> None:
+        names = list(dict.fromkeys(row["series"] for row in rows))
+        for i, name in enumerate(names):
+            mine = [row for row in rows if row["series"] == name]
+            _one(ax, mine, name, series_style(i), spread, markers)
+        ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        if ylim is not None:
+            ax.set_ylim(*ylim)
+        if percent:
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+        if ticks_at_data:
+            values = sorted({row["x"] for row in rows})
+            ax.set_xticks(values, [f"{value:g}" for value in values])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        if legend is not None and len(names) > 1:
+            ax.legend(loc=legend, handlelength=2.8)
+
+    return draw
+
+
+def _one(
+    ax: Any, rows: Sequence[Row], name: str, style: dict[str, Any], spread: str, markers: bool
+) -> None:
+    x, y = [row["x"] for row in rows], [row["y"] for row in rows]
+    style = dict(style)
+    if not markers:
+        style["marker"] = "none"
+    ax.plot(x, y, label=name, **style)
+    if spread == "none" or rows[0].get("low") is None:
+        return
+    low, high = [row["low"] for row in rows], [row["high"] for row in rows]
+    if spread == "band":
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    else:
+        ax.vlines(x, low, high, color=style["color"], linewidth=1.4, alpha=0.8)

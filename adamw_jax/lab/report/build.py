@@ -1,0 +1,97 @@
+"""From a folder of logs to verdicts, tables, pictures and the two reports.
+
+    report.html report.md verdicts.csv     figures/*.png *.svg *.csv     tables/*.csv
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamw_jax.lab.logs import Logged, read_json, read_log
+from adamw_jax.lab.plots.files import as_csv, write
+from adamw_jax.lab.report import html, markdown
+from adamw_jax.lab.report.overview import overview
+from adamw_jax.lab.results import Figure, Result, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One experiment in a report; ``pictures`` are the files of its figures, in order."""
+
+    logged: Logged
+    result: Result
+    pictures: Sequence[dict[str, Path]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that a report says.
+
+    Attributes:
+      folder: where it lies.
+      run: the content of ``run.json``.
+      sections: the experiments.
+      overview: the picture at the top, with its files; None where there is none.
+    """
+
+    folder: Path
+    run: dict[str, Any]
+    sections: Sequence[Section]
+    overview: tuple[Figure, dict[str, Path]] | None
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts, those on one claim together."""
+        return grouped(verdict for section in self.sections for verdict in section.result.verdicts)
+
+
+def build(folder: Path) -> Report:
+    """Analyses the logs in a folder and writes everything that follows from them.
+
+    Raises:
+      ValueError: the folder holds no run, or a log is damaged.
+    """
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} holds no results: it has no run.json.")
+    run = read_json(folder / "run.json")
+    logs = [read_log(folder / "logs", name) for name in run["experiments"]]
+    results = {logged.experiment.name: logged.experiment.analyse(logged.settings, logged.rows)
+               for logged in logs}  # fmt: skip
+    sections = [_section(folder, logged, results[logged.experiment.name]) for logged in logs]
+    picture = overview(run["title"], results)
+    report = Report(
+        folder, run, sections, (picture, write(picture, folder / "figures")) if picture else None
+    )
+    if report.verdicts:
+        rows = [dataclasses.asdict(verdict) for verdict in report.verdicts]
+        (folder / "verdicts.csv").write_text(as_csv(rows), encoding="utf-8")
+    (folder / "report.html").write_text(html.page(report), encoding="utf-8")
+    (folder / "report.md").write_text(markdown.page(report), encoding="utf-8")
+    return report
+
+
+def grouped(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """In order of appearance, but verdicts on the same claim next to each other."""
+    claims: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        claims.setdefault(verdict.claim, []).append(verdict)
+    return [verdict for same in claims.values() for verdict in same]
+
+
+def _section(folder: Path, logged: Logged, result: Result) -> Section:
+    name = logged.experiment.name
+    figures = [
+        dataclasses.replace(figure, name=f"{name}-{figure.name}") for figure in result.figures
+    ]
+    tables = [dataclasses.replace(table, name=f"{name}-{table.name}") for table in result.tables]
+    result = dataclasses.replace(
+        result, figures=figures, tables=tables, verdicts=grouped(result.verdicts)
+    )
+    (folder / "tables").mkdir(exist_ok=True)
+    for table in tables:
+        path = folder / "tables" / f"{table.name}.csv"
+        path.write_text(as_csv(table.rows), encoding="utf-8")
+    return Section(logged, result, [write(figure, folder / "figures") for figure in figures])

@@ -1,0 +1,79 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from adamw_jax.lab.experiments.registry import settings_hash
+from adamw_jax.lab.results import Table
+
+if TYPE_CHECKING:
+    from adamw_jax.lab.report.build import Report, Section
+
+
+def page(report: Report) -> str:
+    """The whole file."""
+    run = report.run
+    parts = [
+        f"# {run['title']}",
+        f"`{run['command']}`, started {run['started']}, {run['seconds']:.0f} s of measuring on "
+        f"{run['environment']['processor']} ({run['environment']['cores']} cores).",
+    ]
+    if report.overview:
+        figure, files = report.overview
+        parts.append(f"![{figure.alt}](figures/{files['png'].name})")
+    if report.verdicts:
+        parts += ["## Verdicts", _verdicts(report)]
+    parts += [part for section in report.sections for part in _section(section)]
+    parts += ["## Environment", _lines(f"{k}: {v}" for k, v in run["environment"].items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(report: Report) -> str:
+    rows = [
+        (v.claim, v.task, f"**{v.word}**", v.evidence, v.rule, v.literature)
+        for v in report.verdicts
+    ]
+    return grid(("Claim", "Task", "Verdict", "Evidence", "Rule", "Literature"), rows)
+
+
+def _section(section: Section) -> list[str]:
+    logged = section.logged
+    experiment = logged.experiment
+    parts = [f"## {experiment.title}", experiment.question, experiment.setup]
+    if section.result.verdicts:
+        parts.append(
+            _lines(f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in section.result.verdicts)
+        )
+    if section.result.remarks:
+        parts.append(_lines(section.result.remarks))
+    for figure, files in zip(section.result.figures, section.pictures, strict=True):
+        parts.append(f"![{figure.alt}](figures/{files['png'].name})")
+        parts.append(f"Numbers: [{files['csv'].name}](figures/{files['csv'].name})")
+    for table in section.result.tables:
+        parts += [f"### {table.title}", of_table(table)]
+    settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(logged.settings).items())
+    parts.append(
+        f"Preset {logged.preset}, settings {settings_hash(logged.settings)}: {settings}. "
+        f"{logged.seconds:.1f} s. {experiment.reference}."
+    )
+    return parts
+
+
+def of_table(table: Table) -> str:
+    """A table of results."""
+    rows = [[column.cell(row) for column in table.columns] for row in table.rows]
+    return grid([column.title for column in table.columns], rows)
+
+
+def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)

@@ -1,0 +1,30 @@
+"""The tasks, by name. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from adamw_jax.lab.choices import choose
+from adamw_jax.lab.tasks.digits import digits, digits_noisy
+from adamw_jax.lab.tasks.mnist1d import mnist1d
+from adamw_jax.lab.tasks.record import Split, Task
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "mnist1d": mnist1d,
+    "digits": digits,
+    "digits_noisy": digits_noisy,
+}
+
+
+@functools.cache
+def get_task(name: str) -> Task:
+    """A task by name.
+
+    Raises:
+      ValueError: there is none of that name; the message names those there are.
+    """
+    return choose("task", name, TASKS)()
+
+
+__all__ = ["TASKS", "Split", "Task", "get_task"]

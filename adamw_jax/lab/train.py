@@ -1,0 +1,275 @@
+"""The runner: many settings and seeds trained side by side in few compiled programs.
+
+A program trains several arms and all their seeds under ``vmap`` for a stretch of steps under
+``scan``, and evaluates. Between stretches the host reports progress. On a CPU two programs run at
+once, each with few enough lanes for the caches; an accelerator takes all lanes of a recipe at once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamw_jax import eval_params
+from adamw_jax.lab.models import Network, mlp
+from adamw_jax.lab.progress import Progress
+from adamw_jax.lab.recipes import Arm, Carrier, Recipe, tables
+from adamw_jax.lab.tasks import Split, Task, get_task
+
+CPU_LANES = 8
+TABLE = 1024
+METRICS = (
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long and how often.
+
+    Attributes:
+      seeds: each draws its own initial weights and order of examples.
+      steps: of a run; a multiple of ``points``.
+      points: evaluations, evenly spread; the last is at the end.
+      batch_size: examples per step.
+    """
+
+    seeds: tuple[int, ...]
+    steps: int
+    points: int
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        """Checks that seeds differ and that the evaluations fit."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds!r}.")
+        if self.points < 1 or self.steps < 1 or self.steps % self.points:
+            raise ValueError(
+                f"steps must be a positive multiple of the {self.points} evaluations, got "
+                f"{self.steps!r}; try {max(1, round(self.steps / max(self.points, 1))) * self.points}."
+            )
+
+
+Row = dict[str, Any]
+
+
+class Runner:
+    """Trains arms; keeps compiled programs, so that experiments share them."""
+
+    def __init__(self, progress: Progress, workers: int | None = None):
+        """Sets up.
+
+        Args:
+          progress: told after every stretch.
+          workers: programs at once; None for two on a CPU with two cores or more, else one.
+        """
+        on_cpu = jax.default_backend() == "cpu"
+        self.progress = progress
+        self.workers = workers or (2 if on_cpu and (os.cpu_count() or 1) > 1 else 1)
+        self.lanes = CPU_LANES if on_cpu else 4096
+        self._functions: dict[Any, Any] = {}
+        self._programs: dict[Any, concurrent.futures.Future] = {}
+        self._done: dict[Any, list[Row]] = {}
+        self._guard = threading.Lock()
+
+    def train(self, task_name: str, arms: Sequence[Arm], plan: Plan) -> list[Row]:
+        """Trains every arm with every seed; what was trained before is not trained again.
+
+        Returns:
+          One row per arm, seed and evaluation, in that order: task, the arm's description, seed,
+          step, epoch and ``METRICS``.
+        """
+        task = get_task(task_name)
+        new = list({self._key(task, arm, plan): arm for arm in arms}.items())
+        new = [arm for key, arm in new if key not in self._done]
+        chunks = list(_chunks(new, max(1, self.lanes // len(plan.seeds))))
+        if new:
+            self.progress.begin(task.title, len(new) * len(plan.seeds) * plan.steps)
+            with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+                parts = pool.map(lambda chunk: self._train_chunk(task, *chunk, plan), chunks)
+                for (chunk, _), tables in zip(chunks, parts, strict=True):
+                    for arm, table in zip(chunk, tables, strict=True):
+                        self._done[self._key(task, arm, plan)] = table
+            self.progress.end()
+        return [
+            {"task": task.name, **arm.described(), **row}
+            for arm in arms
+            for row in self._done[self._key(task, arm, plan)]
+        ]
+
+    @staticmethod
+    def _key(task: Task, arm: Arm, plan: Plan) -> Any:
+        return task.name, arm.recipe.name, arm.schedule, arm.learning_rate, arm.settings, plan
+
+    def _train_chunk(
+        self, task: Task, arms: list[Arm], width: int, plan: Plan
+    ) -> list[list[Row]]:
+        """Trains arms of one recipe, ``width`` arms wide, so that all chunks fit one program."""
+        steps, stretch = plan.steps, plan.steps // plan.points
+        padded = arms + [arms[-1]] * (width - len(arms))
+        data = _on_device(task.name)
+        network, start, stretch_of = self._functions_for(task, arms[0].recipe)
+        lanes = [(arm, seed) for arm in padded for seed in plan.seeds]
+        numbers = _stack([dict(arm.settings) for arm, _ in lanes])
+        curves = [tables(arm.schedule, arm.learning_rate, steps) for arm, _ in lanes]
+        carriers = tuple(_padded(np.stack(column)) for column in zip(*curves, strict=True))
+        orders = {seed: _order(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds}
+
+        params = _stack_trees([network.init(seed) for _, seed in lanes])
+        carry = start(params, numbers, carriers)
+        rows: list[Row] = []
+        for point in range(plan.points):
+            window = slice(point * stretch, (point + 1) * stretch)
+            order = jnp.asarray(np.stack([orders[seed][window] for _, seed in lanes]))
+            program = self._compiled(stretch_of, carry, numbers, carriers, order, data)
+            carry, metrics = program(carry, numbers, carriers, order, data)
+            table = np.asarray(metrics)[: len(arms) * len(plan.seeds)]
+            step = (point + 1) * stretch
+            epoch = step * plan.batch_size / len(task.train)
+            rows += [
+                {"seed": seed, "step": step, "epoch": epoch}
+                | {k: _finite(v) for k, v in zip(METRICS, values, strict=True)}
+                for (_, seed), values in zip(lanes, table, strict=False)
+            ]
+            table = np.nan_to_num(table, nan=0.0, posinf=0.0)
+            self.progress.advance(
+                stretch * len(table),
+                f"{arms[0].recipe.name}: step {step} of {steps}, loss {np.median(table[:, 0]):.3f}, "
+                f"best accuracy {100 * table[:, 2].max():.1f} %",
+            )
+        each = len(plan.seeds)
+        total = len(arms) * each
+        return [
+            [row for lane in range(i * each, (i + 1) * each) for row in rows[lane::total]]
+            for i in range(len(arms))
+        ]
+
+    def _functions_for(self, task: Task, recipe: Recipe) -> tuple[Network, Any, Any]:
+        """The network and the jitted functions of a recipe, made once."""
+        key = (recipe.name, task.features, task.classes)
+        with self._guard:
+            if key not in self._functions:
+                network = mlp(task.features, task.classes)
+                self._functions[key] = (
+                    network,
+                    jax.jit(functools.partial(_start, recipe)),
+                    jax.jit(functools.partial(_stretch, network, recipe), donate_argnums=0),
+                )
+            return self._functions[key]
+
+    def _compiled(self, function: Any, *args: Any) -> Any:
+        """The program for these shapes; compiled by whoever asks first, the others wait."""
+        key = (function, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args)))
+        with self._guard:
+            mine = key not in self._programs
+            future = self._programs.setdefault(key, concurrent.futures.Future())
+        if mine:
+            try:
+                future.set_result(function.lower(*args).compile())
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+
+def _start(recipe: Recipe, params: Any, numbers: Any, carriers: Any) -> Any:
+    def lane(params: Any, numbers: Any, carriers: Any) -> Any:
+        return params, recipe.build(Carrier(*carriers), numbers).init(params)
+
+    return jax.vmap(lane)(params, numbers, carriers)
+
+
+def _stretch(
+    network: Network, recipe: Recipe, carry: Any, numbers: Any, carriers: Any, order: Any, data: Any
+) -> Any:
+    """Some steps for all lanes, then the metrics, of shape (lanes, len(METRICS))."""
+    (inputs, labels), *held_out = data
+
+    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = network.apply(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def lane(carry: Any, numbers: Any, carriers: Any, order: jax.Array) -> Any:
+        tx = recipe.build(Carrier(*carriers), numbers)
+
+        def step(carry: Any, batch: jax.Array) -> Any:
+            params, state = carry
+            loss, gradient = jax.value_and_grad(loss_of)(params, inputs[batch], labels[batch])
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        carry, losses = jax.lax.scan(step, carry, order)
+        weights = eval_params(carry[1], carry[0])
+        metrics = [losses.mean()]
+        for x, y in held_out:
+            logits = network.apply(weights, x)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            right = (logits.argmax(-1).astype(y.dtype) == y).astype(jnp.float32).mean()
+            metrics += [loss, right]
+        return carry, jnp.stack(metrics)
+
+    return jax.vmap(lane)(carry, numbers, carriers, order)
+
+
+def _chunks(arms: Sequence[Arm], width: int) -> Iterator[tuple[list[Arm], int]]:
+    """Arms of one recipe and one set of numbers, at most ``width`` at a time."""
+    groups: dict[Any, list[Arm]] = {}  # one program each
+    for arm in arms:
+        groups.setdefault((arm.recipe.name, tuple(k for k, _ in arm.settings)), []).append(arm)
+    for group in groups.values():
+        wide = min(width, len(group))
+        for i in range(0, len(group), wide):
+            yield group[i : i + wide], wide
+
+
+def _stack(numbers: list[dict[str, float]]) -> dict[str, jax.Array]:
+    return {
+        name: jnp.asarray([row[name] for row in numbers], jnp.float32) for name in numbers[0]
+    }
+
+
+def _padded(curves: np.ndarray) -> jax.Array:
+    """Schedules of any length in few shapes, so that runs of different lengths share a program."""
+    missing = -curves.shape[1] % TABLE
+    return jnp.asarray(np.pad(curves, ((0, 0), (0, missing)), mode="edge"))
+
+
+def _finite(value: Any) -> float | None:
+    """The number, or None where a run has diverged; JSON has no word for infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _stack_trees(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
+def _order(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
+    """Which examples each step sees: a new permutation every epoch; shape (steps, batch_size)."""
+    rng = np.random.default_rng([seed, examples])
+    per_epoch = examples // batch_size
+    epochs = -(-steps // per_epoch)
+    drawn = [rng.permutation(examples)[: per_epoch * batch_size] for _ in range(epochs)]
+    return np.concatenate(drawn).reshape(-1, batch_size)[:steps].astype(np.int32)
+
+
+@functools.cache
+def _on_device(task_name: str) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    task = get_task(task_name)
+
+    def put(split: Split) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(split.inputs), jnp.asarray(split.labels)
+
+    return put(task.train), put(task.validation), put(task.test)

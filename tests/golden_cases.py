@@ -1,0 +1,124 @@
+"""The cases of the golden sets, discovered from their manifests.
+
+A set is a folder with a ``manifest.json`` that lists its files under ``entries`` or ``cases``. The
+environment variable ``ADAMW_JAX_GOLDEN`` names a set, or a folder of sets, to test in place of the
+project's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OWN_SETS = Path(__file__).parent / "golden"
+VARIABLE = "ADAMW_JAX_GOLDEN"
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One recorded trajectory, schedule or result.
+
+    Attributes:
+      folder: the set it belongs to.
+      entry: its entry in the manifest.
+    """
+
+    folder: Path
+    entry: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.entry["name"] if "name" in self.entry else self.entry["id"]
+
+    @property
+    def label(self) -> str:
+        return f"{self.folder.name}-{self.name}"
+
+    @property
+    def system(self) -> str:
+        return self.entry["system"]
+
+    @property
+    def source(self) -> str:
+        """Short name of whose code was run; "" in the sets that do not say."""
+        return self.entry.get("source_key", "")
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.entry.get("hyperparameters", {}))
+
+    @property
+    def says(self) -> str:
+        """What the manifest tells in words: the role of the case and its notes."""
+        return f"{self.entry.get('role', '')}. {self.entry.get('notes', '')}"
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether it records a mistake, which must not be reproduced."""
+        return self.entry.get("role", "").startswith("negative")
+
+    @property
+    def leaves(self) -> list[str]:
+        return list(self.entry["leaves"])
+
+    @property
+    def tolerance(self) -> tuple[float, float]:
+        """rtol and atol in float64."""
+        return self.entry["suggested_rtol"], self.entry["suggested_atol"]
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its arrays, all that the manifest promises."""
+        with np.load(self.folder / self.entry["file"], allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        missing = set(self.entry.get("arrays", ())) - set(arrays)
+        assert not missing, f"{self.label}: the file lacks {sorted(missing)}"
+        return arrays
+
+    @property
+    def reference(self) -> dict[str, np.ndarray]:
+        """What is to be reproduced: parameters after every step, and slow weights if there are."""
+        names = [f"{kind}_{leaf}" for kind in ("params", "slow") for leaf in self.leaves]
+        return {name: self.arrays[name] for name in names if name in self.arrays}
+
+
+def find_sets(where: Path) -> list[Path]:
+    """The sets in a folder: itself, or the folders in it."""
+    if (where / MANIFEST).is_file():
+        return [where]
+    return sorted(manifest.parent for manifest in where.glob(f"*/{MANIFEST}"))
+
+
+def discover(where: Path) -> list[Case]:
+    """Every case of the sets in a folder."""
+    cases = []
+    for folder in find_sets(where):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        kind = "entries" if "entries" in manifest else "cases"
+        cases += [Case(folder, entry) for entry in manifest[kind]]
+    return cases
+
+
+def require_cases(cases: Sequence[Case], where: Path) -> None:
+    """Fails where there is nothing to test, or a set or a file is missing."""
+    assert cases, f"no golden case in {where}: it must hold a {MANIFEST}, or folders with one"
+    for folder in find_sets(where):
+        mine = [case for case in cases if case.folder == folder]
+        assert mine, f"{folder / MANIFEST} lists no case"
+        listed = json.loads((folder / MANIFEST).read_text()).get("count", len(mine))
+        assert listed == len(mine), f"{folder / MANIFEST} promises {listed} cases, has {len(mine)}"
+    lost = [case.label for case in cases if not (case.folder / case.entry["file"]).is_file()]
+    assert not lost, f"the files of these cases are missing: {lost}"
+
+
+WHERE = Path(os.environ.get(VARIABLE) or OWN_SETS).expanduser()
+CASES = discover(WHERE)
+"""What is tested."""

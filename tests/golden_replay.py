@@ -1,0 +1,100 @@
+"""Replays recorded gradients through a transformation, and measures how far off it comes out.
+
+In float64 the parameters after every step agree to the manifest's tolerance. In float32 their
+*change* since the start agrees element by element: the error is at most 1e-4 of the largest change
+that the element has made so far, plus what adding t updates to a float32 number may round, t times
+half a unit in the last place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamw_jax import eval_params
+from tests.golden_cases import Case
+
+HALF_ULP = 2.0**-24
+FLOAT32_RTOL = 1e-4
+FAR = 1e-2
+"""A trajectory whose change is off by more than this share is another trajectory."""
+
+Trajectory = dict[str, np.ndarray]
+
+
+def replay(case: Case, tx: optax.GradientTransformation) -> Trajectory:
+    """Parameters (and slow weights) after every step, in the precision of the current context."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+
+    def tree(kind: str) -> dict[str, jax.Array]:
+        return {leaf: jnp.asarray(case.arrays[f"{kind}_{leaf}"], dtype) for leaf in case.leaves}
+
+    has_slow = any(name.startswith("slow_") for name in case.reference)
+
+    def step(carry: Any, gradient: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        seen = {"params": params, **({"slow": eval_params(state, params)} if has_slow else {})}
+        return (params, state), seen
+
+    @jax.jit
+    def whole(params: Any, gradients: Any) -> Any:
+        return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
+
+    seen = whole(tree("params_0"), tree("grads"))
+    result = {f"{k}_{leaf}": np.asarray(x) for k, v in seen.items() for leaf, x in v.items()}
+    assert set(result) == set(case.reference)
+    return result
+
+
+def assert_matches(case: Case, got: Trajectory, rtol: float | None = None) -> None:
+    """Equal to the reference at the manifest's tolerance, or a wider one."""
+    suggested, atol = case.tolerance
+    for name, want in case.reference.items():
+        assert got[name].dtype == want.dtype == np.float64
+        np.testing.assert_allclose(
+            got[name], want, rtol=rtol or suggested, atol=atol, err_msg=f"{case.label}: {name}"
+        )
+
+
+def change_errors(case: Case, got: Trajectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For every array the error of the change, and the largest change so far, element by element."""
+    result = {}
+    for name, want in case.reference.items():
+        start = case.arrays[f"params_0_{name.partition('_')[2]}"]
+        here = got[name].astype(np.float64) - start.astype(got[name].dtype).astype(np.float64)
+        largest = np.maximum.accumulate(np.abs(want - start), axis=0)
+        result[name] = np.abs(here - (want - start)), largest
+    return result
+
+
+def assert_matches_in_float32(case: Case, got: Trajectory) -> None:
+    """The bound of this module's docstring."""
+    for name, (error, largest) in change_errors(case, got).items():
+        assert got[name].dtype == np.float32
+        want = case.reference[name]
+        additions = np.arange(1, len(want) + 1).reshape(-1, *[1] * (want.ndim - 1))
+        size = np.maximum.accumulate(np.maximum(np.abs(want), np.abs(got[name])), axis=0)
+        allowed = FLOAT32_RTOL * largest + HALF_ULP * additions * size
+        worst = np.max(error / np.maximum(allowed, np.finfo(np.float64).tiny))
+        assert worst <= 1.0, f"{case.label}: {name} is off by {worst:.3g} times what is allowed"
+
+
+def distance(case: Case, got: Trajectory) -> float:
+    """The largest error of a change, as a share of the element's largest change so far."""
+    shares = [
+        error[largest > 0] / largest[largest > 0]
+        for error, largest in change_errors(case, got).values()
+    ]
+    return max(float(np.max(share, initial=0.0)) for share in shares)
+
+
+def assert_told_apart(case: Case, got: Trajectory) -> None:
+    """Far from the reference, as from a recorded mistake or from another form."""
+    apart = distance(case, got)
+    assert apart > FAR, f"{case.label} is reproduced up to {apart:.3g}, and must not be"
