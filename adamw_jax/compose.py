@@ -22,7 +22,7 @@ Array([-0.1,  0.1], dtype=float32)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +102,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
                 require_params(spec.name, params)
-            step = Step(
-                state.count, {k: values[v] for k, v in own.items()}, params, extra, signals
-            )
+            step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
             if spec.takes is None and flow is not updates:
                 flow = numerics.cast_like(flow, updates)
             flow, memory = spec.apply(flow, memories.get(spec.name, optax.EmptyState()), step)
@@ -113,7 +111,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         new_state = ComposeState(increment(state.count), live, memories)
         return numerics.cast_like(flow, updates), new_state
 
-    self = Composed(init, update)
+    self = Composed(init, cast(Any, update))
     self.specs, self.hyperparams, self.frozen = specs, declared, frozen
     return self
 

@@ -124,13 +124,11 @@ def decoupled_decay(
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
     kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
-    return stage(
-        "decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True
-    )
+    return stage("decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True)
 
 
 def normalized_decay(norm: float, updates: float) -> float:
-    """lambda = norm / sqrt(updates): decay that carries over between lengths of training.
+    """Gives ``norm / sqrt(updates)``, decay that carries over between lengths of training.
 
     Args:
       norm: normalised decay, dimensionless; 0.025 to 0.05 served the authors (appendix B.1).

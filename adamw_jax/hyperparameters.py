@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -100,7 +101,6 @@ def _check_array(name: str, value: Any, domain: Domain) -> None:
             "the average. Pass it in float32; with optax.inject_hyperparams, give "
             "hyperparam_dtype=jnp.float32."
         )
-
 
 
 def number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:

@@ -45,8 +45,8 @@ def from_optax(saved: State, tx: Composed, params: Tree) -> State:
     """The state of our recipe ``tx`` that goes on where an optax optimizer stood.
 
     Args:
-      saved: state of ``optax.adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or
-        ``sgd`` with momentum, wrapped or not.
+      saved: state of ``optax.adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief``
+        or ``sgd`` with momentum, wrapped or not.
       tx: the recipe of this library to go on with.
       params: current parameters.
 
@@ -58,7 +58,7 @@ def from_optax(saved: State, tx: Composed, params: Tree) -> State:
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
     theirs = _their_state(saved)
-    ours = tx.init(params)
+    ours: Any = tx.init(params)
     count = _their_count(saved, theirs)
     moments = ours.stages.get("estimate_moments")
     if moments is None:
@@ -171,8 +171,8 @@ def _fit(values: Tree, like: Tree, what: str) -> Tree:
     def leaf(path: Any, value: Any, place: Any) -> jax.Array:
         if jnp.shape(value) != place.shape:
             raise ValueError(
-                f"the {what} of {numerics.leaf_name(path)!r} has shape {jnp.shape(value)}, expected "
-                f"{place.shape}."
+                f"the {what} of {numerics.leaf_name(path)!r} has shape {jnp.shape(value)}, "
+                f"expected {place.shape}."
             )
         return jnp.array(value, dtype=place.dtype, copy=True)
 

@@ -56,7 +56,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
 
 
 def descend() -> Stage:
-    """Turns a direction that has its learning rate already into an update: *direction -> update*."""
+    """Negates a direction that has its learning rate already: *direction -> update*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         del step

@@ -54,8 +54,8 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
             )
     if isinstance(mask, (bool, np.bool_)) and not _is_single_leaf(tree):
         raise ValueError(
-            f"{argument} is the bare bool {bool(mask)}, which fits no parameter tree. If you passed "
-            "a function through optax.inject_hyperparams, it was taken for a schedule: add "
+            f"{argument} is the bare bool {bool(mask)}, which fits no parameter tree. If you "
+            "passed a function through optax.inject_hyperparams, it was taken for a schedule: add "
             f"static_args={argument!r} there."
         )
     try:
@@ -70,7 +70,7 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
 
 
 def except_named(*names: str) -> Callable[[Tree], Tree]:
-    """A mask that is False for leaves whose last name is among ``names`` (``"bias"``, ``"scale"``)."""
+    """A mask that is False for leaves whose last name is one of ``names``, such as ``"bias"``."""
 
     def mask(tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(

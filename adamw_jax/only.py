@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +28,9 @@ def only(inner: Any, where: masks.Mask) -> Stage:
       where: mask of the leaves, see ``decoupled_decay``; it may depend on names and shapes only.
     """
     if not isinstance(inner, Stage):
-        raise TypeError(f"only() takes a stage of adamw_jax, got {inner!r}; for others, optax.masked.")
+        raise TypeError(
+            f"only() takes a stage of adamw_jax, got {inner!r}; for others, optax.masked."
+        )
     spec = inner.spec
     if spec.takes is not spec.gives:
         raise ValueError(
@@ -99,7 +101,10 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
         if not all(jax.tree.leaves(chosen)):
             old = leafwise(jnp.asarray(default) if old is None else old, chosen)
             return jax.tree.map(
-                lambda use, n, o: n.astype(o.dtype) if use else o, chosen, leafwise(new, chosen), old
+                lambda use, n, o: n.astype(o.dtype) if use else o,
+                chosen,
+                leafwise(new, chosen),
+                old,
             )
         return new
 

@@ -1,15 +1,14 @@
 """``summary``: what a recipe is made of and what its state costs.
 
 >>> import jax.numpy as jnp
->>> from adamw_jax import adam
->>> print(summary(adam(1e-3), {"w": jnp.zeros((64, 64))}))
-stage                      kinds                 hyperparameters      state                 bytes/param
--------------------------  --------------------  -------------------  --------------------  -----------
-estimate_moments           gradient -> moments   b1=0.9, b2=0.999     float32               8.00
-correct_bias               moments -> moments                                               0.00
-precondition               moments -> direction  eps=1e-08                                  0.00
-scale_by_learning_rate     direction -> update   learning_rate=0.001                        0.00
-sum over 4,096 parameters                                             bool, float32, int32  8.01
+>>> from adamw_jax import ema, estimate_moments, no_moment, compose, precondition
+>>> sgd = compose(estimate_moments(ema(0.9), no_moment()), precondition(None))
+>>> print(summary(sgd, {"w": jnp.zeros((64, 64))}))
+stage                      kinds                 hyperparameters  state                 bytes/param
+-------------------------  --------------------  ---------------  --------------------  -----------
+estimate_moments           gradient -> moments   b1=0.9           float32               4.00
+precondition               moments -> direction                                         0.00
+sum over 4,096 parameters                                         bool, float32, int32  4.00
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class ParameterRules:
         idle = [p for p in self.table if names and not any(p in found for found in hits.values())]
         if unmatched or doubled or idle:
             raise ValueError(
-                f"rules must match every parameter exactly once. Unmatched parameters: {unmatched}; "
+                f"rules must match every parameter exactly once. Unmatched: {unmatched}; "
                 f"matched more than once: {doubled}; patterns without a parameter: {idle}."
             )
         return jax.tree_util.tree_map_with_path(
@@ -87,7 +87,7 @@ class ParameterRules:
 
 
 def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
-    """Rules for an optimizer's ``rules=`` argument, from patterns such as ``"encoder/*/kernel"``."""
+    """Rules for an optimizer's ``rules=``, from patterns such as ``"encoder/*/kernel"``."""
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):
             raise TypeError(f"rules map a pattern to a Rule, got {pattern!r}: {rule!r}.")
@@ -95,7 +95,7 @@ def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
 
 
 def scale_by_rules(rules: ParameterRules) -> Stage:
-    """Multiplies each leaf's direction by its rule's ``learning_rate``: *direction -> direction*."""
+    """Multiplies each leaf by its rule's ``learning_rate``: *direction -> direction*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         def leaf(rule: Rule, d: jax.Array) -> jax.Array:

@@ -124,7 +124,7 @@ def require_params(spec_name: str, params: Tree | None) -> None:
 
 def increment(count: jax.Array) -> jax.Array:
     """``count + 1``, staying at the largest int32 instead of wrapping."""
-    return optax.safe_increment(count)
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:

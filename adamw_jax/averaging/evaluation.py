@@ -30,9 +30,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
       ValueError: the state holds more than one set of averaged weights for a parameter.
     """
     averages = [
-        node.eval_params()
-        for node in jax.tree.leaves(state, is_leaf=_averages)
-        if _averages(node)
+        node.eval_params() for node in jax.tree.leaves(state, is_leaf=_averages) if _averages(node)
     ]
     result, taken = params, jax.tree.map(lambda _: False, params)
     for average in averages:

@@ -43,7 +43,7 @@ def momentum_of(state: State) -> Tree:
     if len(found) != 1:
         raise ValueError(
             'inner_state="pullback" needs an inner optimizer with one momentum (an optimizer of '
-            f"adamw_jax, optax.sgd with momentum, optax.adam, ...), found {len(found)} in its state."
+            f"adamw_jax, optax.sgd with momentum, optax.adam, ...), its state has {len(found)}."
         )
     node = found[0][1]
     return node.first if isinstance(node, MomentsState) else _momentum_field(node)

@@ -15,7 +15,7 @@ Array([1., 1.], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ def lookahead(
       slow_step_size: alpha in [0, 1], or a schedule of it; 1 leaves the inner optimizer as it is.
         Default 0.5 (paper; the authors' code has 0.8).
       inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
-        ``"reset"`` (moments and their clocks start anew; in an optax transformation the whole state),
-        or ``"pullback"`` (momentum <- alpha momentum + (1 - alpha) momentum at the last sync).
+        ``"reset"`` (moments and their clocks start anew; the whole state of an optax
+        transformation), or ``"pullback"`` (momentum <- alpha momentum + (1 - alpha) momentum at the last sync).
 
     Returns:
       A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
@@ -154,16 +154,14 @@ def _sync_if(
 def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an optax transformation, got {inner!r}.")
-    fast = optax.with_extra_args_support(inner)
+    fast: Any = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> LookaheadWrapperState:
         state = fast.init(params)
         momentum: Any = optax.EmptyState()
         if inner_state == "pullback":
             momentum = jax.tree.map(jnp.zeros_like, momentum_of(state))
-        return LookaheadWrapperState(
-            _start(params), jnp.zeros([], jnp.int32), state, momentum
-        )
+        return LookaheadWrapperState(_start(params), jnp.zeros([], jnp.int32), state, momentum)
 
     def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
         require_params("lookahead", params)
@@ -187,4 +185,4 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
         tail = LookaheadState(slow, _next(state.lookahead.since_sync, due))
         return new, LookaheadWrapperState(tail, increment(state.count), inner_new, momentum)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -2,7 +2,7 @@
 
     first:   m' = b1 m + (1 - b1) g
     second:  v' = b2 v + (1 - b2) |g|^2                    (Adam; Kingma & Ba 2014, 1412.6980)
-             s' = b2 s + (1 - b2) |g - m'|^2 + eps_root    (AdaBelief; Zhuang et al. 2020, 2010.07468)
+             s' = b2 s + (1 - b2) |g - m'|^2 + eps_root    (AdaBelief; Zhuang et al., 2010.07468)
 
 >>> import jax.numpy as jnp
 >>> part = ema(0.9)

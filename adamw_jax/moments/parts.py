@@ -54,7 +54,6 @@ class AverageState(NamedTuple):
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
     """Zeros shaped like ``params`` in the accumulator dtype."""
-
     dtype = storage_dtype("dtype", dtype)
 
     def zeros_of(p: Any) -> jax.Array:

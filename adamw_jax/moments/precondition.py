@@ -56,7 +56,9 @@ def precondition(
             direction = record.first.value
         else:
             direction = jax.tree.map(
-                lambda m, v: divided(record, step, eps_now, m, v), record.first.value, record.second.value
+                lambda m, v: divided(record, step, eps_now, m, v),
+                record.first.value,
+                record.second.value,
             )
         if record.gain is not None:
             direction = jax.tree.map(

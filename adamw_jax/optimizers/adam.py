@@ -42,7 +42,8 @@ def scale_by_adam(
     state_dtype = storage_dtype("state_dtype", state_dtype)
     return compose(
         estimate_moments(
-            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype), ema_of_squares(b2, dtype=state_dtype)
+            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype),
+            ema_of_squares(b2, dtype=state_dtype),
         ),
         amsgrad_max(dtype=state_dtype) if amsgrad else None,
         nesterov_ahead() if nesterov else None,
@@ -77,7 +78,7 @@ def adam(
     """Adam: a step of bias-corrected first moment over the root of the second.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).
@@ -105,7 +106,7 @@ def adam(
     direction=scale_by_adam,
     state_values=2,
     differs="weight_decay is 1e-4 as in optax; PyTorch and fastai take 1e-2. As there, it is "
-    'multiplied by the learning rate; the paper multiplies by the schedule only (decay="schedule").',
+    'multiplied by the learning rate; the paper multiplies by the schedule only: decay="schedule".',
     twin="adamw",
 )
 def adamw(
@@ -119,12 +120,12 @@ def adamw(
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
 ) -> Composed:
     """AdamW: Adam with weight decay that bypasses the moments.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).

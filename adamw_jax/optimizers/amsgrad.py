@@ -46,7 +46,8 @@ def scale_by_amsgrad(
     largest = amsgrad_max(dtype=state_dtype)
     return compose(
         estimate_moments(
-            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype), ema_of_squares(b2, dtype=state_dtype)
+            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype),
+            ema_of_squares(b2, dtype=state_dtype),
         ),
         largest if maximum == "raw" else None,
         correct_bias(bias_correction, first=bias_correction_mu, second=bias_correction_nu),
@@ -58,7 +59,8 @@ def scale_by_amsgrad(
 
 @register(
     title="AMSGrad",
-    equation="v_max <- max(v_max, v);  theta <- theta - lr m_hat / (sqrt(v_max / (1 - b2^t)) + eps)",
+    equation="v_max <- max(v_max, v);  "
+    "theta <- theta - lr m_hat / (sqrt(v_max / (1 - b2^t)) + eps)",
     citation="Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, ICLR 2018",
     arxiv="1904.09237",
     direction=scale_by_amsgrad,
@@ -82,7 +84,7 @@ def amsgrad(
     *,
     maximum: str = "raw",
     amsgrad: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """AMSGrad: Adam divided by the root of the largest second moment so far.
 

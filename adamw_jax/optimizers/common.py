@@ -1,6 +1,6 @@
 """What every optimizer of the catalogue shares: keywords, and the end of the recipe.
 
-    [l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
+[l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def finish(
     )
 
 
-def unpack(learning_rate: Any, momentum: Any, b2: Any, common: Common) -> tuple[Any, Any, Any, Common]:
+def unpack(
+    learning_rate: Any, momentum: Any, b2: Any, common: Common
+) -> tuple[Any, Any, Any, Common]:
     """Learning rate, momentum, b2 and keywords, with the schedules that the first argument carries.
 
     ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of

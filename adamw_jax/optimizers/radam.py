@@ -74,7 +74,7 @@ def radam(
     nesterov: bool = False,
     below: str = "skip",
     rectify: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """RAdam: Adam whose early steps are scaled by how well the second moment is known.
 

@@ -41,7 +41,7 @@ def scale_by_sgdw(
     direction=scale_by_sgdw,
     state_values=1,
     differs="the learning rate multiplies the buffer, as in the authors' code, PyTorch and optax; "
-    "the paper's Algorithm 1 puts it inside (schedule_inside=True with decay=\"schedule\"). "
+    'the paper\'s Algorithm 1 puts it inside (schedule_inside=True with decay="schedule"). '
     "PyTorch's weight_decay is our l2.",
     twin="sgd",
     twin_options={"momentum": 0.9},
@@ -58,7 +58,7 @@ def sgdw(
     """SGD with momentum, and decay that does not enter the momentum.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several, such as ``one_cycle(...)``.
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
       momentum: factor on the buffer, in [0, 1]; None for plain gradient descent.
       nesterov: step along ``g + momentum m``.
       dampening: what is withheld of every gradient but the first (PyTorch); None for nothing.
