@@ -38,7 +38,7 @@ def hyperparams(state: State) -> dict[str, jax.Array]:
       Scalars by name. Where several recipes are in one state (``optax.partition``), each name is
       prefixed by the path of its recipe, ``inner_states/decay/inner_state/learning_rate``.
     """
-    return {name: live.value for name, live in _named(state).items()}
+    return {name: _array(live.value) for name, live in _named(state).items()}
 
 
 def set_hyperparams(
@@ -60,11 +60,16 @@ def set_hyperparams(
     def pin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:
         if name not in keys:
             return live
-        given = number(keys[name], f"{name} must be a number, got", live.value.shape)
-        # Selecting from the old array keeps its dtype, shape, placement and sharding.
-        value = jnp.asarray(given, live.value.dtype)
-        every = jnp.ones_like(live.pinned)
-        return LiveHyperparameter(jnp.where(every, value, live.value), live.pinned | every)
+        old = _array(live.value)
+        value = jnp.asarray(
+            number(keys[name], f"{name} must be a number, got", old.shape), old.dtype
+        )
+        # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
+        # it keeps the box that Flax NNX puts around.
+        return LiveHyperparameter(
+            jax.tree.map(lambda x: jnp.where(jnp.ones_like(x, bool), value, x), live.value),
+            jax.tree.map(lambda x: x | True, live.pinned),
+        )
 
     return _map(state, pin)
 
@@ -74,9 +79,15 @@ def clear_hyperparams(state: State, *names: str) -> State:
     keys = {_full_name(state, name) for name in names} or set(_named(state))
 
     def unpin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:
-        return live._replace(pinned=live.pinned & False) if name in keys else live
+        if name not in keys:
+            return live
+        return live._replace(pinned=jax.tree.map(lambda x: x & False, live.pinned))
 
     return _map(state, unpin)
+
+
+def _array(value: Any) -> jax.Array:
+    return jax.tree.leaves(value)[0]
 
 
 def _prefix(path: str, several: bool) -> str:

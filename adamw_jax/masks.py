@@ -47,7 +47,7 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
         mask = mask(tree)
     for path, entry in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(entry, (bool, np.bool_)):
-            where = numerics.leaf_name(path) or "the root"
+            where = numerics.parameter_name(path) or "the root"
             raise TypeError(
                 f"{argument} must hold Python bools, got {entry!r} at {where}. A mask is static: "
                 "give a tree of bools, a function of the parameters, or a pattern on leaf names."
@@ -74,7 +74,7 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
 
     def mask(tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: numerics.leaf_name(path).rsplit("/", 1)[-1] not in names, tree
+            lambda path, _: numerics.parameter_name(path).rsplit("/", 1)[-1] not in names, tree
         )
 
     return mask
@@ -113,7 +113,7 @@ def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
                 f"{argument} has the pattern {pattern!r}, which matches none of the leaves {names}."
             )
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(matches(numerics.leaf_name(path), p) for p in patterns), tree
+        lambda path, _: any(matches(numerics.parameter_name(path), p) for p in patterns), tree
     )
 
 

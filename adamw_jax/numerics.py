@@ -74,12 +74,23 @@ def nonzero(x: jax.Array) -> jax.Array:
 
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """``tree`` with the dtypes of ``like``, leaf by leaf."""
-    return jax.tree.map(lambda x, y: lax.convert_element_type(x, y.dtype), tree, like)
+
+    def cast(x: jax.Array, y: Any) -> jax.Array:
+        # A NumPy float64 leaf is float32 to JAX unless x64 is on.
+        return lax.convert_element_type(x, jax.dtypes.canonicalize_dtype(y.dtype))
+
+    return jax.tree.map(cast, tree, like)
 
 
 def leaf_names(tree: Tree) -> list[str]:
-    """Slash-separated path of every leaf, in the order of ``jax.tree.leaves``."""
-    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    """Names of the parameters in a tree, in the order of ``jax.tree.leaves``."""
+    return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """A parameter's slash-separated name; the box that Flax NNX puts around an array is no part."""
+    boxed = bool(path) and getattr(path[-1], "name", None) == "value"
+    return leaf_name(path[:-1] if boxed else path)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

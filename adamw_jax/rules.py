@@ -69,7 +69,7 @@ class ParameterRules:
                 f"matched more than once: {doubled}; patterns without a parameter: {idle}."
             )
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: self.table[hits[numerics.leaf_name(path)][0]], tree
+            lambda path, _: self.table[hits[numerics.parameter_name(path)][0]], tree
         )
 
     def frozen(self, tree: Tree) -> Tree:

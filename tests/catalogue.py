@@ -223,7 +223,7 @@ def _reference(label_: str, steps: int) -> Any:
 
 
 def reference(entry: Entry, steps: int = 3) -> tuple[Any, Any]:
-    """Parameters and state of an entry after the sample gradients, computed once per session."""
+    """Parameters and state of an entry after the sample gradients, computed once per process."""
     return _reference(entry.label, steps)
 
 

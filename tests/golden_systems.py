@@ -200,9 +200,16 @@ def _one_cycle_fastai2(h, z):
 
 def _decay_schedule_fastai07(h, z):
     """fit(use_wd_sched=True): the recorded decay is that of the step, times the learning rate."""
-    for told in (
-        "lr wds cycle_len norm_wds mult batches_per_epoch epochs wds_sched_mult".split()
-    ):
+    for told in [
+        "lr",
+        "wds",
+        "cycle_len",
+        "norm_wds",
+        "mult",
+        "batches_per_epoch",
+        "epochs",
+        "wds_sched_mult",
+    ]:
         h.pop(told)
     assert h.pop("optimizer") == "Adam betas=(0.9,0.99) eps=1e-8"
     return aj.adamw(recorded(z["lr"]), b2=0.99, weight_decay=recorded(z["wd_out"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -103,9 +104,35 @@ def row_of(case: Case) -> Row:
 
 
 def build(case: Case, *, own_schedules: bool = False, **changed: Any) -> Any:
-    """The transformation of a case; ``changed`` arguments make it another one."""
+    """The transformation of a case; ``changed`` arguments make it another one.
+
+    Cases that differ in their gradients only share it, and so one compilation.
+    """
     row = row_of(case)
-    return row.function(**{**row.arguments(case, own_schedules), **changed})
+
+    def make() -> Any:
+        return row.function(**{**row.arguments(case, own_schedules), **changed})
+
+    if changed:
+        return make()
+    key = (_recipe(case), own_schedules, jax.config.jax_enable_x64)
+    if key not in _BUILT:
+        _BUILT[key] = make()
+    return _BUILT[key]
+
+
+_BUILT: dict[Any, Any] = {}
+
+
+def _recipe(case: Case) -> str:
+    """All that decides how a case is built, the recorded schedules among it."""
+    told = ("system", "source_key", "hyperparameters", "notes", "role", "leaves", "steps")
+    recorded = {
+        name: array.tolist()
+        for name, array in case.arrays.items()
+        if not name.startswith(("params_", "grads_", "slow_", "fn_"))
+    }
+    return json.dumps([{key: case.entry.get(key) for key in told}, recorded], sort_keys=True)
 
 
 # Arguments that need more than another name.
@@ -348,7 +375,9 @@ BY_SCHEDULE = {"decay": "schedule"}
 RATE = {"learning_rate": "lr"}
 
 
-def authors(algorithm: str, function: Callable[..., Any], extra: Any, options: Options) -> list[Row]:
+def authors(
+    algorithm: str, function: Callable[..., Any], extra: Any, options: Options
+) -> list[Row]:
     """The three forms of the AdamW authors' code: L2, decay, normalised decay."""
     forms: list[tuple[str, Name, bool]] = [
         ("", "l2", False),

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import cli, contenders, hlo, report, rounds, trees, worker
+from benchmarks import cli, contenders, hlo, report, rounds, suite, trees, worker
 from benchmarks.jax_step import JaxStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,7 +287,7 @@ def test_the_command_line_runs_processes_and_writes_tables(tmp_path):
     for file in files:
         command += ["--out", file]
     blocked = tmp_path / "torch.py"  # so that torch is absent, wherever this runs
-    blocked.write_text("raise ImportError('no torch here')")
+    blocked.write_text("raise ModuleNotFoundError('no torch here', name='torch')")
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -314,6 +314,7 @@ def test_the_command_line_runs_processes_and_writes_tables(tmp_path):
         (["step", "--out", "x.txt"], ".md, .csv or .json"),
         (["lookahead", "--period", "0"], "at least 1"),
         (["step", "adamw"], "names no library"),
+        (["suite", "nothing"], "no 'nothing'"),
     ],
 )
 def test_a_bad_command_line_is_refused(arguments, message, capsys):
@@ -331,3 +332,28 @@ def test_tables_leave_out_empty_columns_and_keep_figures():
         r"| a\|b | 1.500 | 3 |",
     ]
     assert math.isclose(float(report.text(cells).splitlines()[1].split()[1]), 1.5)
+
+
+def test_the_page_has_each_section_with_its_bounds(tmp_path):
+    rows = [
+        {"contender": "optax:adamw", "ratio_paired": 1.0, "median_s": 0.01, "note": ""},
+        {"contender": "ours:adamw", "ratio_paired": 1.05, "scratch_per_param": 0.0, "note": ""},
+    ]
+    found = {"command": "python -m benchmarks step", "machine": "this one", "rows": rows}
+    (tmp_path / "adamw-resnet50.json").write_text(json.dumps(found))
+    page = suite.page(tmp_path)
+    assert "- `ours:adamw` / `optax:adamw`: 1.050, at most 1.03: **missed**" in page
+    assert "- `ours:adamw` scratch_per_param: 0.000, at most 0.01: met" in page
+    assert "compile" not in page.split("## ")[1]
+    suite.rows_csv(tmp_path, tmp_path / "all.csv")
+    (first, _) = csv.DictReader((tmp_path / "all.csv").read_text().splitlines())
+    assert first["section"] == "adamw-resnet50"
+
+
+def test_every_section_of_the_suite_is_a_valid_command_that_runs_what_it_bounds():
+    for section in suite.SECTIONS.values():
+        given = cli.parser().parse_args(list(section.arguments))
+        labels = {contenders.parse(name).label for name in given.contenders}
+        for bound in section.bounds:
+            assert {bound.contender, bound.against or bound.contender} <= labels
+        trees.shapes(given.tree or "tiny:1000")

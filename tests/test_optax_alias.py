@@ -26,10 +26,10 @@ NAMES = ("adabelief", "adam", "adamax", "adamw", "amsgrad", "radam")
 CHOSEN = "ADAMW_JAX_ALIAS_UNDER_TEST"
 
 CASES = 16
-"""4 optimizations, extra arguments, injection, 2 preserved dtypes, 6 stable states, 2 accumulations."""
+"""4 optimizations, extra arguments, injection, 2 kept dtypes, 6 stable states, 2 accumulations."""
 
 DEPARTURE = "test_explicit_dtype"
-"""Asks for optax's field ``mu`` by name, and for bfloat16 moments where the parameters are bfloat16.
+"""Asks for optax's field ``mu`` by name, and for bfloat16 moments of bfloat16 parameters.
 
 Our accumulators have other names and are float32 at least, by design. The same cells stand below in
 our terms, and the process must collect them, so that they cannot vanish unseen.
@@ -93,7 +93,7 @@ def test_optax_alias_test_passes_with_ours(name: str, tmp_path: pathlib.Path) ->
 @pytest.mark.parametrize("params_dtype", ["bfloat16", "float32", "complex64", None])
 @pytest.mark.parametrize("factory", [adamw_jax.adam, adamw_jax.adamw], ids=["adam", "adamw"])
 def test_explicit_dtype_in_our_terms(factory: Any, params_dtype: Any, mu_dtype: Any) -> None:
-    """A given ``mu_dtype`` is taken for real parameters; without one moments are float32 at least."""
+    """A given ``mu_dtype`` is taken for real parameters; without one it is float32 at least."""
     params = jnp.zeros(2, params_dtype)
     tx = factory(0.1, mu_dtype=mu_dtype)
     state = tx.init(params)

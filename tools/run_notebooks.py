@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import pathlib
-import sys
+import tempfile
 import time
 
 import nbformat
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
+LIMIT = 300
 
 
-def main() -> int:
-    """Runs the notebooks one after the other."""
-    paths = sorted(FOLDER.glob("*.ipynb"))
+def run_notebooks(folder: pathlib.Path, limit: int = LIMIT) -> int:
+    """Executes the notebooks one after the other, each in an empty folder; returns how many.
+
+    Args:
+      folder: where the notebooks are.
+      limit: seconds a cell may take.
+
+    Raises:
+      SystemExit: a notebook is stored with outputs, or there is none.
+      nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    paths = sorted(folder.rglob("*.ipynb"))
     if not paths:
-        raise SystemExit(f"no notebook found in {FOLDER}")
+        raise SystemExit(f"no notebook found in {folder}")
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code" and cell.outputs:
-                raise SystemExit(f"{path.name} is stored with outputs: strip them")
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        if not code:
+            raise SystemExit(f"{path.name} has no code cell")
+        if any(cell.outputs or cell.execution_count for cell in code):
+            raise SystemExit(f"{path.name} is stored with outputs or counts: strip them")
         start = time.perf_counter()
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": FOLDER}}).execute()
-        print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    return 0
+        with tempfile.TemporaryDirectory() as empty:
+            resources = {"metadata": {"path": empty}}
+            NotebookClient(notebook, timeout=limit, resources=resources).execute()
+        seconds = time.perf_counter() - start
+        print(f"   {path.name}: {len(code)} cells, {seconds:.0f} s", flush=True)
+    return len(paths)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(f"   {run_notebooks(FOLDER)} notebooks ran")

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import optax
 from jax import lax
+
+from adamw_jax import numerics
 
 Tree = Any
 
@@ -29,31 +30,25 @@ def eval_params(state: Any, params: Tree) -> Tree:
     Raises:
       ValueError: the state holds more than one set of averaged weights for a parameter.
     """
-    averages = [
-        node.eval_params() for node in jax.tree.leaves(state, is_leaf=_averages) if _averages(node)
-    ]
-    result, taken = params, jax.tree.map(lambda _: False, params)
-    for average in averages:
-        present = jax.tree.map(
-            lambda a, p: not isinstance(a, optax.MaskedNode), average, params, is_leaf=_masked
-        )
-        if any(jax.tree.leaves(jax.tree.map(lambda a, b: a and b, taken, present))):
-            raise ValueError(
-                "the state holds several averages of the same parameters; call eval_params on the "
-                "part of the state that you mean."
-            )
-        taken = jax.tree.map(lambda a, b: a or b, taken, present)
-        result = jax.tree.map(_choose, average, result, is_leaf=_masked)
-    return result
+    found: dict[str, Any] = {}
+    for node in jax.tree.leaves(state, is_leaf=_averages):
+        if not _averages(node):
+            continue
+        for path, average in jax.tree_util.tree_leaves_with_path(node.eval_params()):
+            name = numerics.parameter_name(path)
+            if name in found:
+                raise ValueError(
+                    f"the state holds several averages of {name!r}; call eval_params on the part of "
+                    "the state that you mean."
+                )
+            found[name] = average
 
+    def choose(path: Any, leaf: jax.Array) -> jax.Array:
+        average = found.get(numerics.parameter_name(path))
+        return leaf if average is None else lax.convert_element_type(average, leaf.dtype)
 
-def _choose(average: Any, leaf: jax.Array) -> jax.Array:
-    return leaf if _masked(average) else lax.convert_element_type(average, leaf.dtype)
+    return jax.tree_util.tree_map_with_path(choose, params) if found else params
 
 
 def _averages(node: Any) -> bool:
     return isinstance(node, tuple) and hasattr(node, "eval_params")
-
-
-def _masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

@@ -1,9 +1,9 @@
 """What a session leaves on disk before any report: settings as JSON, rows as JSONL and as CSV.
 
-    logs/<experiment>.json    experiment, preset, settings and their hash, seconds, number of rows
-    logs/<experiment>.jsonl   one row per line
-    logs/<experiment>.csv     the same rows
-    run.json                  title, command, start, seconds, environment, order of experiments
+* ``logs/<experiment>.json``: experiment, preset, settings and their hash, seconds, number of rows
+* ``logs/<experiment>.jsonl``: one row per line
+* ``logs/<experiment>.csv``: the same rows
+* ``run.json``: title, command, start, seconds, environment, order of experiments
 """
 
 from __future__ import annotations

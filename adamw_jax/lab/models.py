@@ -54,8 +54,8 @@ class Network:
 def mlp(features: int, classes: int, hidden: int = 128) -> Network:
     """The network of all experiments here: two hidden layers of 128.
 
-    Weights are drawn by NumPy, so that a seed means the same weights under every version of JAX, and
-    nothing has to be compiled for them: He's normal distribution, and biases of zero.
+    Weights are drawn by NumPy, so that a seed means the same weights under every version of JAX
+    and nothing has to be compiled for them: He's normal distribution, and biases of zero.
     """
     abstract = nnx.eval_shape(lambda: MLP(features, hidden, classes, rngs=nnx.Rngs(0)))
     structure, state = nnx.split(abstract)

@@ -123,7 +123,9 @@ def say(report: Report, console: Console, *, tables: bool = False) -> None:
                 console.print(f"· {remark}", markup=False, highlight=False)
     if report.verdicts:
         console.print(_verdicts(report))
-    console.print(f"Report:   {(report.folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+    console.print(
+        f"Report:   {(report.folder / 'report.html').resolve()}", markup=False, soft_wrap=True
+    )
     console.print(
         f"Beside it: report.md, figures/ (PNG, SVG, CSV), tables/ (CSV), logs/ (JSONL, CSV). "
         f"{report.run['seconds']:.0f} s of measuring.",
@@ -134,8 +136,8 @@ def say(report: Report, console: Console, *, tables: bool = False) -> None:
 
 def _verdicts(report: Report) -> Grid:
     """One row per claim: claim and rule on the left, verdict and evidence by task on the right."""
-    grid = Grid(title=report.run["title"], title_justify="left", title_style="bold", show_lines=True,
-                header_style="bold")  # fmt: skip
+    grid = Grid(title=report.run["title"], title_justify="left", title_style="bold")
+    grid.show_lines, grid.header_style = True, "bold"
     grid.add_column("Claim, and the rule that decides", ratio=5)
     grid.add_column("Verdict, and the evidence", ratio=6)
     claims: dict[str, list[Verdict]] = {}

@@ -90,9 +90,9 @@ def decide(difference: Interval, margin: float) -> str:
     """The verdict on "the difference is positive".
 
     Returns:
-      ``"shown"`` when the whole interval lies above zero; otherwise ``"tie"`` when the mean is within
-      ``margin`` of zero; otherwise ``"not shown"``: the difference is the other way round, or too
-      noisy to tell.
+      ``"shown"`` when the whole interval lies above zero; otherwise ``"tie"`` when the mean is
+      within ``margin`` of zero; otherwise ``"not shown"``: the difference is the other way
+      round, or too noisy to tell.
     """
     if difference.low > 0:
         return "shown"
@@ -104,6 +104,6 @@ def decide(difference: Interval, margin: float) -> str:
 def rule(what: str, margin: str) -> str:
     """The rule of ``decide`` in words, for print next to a verdict."""
     return (
-        f"95 % paired interval of {what}: above 0, shown; else mean within {margin} of 0, tie; else "
-        "not shown."
+        f"95 % paired interval of {what}: above 0, shown; else mean within {margin} of 0, tie; "
+        "else not shown."
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import optax
 
 from adamw_jax import eval_params
+from adamw_jax.lab.environment import cores
 from adamw_jax.lab.models import Network, mlp
 from adamw_jax.lab.progress import Progress
 from adamw_jax.lab.recipes import Arm, Carrier, Recipe, tables
@@ -60,7 +60,8 @@ class Plan:
         if self.points < 1 or self.steps < 1 or self.steps % self.points:
             raise ValueError(
                 f"steps must be a positive multiple of the {self.points} evaluations, got "
-                f"{self.steps!r}; try {max(1, round(self.steps / max(self.points, 1))) * self.points}."
+                f"{self.steps!r}; try "
+                f"{max(1, round(self.steps / max(self.points, 1))) * self.points}."
             )
 
 
@@ -79,7 +80,7 @@ class Runner:
         """
         on_cpu = jax.default_backend() == "cpu"
         self.progress = progress
-        self.workers = workers or (2 if on_cpu and (os.cpu_count() or 1) > 1 else 1)
+        self.workers = workers or (2 if on_cpu and cores() > 1 else 1)
         self.lanes = CPU_LANES if on_cpu else 4096
         self._functions: dict[Any, Any] = {}
         self._programs: dict[Any, concurrent.futures.Future] = {}
@@ -115,9 +116,7 @@ class Runner:
     def _key(task: Task, arm: Arm, plan: Plan) -> Any:
         return task.name, arm.recipe.name, arm.schedule, arm.learning_rate, arm.settings, plan
 
-    def _train_chunk(
-        self, task: Task, arms: list[Arm], width: int, plan: Plan
-    ) -> list[list[Row]]:
+    def _train_chunk(self, task: Task, arms: list[Arm], width: int, plan: Plan) -> list[list[Row]]:
         """Trains arms of one recipe, ``width`` arms wide, so that all chunks fit one program."""
         steps, stretch = plan.steps, plan.steps // plan.points
         padded = arms + [arms[-1]] * (width - len(arms))
@@ -127,7 +126,9 @@ class Runner:
         numbers = _stack([dict(arm.settings) for arm, _ in lanes])
         curves = [tables(arm.schedule, arm.learning_rate, steps) for arm, _ in lanes]
         carriers = tuple(_padded(np.stack(column)) for column in zip(*curves, strict=True))
-        orders = {seed: _order(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds}
+        orders = {
+            seed: _order(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds
+        }
 
         params = _stack_trees([network.init(seed) for _, seed in lanes])
         carry = start(params, numbers, carriers)
@@ -148,8 +149,8 @@ class Runner:
             table = np.nan_to_num(table, nan=0.0, posinf=0.0)
             self.progress.advance(
                 stretch * len(table),
-                f"{arms[0].recipe.name}: step {step} of {steps}, loss {np.median(table[:, 0]):.3f}, "
-                f"best accuracy {100 * table[:, 2].max():.1f} %",
+                f"{arms[0].recipe.name}: step {step} of {steps}, loss "
+                f"{np.median(table[:, 0]):.3f}, best accuracy {100 * table[:, 2].max():.1f} %",
             )
         each = len(plan.seeds)
         total = len(arms) * each
@@ -236,9 +237,7 @@ def _chunks(arms: Sequence[Arm], width: int) -> Iterator[tuple[list[Arm], int]]:
 
 
 def _stack(numbers: list[dict[str, float]]) -> dict[str, jax.Array]:
-    return {
-        name: jnp.asarray([row[name] for row in numbers], jnp.float32) for name in numbers[0]
-    }
+    return {name: jnp.asarray([row[name] for row in numbers], jnp.float32) for name in numbers[0]}
 
 
 def _padded(curves: np.ndarray) -> jax.Array:

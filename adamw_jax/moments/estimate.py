@@ -106,7 +106,7 @@ def _check_floating(tree: Tree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"the {what} {numerics.leaf_name(path)!r} has dtype {jnp.result_type(leaf)}; only "
+                f"the {what} {numerics.parameter_name(path)!r} has dtype {jnp.result_type(leaf)}; only "
                 "floating-point leaves can be optimized: keep it out of the tree or wrap the "
                 "optimizer in optax.masked."
             )
@@ -132,7 +132,7 @@ def _check_gradient(gradient: Tree, state: MomentsState, params: Tree | None) ->
     ):
         if g.shape != p.shape:
             raise ValueError(
-                f"the gradient of {numerics.leaf_name(path)!r} has shape {g.shape}, the parameter "
+                f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the parameter "
                 f"given to init had {p.shape}. Call init again for a changed tree."
             )
 

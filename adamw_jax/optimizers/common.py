@@ -91,6 +91,11 @@ def finish(
     """
     if decay not in FORMS:
         raise ValueError(f"decay must be one of {FORMS}, got {decay!r}.")
+    if mask is not None and weight_decay is None and l2 is None:
+        raise ValueError(
+            "mask says which leaves decay, but neither weight_decay nor l2 is given: give one of "
+            "them, or leave mask out."
+        )
     if rules is not None and not isinstance(rules, ParameterRules):
         raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
     frozen = rules.frozen if rules is not None and rules.freezes else None

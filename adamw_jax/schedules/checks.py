@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+LAST_COUNT = 2**31 - 1  # of a counter in int32, which saturates there
+
 
 def number(
     name: str,
@@ -43,14 +45,14 @@ def positive_steps(name: str, steps: Any) -> int:
     """``steps`` as an int.
 
     Raises:
-      ValueError: it is not a whole number of steps, at least one.
+      ValueError: it is not a whole number of steps, at least one and at most int32's largest.
     """
     try:
         found = float(steps)
     except (TypeError, ValueError):
         found = math.nan
-    if isinstance(steps, bool) or not found.is_integer() or found < 1:
-        raise ValueError(f"{name} must be a whole number of steps >= 1, got {steps!r}.")
+    if isinstance(steps, bool) or not found.is_integer() or not 1 <= found <= LAST_COUNT:
+        raise ValueError(f"{name} must be a whole number from 1 to 2**31 - 1, got {steps!r}.")
     return int(found)
 
 

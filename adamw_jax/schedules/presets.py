@@ -137,14 +137,14 @@ def _fastai_07(top, total, momenta, *, div, pct_end) -> Both:
         Segment(2 * ramp, total - 2 * ramp, top / div, top / div * 0.01),
     )
     moving = Segment(0, ramp, high, low), Segment(ramp, ramp, low, high)
-    return Piecewise(rate), Piecewise(moving, lead=1)
+    return Piecewise(rate), Piecewise(moving).ahead(1)
 
 
 def _slanted_triangle(top, total, momenta, *, div, cut_div) -> Both:
     peak = total // cut_div
     _fits(0 < peak < total, total, cut_div=cut_div)
     rate, moving = _up_and_down(total, peak, (top / div, top, top / div), momenta, "linear")
-    return rate, dataclasses.replace(moving, lead=1)
+    return rate, moving.ahead(1)
 
 
 def _optax_linear(top, total, momenta, *, pct_start, pct_final, div, final_div) -> Both:

@@ -60,12 +60,12 @@ class Segment:
             number("the end of an exponential ramp", self.end, above=0)
 
     def at(self, steps: jax.Array) -> jax.Array:
-        """The value at a step, given as a float."""
-        # Each share is a difference of whole steps, which is exact, and what remains: so both keep
-        # their digits where they are small, in float32 too.
+        """The value at a step, an integer or a float of the default dtype."""
+        # Each share is a difference of whole steps, taken in integers where the count is one, and
+        # what remains: so both keep their digits where they are small, in float32 too.
         begin, end = math.floor(self.begin), math.floor(self.begin + self.length)
-        done = (steps - begin) - (self.begin - begin)
-        left = (end - steps) + (self.begin + self.length - end)
+        done = (steps - begin).astype(default_float()) - (self.begin - begin)
+        left = (end - steps).astype(default_float()) + (self.begin + self.length - end)
         done = jnp.clip(done / self.length, 0.0, 1.0)
         left = jnp.clip(left / self.length, 0.0, 1.0)
         if self.shape == "constant":
@@ -85,19 +85,29 @@ class Piecewise:
 
     Attributes:
       segments: in the order of their begins.
-      lead: steps by which the value runs ahead of the count.
     """
 
     segments: tuple[Segment, ...]
-    lead: int = 0
 
     def __call__(self, count: Any) -> jax.Array:
         """The value at ``count`` updates, in the default float dtype and the shape of ``count``."""
-        steps = jnp.asarray(count, jax.dtypes.canonicalize_dtype(float)) + self.lead
+        steps = jnp.asarray(count)
+        whole = jnp.issubdtype(steps.dtype, jnp.integer)
+        steps = steps.astype(jax.dtypes.canonicalize_dtype(int) if whole else default_float())
         value = self.segments[0].at(steps)
         for segment in self.segments[1:]:
-            value = jnp.where(steps >= segment.begin, segment.at(steps), value)
+            value = jnp.where(steps >= math.ceil(segment.begin), segment.at(steps), value)
         return value
+
+    def ahead(self, steps: int) -> Piecewise:
+        """The same schedule that many steps earlier."""
+        moved = (dataclasses.replace(s, begin=s.begin - steps) for s in self.segments)
+        return Piecewise(tuple(moved))
+
+
+def default_float() -> Any:
+    """float32, or float64 under x64."""
+    return jax.dtypes.canonicalize_dtype(float)
 
 
 def cosine(start: float, end: float, done: jax.Array, left: jax.Array) -> jax.Array:

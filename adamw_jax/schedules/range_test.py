@@ -8,8 +8,8 @@ The run ends where the smoothed loss exceeds four times its best, or is not fini
 >>> def step(w, learning_rate, batch):
 ...     return w - learning_rate * 2 * w, jnp.sum(w**2)
 >>> found = lr_range_test(step, jnp.ones(3), [None], start=1e-3, end=10.0, num_steps=60)
->>> found.stopped_at, 1e-3 < found.suggestions["steep"] < 1.0
-(55, True)
+>>> found.stopped, 1e-3 < found.suggestions["steep"] < 1.0
+(True, True)
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.schedules.ramps import default_float
 from adamw_jax.schedules.suggestions import suggest
 
 MODES = ("exponential", "linear")
@@ -154,7 +155,7 @@ def lr_range_test(
         except StopIteration:
             raise ValueError("batches is empty: give at least one batch.") from None
         rates.append(_rate(index, start, end, steps, mode))
-        rate = jnp.asarray(rates[-1], jax.dtypes.canonicalize_dtype(float))
+        rate = jnp.asarray(rates[-1], default_float())
         state, loss = _pair(step_fn(state, rate, batch))
         losses.append(loss)
         if monitor.blown_up(loss):

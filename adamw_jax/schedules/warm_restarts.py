@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.schedules.checks import number, one_of, positive_steps
-from adamw_jax.schedules.ramps import cosine
+from adamw_jax.schedules.checks import LAST_COUNT, number, one_of, positive_steps
+from adamw_jax.schedules.ramps import cosine, default_float
 
 Schedule = Callable[[Any], jax.Array]
 CONVENTIONS = ("paper", "authors", "fastai07")
-_LAST_COUNT = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +117,10 @@ def warm_restarts(
     )
 
 
-def _float() -> Any:
-    return jax.dtypes.canonicalize_dtype(float)
-
-
 def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Schedule]:
     """The multiplier and the length of the period as functions of the count."""
     begins, lengths = [0], [first]
-    while factor > 1 and begins[-1] + lengths[-1] <= _LAST_COUNT:
+    while factor > 1 and begins[-1] + lengths[-1] <= LAST_COUNT:
         begins.append(begins[-1] + lengths[-1])
         lengths.append(lengths[-1] * factor)
 
@@ -134,18 +129,21 @@ def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Sched
         if factor == 1:
             return steps % jnp.int32(first), jnp.full_like(steps, first)
         # A last period may be longer than int32 holds; no count reaches its end.
-        ends = jnp.asarray(np.minimum(lengths, _LAST_COUNT), jnp.int32)
+        ends = jnp.asarray(np.minimum(lengths, LAST_COUNT), jnp.int32)
         table = jnp.asarray(begins, jnp.int32)
         index = jnp.searchsorted(table, steps, side="right") - 1
         return steps - table[index], ends[index]
 
     def eta(count: Any) -> jax.Array:
         since, length = split(count)
-        whole = length.astype(_float())
-        done, left = since.astype(_float()) / whole, (length - since).astype(_float()) / whole
+        whole = length.astype(default_float())
+        done, left = (
+            since.astype(default_float()) / whole,
+            (length - since).astype(default_float()) / whole,
+        )
         return cosine(1.0, floor, done, left)
 
-    return eta, lambda count: split(count)[1].astype(_float())
+    return eta, lambda count: split(count)[1].astype(default_float())
 
 
 def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Schedule, Schedule]:
@@ -155,7 +153,7 @@ def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Sch
 
     def lookup(values: np.ndarray, count: Any) -> jax.Array:
         index = jnp.clip(jnp.asarray(count, jnp.int32), 0, len(values) - 1)
-        return jnp.asarray(values, _float())[index]
+        return jnp.asarray(values, default_float())[index]
 
     return (lambda count: lookup(table, count)), (lambda count: lookup(length, count))
 

@@ -33,7 +33,9 @@ def show_list(pattern: str, console: Console) -> int:
         console.print(f"Tasks: {', '.join(TASKS)}", highlight=False)
         console.print("Experiments:", highlight=False)
         for name in list_experiments():
-            console.print(f"  {name:17} {get_experiment(name).title}", highlight=False, markup=False)
+            console.print(
+                f"  {name:17} {get_experiment(name).title}", highlight=False, markup=False
+            )
     return 0
 
 

@@ -69,7 +69,9 @@ class Run:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError("names must be one experiment or several different ones.")
         chosen = [get_experiment(name) for name in self.names]
-        work = [(experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen]
+        work = [
+            (experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen
+        ]
         folder = new_folder(self.out, kind, self.overwrite)
         say(perform(title, command, work, folder, console), console, tables=kind != "demo")
         return 0

@@ -16,7 +16,9 @@ def rates(option: str, text: str) -> tuple[float, ...]:
     try:
         found = tuple(sorted({float(part) for part in names(option, text)}))
     except ValueError as error:
-        raise ValueError(f"{option} must be numbers with commas between them, got {text!r}.") from error
+        raise ValueError(
+            f"{option} must be numbers with commas between them, got {text!r}."
+        ) from error
     return found
 
 

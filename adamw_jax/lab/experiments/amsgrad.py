@@ -82,8 +82,8 @@ def _dots(s: Settings, rows: Sequence[Row]) -> Figure:
     return Figure(
         name="seeds",
         title="Adam and AMSGrad, seed by seed",
-        alt="Dots for every seed under Adam and under AMSGrad, joined by lines, with the means: test "
-        "accuracy and test loss on each task, each optimizer at its best setting.",
+        alt="Dots for every seed under Adam and under AMSGrad, joined by lines, with the means: "
+        "test accuracy and test loss on each task, each optimizer at its best setting.",
         panels=panels,
         panel_size=(4.6, 3.0),
     )
@@ -95,9 +95,10 @@ EXPERIMENT = register(
         title="AMSGrad against Adam",
         question="AMSGrad keeps the largest second moment it has seen, which mends Adam's proof of "
         "convergence. Does it help where Adam works?",
-        setup="PyTorch's form (maximum of the raw second moment, corrected afterwards), the form of the "
-        "2018 article too; decoupled decay, 1cycle, b2 0.99, the same grid for both. For accuracy each "
-        "is at its best setting by validation accuracy, for loss by validation loss.",
+        setup="PyTorch's form (maximum of the raw second moment, corrected afterwards), the form "
+        "of the 2018 article too; decoupled decay, 1cycle, b2 0.99, the same grid for both. For "
+        "accuracy each is at its best setting by validation accuracy, for loss by validation "
+        "loss.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -47,9 +47,7 @@ def short(settings: Any, preset: str) -> Any:
     """Settings with fewer epochs: for a quick look (``"quick"``) or a test (``"tiny"``)."""
     if preset == "quick":
         return dataclasses.replace(settings, epochs=(8, 16), points=8)
-    return dataclasses.replace(
-        settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4
-    )
+    return dataclasses.replace(settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4)
 
 
 def train_all(settings: Training, runner: Runner, arms_of: Any) -> list[dict[str, Any]]:
@@ -127,7 +125,8 @@ def compare_groups(
             f"{'reduction' if loss else 'difference'} {interval(difference, metric)}."
         ),
         rule=rule(
-            f"the {'reduction' if loss else 'difference'} in {what}, each at its best {METRIC_NAMES[by]}",
+            f"the {'reduction' if loss else 'difference'} in {what}, each at its best "
+            f"{METRIC_NAMES[by]}",
             f"{LOSS_MARGIN:g}" if loss else f"{100 * ACCURACY_MARGIN:g} point",
         ),
         literature=literature,

@@ -53,8 +53,9 @@ class Settings:
         get_task(self.task)
         if len(set(self.optimizers)) < max(2, len(self.optimizers)):
             raise ValueError(
-                f"optimizers must be at least two different names, got {', '.join(self.optimizers)!r}; "
-                f"choose from {', '.join(list_optimizers())}, each perhaps with {PREFIX} before it."
+                "optimizers must be at least two different names, got "
+                f"{', '.join(self.optimizers)!r}; choose from {', '.join(list_optimizers())}, "
+                f"each perhaps with {PREFIX} before it."
             )
         for name in self.optimizers:
             check_optimizer(name)
@@ -143,8 +144,8 @@ def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:
     ends = {min(s.learning_rates), max(s.learning_rates)}
     chosen = {n: common.where(rows, arm=arm)[0]["learning_rate"] for n, arm in best.items()}
     return [
-        f"The best learning rate of {name}, {rate:g}, is at the edge of the grid; a wider --lr-grid "
-        "may treat it better."
+        f"The best learning rate of {name}, {rate:g}, is at the edge of the grid; a wider "
+        "--lr-grid may treat it better."
         for name, rate in chosen.items()
         if rate in ends
     ]
@@ -167,8 +168,8 @@ def _figure(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> Figure:
     return Figure(
         name="accuracy",
         title=f"{', '.join(s.optimizers)} on {get_task(s.task).title}",
-        alt="Three panels: test accuracy against the learning rate for every optimizer; the accuracy "
-        "during training at the best learning rate; and at its end, seed by seed.",
+        alt="Three panels: test accuracy against the learning rate for every optimizer; the "
+        "accuracy during training at the best learning rate; and at its end, seed by seed.",
         panels=[
             Panel(
                 "Against the learning rate",
@@ -192,8 +193,8 @@ EXPERIMENT = register(
         name="compare",
         title="Comparison",
         question="Which of these optimizers is the best on this task, and by how much?",
-        setup="Every optimizer is trained with the same learning rates, seeds and steps; each is shown at "
-        "its best learning rate by validation accuracy, and reported on test data.",
+        setup="Every optimizer is trained with the same learning rates, seeds and steps; each is "
+        "shown at its best learning rate by validation accuracy, and reported on test data.",
         presets={"demo": Settings(), "quick": Settings(seeds=(0, 1), steps=100),
                  "tiny": Settings(seeds=(0, 1), steps=20, points=2, learning_rates=(0.01,))},
         measure=measure,

@@ -55,12 +55,16 @@ def measure(s: Settings, runner: Runner) -> Rows:
                 updates, state = tx.update(gradient, state, weights)
                 return (optax.apply_updates(weights, updates), state), None
 
-            carry, _ = jax.lax.scan(step, (weights, tx.init(weights)), jax.random.split(key, s.steps))
+            carry, _ = jax.lax.scan(
+                step, (weights, tx.init(weights)), jax.random.split(key, s.steps)
+            )
             return carry[0].mean(axis=1)
 
         keys = jax.vmap(jax.random.key)(jnp.asarray(s.seeds, jnp.uint32))
         left = np.asarray(jax.jit(jax.vmap(kept))(keys))
-        runner.progress.advance(s.steps * len(s.seeds), f"{name}: keeps {left.mean():.2f} on average")
+        runner.progress.advance(
+            s.steps * len(s.seeds), f"{name}: keeps {left.mean():.2f} on average"
+        )
         rows += [
             {"series": name, "seed": seed, "noise": noise, "kept": float(left[i, j])}
             for i, seed in enumerate(s.seeds)
@@ -94,12 +98,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
     moving = max(kept[L2]) - min(kept[L2])
     ok = max(*worst.values(), steady) <= TOLERANCE < moving
     verdict = Verdict(
-        claim="Decoupled decay shrinks every weight alike; L2 under Adam depends on the gradient's size",
+        claim="Decoupled decay shrinks every weight alike; L2 under Adam depends on the "
+        "gradient's size",
         task="pure-noise gradients",
         word="shown" if ok else "not shown",
-        evidence=f"Kept: AdamW {min(kept[DECOUPLED]):.2f} to {max(kept[DECOUPLED]):.2f} at all sizes, "
-        f"Adam + L2 {abs(min(kept[L2])):.2f} to {max(kept[L2]):.2f}; largest distance to theory "
-        f"{max(worst.values()):.3f}.",
+        evidence=f"Kept: AdamW {min(kept[DECOUPLED]):.2f} to {max(kept[DECOUPLED]):.2f} at all "
+        f"sizes, Adam + L2 {abs(min(kept[L2])):.2f} to {max(kept[L2]):.2f}; largest distance to "
+        f"theory {max(worst.values()):.3f}.",
         rule=f"Both within {TOLERANCE:g} of theory at every size, and AdamW varying by at most "
         f"{TOLERANCE:g} and L2 by more: shown; else not shown.",
         literature="Loshchilov & Hutter: follows from the equations.",
@@ -137,9 +142,9 @@ def _figure(s: Settings, lines: Sequence[Row]) -> Figure:
     return Figure(
         name="kept",
         title="Weight decay against the size of the gradient",
-        alt="Part of the weight that is left, against the standard deviation of pure-noise gradients: "
-        f"{_ends(lines, DECOUPLED)} and {_ends(lines, L2)} from the smallest to the largest. Markers are "
-        "measured, lines are analytic.",
+        alt="Part of the weight that is left, against the standard deviation of pure-noise "
+        f"gradients: {_ends(lines, DECOUPLED)} and {_ends(lines, L2)} from the smallest to the "
+        "largest. Markers are measured, lines are analytic.",
         panels=[
             Panel(
                 f"{s.steps:,} steps, lr {s.learning_rate:g}, decay {s.decay:g}",
@@ -167,11 +172,11 @@ EXPERIMENT = register(
     Experiment(
         name="decay_scale",
         title="Weight decay against the size of the gradient",
-        question="Adam divides the gradient by its own size, and an L2 term in the gradient with it. So "
-        "does L2 still shrink all weights at the same rate?",
-        setup="A weight of 1 with gradients of pure noise: whatever shrinks it is the decay. The lines "
-        "are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + (l2 w)^2) for "
-        "Adam with L2; nothing is fitted.",
+        question="Adam divides the gradient by its own size, and an L2 term in the gradient with "
+        "it. So does L2 still shrink all weights at the same rate?",
+        setup="A weight of 1 with gradients of pure noise: whatever shrinks it is the decay. The "
+        "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + "
+        "(l2 w)^2) for Adam with L2; nothing is fitted.",
         presets={
             "demo": Settings(),
             "quick": Settings(),

@@ -82,9 +82,9 @@ def _steadier(task: str, rows: Sequence[Row]) -> Verdict:
         claim="Lookahead makes the loss steadier from one evaluation to the next",
         task=get_task(task).title,
         word=decide(difference, STEADIER_MARGIN),
-        evidence=f"Jumps of {spread(jumps[OUTER]).mean:.3f} with and {spread(jumps[INNER]).mean:.3f} "
-        f"without, at lr {chosen['learning_rate']:g}; ratio {ratio[0]:.2f} "
-        f"[{ratio[1]:.2f}, {ratio[2]:.2f}].",
+        evidence=f"Jumps of {spread(jumps[OUTER]).mean:.3f} with and "
+        f"{spread(jumps[INNER]).mean:.3f} without, at lr {chosen['learning_rate']:g}; ratio "
+        f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}].",
         rule=rule(
             "log(jumps without / jumps with), jumps being the root mean square change of test loss "
             "between evaluations in the second half, both at AdamW's best setting",
@@ -109,8 +109,9 @@ def _curves(s: Settings, rows: Sequence[Row]) -> Figure:
     return Figure(
         name="accuracy",
         title="Test accuracy during training, with and without Lookahead",
-        alt="Line plots of test accuracy against epochs for AdamW and for Lookahead around AdamW at a "
-        "constant learning rate, each at its best setting, mean and standard deviation over seeds.",
+        alt="Line plots of test accuracy against epochs for AdamW and for Lookahead around AdamW "
+        "at a constant learning rate, each at its best setting, mean and standard deviation over "
+        "seeds.",
         panels=panels,
     )
 
@@ -119,10 +120,10 @@ EXPERIMENT = register(
     Experiment(
         name="lookahead",
         title="Lookahead around AdamW",
-        question="Lookahead lets the inner optimizer run five steps and then goes half of the way. Is the "
-        "result better, and is it steadier?",
-        setup="Constant learning rate, b2 0.99, k = 5, alpha = 0.5, evaluated on the slow weights; the same "
-        "grid of learning rates and decays for both.",
+        question="Lookahead lets the inner optimizer run five steps and then goes half of the "
+        "way. Is the result better, and is it steadier?",
+        setup="Constant learning rate, b2 0.99, k = 5, alpha = 0.5, evaluated on the slow "
+        "weights; the same grid of learning rates and decays for both.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -51,7 +51,9 @@ class Settings:
         get_task(self.task)
         check_optimizer(self.optimizer)
         if not 0 < self.start < self.end:
-            raise ValueError(f"start and end must satisfy 0 < start < end, got {self.start}, {self.end}.")
+            raise ValueError(
+                f"start and end must satisfy 0 < start < end, got {self.start}, {self.end}."
+            )
         if self.steps < 20:
             raise ValueError(f"steps must be 20 or more for a suggestion, got {self.steps}.")
         if not self.seeds:
@@ -134,7 +136,9 @@ def analyse(s: Settings, rows: Rows) -> Result:
     return Result(
         tables=[table],
         figures=[_figure(s, rows, lines)],
-        remarks=["A suggestion is a starting point; the loss of a short run cannot see over-fitting."],
+        remarks=[
+            "A suggestion is a starting point; the loss of a short run cannot see over-fitting."
+        ],
     )
 
 
@@ -148,12 +152,21 @@ MEANING = {
 
 def _figure(s: Settings, rows: Sequence[Row], lines: Sequence[Row]) -> Figure:
     points: list[Row] = [
-        {"kind": "curve", "series": f"seed {r['seed']}", "x": r["learning_rate"], "y": r["smoothed"]}
+        {
+            "kind": "curve",
+            "series": f"seed {r['seed']}",
+            "x": r["learning_rate"],
+            "y": r["smoothed"],
+        }
         for r in common.where(rows, kind="curve")
         if r["smoothed"] is not None
     ]
-    points += [{"kind": "suggestion", "series": r["rule"], "x": r["median"], "y": None} for r in lines]
-    first = [r["smoothed"] for r in common.where(rows, kind="curve") if r["learning_rate"] == s.start]
+    points += [
+        {"kind": "suggestion", "series": r["rule"], "x": r["median"], "y": None} for r in lines
+    ]
+    first = [
+        r["smoothed"] for r in common.where(rows, kind="curve") if r["learning_rate"] == s.start
+    ]
     top = 2.2 * max(v for v in first if v is not None) if any(first) else None
     return Figure(
         name="loss",
@@ -170,9 +183,11 @@ EXPERIMENT = register(
     Experiment(
         name="lr_find",
         title="Learning-rate range test",
-        question="Which learning rate should a training of this model with this optimizer start from?",
-        setup="One short run per seed, in which the learning rate grows geometrically; the loss is a "
-        "bias-corrected moving average, and the run ends where it exceeds four times its best.",
+        question="Which learning rate should a training of this model with this optimizer start "
+        "from?",
+        setup="One short run per seed, in which the learning rate grows geometrically; the loss "
+        "is a bias-corrected moving average, and the run ends where it exceeds four times its "
+        "best.",
         presets={"demo": Settings(), "quick": Settings(seeds=(0,)),
                  "tiny": Settings(seeds=(0, 1), steps=40)},
         measure=measure,

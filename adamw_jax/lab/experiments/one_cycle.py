@@ -67,9 +67,9 @@ def _curves(s: Settings, rows: Sequence[Row]) -> Figure:
     return Figure(
         name="accuracy",
         title="Test accuracy during training: 1cycle against a constant learning rate",
-        alt="Line plots of test accuracy against epochs for AdamW with 1cycle and with a constant "
-        "learning rate, each at its best setting; lines are means and bands are standard deviations "
-        "over seeds.",
+        alt="Line plots of test accuracy against epochs for AdamW with 1cycle and with a "
+        "constant learning rate, each at its best setting; lines are means and bands are "
+        "standard deviations over seeds.",
         panels=[
             Panel(
                 get_task(task).title,
@@ -114,9 +114,7 @@ def _head_start(s: Settings, rows: Sequence[Row]) -> list[str]:
     for task in s.tasks:
         mine, best = common.where(rows, task=task), _best(rows, task)
         curve = {
-            group: [
-                (r["x"], r["y"]) for r in common.curve_rows(mine, [arm], "test_accuracy")
-            ]
+            group: [(r["x"], r["y"]) for r in common.curve_rows(mine, [arm], "test_accuracy")]
             for group, arm in best.items()
         }
         top = max(y for _, y in curve[CONSTANT])
@@ -128,8 +126,8 @@ def _head_start(s: Settings, rows: Sequence[Row]) -> list[str]:
             else f"does not pass it in {whole:.0f} epochs"
         )
         out.append(
-            f"{get_task(task).title}: the constant learning rate peaks at {100 * top:.1f} % mean test "
-            f"accuracy; 1cycle {when}."
+            f"{get_task(task).title}: the constant learning rate peaks at {100 * top:.1f} % mean "
+            f"test accuracy; 1cycle {when}."
         )
     return out
 
@@ -141,8 +139,8 @@ EXPERIMENT = register(
         question="Does raising the learning rate to a maximum and letting it fall to zero, while "
         "momentum moves the other way, train better in the same number of steps than keeping it "
         "constant?",
-        setup="AdamW (b2 0.99). Both schedules get the same grid of learning rates and decays; each is "
-        "shown at its best setting by validation accuracy.",
+        setup="AdamW (b2 0.99). Both schedules get the same grid of learning rates and decays; "
+        "each is shown at its best setting by validation accuracy.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -72,9 +72,9 @@ def analyse(s: Settings, rows: Rows) -> Result:
     steps = {task: s.plan(task).steps for task in s.tasks}
     longest = max(s.b2)
     remark = (
-        f"RAdam holds back for about 2/(1 - b2) steps: {2 / (1 - longest):.0f} with b2 {longest:g}, "
-        f"and these runs have {' and '.join(str(n) for n in steps.values())}. The b2 {longest:g} curve "
-        "shows what that costs a short training."
+        f"RAdam holds back for about 2/(1 - b2) steps: {2 / (1 - longest):.0f} with b2 "
+        f"{longest:g}, and these runs have {' and '.join(str(n) for n in steps.values())}. The "
+        f"b2 {longest:g} curve shows what that costs a short training."
     )
     return Result(verdicts, [table], [_fan(s, rows)], [remark] if len(s.b2) > 1 else [])
 
@@ -100,8 +100,8 @@ def _robust(s: Settings, task: str, rows: Sequence[Row], radam: str, adamw: str)
         f"{100 * spread(over_rates(adamw)).mean:.1f} %; difference "
         f"{common.interval(difference, 'test_accuracy')}.",
         rule=rule(
-            f"the difference in test accuracy averaged over the {len(s.learning_rates)} learning rates "
-            f"(b2 {s.b2[0]:g})",
+            f"the difference in test accuracy averaged over the {len(s.learning_rates)} learning "
+            f"rates (b2 {s.b2[0]:g})",
             "1 point",
         ),
         literature="Liu et al.: yes.",
@@ -134,8 +134,9 @@ def _fan(s: Settings, rows: Sequence[Row]) -> Figure:
     return Figure(
         name="learning_rates",
         title="No warm-up: accuracy against the learning rate",
-        alt="Line plots of final test accuracy against the learning rate, for AdamW, and for RAdam with "
-        "several values of b2; bars are standard deviations over seeds. No run had a warm-up.",
+        alt="Line plots of final test accuracy against the learning rate, for AdamW, and for "
+        "RAdam with several values of b2; bars are standard deviations over seeds. No run had a "
+        "warm-up.",
         panels=panels,
         panel_size=(4.6, 3.9),
     )
@@ -145,11 +146,11 @@ EXPERIMENT = register(
     Experiment(
         name="radam",
         title="RAdam without warm-up",
-        question="Adam's first steps divide by a second moment of very few gradients, which is why it is "
-        "given a warm-up. RAdam scales those steps by their variance instead. Does that make the "
-        "learning rate less critical?",
-        setup="Cosine decay from the full learning rate at step one, no warm-up, the same grid for both, "
-        "decoupled decay. RAdam makes no step until its average is long enough.",
+        question="Adam's first steps divide by a second moment of very few gradients, which is "
+        "why it is given a warm-up. RAdam scales those steps by their variance instead. Does "
+        "that make the learning rate less critical?",
+        setup="Cosine decay from the full learning rate at step one, no warm-up, the same grid "
+        "for both, decoupled decay. RAdam makes no step until its average is long enough.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),
@@ -157,6 +158,7 @@ EXPERIMENT = register(
         },
         measure=measure,
         analyse=analyse,
-        reference="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, arXiv 1908.03265",
+        reference="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, arXiv "
+        "1908.03265",
     )
 )

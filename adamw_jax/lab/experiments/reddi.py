@@ -62,7 +62,9 @@ def measure(s: Settings, runner: Runner) -> Rows:
             return carry, carry[0]
 
         x = jnp.zeros([], jnp.float32)
-        run = jax.jit(lambda carry, period=period: jax.lax.scan(period, carry, None, length=s.periods))
+        run = jax.jit(
+            lambda carry, period=period: jax.lax.scan(period, carry, None, length=s.periods)
+        )
         _, path = run((x, tx.init(x)))
         path = np.asarray(path)
         runner.progress.advance(s.periods * s.period, f"{name}: ends at {path[-1]:+.2f}")
@@ -89,10 +91,10 @@ def analyse(s: Settings, rows: Rows) -> Result:
         claim="There is a problem on which Adam goes to the worst point and AMSGrad to the best",
         task="Reddi's counter-example",
         word="shown" if ok else "not shown",
-        evidence=f"Best is -1: Adam ends at {ends['Adam']:+.2f}, AMSGrad at {ends['AMSGrad']:+.2f}; "
-        f"largest distance to the analytic paths {max(off.values()):.3f}.",
-        rule=f"Adam ends above +0.9, AMSGrad below -0.9, both paths within {TOLERANCE:g} of theory: "
-        "shown; else not shown.",
+        evidence=f"Best is -1: Adam ends at {ends['Adam']:+.2f}, AMSGrad at "
+        f"{ends['AMSGrad']:+.2f}; largest distance to the analytic paths {max(off.values()):.3f}.",
+        rule=f"Adam ends above +0.9, AMSGrad below -0.9, both paths within {TOLERANCE:g} of "
+        "theory: shown; else not shown.",
         literature="Reddi, Kale & Kumar: proven.",
     )
     columns = [
@@ -128,14 +130,14 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
         title="Reddi's counter-example",
         alt="The iterate x against steps on a logarithmic axis: Adam ends at "
         f"{where(rows, series='Adam')[-1]['x']:+.2f} and AMSGrad at "
-        f"{where(rows, series='AMSGrad')[-1]['x']:+.2f}, where -1 is the best point and +1 the worst. "
-        "Pale broad lines are measured, thin ones analytic.",
+        f"{where(rows, series='AMSGrad')[-1]['x']:+.2f}, where -1 is the best point and +1 the "
+        "worst. Pale broad lines are measured, thin ones analytic.",
         panels=[
             Panel(
                 f"gradient +{s.large:g} once in {s.period} steps, else -{s.small:g}",
                 theory(
                     "steps", "x (best: -1)", xscale="log", dense=True, ylim=(-1.1, 1.1),
-                    legend="upper left",
+                    legend="lower left",
                 ),
                 out,
             )
@@ -150,10 +152,10 @@ EXPERIMENT = register(
         name="reddi",
         title="Reddi's counter-example",
         question="Can Adam fail on a convex problem, with a learning rate that falls as it should?",
-        setup="Minimise, on [-1, 1], a loss whose gradient is +1010 once in 101 steps and -10 in the "
-        "others; the mean gradient is positive, so the best point is -1. The learning rate is "
-        "1.5/sqrt(t + 10,000). The lines are the mean drift of the periodic moments, in closed form; nothing is "
-        "fitted.",
+        setup="Minimise, on [-1, 1], a loss whose gradient is +1010 once in 101 steps and -10 in "
+        "the others; the mean gradient is positive, so the best point is -1. The learning rate "
+        "is 1.5/sqrt(t + 10,000). The lines are the mean drift of the periodic moments, in "
+        "closed form; nothing is fitted.",
         presets={"demo": Settings(), "quick": Settings(), "tiny": Settings(points=40)},
         measure=measure,
         analyse=analyse,

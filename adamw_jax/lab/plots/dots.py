@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
-from adamw_jax.lab.plots.style import INK, MUTED, series_style
+from adamw_jax.lab.plots.style import INK, MUTED, PAPER, series_style
 from adamw_jax.lab.results import Row
 
 
@@ -37,7 +37,8 @@ def paired_dots(ylabel: str, *, percent: bool = False) -> Callable[[Any, Sequenc
             mean = sum(values) / len(values)
             ax.hlines(mean, i - 0.17, i + 0.17, color=INK, linewidth=2.2, zorder=2)
             label = f"{100 * mean:.1f} %" if percent else f"{mean:.3f}"
-            ax.annotate(label, (i + 0.2, mean), va="center", fontsize=9.5)
+            box = {"boxstyle": "square,pad=0.12", "facecolor": PAPER, "edgecolor": "none"}
+            ax.annotate(label, (i + 0.2, mean), va="center", fontsize=9.5, bbox=box)
         ax.set_xticks(range(len(names)), names)
         ax.set_xlim(-0.4, len(names) - 0.4)
         ax.margins(y=0.12)

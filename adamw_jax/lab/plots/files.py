@@ -1,4 +1,4 @@
-"""Draws figures and writes them: PNG, SVG, and the plotted numbers as CSV. Same numbers, same bytes."""
+"""Draws figures and writes them as PNG, SVG and CSV. Same numbers, same bytes."""
 
 from __future__ import annotations
 

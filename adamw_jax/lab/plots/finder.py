@@ -13,7 +13,7 @@ from adamw_jax.lab.results import Row
 
 
 def finder(top: float | None) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of all curves in one colour and the suggestions in others, up to a loss of ``top``."""
+    """A drawing of all curves, and of the suggestions on top, up to a loss of ``top``."""
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
         curves = [row for row in rows if row["kind"] == "curve"]

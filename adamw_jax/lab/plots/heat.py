@@ -40,8 +40,8 @@ def heat(xlabel: str, ylabel: str, *, most: float) -> Callable[[Any, Sequence[Ro
             ax.text(i, j + 0.09, f"{100 * row['mean']:.1f}", ha="center", va="center", color=ink,
                     fontsize=11.5, fontweight="bold" if row["best"] else "normal")  # fmt: skip
             if row["sd"] is not None:
-                ax.text(i, j - 0.25, f"± {100 * row['sd']:.1f}", ha="center", va="center", color=ink,
-                        fontsize=8)  # fmt: skip
+                ax.text(i, j - 0.25, f"± {100 * row['sd']:.1f}", ha="center", va="center",
+                        color=ink, fontsize=8)  # fmt: skip
         for row in rows:
             if row["best"]:
                 i, j = xs.index(row["x"]), ys.index(row["y"])

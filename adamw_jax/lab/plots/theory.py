@@ -1,6 +1,6 @@
 """Measured points with the analytic curve on top.
 
-Rows: ``series``, ``kind`` (``"theory"`` or ``"measured"``), ``x``, ``y``, and perhaps ``low``, ``high``.
+Rows: ``series``, ``kind`` (``"theory"`` or ``"measured"``), ``x``, ``y``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def theory(
     ylim: tuple[float, float] | None = None,
     legend: str = "best",
 ) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of measurements as markers (a thick pale line where ``dense``) and theory as lines."""
+    """A drawing of measurements as markers (broad pale lines if ``dense``) and theory as lines."""
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
         names = list(dict.fromkeys(row["series"] for row in rows))
@@ -31,13 +31,14 @@ def theory(
             curve = [r for r in rows if r["series"] == name and r["kind"] == "theory"]
             x, y = [r["x"] for r in measured], [r["y"] for r in measured]
             if dense:
-                ax.plot(x, y, color=style["color"], linewidth=5, alpha=0.35, label=f"{name}, measured",
-                        solid_capstyle="round")  # fmt: skip
+                ax.plot(x, y, color=style["color"], linewidth=5, alpha=0.35,
+                        solid_capstyle="round", label=f"{name}, measured")  # fmt: skip
             else:
                 ax.plot(x, y, linestyle="none", marker=style["marker"], color=style["color"],
                         markersize=7.5, label=f"{name}, measured", zorder=3)  # fmt: skip
-            ax.plot([r["x"] for r in curve], [r["y"] for r in curve], color=style["color"],
-                    linestyle=style["linestyle"], linewidth=1.7, label=f"{name}, theory")  # fmt: skip
+            x, y = [r["x"] for r in curve], [r["y"] for r in curve]
+            ax.plot(x, y, color=style["color"], linestyle=style["linestyle"], linewidth=1.7,
+                    label=f"{name}, theory")  # fmt: skip
         ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
         if ylim is not None:
             ax.set_ylim(*ylim)

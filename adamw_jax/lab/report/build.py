@@ -1,6 +1,6 @@
 """From a folder of logs to verdicts, tables, pictures and the two reports.
 
-    report.html report.md verdicts.csv     figures/*.png *.svg *.csv     tables/*.csv
+It writes ``report.html``, ``report.md``, ``verdicts.csv``, ``figures/`` and ``tables/``.
 """
 
 from __future__ import annotations

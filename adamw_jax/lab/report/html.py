@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -24,7 +25,9 @@ SIGNS = {"shown": "✓", "tie": "≈", "not shown": "✗"}
 def page(report: Report) -> str:
     """The whole page."""
     run = report.run
-    style = importlib.resources.files("adamw_jax.lab.report").joinpath("page.css").read_text("utf-8")
+    style = (
+        importlib.resources.files("adamw_jax.lab.report").joinpath("page.css").read_text("utf-8")
+    )
     body = [_header(report)]
     if report.overview:
         body.append(f"<section>{_picture(*report.overview)}</section>")
@@ -73,18 +76,21 @@ def _summary(report: Report) -> str:
     for section in report.sections:
         for same in _by_claim(section.result.verdicts):
             words = "".join(
-                f"<span class='at'>{_pill(v.word)} <span class='task'>{escape(v.task)}</span></span>"
+                f"<span class='at'>{_pill(v.word)} <span "
+                f"class='task'>{escape(v.task)}</span></span>"
                 for v in same
             )
             lines.append(
-                f"<tr><td><a href='#{section.logged.experiment.name}'>{escape(same[0].claim)}</a></td>"
+                "<tr><td><a "
+                f"href='#{section.logged.experiment.name}'>{escape(same[0].claim)}</a></td>"
                 f"<td>{words}</td></tr>"
             )
     return (
-        "<section><h2>Verdicts</h2><p>Every claim is put as its proponents put it, and judged by a rule "
-        "that stands next to the evidence below. Settings are chosen on validation data, results are "
-        "reported on test data. <i>Not shown</i> means what it says: at this scale, with these seeds, "
-        f"the rule was not met.</p><table class='summary'>{''.join(lines)}</table></section>\n"
+        "<section><h2>Verdicts</h2><p>Every claim is put as its proponents put it, and judged by "
+        "a rule that stands next to the evidence below. Settings are chosen on validation data, "
+        "results are reported on test data. <i>Not shown</i> means what it says: at this scale, "
+        "with these seeds, the rule was not met.</p><table "
+        f"class='summary'>{''.join(lines)}</table></section>\n"
     )
 
 
@@ -99,7 +105,7 @@ def _claim(verdicts: Sequence[Verdict]) -> str:
     first = verdicts[0]
     lines = "".join(
         f"<tr><td>{_pill(v.word)}</td><td class='task'>{escape(v.task)}</td>"
-        f"<td>{escape(v.evidence)}</td></tr>"
+        f"<td>{_unbroken(v.evidence)}</td></tr>"
         for v in verdicts
     )
     literature = f" <b>Literature.</b> {escape(first.literature)}" if first.literature else ""
@@ -107,6 +113,12 @@ def _claim(verdicts: Sequence[Verdict]) -> str:
         f"<div class='claim'><h3>{escape(first.claim)}</h3><table class='verdicts'>{lines}</table>"
         f"<p class='rule'><b>Rule.</b> {escape(first.rule)}{literature}</p></div>"
     )
+
+
+def _unbroken(text: str) -> str:
+    """Escaped text in which no line ends inside an interval or before a unit."""
+    text = re.sub(r"\[[^]]*\]", lambda found: found.group().replace(" ", "\u00a0"), escape(text))
+    return re.sub(r" (±|%|points)", "\u00a0\\1", text)
 
 
 def _section(section: Section) -> str:
@@ -130,7 +142,11 @@ def _section(section: Section) -> str:
         + f"<details><summary>Settings {settings_hash(logged.settings)}, {logged.seconds:.1f} s"
         f"</summary><table class='plain'><tr><td>preset</td><td>{escape(logged.preset)}</td></tr>"
         f"{settings}</table></details>"
-        + (f"<p class='reference'>{escape(experiment.reference)}</p>" if experiment.reference else "")
+        + (
+            f"<p class='reference'>{escape(experiment.reference)}</p>"
+            if experiment.reference
+            else ""
+        )
         + "</section>\n"
     )
 

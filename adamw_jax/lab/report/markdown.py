@@ -45,7 +45,9 @@ def _section(section: Section) -> list[str]:
     parts = [f"## {experiment.title}", experiment.question, experiment.setup]
     if section.result.verdicts:
         parts.append(
-            _lines(f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in section.result.verdicts)
+            _lines(
+                f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in section.result.verdicts
+            )
         )
     if section.result.remarks:
         parts.append(_lines(section.result.remarks))

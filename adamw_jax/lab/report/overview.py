@@ -33,9 +33,9 @@ def overview(title: str, results: Mapping[str, Result]) -> Figure | None:
         name="overview",
         title=title,
         alt="Six panels: accuracy under 1cycle and under a constant learning rate; heat maps of "
-        "decoupled decay and of L2 over learning rates; AdamW and RAdam without warm-up over learning "
-        "rates; decay of a weight under noise gradients; Reddi's counter-example. Each is described in "
-        "its own section.",
+        "decoupled decay and of L2 over learning rates; AdamW and RAdam without warm-up over "
+        "learning rates; decay of a weight under noise gradients; Reddi's counter-example. Each "
+        "is described in its own section.",
         panels=panels,
         columns=3,
         panel_size=(4.9, 3.7),

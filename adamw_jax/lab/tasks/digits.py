@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from adamw_jax.lab.tasks.record import Split, Task, standardized
@@ -19,9 +21,7 @@ def _load() -> tuple[Split, Split, Split]:
     inputs = np.asarray(data.data, np.float32)[order]
     labels = np.asarray(data.target, np.int32)[order]
     cuts = (0, 1000, 1397, len(order))
-    train, validation, test = (
-        Split(inputs[a:b], labels[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-    )
+    train, validation, test = (Split(inputs[a:b], labels[a:b]) for a, b in itertools.pairwise(cuts))
     return train, validation, test
 
 
@@ -49,8 +49,8 @@ def digits_noisy() -> Task:
     return Task(
         name="digits_noisy",
         title="digits, 20 % label noise",
-        about="scikit-learn's digits with 20 % of the 1,000 training labels drawn at random, so that "
-        "there is something to lose by fitting them; validation and test labels are clean.",
+        about="scikit-learn's digits with 20 % of the 1,000 training labels drawn at random, so "
+        "that there is something to lose by fitting them; validation and test labels are clean.",
         train=Split(train.inputs, labels),
         validation=validation,
         test=test,

@@ -59,7 +59,7 @@ def generate(count: int, seed: int) -> Split:
     scale = 1 + SCALE * (rng.random((count, 1)) - 0.5)
     shear = SHEAR * rng.standard_normal((count, 1))
 
-    # Resampling: grid point j of 40 lies at this place of the padded signal, counted from the glyph.
+    # Resampling: where each of the 40 grid points lies in the padded signal, from the glyph on.
     grid = np.linspace(0, 1, LENGTH)[None]
     place = grid * (POINTS + padding - 1) - start
     signal = scale * _read_glyphs(labels, place)
@@ -72,7 +72,9 @@ def generate(count: int, seed: int) -> Split:
 
 def _read_glyphs(labels: np.ndarray, place: np.ndarray) -> np.ndarray:
     """Linear interpolation in each example's glyph; zero outside it."""
-    padded = np.pad(HEIGHT * (GLYPHS - 0.5), ((0, 0), (1, 1)))  # a zero on either side, so that edges ramp down
+    padded = np.pad(
+        HEIGHT * (GLYPHS - 0.5), ((0, 0), (1, 1))
+    )  # a zero on either side, so that edges ramp down
     place = np.clip(place + 1, 0, POINTS + 1)
     left = np.minimum(np.floor(place).astype(int), POINTS)
     weight = place - left

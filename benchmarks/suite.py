@@ -1,0 +1,163 @@
+"""The comparisons of docs/results/benchmarks.md, each with the bounds it is held to.
+
+A section is one command line of this package. Its raw figures are kept in a folder, so that a
+section disturbed by other work can be run again alone; the page is made anew from all of them.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+
+Row = dict[str, Any]
+
+OUR_AMSGRAD = "ours:amsgrad(maximum='corrected')"
+OUR_RADAM = "ours:radam(below='momentum')"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A figure of one contender, divided by that of another if one is named, and its limit."""
+
+    contender: str
+    against: str | None
+    limit: float
+    key: str = "ratio_paired"
+
+    def value(self, rows: dict[str, Row]) -> float | None:
+        """The figure, or None where a contender did not run."""
+        mine = rows.get(self.contender, {}).get(self.key)
+        if self.against is None or mine is None:
+            return mine
+        its = rows.get(self.against, {}).get(self.key)
+        return None if its is None else mine / its
+
+    def says(self, rows: dict[str, Row]) -> str:
+        """One line for the page."""
+        value = self.value(rows)
+        what = f"`{self.contender}`"
+        what += f" / `{self.against}`" if self.against else f" {self.key}"
+        if value is None:
+            return f"- {what}: not measured"
+        verdict = "met" if value <= self.limit else "**missed**"
+        return f"- {what}: {value:.3f}, at most {self.limit:g}: {verdict}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One run and its bounds."""
+
+    title: str
+    arguments: tuple[str, ...]
+    bounds: tuple[Bound, ...]
+
+
+def _rule(tree: str, rule: str, ours: str, *others: str) -> Section:
+    """A rule against its optax twin, which runs a second time to show the noise."""
+    twin = f"optax:{rule}"
+    arguments = ("step", "--tree", tree, twin, ours, f"again={twin}", *others)
+    if tree in ("gpt2", "one67m"):
+        arguments = (*arguments, "--memory-gib", "12")
+    bounds = (Bound(ours, twin, 1.03), Bound(ours, None, 0.01, "scratch_per_param"))
+    return Section(f"{rule}, {tree}", arguments, bounds)
+
+
+def _sections() -> dict[str, Section]:
+    sections = {}
+    for tree in ("resnet50", "wrn22-6", "gpt2", "one67m"):
+        torch = ["torch:adamw-fused", "torch:adamw-foreach", "torch:adamw-loop"]
+        torch = torch[:1] if tree in ("gpt2", "one67m") else torch
+        sections[f"adamw-{tree}"] = _rule(tree, "adamw", "ours:adamw", *torch)
+        sections[f"amsgrad-{tree}"] = _rule(tree, "amsgrad", OUR_AMSGRAD, "ours:amsgrad")
+        sections[f"radam-{tree}"] = _rule(tree, "radam", OUR_RADAM, "ours:radam")
+    tail, optax_tail = "ours:adamw+lookahead", "optax:adamw+lookahead"
+    sections["lookahead"] = Section(
+        "Lookahead(AdamW), averaged over its period of 5, resnet50",
+        ("lookahead", "ours:adamw", tail, optax_tail),
+        (Bound(tail, "ours:adamw", 1.15), Bound(tail, optax_tail, 0.40)),
+    )
+    sections["compile"] = Section(
+        "Trace and compile, 1,000 leaves",
+        ("compile", "--leaves", "1000", "optax:adamw", "ours:adamw", "again=optax:adamw"),
+        (Bound("ours:adamw", "optax:adamw", 1.0),),
+    )
+    sections["bfloat16"] = Section(
+        "bfloat16 parameters and gradients, resnet50; the moments of ours are float32",
+        (
+            *("step", "--tree", "resnet50", "--dtype", "bfloat16"),
+            *("optax:adamw", "ours:adamw", "torch:adamw-fused"),
+        ),
+        (Bound("ours:adamw", "optax:adamw", 0.6),),
+    )
+    sections["tiny"] = Section(
+        "1,000 leaves of 64 elements: the cost of leaves",
+        ("step", "--tree", "tiny:1000", "optax:adamw", "ours:adamw", "again=optax:adamw"),
+        (),
+    )
+    sections["small"] = Section(
+        "8 leaves of 256 x 128: the cost of a step",
+        ("step", "--tree", "small", "optax:adamw", "ours:adamw", "again=optax:adamw"),
+        (),
+    )
+    return sections
+
+
+SECTIONS = _sections()
+
+HEAD = """# Benchmarks
+
+Made by `python -m benchmarks suite`. Each contender has a process of its own; in every round each
+gives one sample, in an order drawn anew; samples during which other programs ran are set aside.
+One step is the update and its addition to the parameters in one `jit`, parameters and state
+donated. "x" columns are ratios to the first row: of medians, of minima, the median of the ratios
+within a round, and processor time. `again` is the first row once more: how far it is from 1 is the
+noise of that run. Bounds are on the ratio within rounds. Kernels, copies and bytes are what XLA
+says of the compiled step; scratch is memory beyond arguments and results; "trace+compile" in the
+step tables was taken once, so compare compilation in its own section.
+"""
+
+
+def wait_for_quiet(load: float, patience: float) -> None:
+    """Waits until little else runs, at most `patience` seconds."""
+    until = time.monotonic() + patience
+    while os.getloadavg()[0] > load and time.monotonic() < until:
+        time.sleep(5)
+
+
+def page(raw: Path) -> str:
+    """The Markdown page of all sections that have figures."""
+    parts = [HEAD]
+    for name, section in SECTIONS.items():
+        file = raw / f"{name}.json"
+        if not file.exists():
+            continue
+        found = json.loads(file.read_text())
+        rows = found["rows"]
+        cells = report.table(rows, section.arguments[0] == "compile")
+        by_name = {row["contender"]: row for row in rows}
+        parts.append(f"## {section.title}\n")
+        parts.append(f"`{found['command']}`\\\n{found['machine']}\n")
+        parts.append(report.markdown(cells) + "\n")
+        parts += [bound.says(by_name) for bound in section.bounds]
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def rows_csv(raw: Path, path: Path) -> None:
+    """One CSV of the rows of all sections."""
+    rows = []
+    for name in SECTIONS:
+        file = raw / f"{name}.json"
+        if file.exists():
+            found = json.loads(file.read_text())["rows"]
+            rows += [{"section": name, **row} for row in found]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "samples"]
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,203 @@
+"""The command line, in this process, on settings that take seconds."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adamw_jax
+from adamw_jax import list_optimizers
+from adamw_jax.lab.cli import main
+from adamw_jax.lab.cli.parsing import count, names, rates
+
+PACKAGE = Path(adamw_jax.__file__).parent
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    text = said(capsys)
+    assert all(name in text for name in list_optimizers())
+    assert "mnist1d" in text
+    assert "decoupled_decay" in text
+    assert main(["list", "adam?"]) == 0
+    text = said(capsys)
+    assert "adamw" in text
+    assert "radam" not in text
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_info_shows_every_field(name, capsys):
+    assert main(["info", name]) == 0
+    text = said(capsys)
+    record = adamw_jax.info(name)
+    assert record.title in text
+    assert record.citation[:20] in text
+    assert "learning_rate" in text
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    text = said(capsys)
+    for word in ("python", "jax", "optax", "cpu", "a step of adamw right", "commit"):
+        assert word in text
+
+
+def test_doctor_fails_where_the_library_is_wrong(capsys, monkeypatch):
+    import optax
+
+    from adamw_jax.lab.cli import doctor
+
+    monkeypatch.setattr(doctor, "adamw", lambda *a, **k: optax.sgd(1.0))
+    assert main(["doctor"]) == 1
+    assert "wrong" in said(capsys)
+
+
+def test_run_and_report(tmp_path, capsys):
+    out = tmp_path / "results"
+    assert main(["run", "reddi", "--preset", "tiny", "--out", str(out)]) == 0
+    text = said(capsys)
+    assert "shown" in text
+    assert "Reddi" in text
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").is_file()
+    assert main(["run", "reddi", "--preset", "tiny", "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_compare(tmp_path, capsys):
+    out = tmp_path / "results"
+    command = ["compare", "--task", "digits", "--optimizers", "adamw,sgdw,lookahead_adamw",
+               "--seeds", "2", "--steps", "20", "--lr-grid", "0.003,0.03",
+               "--out", str(out)]  # fmt: skip
+    assert main(command) == 0
+    text = said(capsys)
+    assert "difference to adamw" in text
+    assert "at the edge of the grid" in text
+    head = json.loads((out / "logs" / "compare.json").read_text("utf-8"))
+    assert head["settings"]["learning_rates"] == [0.003, 0.03]
+    rows = [json.loads(line) for line in (out / "logs" / "compare.jsonl").read_text().splitlines()]
+    budgets = {(r["group"], r["learning_rate"], r["seed"]) for r in rows}
+    assert len(budgets) == 3 * 2 * 2  # every optimizer gets the whole grid
+    assert json.loads((out / "run.json").read_text("utf-8"))["command"].startswith(
+        "adamw-jax compare --task digits"
+    )
+
+
+def test_lr_find(tmp_path, capsys):
+    out = tmp_path / "results"
+    command = [
+        "lr-find",
+        "--task",
+        "digits",
+        "--optimizer",
+        "adamw",
+        "--seeds",
+        "2",
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 0
+    text = said(capsys)
+    assert "valley" in text
+    rows = [json.loads(line) for line in (out / "logs" / "lr_find.jsonl").read_text().splitlines()]
+    found = {r["rule"]: r["learning_rate"] for r in rows if r["kind"] == "suggestion"}
+    assert 1e-5 < found["valley"] < 1
+    assert {r["seed"] for r in rows} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["info", "adamv"], "unknown optimizer 'adamv'; choose from adabelief, adam"),
+        (["list", "zzz*"], "unknown optimizer 'zzz*'; choose from"),
+        (
+            ["compare", "--optimizers", "adamw,radm"],
+            "unknown optimizer 'radm'.*Did you mean 'radam'",
+        ),
+        (["compare", "--optimizers", "adamw"], "at least two different names"),
+        (["compare", "--task", "mnist"], "unknown task 'mnist'; choose from mnist1d, digits"),
+        (["compare", "--seeds", "1"], "2 or more"),
+        (["compare", "--seeds", "0"], "--seeds must be 1 or more, got 0"),
+        (["compare", "--steps", "0"], "steps must be 1 or more, got 0"),
+        (["compare", "--lr-grid", "0.1,x"], "--lr-grid must be numbers with commas"),
+        (["compare", "--lr-grid", "-1"], "learning rates must be numbers > 0"),
+        (["compare", "--weight-decay", "-1"], "weight_decay must be a number >= 0"),
+        (["compare", "--b2", "1"], "b2 must lie in"),
+        (["lr-find", "--task", "cifar"], "unknown task 'cifar'"),
+        (["lr-find", "--optimizer", "lookahead_"], "unknown optimizer 'lookahead_'"),
+        (["lr-find", "--start", "1", "--end", "0.1"], "0 < start < end"),
+        (["lr-find", "--steps", "3"], "steps must be 20 or more"),
+        (["run", "radamm"], "unknown experiment 'radamm'.*Did you mean 'radam'"),
+        (["run"], "one experiment or several"),
+        (["report", "nowhere"], "nowhere holds no results: it has no run.json"),
+    ],
+)
+def test_bad_input_is_answered_in_words(command, message, capsys, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message.replace("*'", r"\*'"), error), error
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@pytest.mark.parametrize("command", [["demmo"], ["demo", "--fast"], ["compare", "--seeds", "four"]])
+def test_unknown_commands_and_options_exit_with_an_error(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    assert exit_.value.code == 2
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "adamw_jax.lab.cli.commands", None)
+
+    def refuse(name, *rest, **more):
+        if name == "adamw_jax.lab.cli.commands":
+            raise ModuleNotFoundError("No module named 'flax'", name="flax")
+        return original(name, *rest, **more)
+
+    original = __builtins__["__import__"]
+    monkeypatch.setitem(__builtins__, "__import__", refuse)
+    assert main(["doctor"]) == 2
+    assert 'pip install "adamw-jax[demo]"' in capsys.readouterr().err
+
+
+def test_lists_on_the_command_line():
+    assert names("--x", " a, b ,,c") == ("a", "b", "c")
+    assert rates("--x", "1e-2,0.001,1e-2") == (0.001, 0.01)
+    assert count("--x", 3) == (0, 1, 2)
+    with pytest.raises(ValueError, match="--x must be names"):
+        names("--x", " , ")
+
+
+def test_the_library_never_imports_the_lab():
+    for path in PACKAGE.rglob("*.py"):
+        if "lab" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            imported = []
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported = [node.module or ""] + [f"{node.module}.{a.name}" for a in node.names]
+            assert not any("lab" in name.split(".") for name in imported), path
+
+
+def test_importing_the_library_loads_none_of_the_labs_needs():
+    code = (
+        "import sys, adamw_jax; "
+        "print([m for m in ('flax', 'matplotlib', 'rich', 'sklearn', 'tyro', 'adamw_jax.lab') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

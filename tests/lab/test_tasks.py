@@ -1,0 +1,117 @@
+"""The tasks: deterministic, and as hard as described."""
+
+import numpy as np
+import pytest
+
+from adamw_jax.lab.tasks import TASKS, get_task
+from adamw_jax.lab.tasks.digits import NOISE
+from adamw_jax.lab.tasks.mnist1d import (
+    CORRELATED,
+    CORRELATION_LENGTH,
+    GLYPHS,
+    HEIGHT,
+    INDEPENDENT,
+    LENGTH,
+    POINTS,
+    _smoothing,
+    generate,
+)
+
+
+def test_same_seed_same_examples():
+    first, again, other = generate(50, seed=3), generate(50, seed=3), generate(50, seed=4)
+    np.testing.assert_array_equal(first.inputs, again.inputs)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert not np.array_equal(first.inputs, other.inputs)
+
+
+def test_recorded_examples_have_not_changed():
+    """A change of the generator would silently change every recorded result."""
+    split = generate(4, seed=0)
+    assert split.labels.tolist() == RECORDED_LABELS
+    np.testing.assert_allclose(split.inputs[:, 20], RECORDED_COLUMN, atol=1e-5)
+
+
+RECORDED_LABELS = [2, 0, 1, 3]
+RECORDED_COLUMN = [0.0426456, 0.0601682, 0.6023286, -0.3997191]
+
+
+def test_shapes_types_and_balance():
+    split = generate(203, seed=0)
+    assert split.inputs.shape == (203, LENGTH)
+    assert split.inputs.dtype == np.float32
+    assert split.labels.dtype == np.int32
+    counts = np.bincount(split.labels, minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_glyphs_differ_and_have_the_described_size():
+    assert GLYPHS.shape == (10, POINTS)
+    apart = np.abs(GLYPHS[:, None] - GLYPHS[None]).max(axis=-1) + np.eye(10)
+    assert apart.min() > 0.15
+
+
+def test_correlated_noise_has_unit_variance_and_falls_off():
+    noise = np.random.default_rng(0).standard_normal((20_000, LENGTH)) @ _smoothing()
+    np.testing.assert_allclose(noise.std(axis=0), 1, atol=0.03)
+    near = np.mean(noise[:, 20] * noise[:, 21])
+    far = np.mean(noise[:, 20] * noise[:, 20 + int(5 * CORRELATION_LENGTH)])
+    # Gaussian kernels of width s overlap as exp(-d^2 / 4 s^2).
+    assert near == pytest.approx(np.exp(-1 / (4 * CORRELATION_LENGTH**2)), abs=0.03)
+    assert abs(far) < 0.03
+
+
+def test_examples_hold_their_glyph():
+    """A matched filter over all places recovers the label far above chance, and not always."""
+    split = generate(600, seed=5)
+    ramp = np.linspace(-1, 1, LENGTH)
+    basis = (
+        np.stack([np.ones(LENGTH), ramp]) / np.linalg.norm([np.ones(LENGTH), ramp], axis=1)[:, None]
+    )
+
+    def detrended(x):
+        return x - (x @ basis.T) @ basis
+
+    best = np.full((len(split), 10), np.inf)
+    for digit, glyph in enumerate(GLYPHS):
+        for width in (6.5, 7.5, 8.5, 9.5):
+            for start in np.arange(0, LENGTH - width, 0.5):
+                place = (np.arange(LENGTH) - start) / width * (POINTS - 1)
+                shape = np.interp(place, np.arange(POINTS), HEIGHT * (glyph - 0.5), left=0, right=0)
+                left = detrended(split.inputs.astype(np.float64) - shape)
+                best[:, digit] = np.minimum(best[:, digit], (left**2).sum(axis=1))
+    right = np.mean(best.argmin(axis=1) == split.labels)
+    assert 0.5 < right < 0.999
+
+
+def test_noise_is_smaller_than_the_glyph():
+    assert INDEPENDENT < CORRELATED < HEIGHT / 2
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_tasks_are_split_and_standardized(name):
+    task = get_task(name)
+    assert task.name == name
+    assert task.train.inputs.mean() == pytest.approx(0, abs=1e-4)
+    assert task.train.inputs.std() == pytest.approx(1, abs=1e-3)
+    seen = {row.tobytes() for row in task.train.inputs}
+    for held_out in (task.validation, task.test):
+        assert held_out.inputs.shape[1] == task.features
+        assert set(np.unique(held_out.labels)) == set(range(task.classes))
+        shared = np.mean([row.tobytes() in seen for row in held_out.inputs])
+        assert shared < 0.005  # scikit-learn's digits hold no more than a few doublets
+
+
+def test_label_noise_is_in_the_training_labels_only():
+    clean, noisy = get_task("digits"), get_task("digits_noisy")
+    changed = np.mean(clean.train.labels != noisy.train.labels)
+    assert changed == pytest.approx(NOISE * 0.9, abs=0.03)
+    np.testing.assert_array_equal(clean.test.labels, noisy.test.labels)
+    np.testing.assert_array_equal(clean.validation.labels, noisy.validation.labels)
+
+
+def test_unknown_task_names_the_choices():
+    with pytest.raises(
+        ValueError, match=r"unknown task 'digit'; choose from mnist1d, digits.*'digits'"
+    ):
+        get_task("digit")

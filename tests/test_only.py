@@ -1,0 +1,114 @@
+"""``only``: one stage on some leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+import pytest
+
+from adamw_jax import (
+    adam,
+    adamw,
+    amsgrad,
+    amsgrad_max,
+    compose,
+    correct_bias,
+    decoupled_decay,
+    estimate_moments,
+    l2_decay,
+    lookahead,
+    only,
+    precondition,
+    radam,
+    rectify_variance,
+    scale_by_adam,
+    scale_by_learning_rate,
+)
+from tests.catalogue import (
+    assert_close,
+    at,
+    run,
+    sample_gradients,
+    sample_params,
+)
+
+KERNELS = {"dense": {"bias": False, "kernel": True}, "scale": False}
+
+
+def kernels(tree: Any) -> Any:
+    """The mask of matrices."""
+    return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+
+@pytest.mark.parametrize(
+    "where", [KERNELS, "*/kernel", kernels], ids=["tree", "pattern", "callable"]
+)
+def test_only_a_maximum_for_some(where: Any) -> None:
+    """AMSGrad for kernels, Adam for the rest, with state for the kernels alone."""
+    tx = compose(
+        estimate_moments(), only(amsgrad_max(), where), correct_bias(), precondition(),
+        scale_by_learning_rate(0.05),
+    )  # fmt: skip
+    arguments = sample_params(), sample_gradients(4)
+    got, state = run(tx, *arguments)
+    largest, plain = run(amsgrad(0.05), *arguments)[0], run(adam(0.05), *arguments)[0]
+    assert_close(got["dense"]["kernel"], largest["dense"]["kernel"])
+    assert_close(got["dense"]["bias"], plain["dense"]["bias"])
+    assert_close(got["scale"], plain["scale"])
+    assert [x.shape for x in jax.tree.leaves(state.stages["amsgrad_max"])] == [(2, 3)]
+
+
+@pytest.mark.parametrize("below", ["skip", "momentum"])
+def test_only_a_rectifier_for_some(below: str) -> None:
+    """Gain, flag and the standing still of decay are leaf by leaf."""
+    tx = compose(
+        estimate_moments(), correct_bias(), only(rectify_variance(below=below), "*/kernel"),
+        precondition(), decoupled_decay(0.1), scale_by_learning_rate(0.05),
+    )  # fmt: skip
+    arguments = sample_params(), sample_gradients(7)
+    got, _ = run(tx, *arguments)
+    rectified = run(radam(0.05, below=below, weight_decay=0.1), *arguments)[0]
+    plain = run(adamw(0.05, weight_decay=0.1), *arguments)[0]
+    assert_close(got["dense"]["kernel"], rectified["dense"]["kernel"])
+    assert_close(got["dense"]["bias"], plain["dense"]["bias"])
+    assert_close(got["scale"], plain["scale"])
+
+
+def test_only_some_decay_and_some_momentum() -> None:
+    """On directions, gradients and updates too."""
+    arguments = sample_params(), sample_gradients()
+    masked = adamw(0.05, weight_decay=0.1, mask="*/kernel")
+    for stage in (
+        only(decoupled_decay(0.1), "*/kernel"),
+        decoupled_decay(0.1, "*/kernel"),
+    ):
+        tx = compose(scale_by_adam(), stage, scale_by_learning_rate(0.05))
+        assert_close(run(tx, *arguments)[0], run(masked, *arguments)[0])
+    coupled = compose(only(l2_decay(0.1), "*/kernel"), adam(0.05))
+    assert_close(
+        run(coupled, *arguments)[0], run(adam(0.05, l2=0.1, mask="*/kernel"), *arguments)[0]
+    )
+    tail = compose(adam(0.05), only(lookahead(sync_period=2), "*/kernel"))
+    got = run(tail, *arguments)[0]
+    whole = run(compose(adam(0.05), lookahead(sync_period=2)), *arguments)[0]
+    plain = run(adam(0.05), *arguments)[0]
+    assert_close(got["dense"]["kernel"], whole["dense"]["kernel"])
+    assert_close(got["scale"], plain["scale"])
+
+
+def test_only_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(
+        ValueError, match=r"keeps the kind, but precondition is moments -> direction"
+    ):
+        only(precondition(), "*/kernel")
+    with pytest.raises(ValueError, match=r"estimate_moments is gradient -> moments"):
+        only(estimate_moments(), "*/kernel")
+    with pytest.raises(TypeError, match=r"only\(\) takes a stage of adamw_jax.*optax.masked"):
+        only(optax.clip(1.0), "*/kernel")
+    tx = compose(estimate_moments(), only(correct_bias(), "*/kernel"), precondition())
+    params = sample_params()
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"only\(\) cannot correct the bias of some leaves"):
+        tx.update(at(sample_gradients(), 0), state, params)

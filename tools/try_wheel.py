@@ -1,0 +1,101 @@
+"""Builds the wheel and uses it from an empty folder, under this Python and one of another version.
+
+The other Python also runs the tests named in OTHER, against the installed wheel: it resolves to
+another release of JAX, so this is where a call that JAX has renamed or dropped comes to light.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+ROOT = pathlib.Path(__file__).parents[1]
+OTHER = ("test_stages.py", "test_golden.py")
+WORKS = "import sys, venv, ensurepip; print(sys.version_info.minor * (sys.version_info.major == 3))"
+USE = """
+import pathlib, sys
+import adamw_jax as aj
+import jax, jax.numpy as jnp
+folder = pathlib.Path(aj.__file__).parent
+assert folder.is_relative_to(sys.prefix), f"not the wheel but {folder}"
+assert (folder / "py.typed").exists(), "py.typed is missing"
+for name in aj.list_optimizers():
+    tx, params = aj.create("lookahead_" + name, 1e-3), {"w": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert bool(jnp.isfinite(updates["w"]).all()), name
+print(f"   Python {sys.version.split()[0]}, jax {jax.__version__}: the wheel works")
+"""
+
+
+def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT) -> None:
+    """Runs a command; a failure ends the program."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    status = subprocess.run(command, cwd=cwd, env=environment, check=False).returncode
+    if status:
+        raise SystemExit(f"failed ({status}): {' '.join(map(str, command))}")
+
+
+def build(folder: pathlib.Path) -> pathlib.Path:
+    """Builds the wheel and looks at what is in it."""
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+    strangers = sorted(top for top in tops if top != "adamw_jax" and ".dist-info" not in top)
+    if strangers:
+        raise SystemExit(f"the wheel holds more than the package: {strangers}")
+    return wheel
+
+
+def environment(python: str, folder: pathlib.Path, wheel: str) -> pathlib.Path:
+    """Makes an environment with the wheel in it and uses it from an empty folder."""
+    venv = folder / f"venv-{pathlib.Path(python).name}"
+    run(python, "-m", "venv", venv)
+    inside = venv / "bin" / "python"
+    constraints = ROOT / "constraints.txt"
+    options = ("--quiet", "--disable-pip-version-check", "-c", constraints)
+    run(inside, "-m", "pip", "install", *options, wheel)
+    empty = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    run(inside, "-c", USE, cwd=empty)
+    return inside
+
+
+def other_python() -> str | None:
+    """The newest interpreter of another version, 3.11 or later, that runs on this machine."""
+    paths = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv")
+    paths += sorted(map(str, pyenv.glob("versions/3.*/bin/python3.[1-9][0-9]")))
+    found: dict[int, str] = {}
+    for path in filter(None, paths):
+        answer = subprocess.run([path, "-c", WORKS], capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and int(answer.stdout) >= 11:
+            found.setdefault(int(answer.stdout), path)
+    found.pop(sys.version_info.minor, None)
+    return found[max(found)] if found else None
+
+
+def main() -> int:
+    """Builds, installs, uses; then the same and some tests under another Python."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        wheel = build(folder)
+        environment(sys.executable, folder, str(wheel))
+        other = other_python()
+        if other is None:
+            print("   no other Python >= 3.11 on this machine: the wheel was tried with this one")
+            return 0
+        inside = environment(other, folder, f"adamw-jax[test] @ {wheel.as_uri()}")
+        shutil.copytree(ROOT / "tests", folder / "copy" / "tests")
+        shutil.copy(ROOT / "pyproject.toml", folder / "copy")
+        tests = [f"tests/{test}" for test in OTHER]
+        run(inside, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=folder / "copy")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
