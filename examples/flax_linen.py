@@ -40,7 +40,7 @@ def step(state, images, labels):
 
 def main():
     """Trains for some seconds, halfway at a pinned learning rate, and prints the accuracy."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = images[order].astype(np.float32) / 16, labels[order].astype(np.int32)
     rules = aj.parameter_rules(

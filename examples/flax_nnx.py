@@ -17,7 +17,7 @@ EPOCHS, BATCH = 12, 100
 
 def data(seed: int = 0):
     """Shuffled digits scaled to [0, 1]: 1,500 to train on, 297 to test."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order].astype(np.float32) / 16, labels[order].astype(np.int32)
     return images[:1500], labels[:1500], images[1500:], labels[1500:]

@@ -22,7 +22,7 @@ def loss_of(params, images, labels):
 
 def main():
     """Trains for some seconds and prints the accuracy of fast and slow weights."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = images[order].astype(np.float32) / 16, labels[order].astype(np.int32)
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # First steps with adamw_jax
 #
-# An optimizer is a list of stages. This notebook trains a small network on scikit-learn's digits, looks into the
-# optimizer while it runs, and builds a recipe that no paper has.
+# An optimizer is a list of stages. This notebook trains a small network on scikit-learn's
+# digits, looks into the optimizer while it runs, and builds a recipe that no paper has.
 
 # %%
 import jax
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 import adamw_jax as aj
 
-images, labels = load_digits(return_X_y=True)
+images, labels = map(np.asarray, load_digits(return_X_y=True))
 order = np.random.default_rng(0).permutation(len(labels))
 images, labels = images[order].astype(np.float32) / 16, labels[order].astype(np.int32)
 train, test = (images[:1500], labels[:1500]), (images[1500:], labels[1500:])
@@ -64,12 +64,13 @@ params = init(jax.random.key(0))
 batches = [(train[0][i : i + 100], train[1][i : i + 100]) for i in range(0, 1500, 100)]
 found = aj.lr_range_test(probe, (params, finder.init(params)), batches, start=1e-5)
 found.plot()
-found.suggestions
+print({name: f"{rate:.2g}" for name, rate in found.suggestions.items()})
 
 # %% [markdown]
 # ## Train with a 1cycle
 #
-# One object drives the learning rate and, the other way, the momentum. The mask is a pattern on parameter names.
+# One object drives the learning rate and, the other way, the momentum. The mask is a pattern on
+# parameter names.
 
 # %%
 epochs = 10
@@ -101,9 +102,8 @@ for _ in range(epochs):
         params, state, loss = step(params, state, batch)
         live = aj.hyperparams(state)
         seen.append((float(loss), float(live["learning_rate"]), float(live["b1"])))
-print(
-    f"fast weights {accuracy(params):.1%}, slow weights {accuracy(aj.eval_params(state, params)):.1%}"
-)
+slow = aj.eval_params(state, params)
+print(f"fast weights {accuracy(params):.1%}, slow weights {accuracy(slow):.1%}")
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")

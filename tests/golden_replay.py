@@ -66,7 +66,7 @@ def assert_matches(case: Case, got: Trajectory, rtol: float | None = None) -> No
 
 
 def change_errors(case: Case, got: Trajectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For every array the error of the change, and the largest change so far, element by element."""
+    """By array: the error of the change, and the largest change so far, of every element."""
     result = {}
     for name, want in case.reference.items():
         start = case.arrays[f"params_0_{name.partition('_')[2]}"]

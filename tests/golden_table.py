@@ -1,348 +1,47 @@
 """The hyperparameters of the golden manifests as arguments of the public functions: one table.
 
 A row says which function reproduces a source's form of a system, under which of its arguments each
-hyperparameter goes, and which arguments that form always has. A hyperparameter that the row does not
-name is an error, and so is a system without a row that is not in ``PENDING``.
+hyperparameter goes, and which arguments that form always has. A hyperparameter that its row does
+not name is an error, and so is a system that has no row and is not in ``PENDING``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
 import adamw_jax as aj
 from tests.golden_cases import Case
-
-Options = dict[str, Any]
-Translation = Callable[[Any, Case], Options]
-Name = str | Translation | None
-"""An argument's name; a function that gives arguments; or None where the recorded schedules, or the
-choice of the row, say it already."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """How one form of a system is written with the public functions.
-
-    Attributes:
-      function: the public function.
-      names: hyperparameter -> argument.
-      options: arguments that this form always has.
-      recorded: argument -> recorded array of its value at each step.
-      own: the arguments of ``recorded`` from this library's schedules instead; None where the
-        manifest does not say how the schedule came about.
-      own_rtol: tolerance with them, where the source computed its schedule in float32.
-      when: hyperparameters that choose the row.
-      says: words of the manifest that choose the row.
-    """
-
-    function: Callable[..., Any]
-    names: Mapping[str, Name]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    recorded: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    own: Callable[[Case], Options | None] | None = None
-    own_rtol: float | None = None
-    when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    says: str = ""
-
-    def fits(self, case: Case) -> bool:
-        """Whether the row is that of the case."""
-        h = case.hyperparameters
-        return all(h.get(k) == v for k, v in self.when.items()) and self.says in case.says
-
-    def own_schedules(self, case: Case) -> Options | None:
-        """The arguments that replace the recorded ones, or None."""
-        return None if self.own is None else self.own(case)
-
-    def arguments(self, case: Case, own_schedules: bool = False) -> Options:
-        """All arguments of ``function``."""
-        h, options = case.hyperparameters, dict(self.options)
-        unknown = sorted(set(h) - set(self.names) - set(self.when))
-        assert not unknown, f"{case.label}: no argument for the hyperparameters {unknown}"
-        for key, value in h.items():
-            name = self.names.get(key)
-            if callable(name):
-                options.update(name(value, case))
-            elif name is not None:
-                options[name] = recorded_or_number(value, case)
-        options.update({k: per_step(case.arrays[array]) for k, array in self.recorded.items()})
-        return {**options, **(self.own_schedules(case) or {})} if own_schedules else options
-
-
-def per_step(array: np.ndarray) -> Callable[[Any], jax.Array]:
-    """A recorded array as a schedule."""
-    return lambda count: jnp.asarray(array, jax.dtypes.canonicalize_dtype(float))[count]
-
-
-def recorded_or_number(value: Any, case: Case) -> Any:
-    """A hyperparameter as it is, or the recorded array that it refers to ("per-step array lr")."""
-    if not isinstance(value, str):
-        return value
-    reference = re.fullmatch(r"(?:per-step )?array (\w+)(?: \(.*\))?", value)
-    assert reference, f"{case.label}: cannot read the hyperparameter {value!r}"
-    return per_step(case.arrays[reference[1]])
-
-
-def row_of(case: Case) -> Row:
-    """The row of a case."""
-    rows = TABLE.get((case.system, case.source), ())
-    fitting = next((row for row in rows if row.fits(case)), None)
-    assert fitting is not None, (
-        f"{case.label}: no row for the system {case.system!r} of {case.source!r} with "
-        f"{case.hyperparameters}"
-    )
-    return fitting
-
-
-def build(case: Case, *, own_schedules: bool = False, **changed: Any) -> Any:
-    """The transformation of a case; ``changed`` arguments make it another one.
-
-    Cases that differ in their gradients only share it, and so one compilation.
-    """
-    row = row_of(case)
-
-    def make() -> Any:
-        return row.function(**{**row.arguments(case, own_schedules), **changed})
-
-    if changed:
-        return make()
-    key = (_recipe(case), own_schedules, jax.config.jax_enable_x64)
-    if key not in _BUILT:
-        _BUILT[key] = make()
-    return _BUILT[key]
-
-
-_BUILT: dict[Any, Any] = {}
-
-
-def _recipe(case: Case) -> str:
-    """All that decides how a case is built, the recorded schedules among it."""
-    told = ("system", "source_key", "hyperparameters", "notes", "role", "leaves", "steps")
-    recorded = {
-        name: array.tolist()
-        for name, array in case.arrays.items()
-        if not name.startswith(("params_", "grads_", "slow_", "fn_"))
-    }
-    return json.dumps([{key: case.entry.get(key) for key in told}, recorded], sort_keys=True)
-
-
-# Arguments that need more than another name.
-
-
-def betas(value: Any, case: Case) -> Options:
-    return dict(zip(("b1", "b2"), value, strict=True))
-
-
-def inner_state(value: str, case: Case) -> Options:
-    return {"inner_state": {"none": "keep"}.get(value, value)}
-
-
-def reset_state(value: bool, case: Case) -> Options:
-    return {"inner_state": "reset" if value else "keep"}
-
-
-def fallback(value: bool, case: Case) -> Options:
-    return {"below": "momentum" if value else "skip"}
-
-
-def only_matrices(value: bool, case: Case) -> Options:
-    """fastai v1's ``bn_wd``: False leaves the group of biases and norms, b and s here, undecayed."""
-    return {} if value else {"mask": {leaf: leaf == "w" for leaf in case.leaves}}
-
-
-def decay_or_l2(flag_for_l2: bool) -> Translation:
-    """A flag that says whether the ``wd`` of the case goes into the gradient."""
-
-    def translate(value: bool, case: Case) -> Options:
-        where = "l2" if value == flag_for_l2 else "weight_decay"
-        return {where: case.hyperparameters["wd"]}
-
-    return translate
-
-
-def torch_clip(limit: float, case: Case) -> Options:
-    """``torch.nn.utils.clip_grad_norm_``: a factor of at most limit / (norm + 1e-6), up to 1."""
-
-    def clip(gradient: Any, state: Any, params: Any = None) -> Any:
-        norm = optax.tree.norm(gradient)
-        factor = jnp.minimum(jnp.ones([], norm.dtype), limit / (norm + 1e-6))
-        return jax.tree.map(lambda g: g * factor, gradient), state
-
-    before = optax.GradientTransformation(lambda params: optax.EmptyState(), clip)
-    return {"before": before} if limit else {}
-
-
-def after(before: Any = None, *, optimizer: Callable[..., Any] = aj.adam, **options: Any) -> Any:
-    """An optimizer after another transformation."""
-    return aj.compose(before, optimizer(**options))
-
-
-TORCH: dict[str, Name] = {"lr": "learning_rate", "betas": betas, "eps": "eps", "amsgrad": "amsgrad"}
-EPS_HAT = {"eps_hat": True}
-
-INNER: dict[str, tuple[Callable[..., Any], dict[str, str], Options]] = {
-    "SGD": (aj.sgdw, {"momentum": "momentum", "weight_decay": "l2"}, {"momentum": None}),
-    "torch Adam": (aj.adam, {"weight_decay": "l2"}, {}),
-    "torch AdamW": (aj.adamw, {"weight_decay": "weight_decay"}, {"weight_decay": 1e-2}),
-    "official RAdam": (aj.radam, {"weight_decay": "weight_decay"}, EPS_HAT),
-    "optax.adam": (aj.adam, {}, {}),
-}
-"""What Lookahead stands around, in the words of the manifest: names and defaults of that source."""
-
-
-def inner(text: str, case: Case) -> Options:
-    """``"SGD lr=1e-3 momentum=0.9"``, ``"optax.adam(0.01)"``."""
-    text = re.sub(r"^(optax\.\w+)\(([^=,]+)\)$", r"\1 lr=\2", text)
-    kind = text.partition("=")[0].rpartition(" ")[0]
-    assert kind in INNER, f"{case.label}: unknown inner optimizer {text!r}"
-    function, own_names, defaults = INNER[kind]
-    names: Mapping[str, Name] = {**TORCH, **own_names}
-    options = dict(defaults)
-    for key, value in (word.split("=") for word in text.removeprefix(kind).split()):
-        name = names.get(key)
-        assert name is not None, f"{case.label}: unknown {key!r} in {text!r}"
-        numbers = [float(number) for number in value.strip("()").split(",")]
-        options.update(name(numbers, case) if callable(name) else {name: numbers[0]})
-    return {"inner": function(**options)}
-
-
-def ranger(sync_period: int, slow_step_size: float, **options: Any) -> Any:
-    """Lookahead around RAdam."""
-    return aj.lookahead(aj.radam(**options), sync_period, slow_step_size)
-
-
-def authors_normalised(value: float, case: Case) -> Options:
-    """Normalised decay of the recorded period: wd / sqrt(updates in it)."""
-    updates = case.hyperparameters["nBatches"] * case.arrays["Te"]
-    return {"weight_decay": per_step(value / np.sqrt(updates))}
-
-
-# This library's schedules in the place of the recorded values.
-
-
-def steps_of(case: Case) -> int:
-    return case.entry["steps"]
-
-
-def article_cycle(case: Case) -> Options:
-    """The article's phases: three, or four with a plateau."""
-    h = case.hyperparameters
-    lengths = h["nbs"]
-    whole, plateau = sum(lengths), len(lengths) == 4
-    cycle = aj.one_cycle(
-        h["lr"],
-        round(whole * h["batches_per_epoch"]),
-        "article_plateau" if plateau else "article",
-        momentum=tuple(h["moms"]),
-        div=h["div"],
-        pct_end=lengths[-1] / whole,
-        linear_end=h["lin_end"],
-        **({"pct_start": lengths[0] / whole} if plateau else {}),
-    )
-    return {"learning_rate": cycle}
-
-
-def fastai_v1_cycle(case: Case) -> Options:
-    h = case.hyperparameters
-    cycle = aj.one_cycle(
-        h["lr_max"],
-        h["total_steps"],
-        "fastai_v1",
-        momentum=tuple(h["moms"]),
-        pct_start=h["pct_start"],
-        div=h["div_factor"],
-        final_div=h["final_div"],
-    )
-    return {"learning_rate": cycle}
-
-
-def fastai_v2_cycle(case: Case) -> Options:
-    h = case.hyperparameters
-    cycle = aj.one_cycle(
-        h["lr"],
-        steps_of(case),
-        "fastai_v2",
-        momentum=tuple(h["mom"][:2]),
-        pct_start=h["pct"],
-        div=h["div"],
-        final_div=h["div_final"],
-    )
-    return {"learning_rate": cycle}
-
-
-def decay_schedule(case: Case) -> Options:
-    """fastai 0.7 ``use_wd_sched``: cosine cycles or none, decay normalised by the cycle or not."""
-    h = case.hyperparameters
-    decay, cycle = h["wds"], h["cycle_len"]
-    if h["norm_wds"]:
-        decay = aj.normalized_decay(decay, h["batches_per_epoch"] * (cycle or 1))
-    if cycle is None:
-        assert not h["mult"]
-        return {"learning_rate": h["lr"], "weight_decay": decay}
-    restarts = aj.warm_restarts(
-        h["lr"],
-        cycle,
-        1,
-        steps_per_epoch=h["batches_per_epoch"],
-        convention="fastai07",
-        total_steps=steps_of(case),
-    )
-    twice = lambda count: decay * restarts.multiplier(count)  # noqa: E731
-    return {
-        "learning_rate": restarts.learning_rate,
-        "weight_decay": twice if h["mult"] else decay,
-    }
-
-
-def authors_restarts(normalized: bool = False) -> Callable[[Case], Options]:
-    """The schedule of the AdamW authors' code."""
-
-    def make(case: Case) -> Options:
-        h = case.hyperparameters
-        if h.get("LRdec") == "false":
-            return {"learning_rate": h["LR"]}
-        restarts = aj.warm_restarts(
-            h["LR"],
-            h["Te"],
-            h["Tmult"],
-            steps_per_epoch=h["nBatches"],
-            normalized_decay=h["wd"] if normalized else None,
-            convention="authors",
-            total_steps=steps_of(case),
-        )
-        return {"learning_rate": restarts}
-
-    return make
-
-
-def paper_restarts(case: Case) -> Options | None:
-    """Cosine restarts in the paper's indexing, where the manifest gives the periods."""
-    h = case.hyperparameters
-    told = re.search(r"T0=(\d+), Tmult=(\d+)", h["eta"])
-    if told is None:
-        return None
-    return {"learning_rate": aj.warm_restarts(h["alpha"], int(told[1]), int(told[2]))}
-
-
-def scaled_eta(value: str, case: Case) -> Options:
-    """The paper's alpha eta_t, and alpha as the base by which the decay divides it again."""
-    alpha = case.hyperparameters["alpha"]
-    return {
-        "learning_rate": per_step(alpha * case.arrays["eta"]),
-        "base_learning_rate": alpha,
-    }
-
-
-# The table.
+from tests.golden_own_schedules import (
+    article_cycle,
+    authors_restarts,
+    decay_schedule,
+    fastai_v1_cycle,
+    fastai_v2_cycle,
+    paper_restarts,
+)
+from tests.golden_rows import (
+    EPS_HAT,
+    TORCH,
+    Name,
+    Options,
+    Row,
+    after,
+    authors_normalised,
+    decay_or_l2,
+    fallback,
+    inner,
+    inner_state,
+    only_matrices,
+    ranger,
+    reset_state,
+    scaled_eta,
+    torch_clip,
+)
 
 OPTAX: dict[str, Name] = {
     name: name for name in ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay", "mask")
@@ -601,3 +300,46 @@ def is_public(name: str) -> bool:
                 return False
         here = getattr(here, part)
     return True
+
+
+def row_of(case: Case) -> Row:
+    """The row of a case."""
+    rows = TABLE.get((case.system, case.source), ())
+    fitting = next((row for row in rows if row.fits(case)), None)
+    assert fitting is not None, (
+        f"{case.label}: no row for the system {case.system!r} of {case.source!r} with "
+        f"{case.hyperparameters}"
+    )
+    return fitting
+
+
+def build(case: Case, *, own_schedules: bool = False, **changed: Any) -> Any:
+    """The transformation of a case; ``changed`` arguments make it another one.
+
+    Cases that differ in their gradients only share it, and so one compilation.
+    """
+    row = row_of(case)
+
+    def make() -> Any:
+        return row.function(**{**row.arguments(case, own_schedules), **changed})
+
+    if changed:
+        return make()
+    key = (_recipe(case), own_schedules, jax.config.jax_enable_x64)
+    if key not in _BUILT:
+        _BUILT[key] = make()
+    return _BUILT[key]
+
+
+_BUILT: dict[Any, Any] = {}
+
+
+def _recipe(case: Case) -> str:
+    """All that decides how a case is built, the recorded schedules among it."""
+    told = ("system", "source_key", "hyperparameters", "notes", "role", "leaves", "steps")
+    recorded = {
+        name: array.tolist()
+        for name, array in case.arrays.items()
+        if not name.startswith(("params_", "grads_", "slow_", "fn_"))
+    }
+    return json.dumps([{key: case.entry.get(key) for key in told}, recorded], sort_keys=True)

@@ -137,7 +137,7 @@ def pulled_back_by_hand(case: Case, aliased: bool) -> dict[str, np.ndarray]:
 )
 @pytest.mark.usefixtures("x64")
 def test_the_pullback_of_the_official_code_is_not_repeated(case: Case) -> None:
-    """There the momentum kept at a sync is the live buffer, so from the second sync it is scaled."""
+    """There the momentum kept at a sync is the live buffer: the second sync only scales it."""
     assert_matches(case, pulled_back_by_hand(case, aliased=False))
     mistaken, ours = pulled_back_by_hand(case, aliased=True), replay(case, build(case))
     assert_told_apart(case, mistaken)

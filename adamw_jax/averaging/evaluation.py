@@ -38,8 +38,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
             name = numerics.parameter_name(path)
             if name in found:
                 raise ValueError(
-                    f"the state holds several averages of {name!r}; call eval_params on the part of "
-                    "the state that you mean."
+                    f"the state holds several averages of {name!r}; call eval_params on the part "
+                    "of the state that you mean."
                 )
             found[name] = average
 

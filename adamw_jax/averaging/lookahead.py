@@ -74,7 +74,8 @@ def lookahead(
         Default 0.5 (paper; the authors' code has 0.8).
       inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
         ``"reset"`` (moments and their clocks start anew; the whole state of an optax
-        transformation), or ``"pullback"`` (momentum <- alpha momentum + (1 - alpha) momentum at the last sync).
+        transformation), or ``"pullback"`` (alpha of the momentum now and 1 - alpha of that at the
+        last sync).
 
     Returns:
       A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,

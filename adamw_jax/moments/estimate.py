@@ -106,8 +106,8 @@ def _check_floating(tree: Tree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"the {what} {numerics.parameter_name(path)!r} has dtype {jnp.result_type(leaf)}; only "
-                "floating-point leaves can be optimized: keep it out of the tree or wrap the "
+                f"the {what} {numerics.parameter_name(path)!r} has dtype {jnp.result_type(leaf)}; "
+                "only floating-point leaves can be optimized: keep it out of the tree or wrap the "
                 "optimizer in optax.masked."
             )
 
@@ -132,8 +132,8 @@ def _check_gradient(gradient: Tree, state: MomentsState, params: Tree | None) ->
     ):
         if g.shape != p.shape:
             raise ValueError(
-                f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the parameter "
-                f"given to init had {p.shape}. Call init again for a changed tree."
+                f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the "
+                f"parameter given to init had {p.shape}. Call init again for a changed tree."
             )
 
 
