@@ -122,10 +122,10 @@ def decay_or_l2(flag_for_l2: bool) -> Translation:
 def torch_clip(limit: float, case: Case) -> Options:
     """``torch.nn.utils.clip_grad_norm_``: a factor of at most limit / (norm + 1e-6), up to 1."""
 
-    def clip(gradient: Any, state: Any, params: Any = None) -> Any:
-        norm = optax.tree.norm(gradient)
+    def clip(updates: Any, state: Any, params: Any = None) -> Any:
+        norm = optax.tree.norm(updates)
         factor = jnp.minimum(jnp.ones([], norm.dtype), limit / (norm + 1e-6))
-        return jax.tree.map(lambda g: g * factor, gradient), state
+        return jax.tree.map(lambda g: g * factor, updates), state
 
     before = optax.GradientTransformation(lambda params: optax.EmptyState(), clip)
     return {"before": before} if limit else {}
@@ -152,17 +152,34 @@ INNER: dict[str, tuple[Callable[..., Any], dict[str, str], Options]] = {
 def inner(text: str, case: Case) -> Options:
     """``"SGD lr=1e-3 momentum=0.9"``, ``"optax.adam(0.01)"``."""
     text = re.sub(r"^(optax\.\w+)\(([^=,]+)\)$", r"\1 lr=\2", text)
-    kind = text.partition("=")[0].rpartition(" ")[0]
+    kind, words = split_words(text)
     assert kind in INNER, f"{case.label}: unknown inner optimizer {text!r}"
-    function, own_names, defaults = INNER[kind]
-    names: Mapping[str, Name] = {**TORCH, **own_names}
-    options = dict(defaults)
-    for key, value in (word.split("=") for word in text.removeprefix(kind).split()):
+    function, names, defaults = INNER[kind]
+    return {"inner": function(**{**defaults, **from_words(words, {**TORCH, **names}, case)})}
+
+
+def adam_in_words(text: str, case: Case) -> Options:
+    """``"Adam betas=(0.9,0.99) eps=1e-8"``."""
+    kind, words = split_words(text)
+    assert kind == "Adam", f"{case.label}: unknown optimizer {text!r}"
+    return from_words(words, TORCH, case)
+
+
+def split_words(text: str) -> tuple[str, list[str]]:
+    """A name and the ``key=value`` words after it."""
+    kind = text.partition("=")[0].rpartition(" ")[0]
+    return kind, text.removeprefix(kind).split()
+
+
+def from_words(words: list[str], names: Mapping[str, Name], case: Case) -> Options:
+    """Arguments from ``key=value`` words, the value a number or several in brackets."""
+    options: Options = {}
+    for key, value in (word.split("=") for word in words):
         name = names.get(key)
-        assert name is not None, f"{case.label}: unknown {key!r} in {text!r}"
+        assert name is not None, f"{case.label}: unknown {key!r} in {words}"
         numbers = [float(number) for number in value.strip("()").split(",")]
         options.update(name(numbers, case) if callable(name) else {name: numbers[0]})
-    return {"inner": function(**options)}
+    return options
 
 
 def ranger(sync_period: int, slow_step_size: float, **options: Any) -> Any:

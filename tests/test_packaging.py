@@ -60,7 +60,7 @@ def test_forbidden_patterns_match_what_they_are_for():
         "files.python" + "hosted.org",
         "--index" + "-url https",
         "--find" + "-links x",
-        "registry = " + "{ x = 1 }",
+        "registry" + " = { x = 1 }",
         'open("/wo' + 'rk/file")',
     ]
     assert all(any(pattern.search(text) for pattern in FORBIDDEN) for text in bad)

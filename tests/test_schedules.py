@@ -542,3 +542,8 @@ def test_refused(error, message, make):
 def test_theory_decay_is_geometric():
     schedule = theory_decay(0.9, 0.5)
     np.testing.assert_allclose(series(schedule, 5), 0.9 * 0.5 ** np.arange(5), rtol=1e-6)
+
+
+def test_theory_decay_of_the_paper_decays_in_float32():
+    schedule = theory_decay(0.9, 1 - 1e-8)
+    assert float(schedule(10**8)) == pytest.approx(0.9 / math.e, rel=1e-6)

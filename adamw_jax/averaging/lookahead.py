@@ -3,7 +3,9 @@
     every sync_period steps:  slow <- slow + alpha (fast - slow);  fast <- slow
 
 The fast weights are ordinary parameters, the slow weights live in the state, and gradients are
-taken at the fast weights. Between syncs nothing is computed: the sync stands in a ``lax.cond``.
+taken at the fast weights. A sync moves the parameters to the new slow weights, so the stored ones
+are renewed from the parameters one step later, in a ``lax.cond``: then a step needs no scratch, and
+between syncs it only reads the slow weights.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params
@@ -31,14 +33,20 @@ Tree = Any
 
 
 class LookaheadState(NamedTuple):
-    """Slow weights, params-shaped, and the steps since the last sync."""
+    """State of Lookahead; ``eval_params`` gives the slow weights at any step.
+
+    Attributes:
+      slow: slow weights as of the sync before the last, params-shaped; where a leaf is narrower
+        than the accumulator dtype, as of the last.
+      since_sync: steps since the last sync, int32; 0 where the parameters are the slow weights.
+    """
 
     slow: Tree
     since_sync: jax.Array
 
-    def eval_params(self) -> Tree:
-        """The weights to evaluate on."""
-        return self.slow
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The slow weights, and whether the parameters have taken their place."""
+        return self.slow, jax.tree.map(lambda steps: steps == 0, self.since_sync)
 
 
 class LookaheadWrapperState(NamedTuple):
@@ -97,8 +105,7 @@ def lookahead(
 
     def apply(update: Tree, state: LookaheadState, step: Step) -> tuple[Tree, LookaheadState]:
         due = state.since_sync + 1 >= sync_period
-        update, slow = _sync_if(due, update, state.slow, step.params, step["slow_step_size"])
-        return update, LookaheadState(slow, _next(state.since_sync, due))
+        return _advanced(due, update, state, step.params, step["slow_step_size"])
 
     return stage(
         "lookahead",
@@ -122,34 +129,48 @@ def _start(params: Tree) -> LookaheadState:
     return LookaheadState(jax.tree.map(copy, params), jnp.zeros([], jnp.int32))
 
 
-def _next(since_sync: jax.Array, due: jax.Array) -> jax.Array:
-    return lax.select(due, jnp.zeros_like(since_sync), since_sync + 1)
+def _advanced(
+    due: jax.Array, update: Tree, state: LookaheadState, params: Tree, alpha: jax.Array
+) -> tuple[Tree, LookaheadState]:
+    """The update, at a sync the one to the new slow weights, and the state after it."""
+    slow = _renewed(state, params)
+
+    def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+        fast = numerics.widen(p) + numerics.widen(u)
+        return s + numerics.like(alpha, s) * (fast - s)
+
+    def leaf(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+        back = moved(u, s, p) - numerics.widen(p)
+        return lax.select(_whole(due, u), lax.convert_element_type(back, u.dtype), u)
+
+    def narrow(s: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+        return s if s.dtype == p.dtype else lax.select(_whole(due, s), moved(u, s, p), s)
+
+    since = lax.select(due, jnp.zeros_like(state.since_sync), state.since_sync + 1)
+    after = LookaheadState(jax.tree.map(narrow, slow, update, params), since)
+    return jax.tree.map(leaf, update, slow, params), after
 
 
-def _sync_if(
-    due: jax.Array, update: Tree, slow: Tree, params: Tree, alpha: jax.Array
-) -> tuple[Tree, Tree]:
-    """At a sync, the update to the new slow weights and these; otherwise both as they are."""
+def _renewed(state: LookaheadState, params: Tree) -> Tree:
+    """The slow weights of the last sync: the parameters, where it was in the step before."""
+    slow, structure = jax.tree.flatten(state.slow)
+    fast = jax.tree.leaves(params)
+    # A parameter narrower than its slow weight does not hold all of it.
+    same = [i for i, (s, p) in enumerate(zip(slow, fast, strict=True)) if s.dtype == p.dtype]
+    new = lax.cond(
+        state.since_sync == 0,
+        lambda slow, fast: fast,
+        lambda slow, fast: slow,
+        [slow[i] for i in same],
+        [jnp.asarray(fast[i]) for i in same],
+    )
+    for i, value in zip(same, new, strict=True):
+        slow[i] = value
+    return jax.tree.unflatten(structure, slow)
 
-    def sync(update: Tree, slow: Tree, params: Tree) -> tuple[Tree, Tree]:
-        def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
-            fast = numerics.widen(p) + numerics.widen(u)
-            return s + numerics.like(alpha, s) * (fast - s)
 
-        new_slow = jax.tree.map(moved, update, slow, params)
-        back = jax.tree.map(
-            lambda u, s, p: lax.convert_element_type(s - numerics.widen(p), u.dtype),
-            update,
-            new_slow,
-            params,
-        )
-        return back, new_slow
-
-    def stay(update: Tree, slow: Tree, params: Tree) -> tuple[Tree, Tree]:
-        del params
-        return update, slow
-
-    return lax.cond(due, sync, stay, update, slow, params)
+def _whole(flag: jax.Array, x: jax.Array) -> jax.Array:
+    return lax.broadcast(flag, x.shape)
 
 
 def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
@@ -169,7 +190,7 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
         fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
         due = state.lookahead.since_sync + 1 >= sync_period
         rate = alpha.at(state.count)
-        new, slow = _sync_if(due, fast_updates, state.lookahead.slow, params, rate)
+        new, tail = _advanced(due, fast_updates, state.lookahead, params, rate)
         momentum = state.momentum
         if inner_state == "reset":
             inner_new = lax.cond(
@@ -183,7 +204,6 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
                 inner_new,
                 momentum,
             )
-        tail = LookaheadState(slow, _next(state.lookahead.since_sync, due))
         return new, LookaheadWrapperState(tail, increment(state.count), inner_new, momentum)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -139,6 +139,7 @@ def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _one_cycle(steps: int) -> tuple[np.ndarray, np.ndarray]:
     cycle = one_cycle(1.0, total_steps=steps)
+    assert cycle.momentum is not None  # that is what one_cycle makes unless told otherwise
     count = np.arange(steps, dtype=np.int32)
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
 

@@ -45,8 +45,8 @@ class Interval:
 
     def scaled(self, factor: float) -> Interval:
         """The same in another unit."""
-        ends = sorted((self.low * factor, self.high * factor))
-        return Interval(self.mean * factor, *ends, self.count)
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Interval(self.mean * factor, low, high, self.count)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -101,7 +101,9 @@ class Runner:
         if new:
             self.progress.begin(task.title, len(new) * len(plan.seeds) * plan.steps)
             with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-                parts = pool.map(lambda chunk: self._train_chunk(task, *chunk, plan), chunks)
+                parts = pool.map(
+                    lambda chunk: self._train_chunk(task, chunk[0], chunk[1], plan), chunks
+                )
                 for (chunk, _), tables in zip(chunks, parts, strict=True):
                     for arm, table in zip(chunk, tables, strict=True):
                         self._done[self._key(task, arm, plan)] = table

@@ -2,17 +2,21 @@
 
     b1_t = b1 lambda^(t-1)            (Kingma & Ba 2014, arXiv 1412.6980, Theorem 4.1)
 
->>> float(theory_decay(0.9, 0.5)(2))
-0.22499999403953552
+>>> round(float(theory_decay(0.9, 0.5)(2)), 6)
+0.225
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from adamw_jax.schedules.checks import number
+from adamw_jax.schedules.ramps import default_float
 
 
 def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
@@ -21,14 +25,15 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
     Args:
       b1: value at the first step (count 0), in [0, 1).
       decay: lambda, in (0, 1); the paper's example is 1 - 1e-8.
+
+    Raises:
+      ValueError: a value is out of range.
     """
-    if not 0 <= b1 < 1:
-        raise ValueError(f"b1 must be a number in [0, 1), got {b1!r}.")
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must be a number in (0, 1), got {decay!r}.")
+    start = number("b1", b1, least=0, below=1)
+    # Taken on the host: in float32 the paper's example would round to 1 and never decay.
+    rate = math.log(number("decay", decay, above=0, below=1))
 
     def schedule(count: Any) -> jax.Array:
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        return jnp.asarray(b1, dtype) * jnp.asarray(decay, dtype) ** jnp.asarray(count, dtype)
+        return start * jnp.exp(rate * jnp.asarray(count, default_float()))
 
     return schedule

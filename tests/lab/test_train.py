@@ -70,9 +70,10 @@ def test_equals_a_plain_loop(runner):
 def test_company_does_not_matter(runner):
     """An arm gives the same numbers alone, in a full chunk and as the rest of one."""
     many = [arm(rate) for rate in (0.001, 0.002, 0.004, 0.008, 0.016)]
-    together = Runner(Silent()).train("digits", many, PLAN)
+    together = runner.train("digits", many, PLAN)
+    lonely = Runner(Silent(), workers=1)
     for chosen in (many[0], many[-1]):
-        alone = Runner(Silent(), workers=1).train("digits", [chosen], PLAN)
+        alone = lonely.train("digits", [chosen], PLAN)
         same = [row for row in together if row["arm"] == chosen.name]
         for mine, theirs in zip(alone, same, strict=True):
             assert mine["seed"] == theirs["seed"]
@@ -81,7 +82,7 @@ def test_company_does_not_matter(runner):
 
 
 def test_nothing_is_trained_twice(runner):
-    first = runner.train("digits", [arm(0.005)], PLAN)
+    first = runner.train("digits", [arm(0.005), arm(0.006)], PLAN)[:4]
 
     class Loud(Silent):
         def begin(self, title, total):
@@ -108,13 +109,17 @@ def test_progress_counts_every_step(runner):
             assert "loss" in message
             self.done += steps
 
-    counting = Counting()
-    Runner(counting, workers=1).train("digits", [arm(r) for r in (0.01, 0.02, 0.03)], PLAN)
+    quiet, runner.progress = runner.progress, (counting := Counting())
+    try:
+        runner.train("digits", [arm(r) for r in (0.011, 0.022, 0.033)], PLAN)
+    finally:
+        runner.progress = quiet
     assert counting.total == counting.done == 3 * 2 * PLAN.steps
 
 
 def test_a_diverged_run_is_recorded_as_such(runner):
-    rows = runner.train("digits", [arm(1e12, decay=1.0, schedule="constant")], PLAN)
+    sane = arm(0.01, decay=1.0, schedule="constant")
+    rows = runner.train("digits", [sane, arm(1e12, decay=1.0, schedule="constant")], PLAN)
     assert rows[-1]["test_loss"] is None or rows[-1]["test_loss"] > 1e3
     assert 0 <= rows[-1]["test_accuracy"] <= 1
 

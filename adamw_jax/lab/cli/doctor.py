@@ -28,8 +28,8 @@ def show_doctor(console: Console) -> int:
     grid.add_row("processor", f"{processor()}, {cores()} cores for this process")
     for device in jax.devices():
         grid.add_row("device", f"{device.platform}: {device.device_kind}")
-    grid.add_row("float64", "on" if jax.config.read("jax_enable_x64") else "off (the default)")
-    cache = jax.config.read("jax_compilation_cache_dir")
+    grid.add_row("float64", "on" if jax.config.jax_enable_x64 else "off (the default)")
+    cache = jax.config.jax_compilation_cache_dir
     grid.add_row("compilation cache", str(cache) if cache else "none (JAX_COMPILATION_CACHE_DIR)")
     grid.add_row("commit", commit() or "not in a git repository")
     for name, version in versions().items():

@@ -146,8 +146,8 @@ def _moves_less(s: Settings, task: str, rows: Sequence[Row]) -> Verdict:
         task=get_task(task).title,
         word=decide(difference, MOVE_MARGIN),
         evidence=f"Decades per decade of learning rate: decoupled "
-        f"{spread(speed[DECOUPLED]).mean:+.2f}, L2 {spread(speed[L2]).mean:+.2f}; difference in size "
-        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}].",
+        f"{spread(speed[DECOUPLED]).mean:+.2f}, L2 {spread(speed[L2]).mean:+.2f}; difference in "
+        f"size {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}].",
         rule=rule(
             "how much faster L2's best moves, seed by seed (tops of parabolas through validation "
             "accuracy over the logarithm of the coefficient)",

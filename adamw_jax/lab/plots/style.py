@@ -32,7 +32,7 @@ VARIABLES = {
 }
 """Colour in a file -> variable of the page."""
 
-RC: dict[str, Any] = {
+RC: Any = {
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "axes.facecolor": PAPER,

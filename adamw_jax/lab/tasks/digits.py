@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ NOISE = 0.2
 def _load() -> tuple[Split, Split, Split]:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(data.target))
     inputs = np.asarray(data.data, np.float32)[order]
     labels = np.asarray(data.target, np.int32)[order]
