@@ -55,7 +55,8 @@ def measure(s: Settings, runner: Runner) -> Rows:
                 x, state = carry
                 gradient = jnp.where(j == 0, jnp.float32(s.large), jnp.float32(-s.small))
                 update, state = tx.update(gradient, state, x)
-                x = jnp.clip(optax.apply_updates(x, update), jnp.float32(-1), jnp.float32(1))
+                moved: Any = optax.apply_updates(x, update)
+                x = jnp.clip(moved, jnp.float32(-1), jnp.float32(1))
                 return (x, state), None
 
             carry, _ = jax.lax.scan(step, carry, jnp.arange(s.period))
