@@ -130,11 +130,11 @@ def _their_state(saved: State) -> Any:
 
 
 def _their_count(saved: State, theirs: Any) -> jax.Array:
-    count = getattr(theirs, "count", None)
-    if count is None:  # optax.trace counts nothing, a schedule beside it does
-        counted = states.find(saved, optax.ScaleByScheduleState)
-        count = counted[0][1].count if counted else 0
-    return jnp.asarray(count, jnp.int32)
+    if "count" in theirs._fields:  # a tuple has a method of that name, too
+        return jnp.asarray(theirs.count, jnp.int32)
+    # optax.trace counts nothing, a schedule beside it does.
+    counted = states.find(saved, optax.ScaleByScheduleState)
+    return jnp.asarray(counted[0][1].count if counted else 0, jnp.int32)
 
 
 def _filled(

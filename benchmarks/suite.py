@@ -45,6 +45,9 @@ class Bound:
         if value is None:
             return f"- {what}: not measured"
         verdict = "met" if value <= self.limit else "**missed**"
+        names = (self.contender, self.against or self.contender)
+        if self.key.startswith("ratio") and any("other work" in rows[n]["note"] for n in names):
+            verdict += ", but other work ran: undecided until run again"
         return f"- {what}: {value:.3f}, at most {self.limit:g}: {verdict}"
 
 

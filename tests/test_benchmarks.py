@@ -344,6 +344,9 @@ def test_the_page_has_each_section_with_its_bounds(tmp_path):
     page = suite.page(tmp_path)
     assert "- `ours:adamw` / `optax:adamw`: 1.050, at most 1.03: **missed**" in page
     assert "- `ours:adamw` scratch_per_param: 0.000, at most 0.01: met" in page
+    rows[0]["note"] = "other work ran in most rounds"
+    (tmp_path / "adamw-resnet50.json").write_text(json.dumps(found))
+    assert "**missed**, but other work ran: undecided" in suite.page(tmp_path)
     assert "compile" not in page.split("## ")[1]
     suite.rows_csv(tmp_path, tmp_path / "all.csv")
     (first, _) = csv.DictReader((tmp_path / "all.csv").read_text().splitlines())

@@ -181,6 +181,20 @@ def test_slide_by_its_definition():
     assert suggestions.slide(RATES, losses) == RATES[right + 1 - 15]
 
 
+def test_slide_passes_slopes_that_differ_by_more_than_its_threshold():
+    steps = np.arange(90.0)
+    # The slope of c i^2 changes by 30 c over fifteen points, everywhere.
+    assert suggestions.slide(RATES, 0.0070 / 30 * steps**2) == RATES[0]
+    assert suggestions.slide(RATES, 0.0045 / 30 * steps**2) == RATES[-16]
+
+
+def test_steep_measures_over_the_logarithm_of_the_rate():
+    rates = np.asarray([1e-5, 1e-3, 1.1e-3, 1e-1, 2e-1])
+    # Per point and per unit of rate the steepest falls are elsewhere.
+    losses = np.asarray([5.0, 3.0, 2.5, 2.4, 2.35])
+    assert suggestions.steep(rates, losses) == 1e-3
+
+
 @hypothesis.given(
     losses=st.lists(st.integers(-50, 50), min_size=20, max_size=60),
     factor=st.sampled_from([0.25, 0.5, 2.0, 8.0]),

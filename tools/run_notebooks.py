@@ -1,4 +1,7 @@
-"""Executes every notebook in notebooks/; they are stored without outputs and stay so."""
+"""Executes every notebook in notebooks/; they are stored without outputs and stay so.
+
+A script of the same name beside a notebook (jupytext's percent format) must hold the same cells.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ import pathlib
 import tempfile
 import time
 
+import jupytext
 import nbformat
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 LIMIT = 300
+
+
+def check_script(path: pathlib.Path, notebook: nbformat.NotebookNode) -> None:
+    """Compares a notebook with the script of the same name, where there is one."""
+    script = path.with_suffix(".py")
+    if script.exists():
+        cells = jupytext.read(script).cells
+        if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
+            command = f"jupytext --to ipynb {script.name}"
+            raise SystemExit(f"{path.name} and {script.name} differ; make one anew: {command}")
 
 
 def run_notebooks(folder: pathlib.Path, limit: int = LIMIT) -> int:
@@ -21,7 +35,7 @@ def run_notebooks(folder: pathlib.Path, limit: int = LIMIT) -> int:
       limit: seconds a cell may take.
 
     Raises:
-      SystemExit: a notebook is stored with outputs, or there is none.
+      SystemExit: a notebook is stored with outputs, differs from its script, or there is none.
       nbclient.exceptions.CellExecutionError: a cell failed.
     """
     paths = sorted(folder.rglob("*.ipynb"))
@@ -34,6 +48,7 @@ def run_notebooks(folder: pathlib.Path, limit: int = LIMIT) -> int:
             raise SystemExit(f"{path.name} has no code cell")
         if any(cell.outputs or cell.execution_count for cell in code):
             raise SystemExit(f"{path.name} is stored with outputs or counts: strip them")
+        check_script(path, notebook)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as empty:
             resources = {"metadata": {"path": empty}}

@@ -141,10 +141,10 @@ def _advanced(
 
     def leaf(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
         back = moved(u, s, p) - numerics.widen(p)
-        return lax.select(_whole(due, u), lax.convert_element_type(back, u.dtype), u)
+        return lax.select(due, lax.convert_element_type(back, u.dtype), u)
 
     def narrow(s: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-        return s if s.dtype == p.dtype else lax.select(_whole(due, s), moved(u, s, p), s)
+        return s if s.dtype == p.dtype else lax.select(due, moved(u, s, p), s)
 
     since = lax.select(due, jnp.zeros_like(state.since_sync), state.since_sync + 1)
     after = LookaheadState(jax.tree.map(narrow, slow, update, params), since)
@@ -167,10 +167,6 @@ def _renewed(state: LookaheadState, params: Tree) -> Tree:
     for i, value in zip(same, new, strict=True):
         slow[i] = value
     return jax.tree.unflatten(structure, slow)
-
-
-def _whole(flag: jax.Array, x: jax.Array) -> jax.Array:
-    return lax.broadcast(flag, x.shape)
 
 
 def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:

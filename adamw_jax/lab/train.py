@@ -65,6 +65,25 @@ class Plan:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Arms to be trained on one task."""
+
+    task: str
+    arms: tuple[Arm, ...]
+    plan: Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Arms that one program trains side by side, ``width`` of them or fewer."""
+
+    task: Task
+    arms: list[Arm]
+    plan: Plan
+    width: int
+
+
 Row = dict[str, Any]
 
 
@@ -94,34 +113,41 @@ class Runner:
           One row per arm, seed and evaluation, in that order: task, the arm's description, seed,
           step, epoch and ``METRICS``.
         """
-        task = get_task(task_name)
-        new = list({self._key(task, arm, plan): arm for arm in arms}.items())
-        new = [arm for key, arm in new if key not in self._done]
-        chunks = list(_chunks(new, max(1, self.lanes // len(plan.seeds))))
-        if new:
-            self.progress.begin(task.title, len(new) * len(plan.seeds) * plan.steps)
+        return self.train_all([Job(task_name, tuple(arms), plan)])
+
+    def train_all(self, jobs: Sequence[Job]) -> list[Row]:
+        """The same for several tasks at once, so that one compiles while another trains."""
+        chunks: list[Chunk] = []
+        for job in jobs:
+            distinct = {self._key(job.task, arm, job.plan): arm for arm in job.arms}
+            new = [arm for key, arm in distinct.items() if key not in self._done]
+            width = max(1, self.lanes // len(job.plan.seeds))
+            chunks += _chunks(get_task(job.task), new, job.plan, width)
+        if chunks:
+            lanes = sum(len(c.arms) * len(c.plan.seeds) * c.plan.steps for c in chunks)
+            self.progress.begin(", ".join(dict.fromkeys(c.task.title for c in chunks)), lanes)
             with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-                parts = pool.map(
-                    lambda chunk: self._train_chunk(task, chunk[0], chunk[1], plan), chunks
-                )
-                for (chunk, _), tables in zip(chunks, parts, strict=True):
-                    for arm, table in zip(chunk, tables, strict=True):
-                        self._done[self._key(task, arm, plan)] = table
+                ordered = _programs_first(chunks)
+                for chunk, tables in zip(ordered, pool.map(self._train, ordered), strict=True):
+                    for arm, table in zip(chunk.arms, tables, strict=True):
+                        self._done[self._key(chunk.task.name, arm, chunk.plan)] = table
             self.progress.end()
         return [
-            {"task": task.name, **arm.described(), **row}
-            for arm in arms
-            for row in self._done[self._key(task, arm, plan)]
+            {"task": job.task, **arm.described(), **row}
+            for job in jobs
+            for arm in job.arms
+            for row in self._done[self._key(job.task, arm, job.plan)]
         ]
 
     @staticmethod
-    def _key(task: Task, arm: Arm, plan: Plan) -> Any:
-        return task.name, arm.recipe.name, arm.schedule, arm.learning_rate, arm.settings, plan
+    def _key(task: str, arm: Arm, plan: Plan) -> Any:
+        return task, arm.recipe.name, arm.schedule, arm.learning_rate, arm.settings, plan
 
-    def _train_chunk(self, task: Task, arms: list[Arm], width: int, plan: Plan) -> list[list[Row]]:
-        """Trains arms of one recipe, ``width`` arms wide, so that all chunks fit one program."""
+    def _train(self, chunk: Chunk) -> list[list[Row]]:
+        """Trains a chunk; a list of rows for each of its arms."""
+        task, arms, plan = chunk.task, chunk.arms, chunk.plan
         steps, stretch = plan.steps, plan.steps // plan.points
-        padded = arms + [arms[-1]] * (width - len(arms))
+        padded = [*arms, *arms[-1:] * (chunk.width - len(arms))]
         data = _on_device(task.name)
         network, start, stretch_of = self._functions_for(task, arms[0].recipe)
         lanes = [(arm, seed) for arm in padded for seed in plan.seeds]
@@ -151,7 +177,7 @@ class Runner:
             table = np.nan_to_num(table, nan=0.0, posinf=0.0)
             self.progress.advance(
                 stretch * len(table),
-                f"{arms[0].recipe.name}: step {step} of {steps}, loss "
+                f"{task.title}, {arms[0].recipe.name}: step {step} of {steps}, loss "
                 f"{np.median(table[:, 0]):.3f}, best accuracy {100 * table[:, 2].max():.1f} %",
             )
         each = len(plan.seeds)
@@ -227,7 +253,7 @@ def _stretch(
     return jax.vmap(lane)(carry, numbers, carriers, order)
 
 
-def _chunks(arms: Sequence[Arm], width: int) -> Iterator[tuple[list[Arm], int]]:
+def _chunks(task: Task, arms: Sequence[Arm], plan: Plan, width: int) -> Iterator[Chunk]:
     """Arms of one recipe and one set of numbers, at most ``width`` at a time."""
     groups: dict[Any, list[Arm]] = {}  # one program each
     for arm in arms:
@@ -235,7 +261,17 @@ def _chunks(arms: Sequence[Arm], width: int) -> Iterator[tuple[list[Arm], int]]:
     for group in groups.values():
         wide = min(width, len(group))
         for i in range(0, len(group), wide):
-            yield group[i : i + wide], wide
+            yield Chunk(task, group[i : i + wide], plan, wide)
+
+
+def _programs_first(chunks: list[Chunk]) -> list[Chunk]:
+    """The same chunks, the first of every program at the front: they have to be compiled."""
+    seen, front, rest = set(), [], []
+    for chunk in chunks:
+        program = (chunk.task.name, chunk.arms[0].recipe.name)
+        (rest if program in seen else front).append(chunk)
+        seen.add(program)
+    return front + rest
 
 
 def _stack(numbers: list[dict[str, float]]) -> dict[str, jax.Array]:

@@ -65,8 +65,9 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
 
 
 def divided(tree: Tree, divisor: jax.Array) -> Tree:
-    """``tree / divisor`` for a scalar divisor."""
-    return jax.tree.map(lambda x: x / numerics.like(divisor, x), tree)
+    """``tree / divisor`` for a scalar divisor: one division, then a multiplication an element."""
+    factor = jnp.ones([], divisor.dtype) / divisor
+    return jax.tree.map(lambda x: x * numerics.like(factor, x), tree)
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamw_jax.schedules.checks import number
 from adamw_jax.schedules.ramps import default_float
 
 
@@ -29,11 +28,14 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
     Raises:
       ValueError: a value is out of range.
     """
-    start = number("b1", b1, least=0, below=1)
+    if not 0 <= b1 < 1:
+        raise ValueError(f"b1 must be a number in [0, 1), got {b1!r}.")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be a number in (0, 1), got {decay!r}.")
     # Taken on the host: in float32 the paper's example would round to 1 and never decay.
-    rate = math.log(number("decay", decay, above=0, below=1))
+    rate = math.log(decay)
 
     def schedule(count: Any) -> jax.Array:
-        return start * jnp.exp(rate * jnp.asarray(count, default_float()))
+        return b1 * jnp.exp(rate * jnp.asarray(count, default_float()))
 
     return schedule

@@ -1,6 +1,7 @@
 """The command line, in this process, on settings that take seconds."""
 
 import ast
+import csv
 import json
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def test_compare(tmp_path, capsys):
     head = json.loads((out / "logs" / "compare.json").read_text("utf-8"))
     assert head["settings"]["learning_rates"] == [0.003, 0.03]
     rows = [json.loads(line) for line in (out / "logs" / "compare.jsonl").read_text().splitlines()]
+    with open(out / "tables" / "compare-summary.csv", encoding="utf-8") as file:
+        summary = {line["optimizer"]: line for line in csv.DictReader(file)}
+    for name, line in summary.items():
+        mine = [r["test_accuracy"] for r in rows if r["group"] == name and r["step"] == 20
+                and r["learning_rate"] == float(line["learning_rate"])]  # fmt: skip
+        assert float(line["mean"]) == pytest.approx(sum(mine) / 2)
+    assert summary["adamw"]["difference"] == ""
+    assert summary["sgdw"]["difference"]
     budgets = {(r["group"], r["learning_rate"], r["seed"]) for r in rows}
     assert len(budgets) == 3 * 2 * 2  # every optimizer gets the whole grid
     assert json.loads((out / "run.json").read_text("utf-8"))["command"].startswith(

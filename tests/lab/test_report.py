@@ -187,7 +187,7 @@ def test_every_kind_of_drawing_shows_its_rows(kind, tmp_path):
 def test_the_finder_shows_curves_and_labels_its_suggestions():
     rows = [{"kind": "curve", "series": "seed 0", "x": x, "y": 2 - x} for x in X]
     rows += [{"kind": "suggestion", "series": "valley", "x": 0.03, "y": None}]
-    figure = Figure("f", "F", "What it shows.", [Panel("One", finder(3.0), rows)], columns=1)
+    figure = Figure("f", "F", "What it shows.", [Panel("One", finder(), rows)], columns=1)
     ((_, heights, texts),) = drawn(files.draw(figure))
     assert set(heights) == {2 - x for x in X} | {0.0, 1.0}  # and the line from bottom to top
     assert texts == ["valley 0.03"]

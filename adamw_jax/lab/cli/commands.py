@@ -146,7 +146,7 @@ class LrFind:
     task: str = "digits"
     optimizer: str = "adamw"
     seeds: Seeds = 3
-    steps: int = 100
+    steps: int = 200
     start: float = 1e-6
     end: float = 10.0
     weight_decay: float = 0.0

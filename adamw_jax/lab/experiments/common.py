@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Column, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Plan, Runner
+from adamw_jax.lab.train import Job, Plan, Runner
 
 ACCURACY_MARGIN = 0.01
 LOSS_MARGIN = 0.02
@@ -46,17 +47,17 @@ class Training:
 def short(settings: Any, preset: str) -> Any:
     """Settings with fewer epochs: for a quick look (``"quick"``) or a test (``"tiny"``)."""
     if preset == "quick":
-        return dataclasses.replace(settings, epochs=(8, 16), points=8)
+        return dataclasses.replace(settings, epochs=(5, 10), points=5)
     return dataclasses.replace(settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4)
 
 
-def train_all(settings: Training, runner: Runner, arms_of: Any) -> list[dict[str, Any]]:
+def train_all(
+    settings: Training, runner: Runner, arms_of: Callable[[str], Sequence[Arm]]
+) -> list[dict[str, Any]]:
     """Trains ``arms_of(task)`` on every task."""
-    return [
-        row
-        for task in settings.tasks
-        for row in runner.train(task, arms_of(task), settings.plan(task))
-    ]
+    return runner.train_all(
+        [Job(task, tuple(arms_of(task)), settings.plan(task)) for task in settings.tasks]
+    )
 
 
 def at_end(rows: Iterable[Row]) -> list[Row]:

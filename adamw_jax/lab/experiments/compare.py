@@ -114,7 +114,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         }
         if name != first:
             difference = paired(values[name], values[first])
-            line |= dataclasses.asdict(difference)
+            line |= {f"difference_{k}": v for k, v in dataclasses.asdict(difference).items()}
             line["difference"] = common.interval(difference, "test_accuracy")
         lines_of.append(line)
     columns = [

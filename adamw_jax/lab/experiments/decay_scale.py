@@ -40,28 +40,30 @@ def measure(s: Settings, runner: Runner) -> Rows:
     """Runs both forms of decay."""
     runner.progress.begin("pure noise", 2 * s.steps * len(s.seeds))
     rows: Rows = []
-    noises = jnp.asarray(s.noises, jnp.float32)[:, None]
+    sizes = jnp.asarray(s.noises, jnp.float32)[None, :, None]
+    # One stream of noise per seed, which all sizes share.
+    streams = [
+        np.random.default_rng(seed).standard_normal((s.steps, 1, 1, s.weights)) for seed in s.seeds
+    ]
+    noise = jnp.asarray(np.concatenate(streams, axis=1), jnp.float32)
     for name, tx in (
         (DECOUPLED, adamw(s.learning_rate, weight_decay=s.decay)),
         (L2, adam(s.learning_rate, l2=s.decay)),
     ):
 
-        def kept(key: Any, tx: optax.GradientTransformation = tx) -> jax.Array:
-            weights = jnp.ones((len(s.noises), s.weights), jnp.float32)
+        @jax.jit
+        def kept(noise: jax.Array, tx: Any = tx) -> jax.Array:
+            weights = jnp.ones((len(s.seeds), len(s.noises), s.weights), jnp.float32)
 
-            def step(carry: Any, key: Any) -> Any:
+            def step(carry: Any, noise: jax.Array) -> Any:
                 weights, state = carry
-                gradient = noises * jax.random.normal(key, weights.shape, jnp.float32)
-                updates, state = tx.update(gradient, state, weights)
+                updates, state = tx.update(sizes * noise, state, weights)
                 return (optax.apply_updates(weights, updates), state), None
 
-            carry, _ = jax.lax.scan(
-                step, (weights, tx.init(weights)), jax.random.split(key, s.steps)
-            )
-            return carry[0].mean(axis=1)
+            carry, _ = jax.lax.scan(step, (weights, tx.init(weights)), noise)
+            return carry[0].mean(axis=-1)
 
-        keys = jax.vmap(jax.random.key)(jnp.asarray(s.seeds, jnp.uint32))
-        left = np.asarray(jax.jit(jax.vmap(kept))(keys))
+        left = np.asarray(kept(noise))
         runner.progress.advance(
             s.steps * len(s.seeds), f"{name}: keeps {left.mean():.2f} on average"
         )

@@ -40,7 +40,7 @@ class Settings:
     task: str = "digits"
     optimizer: str = "adamw"
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 100
+    steps: int = 200
     start: float = 1e-6
     end: float = 10.0
     weight_decay: float = 0.0
@@ -164,16 +164,12 @@ def _figure(s: Settings, rows: Sequence[Row], lines: Sequence[Row]) -> Figure:
     points += [
         {"kind": "suggestion", "series": r["rule"], "x": r["median"], "y": None} for r in lines
     ]
-    first = [
-        r["smoothed"] for r in common.where(rows, kind="curve") if r["learning_rate"] == s.start
-    ]
-    top = 2.2 * max(v for v in first if v is not None) if any(first) else None
     return Figure(
         name="loss",
         title=f"Learning-rate range test: {s.optimizer} on {get_task(s.task).title}",
         alt="Smoothed training loss against a growing learning rate, one line per seed: flat, then "
         "falling, then blowing up. Vertical lines mark the suggested rates.",
-        panels=[Panel("", finder(top), points)],
+        panels=[Panel("", finder(), points)],
         columns=1,
         panel_size=(8.0, 4.2),
     )

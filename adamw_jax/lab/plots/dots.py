@@ -39,8 +39,8 @@ def paired_dots(ylabel: str, *, percent: bool = False) -> Callable[[Any, Sequenc
             label = f"{100 * mean:.1f} %" if percent else f"{mean:.3f}"
             box = {"boxstyle": "square,pad=0.12", "facecolor": PAPER, "edgecolor": "none"}
             ax.annotate(label, (i + 0.2, mean), va="center", fontsize=9.5, bbox=box)
-        ax.set_xticks(range(len(names)), names)
-        ax.set_xlim(-0.4, len(names) - 0.4)
+        ax.set_xticks(range(len(names)), [n.replace("_", "_\n") for n in names])
+        ax.set_xlim(-0.4, len(names) - 0.35 + 0.05 * len(names))
         ax.margins(y=0.12)
         ax.grid(False, axis="x")
         ax.set_ylabel(ylabel)

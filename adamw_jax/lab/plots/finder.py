@@ -12,8 +12,8 @@ from adamw_jax.lab.plots.style import DASHES, INK, MUTED, SERIES
 from adamw_jax.lab.results import Row
 
 
-def finder(top: float | None) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of all curves, and of the suggestions on top, up to a loss of ``top``."""
+def finder() -> Callable[[Any, Sequence[Row]], None]:
+    """A drawing of all curves from below their minimum to well above their start."""
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
         curves = [row for row in rows if row["kind"] == "curve"]
@@ -23,8 +23,9 @@ def finder(top: float | None) -> Callable[[Any, Sequence[Row]], None]:
             ax.plot([r["x"] for r in mine], [r["y"] for r in mine], color=SERIES[0], alpha=0.75,
                     linewidth=1.6, linestyle=DASHES[i % len(DASHES)], label=name)  # fmt: skip
         ax.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
-        if top is not None:
-            ax.set_ylim(0, top)
+        start = max(next(r["y"] for r in curves if r["series"] == name) for name in names)
+        drop = max(start - min(r["y"] for r in curves), 1e-3)
+        ax.set_ylim(start - 1.2 * drop, start + 0.9 * drop)
         marks = sorted((row for row in rows if row["kind"] == "suggestion"), key=lambda r: r["x"])
         for i, row in enumerate(marks):
             ax.axvline(row["x"], color=MUTED, linewidth=1.1, linestyle=(0, (2, 2)))

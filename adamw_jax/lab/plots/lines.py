@@ -53,6 +53,8 @@ def lines(
         if ylim is not None:
             ax.set_ylim(*ylim)
         if percent:
+            low, high = ax.get_ylim()
+            ax.set_ylim(max(low, -0.02), min(high, 1.02))  # an error bar may leave the possible
             ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
         if ticks_at_data:
             values = sorted({row["x"] for row in rows})

@@ -1,0 +1,284 @@
+"""Orbax checkpoints: restored after every permitted edit of the recipe, refused otherwise."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import adamw_jax as aj
+
+PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+SCHEDULE = optax.linear_schedule(0.1, 0.05, 10)
+
+
+def gradients(step: int) -> Any:
+    keys = jax.random.split(jax.random.key(step), 2)
+    return {
+        "dense": {
+            "kernel": jax.random.normal(keys[0], (3, 2)),
+            "bias": jax.random.normal(keys[1], (2,)),
+        }
+    }
+
+
+def train(tx: Any, params: Any, state: Any, steps: range) -> tuple[Any, Any]:
+    for step in steps:
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def saved(folder: pathlib.Path, state: Any) -> pathlib.Path:
+    path = folder / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, state)
+    return path
+
+
+def restored(path: pathlib.Path, target: Any = None) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, target)
+
+
+def same(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), a, b)
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[Any, Any]:
+    """Parameters and state of adamw after five steps."""
+    tx = aj.adamw(0.1)
+    return train(tx, PARAMS, tx.init(PARAMS), range(5))
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        aj.adamw(0.1),
+        aj.adamw(SCHEDULE),
+        aj.compose(optax.clip_by_global_norm(1e9), aj.adamw(0.1)),
+        aj.compose(optax.clip(1e9), aj.adamw(SCHEDULE, weight_decay=lambda count: 1e-4)),
+    ],
+    ids=["same", "schedule", "clip", "clip and schedules"],
+)
+def test_restores_as_it_is(tmp_path: pathlib.Path, run: Any, edited: Any) -> None:
+    """A number made a schedule, or a clip more, has the same state."""
+    params, state = run
+    path = saved(tmp_path, state)
+    back = restored(path, edited.init(PARAMS))
+    assert jax.tree.structure(back) == jax.tree.structure(edited.init(PARAMS))
+    same(back, state)
+    assert int(back.count) == 5
+    _, after = train(edited, params, back, range(5, 6))
+    scheduled = callable(edited.hyperparams["learning_rate"].value)
+    rate = float(SCHEDULE(5)) if scheduled else 0.1
+    assert float(aj.hyperparams(after)["learning_rate"]) == pytest.approx(rate)
+
+
+WRAPPED = {
+    "chain": optax.chain(optax.clip(1e9), aj.adamw(0.1)),
+    "masked": optax.masked(aj.adamw(0.1), {"dense": True}),
+    "multi steps": optax.MultiSteps(aj.adamw(0.1), 1).gradient_transformation(),
+    "apply if finite": optax.apply_if_finite(aj.adamw(0.1), 3),
+    "lookahead": aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=100)),
+    "both": optax.chain(aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=100))),
+}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["typed", "plain dicts"])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_migrates_over_wrapping_and_tails(
+    tmp_path: pathlib.Path, run: Any, name: str, plain: bool
+) -> None:
+    """Also from the dicts and lists of a restore without a target; the run goes on as before."""
+    params, state = run
+    old = restored(saved(tmp_path, state)) if plain else state
+    with jax.numpy_dtype_promotion("standard"):
+        new, report = aj.migrate_state(old, WRAPPED[name], params)
+        assert "stages/estimate_moments/first/value/dense/kernel" in report.kept
+        assert "count" in report.kept
+        assert not report.dropped
+        got, _ = train(WRAPPED[name], params, new, range(5, 9))
+    expected, _ = train(aj.adamw(0.1), params, state, range(5, 9))
+    same(got, expected)
+
+
+def test_migrates_over_unwrapping(run: Any) -> None:
+    """The way back: what has no place is reported."""
+    params, _ = run
+    tx = WRAPPED["both"]
+    wrapped_params, wrapped = train(tx, PARAMS, tx.init(PARAMS), range(5))
+    state, report = aj.migrate_state(wrapped, aj.adamw(0.1), params)
+    assert any(name.startswith("stages/lookahead/slow") for name in report.dropped)
+    got, _ = train(aj.adamw(0.1), wrapped_params, state, range(5, 9))
+    same(got, train(tx, wrapped_params, wrapped, range(5, 9))[0])
+
+
+REFUSED = {
+    "another optimizer": (aj.sgdw(0.1), PARAMS, r"stages/estimate_moments/second"),
+    "AMSGrad's maximum": (aj.adamw(0.1, amsgrad=True), PARAMS, r"stages/amsgrad_max/value"),
+    "another shape": (
+        aj.adamw(0.1),
+        {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}},
+        r"first/value/dense/kernel has shape \(3, 2\) in the checkpoint and \(4, 2\) now",
+    ),
+    "another dtype": (aj.adamw(0.1, state_dtype=jnp.bfloat16), PARAMS, r"is float32.*bfloat16"),
+    "another leaf": (
+        aj.adamw(0.1),
+        {"dense": {**PARAMS["dense"], "scale": jnp.ones(2)}},
+        r"first/value/dense/scale is in the new recipe but not in the checkpoint",
+    ),
+    "two recipes": (
+        optax.chain(aj.adamw(0.1), aj.adamw(0.1)),
+        PARAMS,
+        r"exactly one recipe of adamw_jax, found 2",
+    ),
+    "optax": (optax.adamw(0.1), PARAMS, r"exactly one recipe.*found 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_anything_else_is_refused_by_name(run: Any, name: str) -> None:
+    tx, params, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        aj.migrate_state(run[1], tx, params)
+
+
+TWINS = {
+    "adam": (optax.adam(0.1), aj.adam(0.1)),
+    "adamw": (optax.adamw(0.1), aj.adamw(0.1)),
+    "adamw, schedule": (optax.adamw(SCHEDULE), aj.adamw(SCHEDULE)),
+    "adamax": (optax.adamax(0.1), aj.adamax(0.1)),
+    "amsgrad": (optax.amsgrad(0.1), aj.amsgrad(0.1, maximum="corrected")),
+    # With b2 = 0.9, for optax's rectifier is off in float32 by percents at b2 = 0.999.
+    "radam": (optax.radam(0.1, b2=0.9), aj.radam(0.1, b2=0.9, below="momentum")),
+    "adabelief": (optax.adabelief(0.1), aj.adabelief(0.1)),
+    "sgd": (optax.sgd(0.1, momentum=0.9), aj.sgdw(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_from_optax_and_back(tmp_path: pathlib.Path, name: str) -> None:
+    """A run of optax goes on with ours, and a run of ours with optax."""
+    theirs, ours = TWINS[name]
+    with jax.numpy_dtype_promotion("standard"):
+        params, state = train(theirs, PARAMS, theirs.init(PARAMS), range(5))
+        expected, _ = train(theirs, params, state, range(5, 12))
+        state = restored(saved(tmp_path, state), theirs.init(PARAMS))
+        imported = aj.from_optax(state, ours, params)
+        got, _ = train(ours, params, imported, range(5, 12))
+        jax.tree.map(
+            lambda a, b, p: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b - p).max()),
+            got,
+            expected,
+            params,
+        )
+        exported = aj.to_optax(imported, theirs, params)
+        assert jax.tree.structure(exported) == jax.tree.structure(state)
+        same(exported, state)
+
+
+def test_from_optax_refuses_what_does_not_fit() -> None:
+    adam = optax.adam(0.1).init(PARAMS)
+    with pytest.raises(ValueError, match="found 0"):
+        aj.from_optax(optax.lion(0.1).init(PARAMS), aj.adam(0.1), PARAMS)
+    with pytest.raises(ValueError, match="second moment, for which tx has no place"):
+        aj.from_optax(adam, aj.sgdw(0.1), PARAMS)
+    with pytest.raises(ValueError, match="AMSGrad's maximum, which the saved state does not have"):
+        aj.from_optax(adam, aj.amsgrad(0.1), PARAMS)
+    with pytest.raises(TypeError, match="recipe of adamw_jax"):
+        aj.from_optax(adam, optax.adam(0.1), PARAMS)
+    other = {"dense": {"kernel": jnp.ones((5, 2)), "bias": jnp.zeros(2)}}
+    with pytest.raises(ValueError, match=r"shape \(3, 2\), expected \(5, 2\)"):
+        aj.from_optax(adam, aj.adam(0.1), other)
+
+
+def test_code_wins_unless_pinned_also_after_a_restore(tmp_path: pathlib.Path, run: Any) -> None:
+    params, state = run
+    path = saved(tmp_path, aj.set_hyperparams(state, weight_decay=0.3))
+    tx = aj.adamw(0.02, weight_decay=0.7)
+    back = restored(path, tx.init(PARAMS))
+    compiled = jax.jit(tx.update, donate_argnums=1)
+    _, after = compiled(gradients(5), back, params)
+    assert float(aj.hyperparams(after)["learning_rate"]) == pytest.approx(0.02)
+    assert float(aj.hyperparams(after)["weight_decay"]) == pytest.approx(0.3)
+    after = aj.clear_hyperparams(after, "weight_decay")
+    _, after = compiled(gradients(6), after, params)
+    assert float(aj.hyperparams(after)["weight_decay"]) == pytest.approx(0.7)
+    assert compiled._cache_size() == 1
+
+
+def test_truncated_and_foreign_checkpoints_are_refused(tmp_path: pathlib.Path, run: Any) -> None:
+    path = saved(tmp_path, run[1])
+    with pytest.raises((ValueError, FileNotFoundError)):
+        restored(tmp_path / "nothing", aj.adamw(0.1).init(PARAMS))
+    with pytest.raises(ValueError, match=r"[Ss]tructure|[Mm]ismatch|do not match|tree"):
+        restored(path, aj.sgdw(0.1).init(PARAMS))
+    for file in path.rglob("*"):
+        if file.is_file() and "ocdbt" not in file.name and file.stat().st_size > 200:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(Exception, match=r".+"):
+        restored(path, aj.adamw(0.1).init(PARAMS))
+
+
+def test_a_kill_in_mid_save_leaves_the_previous_checkpoint(tmp_path: pathlib.Path) -> None:
+    """SIGKILL while the second step is written: the first is intact and the only one listed."""
+    script = textwrap.dedent(
+        f"""
+        import os, signal, threading, time
+        import jax.numpy as jnp, orbax.checkpoint as ocp
+        import adamw_jax as aj
+        manager = ocp.CheckpointManager({str(tmp_path)!r})
+        params = {{f"w{{i}}": jnp.full((400, 400), 2.0) for i in range(60)}}
+        state = aj.adamw(0.1).init(params)
+        manager.save(0, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+        manager.save(1, args=ocp.args.StandardSave(state))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    params = {f"w{i}": jnp.full((400, 400), 2.0) for i in range(60)}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        assert manager.latest_step() == 0
+        target = aj.adamw(0.1).init(params)
+        same(manager.restore(0, args=ocp.args.StandardRestore(target)), target)
+
+
+def test_sharded_state_follows_the_parameters_without_collectives() -> None:
+    """On eight simulated devices: state sharded as the params, an element-wise step stays local."""
+    mesh = jax.make_mesh((8,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    params = jax.device_put({"w": jnp.ones((16, 4))}, sharding)
+    tx = aj.compose(aj.adamw(0.1, amsgrad=True), aj.lookahead())
+    state = tx.init(params)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.ndim == 0 or leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+    @jax.jit
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    text = step.lower(params, state, params).compile().as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text
+    new_params, new_state = step(params, state, params)
+    assert new_params["w"].sharding.is_equivalent_to(sharding, 2)
+    pinned = aj.set_hyperparams(new_state, learning_rate=0.01)
+    step(new_params, new_state, params)
+    before = step._cache_size()
+    step(new_params, pinned, params)
+    assert step._cache_size() == before
