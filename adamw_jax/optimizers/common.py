@@ -146,6 +146,8 @@ def unpack(
         for key in ("weight_decay", "l2")
         if getattr(carrier, key, None) is not None
     }
+    if "l2" in carried and "weight_decay" not in carried:
+        carried["weight_decay"] = None  # a plan that decays by L2 does not decay twice
     merged: Any = {**common, **carried}
     if merged.get("base_learning_rate") is None:
         for name in ("base_learning_rate", "max_learning_rate"):
