@@ -161,7 +161,7 @@ TORCH_FORMS: dict[str, dict[str, bool]] = {
 
 def torch(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
     """A torch optimizer in one of its forms, as a function of the parameters."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     (call,) = calls
     name, _, form = call.name.rpartition("_")

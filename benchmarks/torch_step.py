@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from benchmarks import contenders, trees
 

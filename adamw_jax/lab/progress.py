@@ -14,8 +14,8 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class Progress(Protocol):
@@ -96,13 +96,12 @@ class Live:
         self.bar = Bar(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[message]}"),
+            TextColumn("[dim]{task.fields[message]}", table_column=Column(no_wrap=True, ratio=1)),
             console=console,
-            transient=False,
+            expand=True,
         )
         self.heading = ""
         self.current = None
@@ -122,8 +121,9 @@ class Live:
 
     def begin(self, title: str, total: int) -> None:
         """A new bar."""
-        name = f"{self.heading} · {title}" if self.heading else title
-        self.current = self.bar.add_task(name, total=total, message="compiling")
+        self.current = self.bar.add_task(
+            self.heading or title, total=total, message=f"{title}: compiling"
+        )
 
     def advance(self, steps: int, message: str) -> None:
         """Moves the bar."""
@@ -133,5 +133,5 @@ class Live:
     def end(self) -> None:
         """Completes the bar."""
         if self.current is not None:
-            self.bar.update(self.current, message="done")
+            self.bar.update(self.current, message="")
             self.current = None
