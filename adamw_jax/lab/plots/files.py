@@ -49,6 +49,8 @@ def write(figure: Figure, folder: Path) -> dict[str, Path]:
         FigureCanvasSVG(canvas)
         canvas.savefig(paths["svg"], metadata={"Date": None, "Title": figure.title,
                                                "Description": figure.alt})  # fmt: skip
+    lines = paths["svg"].read_text(encoding="utf-8").splitlines()
+    paths["svg"].write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
     paths["csv"].write_text(as_csv(plotted(figure)), encoding="utf-8")
     return paths
 
