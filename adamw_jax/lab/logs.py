@@ -1,4 +1,4 @@
-"""What a session leaves on disk before any report: settings as JSON, rows as JSONL and as CSV.
+"""What a run leaves on disk before any report: settings as JSON, rows as JSONL and as CSV.
 
 * ``logs/<experiment>.json``: experiment, preset, settings and their hash, seconds, number of rows
 * ``logs/<experiment>.jsonl``: one row per line

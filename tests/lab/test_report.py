@@ -21,7 +21,7 @@ from adamw_jax.lab.plots.style import INK, SERIES
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.report import build
 from adamw_jax.lab.results import Figure, Panel
-from adamw_jax.lab.session import new_folder, perform, say
+from adamw_jax.lab.runs import new_folder, perform, say
 
 NAMES = ("decay_scale", "decoupled_decay")
 

@@ -64,7 +64,7 @@ class Run:
     def perform(self, console: Console, command: str, title: str, kind: str) -> int:
         """Runs the experiments and prints the verdicts."""
         from adamw_jax.lab.experiments import get_experiment
-        from adamw_jax.lab.session import new_folder, perform, say
+        from adamw_jax.lab.runs import new_folder, perform, say
 
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError("names must be one experiment or several different ones.")
@@ -228,7 +228,7 @@ class Report:
     def __call__(self, console: Console, command: str) -> int:
         """Runs it."""
         from adamw_jax.lab.report import build
-        from adamw_jax.lab.session import say
+        from adamw_jax.lab.runs import say
 
         say(build(self.folder), console)
         return 0
@@ -238,7 +238,7 @@ def _one(
     experiment: Any, settings: Any, title: str, options: Any, console: Console, command: str
 ) -> int:
     """Runs one experiment with the user's own settings and prints its table."""
-    from adamw_jax.lab.session import new_folder, perform, say
+    from adamw_jax.lab.runs import new_folder, perform, say
 
     folder = new_folder(options.out, experiment.name.replace("_", "-"), options.overwrite)
     work = [(experiment, "own", settings)]

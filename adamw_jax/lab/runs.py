@@ -1,4 +1,4 @@
-"""One sitting: measure some experiments, write their logs, build the report, say what came out."""
+"""A run: measure some experiments, write their logs, build the report, say what came out."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def new_folder(out: Path | None, kind: str, overwrite: bool = False) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a session writes, and nothing else."""
+    """Removes what a run writes, and nothing else."""
     for name in ("logs", "figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (MARK, "report.html", "report.md", "verdicts.csv"):
