@@ -51,19 +51,15 @@ def abs_square(x: jax.Array) -> jax.Array:
     return x * x
 
 
-def floored(x: jax.Array) -> jax.Array:
-    """``x`` for x >= 0, but at least the smallest normal number; NaN stays NaN.
+def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> jax.Array:
+    """``(x + offset)**power`` of x >= 0: never 0, and with a finite derivative.
 
-    Under a root it makes both the division by the root and the derivative at 0 finite. The root of
-    the floor, 1e-19 in float32, is the |g| below which g^2 underflows, so a direction divided by it
-    is at most 1.
+    The smallest normal number is added, which changes no x above 1e-30 and makes both the division
+    by the root and the derivative at 0 finite. Its root, 1e-19 in float32, is the |g| below which
+    g^2 underflows, so a direction divided by it is at most 1.
     """
-    return lax.max(x, lax.full_like(x, jnp.finfo(x.dtype).tiny))
-
-
-def root(x: jax.Array, power: float = 0.5) -> jax.Array:
-    """``x**power`` of x >= 0, floored: never 0, and with a finite derivative."""
-    x = floored(x)
+    tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
+    x = x + (tiny if offset is None else offset + tiny)
     return lax.sqrt(x) if power == 0.5 else lax.pow(x, lax.full_like(x, power))
 
 

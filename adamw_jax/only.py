@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ def only(inner: Any, where: masks.Mask) -> Stage:
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:
     def reading(field: str) -> Any:
         old = getattr(record, field)
-        return None if old is None else old._replace(value=change(old.value, field))
+        return None if old is None else old._replace(raw=change(old.raw, field))
 
     return Moments(
         gradient=change(record.gradient, "gradient"),
@@ -111,7 +112,7 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
     def values(tree: Tree, field: str) -> Tree:
         if field == "gradient":
             return tree
-        return masks.merge(chosen, getattr(part, field).value, tree)
+        return masks.merge(chosen, getattr(part, field).raw, tree)
 
     for field in ("first", "second"):
         before, after = getattr(whole, field), getattr(part, field)
@@ -120,6 +121,9 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
                 "only() cannot correct the bias of some leaves: the later stages need one "
                 "correction for all."
             )
+        if before is not None and before.pending and not after.pending:
+            settled = before._replace(raw=before.value, pending=False)
+            whole = dataclasses.replace(whole, **{field: settled})
     merged = _over_record(whole, values)
     one = jnp.ones([], numerics.default_float())
     return Moments(

@@ -59,15 +59,9 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
         else:
             assert reading.rate is not None
             divisor = one_minus_power(reading.rate, record.count)
-        return reading._replace(value=divided(reading.value, divisor), divisor=divisor)
+        return reading._replace(divisor=divisor, pending=True)
 
     return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply)
-
-
-def divided(tree: Tree, divisor: jax.Array) -> Tree:
-    """``tree / divisor`` for a scalar divisor: one division, then a multiplication an element."""
-    factor = jnp.ones([], divisor.dtype) / divisor
-    return jax.tree.map(lambda x: x * numerics.like(factor, x), tree)
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adamw_jax import numerics
-from adamw_jax.moments.correction import divided
-from adamw_jax.moments.record import Moments
+from adamw_jax.moments.record import Moments, divided
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 

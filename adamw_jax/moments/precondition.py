@@ -19,7 +19,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
-from adamw_jax.moments.record import Moments, leafwise
+from adamw_jax.moments.record import Moments, Reading, leafwise
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -51,15 +51,10 @@ def precondition(
     declared = {name: (x, NONNEGATIVE) for name, x in given.items() if x is not None}
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
-        eps_now = eps_of(record, step)
         if record.second is None:
             direction = record.first.value
         else:
-            direction = jax.tree.map(
-                lambda m, v: divided(record, step, eps_now, m, v),
-                record.first.value,
-                record.second.value,
-            )
+            direction = divided(record.first, record.second, record.magnitude, step)
         if record.gain is not None:
             direction = jax.tree.map(
                 lambda d, gain: numerics.like(gain, d) * d,
@@ -75,27 +70,32 @@ def precondition(
             )
         return direction, state
 
-    def divided(
-        record: Moments, step: Step, eps_now: jax.Array | None, m: jax.Array, v: jax.Array
-    ) -> jax.Array:
-        scale = v if eps_root is None or record.magnitude else v + step["eps_root"]
-        if not record.magnitude:
-            scale = numerics.root(scale, power)
-        elif power != 0.5:
-            scale = numerics.root(scale, 2 * power)
-        if eps_now is not None:
-            scale = scale + eps_now
-        if record.magnitude:
-            scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
-        return lax.div(m, numerics.like(scale, m))
+    def divided(first: Reading, second: Reading, magnitude: bool, step: Step) -> Tree:
+        # (m / c1) / ((v / c2 + eps_root)^p + eps) = m / ((v + c2 eps_root)^p c1 / c2^p + c1 eps):
+        # what bias correction c1, c2 still owes costs scalars only.
+        stretch = first.due
+        under = step["eps_root"] if eps_root is not None and not magnitude else None
+        if second.due is not None:
+            inverse = 1.0 / numerics.root(second.due, power)
+            stretch = inverse if stretch is None else stretch * inverse
+            under = None if under is None else under * second.due
+        added = None if eps is None else step["eps"]
+        if added is not None and eps_hat and second.divisor is not None:
+            added = added / numerics.root(second.divisor, power)
+        if added is not None and first.due is not None:
+            added = added * first.due
 
-    def eps_of(record: Moments, step: Step) -> jax.Array | None:
-        if eps is None or record.second is None:
-            return None
-        divisor = record.second.divisor
-        if not eps_hat or divisor is None:
-            return step["eps"]
-        return step["eps"] / numerics.root(divisor, power)
+        def leaf(m: jax.Array, v: jax.Array) -> jax.Array:
+            if not magnitude:
+                scale = numerics.root(v, power, under)
+            else:
+                scale = lax.max(v, lax.full_like(v, jnp.finfo(v.dtype).tiny ** 0.5))
+                scale = scale if power == 0.5 else numerics.root(scale, 2 * power)
+            scale = scale if stretch is None else scale * stretch
+            scale = scale if added is None else scale + added
+            return lax.div(m, numerics.like(scale, m))
+
+        return jax.tree.map(leaf, first.raw, second.raw)
 
     return stage(
         "precondition",

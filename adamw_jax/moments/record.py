@@ -50,17 +50,36 @@ class Clock(NamedTuple):
 class Reading(NamedTuple):
     """A moment as the stages see it.
 
+    Bias correction is one scalar for all leaves, so it is kept beside the arrays until someone
+    needs them divided: ``precondition`` folds it into its own scalars, which saves two
+    multiplications an element.
+
     Attributes:
-      value: params-shaped tree in the compute dtype.
+      raw: params-shaped tree in the compute dtype, not divided yet where ``pending``.
       clock: the clock of the average, or None where nothing is to be corrected.
       rate: the decay rate of this step, or None.
-      divisor: what bias correction divided by, or None before it.
+      divisor: what bias correction divides by, or None before it.
+      pending: whether ``raw`` is still to be divided by ``divisor``.
     """
 
-    value: Tree
+    raw: Tree
     clock: Clock | None = None
     rate: jax.Array | None = None
     divisor: jax.Array | None = None
+    pending: bool = False
+
+    @property
+    def value(self) -> Tree:
+        """The moment itself, divided where a division is due."""
+        if not self.pending:
+            return self.raw
+        assert self.divisor is not None
+        return divided(self.raw, self.divisor)
+
+    @property
+    def due(self) -> jax.Array | None:
+        """The divisor that ``raw`` still lacks, or None."""
+        return self.divisor if self.pending else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +136,14 @@ class Moments:
 
 def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) -> Reading:
     assert reading is not None
-    return reading._replace(value=value, divisor=reading.divisor if divisor is None else divisor)
+    divisor = reading.divisor if divisor is None else divisor
+    return reading._replace(raw=value, divisor=divisor, pending=False)
+
+
+def divided(tree: Tree, divisor: jax.Array) -> Tree:
+    """``tree / divisor`` for a scalar divisor: one division, then a multiplication an element."""
+    factor = jnp.ones([], divisor.dtype) / divisor
+    return jax.tree.map(lambda x: x * numerics.like(factor, x), tree)
 
 
 def leafwise(x: Any, tree: Tree) -> Tree:
