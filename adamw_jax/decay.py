@@ -50,7 +50,7 @@ def l2_decay(l2: ScalarOrSchedule, mask: masks.Mask = None) -> Stage:
             if not chosen:
                 return g
             wide = numerics.widen(g)
-            return wide + numerics.like(step["l2"], wide) * numerics.widen(p)
+            return lax.add(wide, numerics.scaled(step["l2"], numerics.widen(p)))
 
         chosen = masks.resolve(mask, step.params, "mask")
         return jax.tree.map(leaf, chosen, gradient, step.params), state
@@ -114,10 +114,12 @@ def decoupled_decay(
             if factor == 0:
                 return u
             wide, wide_p = numerics.widen(u), numerics.widen(p)
-            decay = numerics.like(rate * factor if factor != 1 else rate, wide)
+            decay = rate * factor if factor != 1 else rate
             if form == "proximal":
-                return (wide + wide_p) / (1 + decay) - wide_p
-            return wide + decay * wide_p if form == "learning_rate" else wide - decay * wide_p
+                shrink = 1 / (1 + decay)
+                return lax.sub(numerics.scaled(shrink, lax.add(wide, wide_p)), wide_p)
+            combine = lax.add if form == "learning_rate" else lax.sub
+            return combine(wide, numerics.scaled(decay, wide_p))
 
         chosen = masks.resolve(mask, step.params, "mask")
         factors = _factors(chosen, rules, step.params)

@@ -67,4 +67,4 @@ def descend() -> Stage:
 
 def _scaled(rate: jax.Array, tree: Tree) -> Tree:
     wide = jax.tree.map(numerics.widen, tree)
-    return jax.tree.map(lambda x: numerics.like(rate, x) * x, wide)
+    return jax.tree.map(lambda x: numerics.scaled(rate, x), wide)

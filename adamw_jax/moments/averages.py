@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import DECAY_RATE, NONNEGATIVE, ScalarOrSchedule, declare
@@ -74,7 +75,7 @@ def ema_of_centered_squares(
 
     def residual(gradient: Tree, first: Any) -> Tree:
         return jax.tree.map(
-            lambda g, m: numerics.abs_square(numerics.widen(g) - m), gradient, first.value
+            lambda g, m: numerics.abs_square(lax.sub(numerics.widen(g), m)), gradient, first.value
         )
 
     return average(

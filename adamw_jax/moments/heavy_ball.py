@@ -63,9 +63,9 @@ def heavy_ball(
 
         def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
             wide = numerics.widen(g)
-            entry = wide if share is None else numerics.like(share, wide) * wide
-            new = numerics.like(step["momentum"], wide) * numerics.widen(m) + entry
-            return lax.convert_element_type(new, m.dtype)
+            entry = wide if share is None else numerics.scaled(share, wide)
+            new = lax.add(numerics.scaled(step["momentum"], numerics.widen(m)), entry)
+            return numerics.cast(new, m.dtype)
 
         return HeavyBallState(jax.tree.map(leaf, state.value, gradient))
 
@@ -74,7 +74,7 @@ def heavy_ball(
             wide = numerics.widen(m)
             if not nesterov:
                 return wide
-            return numerics.widen(g) + numerics.like(step["momentum"], wide) * wide
+            return lax.add(numerics.widen(g), numerics.scaled(step["momentum"], wide))
 
         return Reading(jax.tree.map(leaf, state.value, gradient))
 

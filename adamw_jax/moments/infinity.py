@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
@@ -52,8 +51,9 @@ def infinity_norm(
         del first
 
         def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
-            new = jnp.abs(numerics.widen(g)) + step["eps"]
-            return lax.convert_element_type(lax.max(step["b2"] * numerics.widen(u), new), u.dtype)
+            new = lax.add(lax.abs(numerics.widen(g)), step["eps"])
+            decayed = numerics.scaled(step["b2"], numerics.widen(u))
+            return numerics.cast(lax.max(decayed, new), u.dtype)
 
         return InfinityNormState(jax.tree.map(leaf, state.value, gradient))
 

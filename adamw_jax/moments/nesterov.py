@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.moments.record import Moments, divided
@@ -46,7 +47,7 @@ def nesterov() -> Stage:
         ahead = divided(reading.value, b * mass + rest)
         now = divided(jax.tree.map(numerics.widen, record.gradient), mass)
         value = jax.tree.map(
-            lambda m, g: numerics.like(b, m) * m + numerics.like(rest, m) * g, ahead, now
+            lambda m, g: lax.add(numerics.scaled(b, m), numerics.scaled(rest, g)), ahead, now
         )
         return record.with_first(value, divisor=mass), state
 

@@ -90,10 +90,10 @@ def average(
         rest = jnp.ones([], b.dtype) - b
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
-            new = numerics.like(b, x) * numerics.widen(a) + numerics.like(rest, x) * x
+            new = lax.add(numerics.scaled(b, numerics.widen(a)), numerics.scaled(rest, x))
             if floor_name is not None:
-                new = new + step[floor_name]
-            return lax.convert_element_type(new, a.dtype)
+                new = lax.add(new, step[floor_name])
+            return numerics.cast(new, a.dtype)
 
         value = jax.tree.map(leaf, state.value, entry(gradient, first))
         return AverageState(value, state.clock.tick(b))

@@ -57,7 +57,7 @@ def precondition(
             direction = divided(record.first, record.second, record.magnitude, step)
         if record.gain is not None:
             direction = jax.tree.map(
-                lambda d, gain: numerics.like(gain, d) * d,
+                lambda d, gain: numerics.scaled(gain, d),
                 direction,
                 leafwise(record.gain, direction),
             )
@@ -71,28 +71,29 @@ def precondition(
         return direction, state
 
     def divided(first: Reading, second: Reading, magnitude: bool, step: Step) -> Tree:
-        # (m / c1) / ((v / c2 + eps_root)^p + eps) = m / ((v + c2 eps_root)^p c1 / c2^p + c1 eps):
-        # what bias correction c1, c2 still owes costs scalars only.
-        stretch = first.due
-        under = step["eps_root"] if eps_root is not None and not magnitude else None
-        if second.due is not None:
-            inverse = 1.0 / numerics.root(second.due, power)
-            stretch = inverse if stretch is None else stretch * inverse
-            under = None if under is None else under * second.due
+        # What bias correction still owes, division by c1 and c2, costs scalars only:
+        # m/c1 / ((v/c2 + eps_root)^p + eps) = m (c2^p / c1) / ((v + c2 eps_root)^p + c2^p eps).
         added = None if eps is None else step["eps"]
         if added is not None and eps_hat and second.divisor is not None:
             added = added / numerics.root(second.divisor, power)
-        if added is not None and first.due is not None:
-            added = added * first.due
+        under = step["eps_root"] if eps_root is not None and not magnitude else None
+        factor = None
+        if second.due is not None:
+            factor = numerics.root(second.due, power)
+            added = None if added is None else added * factor
+            under = None if under is None else under * second.due
+        if first.due is not None:
+            factor = (1.0 if factor is None else factor) / first.due
 
         def leaf(m: jax.Array, v: jax.Array) -> jax.Array:
             if not magnitude:
                 scale = numerics.root(v, power, under)
             else:
-                scale = lax.max(v, lax.full_like(v, jnp.finfo(v.dtype).tiny ** 0.5))
-                scale = scale if power == 0.5 else numerics.root(scale, 2 * power)
-            scale = scale if stretch is None else scale * stretch
-            scale = scale if added is None else scale + added
+                scale = v if power == 0.5 else numerics.root(v, 2 * power)
+            scale = scale if added is None else lax.add(scale, added)
+            if magnitude:
+                scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
+            m = m if factor is None else numerics.scaled(factor, m)
             return lax.div(m, numerics.like(scale, m))
 
         return jax.tree.map(leaf, first.raw, second.raw)

@@ -143,7 +143,7 @@ def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) ->
 def divided(tree: Tree, divisor: jax.Array) -> Tree:
     """``tree / divisor`` for a scalar divisor: one division, then a multiplication an element."""
     factor = jnp.ones([], divisor.dtype) / divisor
-    return jax.tree.map(lambda x: x * numerics.like(factor, x), tree)
+    return jax.tree.map(lambda x: numerics.scaled(factor, x), tree)
 
 
 def leafwise(x: Any, tree: Tree) -> Tree:
