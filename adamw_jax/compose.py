@@ -77,7 +77,14 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             name: LiveHyperparameter(hyper.at(count), jnp.zeros([], jnp.bool_))
             for name, hyper in declared.items()
         }
-        memories = {spec.name: spec.init(params) for spec in specs if spec.init is not None}
+        memories: dict[str, Any] = {}
+        for spec in specs:
+            memory = optax.EmptyState() if spec.init is None else spec.init(params)
+            if not _has_slot(spec, memory):
+                continue
+            if spec.name in memories:
+                raise ValueError(_twice(spec.name))
+            memories[spec.name] = memory
         return ComposeState(count, hyperparams, memories)
 
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
@@ -105,8 +112,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
             if spec.takes is None and flow is not updates:
                 flow = numerics.cast_like(flow, updates)
-            flow, memory = spec.apply(flow, memories.get(spec.name, optax.EmptyState()), step)
-            if spec.init is not None:
+            flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
+            if spec.name in memories:
                 memories[spec.name] = memory
         new_state = ComposeState(increment(state.count), live, memories)
         return numerics.cast_like(flow, updates), new_state
@@ -117,11 +124,17 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
 
 def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
-    given = [entry.frozen for entry in stages if isinstance(entry, Composed)] + [frozen]
+    recipes = [entry[1] if isinstance(entry, tuple) else entry for entry in _pairs(stages)]
+    given = [entry.frozen for entry in recipes if isinstance(entry, Composed)] + [frozen]
     given = [mask for mask in given if mask is not None]
     if len(given) > 1:
         raise ValueError("several recipes in one compose() freeze parameters; give one mask.")
     return given[0] if given else None
+
+
+def _pairs(stages: tuple[Any, ...]) -> list[Any]:
+    # A transformation is a tuple, too; only (name, transformation) is meant.
+    return [(e[0], e[1]) if type(e) is tuple and len(e) == 2 else e for e in stages]
 
 
 def _specs_of(entry: Any) -> tuple[Spec, ...]:
@@ -157,18 +170,29 @@ def _name_of(tx: optax.GradientTransformation) -> str:
 def _foreign(name: str, tx: optax.GradientTransformation) -> Spec:
     """An optax transformation as a stage that keeps the kind."""
     inner = optax.with_extra_args_support(tx)
-    try:
-        probe = jax.eval_shape(inner.init, jax.ShapeDtypeStruct((2, 2), numerics.default_float()))
-        stateless = not jax.tree.leaves(probe)
-    except Exception:  # it wants a certain tree: assume a state
-        stateless = False
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        if stateless:
-            state = inner.init(step.params if step.params is not None else flow)
         return inner.update(flow, state, step.params, **step.extra)
 
-    return Spec(name, None, None, apply, None if stateless else inner.init, {}, False, False)
+    return Spec(name, None, None, apply, inner.init, {}, False, False)
+
+
+def _has_slot(spec: Spec, memory: Any) -> bool:
+    """Whether a stage has a state to keep; its ``init`` tells for a foreign one."""
+    foreign = spec.takes is None
+    return bool(jax.tree.leaves(memory)) if foreign else spec.init is not None
+
+
+def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) -> Any:
+    if spec.name in memories or spec.takes is not None or spec.init is None:
+        return memories.get(spec.name, optax.EmptyState())
+    memory = spec.init(flow if step.params is None else step.params)
+    if jax.tree.leaves(memory):
+        raise ValueError(
+            f"the state has no place for {spec.name!r}, which needs one on these parameters. Carry "
+            "it over with migrate_state(saved, tx, params)."
+        )
+    return memory
 
 
 def _check_kinds(specs: tuple[Spec, ...]) -> None:
@@ -217,14 +241,18 @@ _REMEDY = {
 def _check_names(specs: tuple[Spec, ...]) -> None:
     seen: set[str] = set()
     for spec in specs:
-        if spec.init is None:
+        if spec.init is None or spec.takes is None:  # a foreign one is known at init only
             continue
         if spec.name in seen:
-            raise ValueError(
-                f"two stages with state are called {spec.name!r}: name one of them with a pair, "
-                f"('other_{spec.name}', stage), so that a checkpoint can tell them apart."
-            )
+            raise ValueError(_twice(spec.name))
         seen.add(spec.name)
+
+
+def _twice(name: str) -> str:
+    return (
+        f"two stages with state are called {name!r}: name one of them with a pair, "
+        f"('other_{name}', stage), so that a checkpoint can tell them apart."
+    )
 
 
 def _share_hyperparams(
@@ -261,8 +289,9 @@ def _check_state(
             "gives; a checkpoint restored without a target loses its types: restore into "
             "tx.init(params), or use migrate_state(saved, tx, params)."
         )
-    expected = {spec.name for spec in specs if spec.init is not None}
-    if set(state.stages) != expected or set(state.hyperparams) != set(declared):
+    expected = {spec.name for spec in specs if spec.init is not None and spec.takes is not None}
+    foreign = {spec.name for spec in specs if spec.takes is None}
+    if set(state.stages) - foreign != expected or set(state.hyperparams) != set(declared):
         raise ValueError(
             f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
             f"hyperparameters {sorted(state.hyperparams)}, this recipe has {sorted(expected)} and "

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import masks, numerics
-from adamw_jax.hyperparameters import NONNEGATIVE, POSITIVE, ScalarOrSchedule, check, declare
+from adamw_jax.checks import number
+from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
 from adamw_jax.moments.record import leafwise
-from adamw_jax.rules import ParameterRules
+from adamw_jax.rules import ParameterRules, Rule
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -34,28 +35,31 @@ Tree = Any
 FORMS = ("learning_rate", "schedule", "fixed", "proximal")
 
 
-def l2_decay(l2: ScalarOrSchedule, mask: masks.Mask = None) -> Stage:
+def l2_decay(
+    l2: ScalarOrSchedule, mask: masks.Mask = None, *, rules: ParameterRules | None = None
+) -> Stage:
     """L2 regularisation: adds ``l2 * theta`` to the gradient, before the moments see it.
 
     Args:
       l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
       mask: which leaves; see ``decoupled_decay``.
+      rules: per-parameter multipliers of the coefficient.
 
     Returns:
       A stage *gradient -> gradient*.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        def leaf(chosen: bool, g: jax.Array, p: jax.Array) -> jax.Array:
-            if not chosen:
+        def leaf(factor: float, g: jax.Array, p: jax.Array) -> jax.Array:
+            if factor == 0:
                 return g
-            wide = numerics.widen(g)
-            return lax.add(wide, numerics.scaled(step["l2"], numerics.widen(p)))
+            rate = step["l2"] * factor if factor != 1 else step["l2"]
+            return lax.add(numerics.widen(g), numerics.scaled(rate, numerics.widen(p)))
 
-        chosen = masks.resolve(mask, step.params, "mask")
-        return jax.tree.map(leaf, chosen, gradient, step.params), state
+        factors = _factors(mask, rules, step.params)
+        return jax.tree.map(leaf, factors, gradient, step.params), state
 
-    declared = declare(l2=(l2, NONNEGATIVE))
+    declared = declare(l2=l2)
     return stage(
         "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
     )
@@ -88,11 +92,11 @@ def decoupled_decay(
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}.")
-    declared = declare(weight_decay=(weight_decay, NONNEGATIVE))
+    declared = declare(weight_decay=weight_decay)
     if form in ("schedule", "proximal"):
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate, the recipe's own.")
-        declared["learning_rate"] = check("learning_rate", learning_rate, NONNEGATIVE)
+        declared["learning_rate"] = check("learning_rate", learning_rate)
     base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
 
     def coefficient(step: Step) -> jax.Array:
@@ -116,13 +120,14 @@ def decoupled_decay(
             wide, wide_p = numerics.widen(u), numerics.widen(p)
             decay = rate * factor if factor != 1 else rate
             if form == "proximal":
-                shrink = 1 / (1 + decay)
-                return lax.sub(numerics.scaled(shrink, lax.add(wide, wide_p)), wide_p)
+                # (u + p) / (1 + d) - p without its cancellation.
+                return numerics.scaled(
+                    1 / (1 + decay), lax.sub(wide, numerics.scaled(decay, wide_p))
+                )
             combine = lax.add if form == "learning_rate" else lax.sub
             return combine(wide, numerics.scaled(decay, wide_p))
 
-        chosen = masks.resolve(mask, step.params, "mask")
-        factors = _factors(chosen, rules, step.params)
+        factors = _factors(mask, rules, step.params, with_learning_rate=form == "proximal")
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
     kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
@@ -140,16 +145,14 @@ def normalized_decay(norm: float, updates: float) -> float:
     >>> round(normalized_decay(0.05, updates=100 * 50_000 / 128), 6)
     0.000253
     """
-    if norm < 0 or updates <= 0:
-        raise ValueError(f"norm must be >= 0 and updates > 0, got norm={norm}, updates={updates}.")
-    return norm / math.sqrt(updates)
+    return number("norm", norm, least=0) / math.sqrt(number("updates", updates, above=0))
 
 
 def _base(learning_rate: Any, base: float | None) -> Any:
     if base is not None:
         if callable(base):
             raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
-        return check("base_learning_rate", base, POSITIVE).value
+        return check("base_learning_rate", base).value
     if callable(learning_rate):
         raise ValueError(
             'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '
@@ -158,9 +161,16 @@ def _base(learning_rate: Any, base: float | None) -> Any:
     return learning_rate
 
 
-def _factors(chosen: Tree, rules: ParameterRules | None, params: Tree) -> Tree:
+def _factors(
+    mask: masks.Mask, rules: ParameterRules | None, params: Tree, with_learning_rate: bool = False
+) -> Tree:
+    """What multiplies the coefficient, leaf by leaf: 0 where the mask says no."""
+    chosen = masks.resolve(mask, params, "mask")
     if rules is None:
         return jax.tree.map(float, chosen)
-    return jax.tree.map(
-        lambda use, rule: rule.weight_decay if use else 0.0, chosen, rules.for_tree(params)
-    )
+
+    def factor(use: bool, rule: Rule) -> float:
+        rate = rule.learning_rate if with_learning_rate else 1.0
+        return rule.weight_decay * rate if use else 0.0
+
+    return jax.tree.map(factor, chosen, rules.for_tree(params))

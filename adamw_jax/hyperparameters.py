@@ -8,6 +8,7 @@ the values of schedules cannot be.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,22 @@ POSITIVE = Domain("a number > 0", lambda x: x > 0)
 DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
 FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
 
+DOMAINS: dict[str, Domain] = {
+    "learning_rate": NONNEGATIVE,
+    "base_learning_rate": POSITIVE,
+    "weight_decay": NONNEGATIVE,
+    "l2": NONNEGATIVE,
+    "b1": DECAY_RATE,
+    "b2": DECAY_RATE,
+    "eps": NONNEGATIVE,
+    "eps_root": NONNEGATIVE,
+    "momentum": FRACTION,
+    "dampening": FRACTION,
+    "threshold": NONNEGATIVE,
+    "slow_step_size": FRACTION,
+}
+"""What each hyperparameter may be, wherever it appears: a new name is a new row."""
+
 
 class Hyperparameter(NamedTuple):
     """A declared hyperparameter: its name, its value or schedule, and its domain."""
@@ -46,7 +63,7 @@ class Hyperparameter(NamedTuple):
         """The value at step ``count``, a scalar of the default float dtype."""
         if not callable(self.value):
             return numerics.scalar(self.value)
-        return numerics.scalar(number(self.value(count), f"the schedule of {self.name} gave"))
+        return numerics.scalar(real_number(self.value(count), f"the schedule of {self.name} gave"))
 
     def same_as(self, other: Hyperparameter) -> bool:
         """Whether both are one number or one schedule, so that two stages may share it."""
@@ -56,18 +73,24 @@ class Hyperparameter(NamedTuple):
         return mine is theirs
 
 
-def declare(**declared: tuple[ScalarOrSchedule, Domain]) -> dict[str, Hyperparameter]:
+def declare(**values: ScalarOrSchedule) -> dict[str, Hyperparameter]:
     """Checked hyperparameters by name.
 
-    >>> declare(b1=(1.5, DECAY_RATE))
+    >>> declare(b1=1.5)
     Traceback (most recent call last):
     ValueError: b1 must be a number in [0, 1) or a schedule, got 1.5.
     """
-    return {name: check(name, value, domain) for name, (value, domain) in declared.items()}
+    return {name: check(name, value) for name, value in values.items()}
 
 
-def check(name: str, value: ScalarOrSchedule, domain: Domain) -> Hyperparameter:
+def domain_of(name: str) -> Domain:
+    """The domain of a hyperparameter by its name in the live record, ``stage.name`` or path."""
+    return DOMAINS[re.split(r"[./]", name)[-1]]
+
+
+def check(name: str, value: ScalarOrSchedule) -> Hyperparameter:
     """A hyperparameter whose value lies in its domain as far as that can be known now."""
+    domain = DOMAINS[name]
     if callable(value):
         return Hyperparameter(name, value, domain)
     expected = f"{name} must be {domain.words} or a schedule"
@@ -80,10 +103,18 @@ def check(name: str, value: ScalarOrSchedule, domain: Domain) -> Hyperparameter:
         _check_array(name, value, domain)
     elif not isinstance(value, (int, float)):
         raise TypeError(f"{expected}, got {value!r} of type {type(value).__name__}.")
+    in_domain(value, domain, expected)
+    return Hyperparameter(name, value, domain)
+
+
+def in_domain(value: Any, domain: Domain, expected: str) -> None:
+    """Raises where a concrete number is outside, also once it is rounded to the scalars' dtype."""
     concrete = float(value)
     if math.isnan(concrete) or not domain.contains(concrete):
         raise ValueError(f"{expected}, got {concrete!r}.")
-    return Hyperparameter(name, value, domain)
+    dtype = numerics.default_float()
+    if not domain.contains(float(np.asarray(concrete, dtype))):
+        raise ValueError(f"{expected}, got {concrete!r}, which {dtype} rounds out of that range.")
 
 
 def _check_array(name: str, value: Any, domain: Domain) -> None:
@@ -103,7 +134,7 @@ def _check_array(name: str, value: Any, domain: Domain) -> None:
         )
 
 
-def number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
+def real_number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
     """``value`` if it is a real number or an array of the given shape, else an error.
 
     ``what`` begins the message: ``"learning_rate must be a number, got"``.
@@ -117,14 +148,6 @@ def number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
     if array and value.shape not in ((), shape):
         raise ValueError(f"{what} an array of shape {value.shape}, expected shape {shape}.")
     return value
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int >= ``least``, or the error that says what it must be."""
-    integral = isinstance(value, (int, float, np.integer)) and not isinstance(value, bool)
-    if not integral or not math.isfinite(value) or int(value) != value or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
-    return int(value)
 
 
 def storage_dtype(name: str, dtype: Any) -> Any:

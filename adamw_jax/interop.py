@@ -21,6 +21,7 @@ import optax
 
 from adamw_jax import numerics, state as states
 from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import check
 from adamw_jax.moments import AverageState, Clock, MaximumState, MomentsState
 from adamw_jax.moments.correction import one_minus_power
 from adamw_jax.state import ComposeState
@@ -41,7 +42,14 @@ _SECOND = {
 }
 
 
-def from_optax(saved: State, tx: Composed, params: Tree) -> State:
+def from_optax(
+    saved: State,
+    tx: Composed,
+    params: Tree,
+    *,
+    b1: float | None = None,
+    b2: float | None = None,
+) -> State:
     """The state of our recipe ``tx`` that goes on where an optax optimizer stood.
 
     Args:
@@ -49,11 +57,15 @@ def from_optax(saved: State, tx: Composed, params: Tree) -> State:
         or ``sgd`` with momentum, wrapped or not.
       tx: the recipe of this library to go on with.
       params: current parameters.
+      b1: decay rate of the first moment in the saved run, which its state does not tell; None for
+        the one of ``tx``, which must be a number then.
+      b2: the same for the second moment.
 
     Raises:
       TypeError: ``tx`` is no recipe of this library.
       ValueError: there is no state of that family in ``saved``, there are several, or its
-        accumulators do not fit those of ``tx``.
+        accumulators do not fit those of ``tx``, or a decay rate of ``tx`` is a schedule and the
+        saved run's is not given.
     """
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
@@ -63,8 +75,8 @@ def from_optax(saved: State, tx: Composed, params: Tree) -> State:
     moments = ours.stages.get("estimate_moments")
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
-    first = _filled(moments.first, theirs, _FIRST, "first moment", count, ours, "b1")
-    second = _filled(moments.second, theirs, _SECOND, "second moment", count, ours, "b2")
+    first = _filled(moments.first, theirs, _FIRST, "first moment", count, tx, ("b1", b1))
+    second = _filled(moments.second, theirs, _SECOND, "second moment", count, tx, ("b2", b2))
     stages = {**ours.stages, "estimate_moments": MomentsState(first, second)}
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
@@ -138,7 +150,7 @@ def _their_count(saved: State, theirs: Any) -> jax.Array:
 
 
 def _filled(
-    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, ours: ComposeState, rate: str
+    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, tx: Composed, rate: Any
 ) -> Any:
     field = fields.get(type(theirs))
     if not hasattr(part, "value"):
@@ -150,8 +162,14 @@ def _filled(
     value = _fit(getattr(theirs, field), part.value, what)
     if not isinstance(part, AverageState):
         return part._replace(value=value)
-    b = ours.hyperparams[rate].value
-    return AverageState(value, clock_after(b, count))
+    name, given = rate
+    if given is None and callable(tx.hyperparams[name].value):
+        raise ValueError(
+            f"{name} of tx is a schedule, and the saved state does not tell what it was: give "
+            f"from_optax(..., {name}=...), the rate of the saved run."
+        )
+    b = tx.hyperparams[name] if given is None else check(name, given)
+    return AverageState(value, clock_after(b.at(count), count))
 
 
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -34,7 +34,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
         rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
         return _scaled(rate, direction), state
 
-    declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
+    declared = declare(learning_rate=learning_rate)
     return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
 
 
@@ -51,7 +51,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
         rate = step["learning_rate"]
         return _scaled(rate, gradient), state
 
-    declared = declare(learning_rate=(learning_rate, NONNEGATIVE))
+    declared = declare(learning_rate=learning_rate)
     return stage("scale_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
 
 

@@ -4,6 +4,7 @@ The code wins unless the user pinned a value: a pinned value stands over a numbe
 alike until it is cleared, across restores of the state, and none of this recompiles a step.
 
 >>> import jax.numpy as jnp
+import numpy as np
 >>> from adamw_jax import adamw
 >>> state = adamw(1e-3).init(jnp.zeros(2))
 >>> state = set_hyperparams(state, learning_rate=3e-4)
@@ -20,9 +21,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
-from adamw_jax.hyperparameters import number
+from adamw_jax.hyperparameters import domain_of, in_domain, real_number
 from adamw_jax.state import ComposeState, LiveHyperparameter, find, replace
 
 State = Any
@@ -52,7 +55,8 @@ def set_hyperparams(
       **named: values by name, ``learning_rate=3e-4``; numbers or scalar arrays.
 
     Raises:
-      ValueError: a name is unknown, or several recipes in the state have it.
+      ValueError: a name is unknown, several recipes in the state have it, or a value is out of its
+        range.
     """
     wanted = {**(values or {}), **named}
     keys = {_full_name(state, name): value for name, value in wanted.items()}
@@ -61,9 +65,12 @@ def set_hyperparams(
         if name not in keys:
             return live
         old = _array(live.value)
-        value = jnp.asarray(
-            number(keys[name], f"{name} must be a number, got", old.shape), old.dtype
-        )
+        given = real_number(keys[name], f"{name} must be a number, got", old.shape)
+        if not isinstance(given, jax.core.Tracer):
+            domain = domain_of(name)
+            for one in np.ravel(given):
+                in_domain(one, domain, f"{name} must be {domain.words}")
+        value = jnp.asarray(given, old.dtype)
         # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
         # it keeps the box that Flax NNX puts around.
         return LiveHyperparameter(

@@ -106,7 +106,9 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
-    names = numerics.leaf_names(tree)
+    # A frozen or masked leaf may be named too: it only has nothing to do here.
+    hidden = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_masked)
+    names = [numerics.parameter_name(path) for path, _ in hidden]
     for pattern in patterns:
         if names and not any(matches(name, pattern) for name in names):
             raise ValueError(
@@ -121,6 +123,10 @@ def _is_patterns(mask: Mask) -> bool:
     return (
         isinstance(mask, (tuple, list)) and len(mask) > 0 and all(isinstance(m, str) for m in mask)
     )
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _is_single_leaf(tree: Tree) -> bool:

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamw_jax import numerics
+from adamw_jax import numerics, state as states
 from adamw_jax.compose import Composed
+from adamw_jax.state import ComposeState
 
 State = Any
 
@@ -87,9 +88,8 @@ def migrate_state(
 
     def fill(path: Any, leaf: Any) -> Any:
         parts = _parts(path)
-        name = _within_recipe(parts)
-        if name is None and parts == [*root, "count"]:
-            name = "count"
+        inside = parts[: len(root)] == [*root]
+        name = "/".join(parts[len(root) :]) if inside else ""
         return jnp.asarray(old[name], leaf.dtype) if name in old else leaf
 
     report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped)))
@@ -113,6 +113,13 @@ def _within_recipe(parts: list[str]) -> str | None:
 
 def _recipe(state: State, what: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Where the one recipe is in a state, and its leaves by their path inside it."""
+    typed = states.find(state, ComposeState)
+    if len(typed) == 1:  # the names below are for states that lost their types
+        root, node = typed[0]
+        leaves = jax.tree_util.tree_leaves_with_path(node)
+        return tuple(root.split("/")) if root else (), {
+            numerics.leaf_name(path): leaf for path, leaf in leaves
+        }
     found: dict[str, Any] = {}
     roots, counts = set(), {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):

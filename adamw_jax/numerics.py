@@ -96,8 +96,12 @@ def leaf_names(tree: Tree) -> list[str]:
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
-    """A parameter's slash-separated name; the box that Flax NNX puts around an array is no part."""
+    """A parameter's slash-separated name; the box that Flax NNX puts around an array is no part.
+
+    The box stands in a mapping; an attribute called ``value`` of a module is a name like any other.
+    """
     boxed = bool(path) and getattr(path[-1], "name", None) == "value"
+    boxed = boxed and (len(path) == 1 or isinstance(path[-2], jax.tree_util.DictKey))
     return leaf_name(path[:-1] if boxed else path)
 
 

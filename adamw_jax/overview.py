@@ -42,7 +42,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     if isinstance(tx, Composed):
         for spec in tx.specs:
             shown = ", ".join(f"{k}={_value(h)}" for k, h in spec.hyperparams.items())
-            memory = state.stages.get(spec.name) if spec.init is not None else None
+            memory = state.stages.get(spec.name)
             rows.append((spec.name, spec.kinds, shown, *_cost(memory, size)))
     else:
         rows.append((type(tx).__name__, "", "", *_cost(state, size)))

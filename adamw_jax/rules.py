@@ -14,12 +14,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from adamw_jax import masks, numerics
+from adamw_jax.checks import number, switch
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -30,8 +32,9 @@ class Rule:
     """What a pattern does to the leaves it matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0 (and so of a decay times it).
-      weight_decay: multiplier of the decay coefficient, >= 0; 0 switches decay off.
+      learning_rate: multiplier of the learning rate, >= 0, and so of a decay that is multiplied by
+        it (the forms ``"learning_rate"`` and ``"proximal"``).
+      weight_decay: multiplier of the coefficients of decay and L2, >= 0; 0 switches both off.
       freeze: the leaves do not move and have no optimizer state.
     """
 
@@ -42,8 +45,8 @@ class Rule:
     def __post_init__(self) -> None:
         """Checks the multipliers."""
         for name in ("learning_rate", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)!r}.")
+            number(name, getattr(self, name), least=0, below=math.inf)
+        switch("freeze", self.freeze)
 
 
 @dataclasses.dataclass(frozen=True)

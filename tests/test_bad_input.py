@@ -11,6 +11,7 @@ import pytest
 
 import adamw_jax
 from adamw_jax import (
+    Rule,
     adam,
     adamax,
     adamw,
@@ -25,11 +26,13 @@ from adamw_jax import (
     info,
     lookahead,
     normalized_decay,
+    one_cycle,
     precondition,
     radam,
     set_hyperparams,
     sgdw,
     theory_decay,
+    warm_restarts,
 )
 from tests.catalogue import (
     PLAIN,
@@ -208,18 +211,51 @@ def test_decay_arguments() -> None:
         decoupled_decay(0.1, form="proximal")
     with pytest.raises(ValueError, match=r"form must be one of .*got 'l2'"):
         decoupled_decay(0.1, form="l2")
-    for norm, updates in ((-1.0, 10), (0.1, 0)):
-        with pytest.raises(ValueError, match="norm must be >= 0 and updates > 0"):
-            normalized_decay(norm, updates)
+    with pytest.raises(ValueError, match="norm must be a number >= 0, got -1"):
+        normalized_decay(-1.0, 10)
+    with pytest.raises(ValueError, match="updates must be a number > 0, got 0"):
+        normalized_decay(0.1, 0)
+
+
+def test_rounding_out_of_range() -> None:
+    """A decay rate that float32 rounds to 1 would stop the average at 0 / 0."""
+    with pytest.raises(ValueError, match=r"b1 must be .* float32 rounds out of that range"):
+        adam(0.1, b1=1 - 1e-9)
+
+
+def test_value_beside_a_schedule() -> None:
+    """What the user gave beside an object that brings its own is not silently lost."""
+    cycle = one_cycle(1e-3, 100)
+    with pytest.raises(ValueError, match=r"adamw\(\) got b1=0.5, but OneCycle brings its own mom"):
+        adamw(cycle, b1=0.5)
+    restarts = warm_restarts(1e-3, 10, normalized_decay=0.05)
+    with pytest.raises(ValueError, match=r"got weight_decay=0\.7, but WarmRestarts brings its own"):
+        adamw(restarts, weight_decay=0.7)
+
+
+def test_pins_out_of_range() -> None:
+    """A pinned value obeys the range of the argument."""
+    state = adam(1e-3).init({"w": jnp.ones(2)})
+    for name, value in (("b1", 1.5), ("learning_rate", float("nan")), ("eps", -1e-8)):
+        with pytest.raises(ValueError, match=f"{name} must be a number"):
+            set_hyperparams(state, **{name: value})
+
+
+def test_switches() -> None:
+    """An option that is on or off is nothing else."""
+    with pytest.raises(ValueError, match="amsgrad must be True or False, got 'no'"):
+        adam(1e-3, amsgrad="no")
+    with pytest.raises(ValueError, match="freeze must be True or False, got 'no'"):
+        Rule(freeze="no")  # type: ignore[arg-type]
 
 
 def test_theory_decay_arguments() -> None:
     """Ranges of the proofs."""
     for b1 in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"b1 must be a number in \[0, 1\)"):
+        with pytest.raises(ValueError, match="b1 must be a number >= 0 and < 1"):
             theory_decay(b1, 0.5)
     for decay in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"decay must be a number in \(0, 1\)"):
+        with pytest.raises(ValueError, match="decay must be a number > 0 and < 1"):
             theory_decay(0.9, decay)
 
 
@@ -271,7 +307,7 @@ def test_parts_and_stages() -> None:
     with pytest.raises(TypeError, match=r"did you forget to call"):
         compose(adamw)
     for power in (0.0, 0.75, -0.5, float("nan")):
-        with pytest.raises(ValueError, match=r"power must lie in \(0, 0.5\]"):
+        with pytest.raises(ValueError, match=r"power must be a number > 0 and <= 0.5"):
             precondition(power=power)
     with pytest.raises(ValueError, match=r"have a hyperparameter 'b1' with different values"):
         estimate_moments(ema(0.9), ema(0.8))

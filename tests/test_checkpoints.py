@@ -9,6 +9,7 @@ import sys
 import textwrap
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -282,3 +283,31 @@ def test_sharded_state_follows_the_parameters_without_collectives() -> None:
     before = step._cache_size()
     step(new_params, pinned, params)
     assert step._cache_size() == before
+
+
+def test_from_optax_needs_the_saved_rate_where_ours_is_a_schedule() -> None:
+    """The clocks follow from the rate of the saved run, which optax's state does not tell."""
+    params = {"w": jnp.ones(3)}
+    saved = optax.adamw(1e-3, b1=0.8)
+    state = saved.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            _, state = saved.update(params, state, params)
+    tx = aj.adamw(aj.one_cycle(1e-3, 100))
+    with pytest.raises(ValueError, match="b1 of tx is a schedule"):
+        aj.from_optax(state, tx, params)
+    carried = aj.from_optax(state, tx, params, b1=0.8)
+    mass = carried.stages["estimate_moments"].first.clock.mass
+    np.testing.assert_allclose(mass, 1 - 0.8**3, rtol=1e-6)
+
+
+def test_migrates_parameters_called_stages() -> None:
+    """A model with a submodule ``stages`` is not taken for a second recipe."""
+    params = {"stages": {"0": {"kernel": jnp.ones((2, 2))}}, "count": jnp.ones(2)}
+    plain, tailed = aj.adamw(1e-3), aj.compose(aj.adamw(1e-3), aj.lookahead())
+    _, state = plain.update(jax.tree.map(jnp.ones_like, params), plain.init(params), params)
+    migrated, report = aj.migrate_state(state, tailed, params)
+    assert int(migrated.count) == 1
+    assert "stages/lookahead/since_sync" in report.started
+    back, _ = aj.migrate_state(migrated, plain, params)
+    chex.assert_trees_all_equal(back, state)

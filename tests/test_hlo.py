@@ -64,9 +64,10 @@ def test_cpu_step_equals_its_twin(name: str) -> None:
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_tpu_step_equals_its_twin(name: str) -> None:
-    more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (256, 1024))
+    # Smaller and larger arrays the compiler may keep in fast memory, for one of the two only.
+    more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (512, 1024))
     assert more_when_larger == more  # scalars only: it does not grow with the arrays
-    assert abs(more) <= SCALARS * TILE
+    assert abs(more) <= 200 * 4 * TILE  # 200 scalars, of which radam has the most
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -136,10 +136,28 @@ def test_foreign_state_and_names() -> None:
     tx = compose(optax.clip(1.0), optax.trace(0.9), ("second", optax.trace(0.5)), adam(0.1))
     assert sorted(tx.init(params).stages) == ["estimate_moments", "second", "trace"]
     with pytest.raises(ValueError, match=r"two stages with state are called 'trace': name one"):
-        compose(optax.trace(0.9), optax.trace(0.5), adam(0.1))
+        compose(optax.trace(0.9), optax.trace(0.5), adam(0.1)).init(params)
     with pytest.raises(TypeError, match=r"\('two', ...\) must name one transformation"):
         compose(("two", adam(0.1)))
     assert avals(compose(optax.clip(1.0), adam(0.1)).init(params)) == avals(adam(0.1).init(params))
+
+
+def test_foreign_state_that_depends_on_the_tree() -> None:
+    """Whether a foreign stage has a state is asked of the real parameters, not of a probe."""
+
+    def biases(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim < 2, tree)
+
+    foreign = optax.masked(optax.trace(0.9), biases)
+    plain = (estimate_moments(no_moment(), no_moment()), precondition(None))
+    ours = compose(foreign, *plain, scale_by_learning_rate(0.1))
+    theirs = optax.chain(foreign, optax.scale(-0.1))
+    arguments = sample_params(), sample_gradients()
+    assert_close(run(ours, *arguments)[0], run(theirs, *arguments)[0])
+    state = ours.init(sample_params())
+    stages = {name: kept for name, kept in state.stages.items() if name != "masked"}
+    with pytest.raises(ValueError, match="the state has no place for 'masked'"):
+        ours.update(sample_gradients(1), state._replace(stages=stages), sample_params())
 
 
 def test_none_is_dropped_and_recipes_are_flattened() -> None:

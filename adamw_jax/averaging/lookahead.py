@@ -26,7 +26,8 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
-from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare, whole_number
+from adamw_jax.checks import whole_number
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
 
 Tree = Any
@@ -95,7 +96,7 @@ def lookahead(
     sync_period = whole_number("sync_period", sync_period)
     if inner_state not in INNER_STATES:
         raise ValueError(f"inner_state must be one of {INNER_STATES}, got {inner_state!r}.")
-    declared = declare(slow_step_size=(slow_step_size, FRACTION))
+    declared = declare(slow_step_size=slow_step_size)
     if inner is not None:
         return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)
     if inner_state != "keep":

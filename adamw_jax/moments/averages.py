@@ -18,7 +18,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import DECAY_RATE, NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import Part, average
 
 Tree = Any
@@ -35,7 +35,7 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Part:
     return average(
         "ema",
         "b1",
-        declare(b1=(b1, DECAY_RATE)),
+        declare(b1=b1),
         lambda gradient, first: jax.tree.map(numerics.widen, gradient),
         dtype=dtype,
         real=False,
@@ -47,7 +47,7 @@ def ema_of_squares(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) -> Part:
     return average(
         "ema_of_squares",
         "b2",
-        declare(b2=(b2, DECAY_RATE)),
+        declare(b2=b2),
         lambda gradient, first: jax.tree.map(
             lambda g: numerics.abs_square(numerics.widen(g)), gradient
         ),
@@ -81,7 +81,7 @@ def ema_of_centered_squares(
     return average(
         "ema_of_centered_squares",
         "b2",
-        declare(b2=(b2, DECAY_RATE), eps_root=(eps_root, NONNEGATIVE)),
+        declare(b2=b2, eps_root=eps_root),
         residual,
         dtype=dtype,
         real=True,

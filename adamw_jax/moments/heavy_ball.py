@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import FRACTION, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import Part, zeros
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step
@@ -47,9 +47,9 @@ def heavy_ball(
       nesterov: read ``g + momentum m'`` instead of ``m'``.
       dtype: storage dtype; the default is float32 (float64 under x64).
     """
-    declared = declare(momentum=(momentum, FRACTION))
+    declared = declare(momentum=momentum)
     if dampening is not None:
-        declared |= declare(dampening=(dampening, FRACTION))
+        declared |= declare(dampening=dampening)
 
     def init(params: Tree) -> HeavyBallState:
         return HeavyBallState(zeros(params, dtype))

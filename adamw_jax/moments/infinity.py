@@ -16,7 +16,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import DECAY_RATE, NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import Part, zeros
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step
@@ -61,5 +61,5 @@ def infinity_norm(
         del gradient, step
         return Reading(jax.tree.map(numerics.widen, state.value))
 
-    declared = declare(b2=(b2, DECAY_RATE), eps=(eps, NONNEGATIVE))
+    declared = declare(b2=b2, eps=eps)
     return Part("infinity_norm", declared, init, update, read, magnitude=True)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.checks import number
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.record import Moments, Reading, leafwise
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -45,10 +46,9 @@ def precondition(
     Returns:
       A stage *moments -> direction*. Without a second moment the direction is the first.
     """
-    if not 0.0 < power <= 0.5:
-        raise ValueError(f"power must lie in (0, 0.5], got {power!r}.")
+    power = number("power", power, above=0.0, most=0.5)
     given = {"eps": eps, "eps_root": eps_root}
-    declared = {name: (x, NONNEGATIVE) for name, x in given.items() if x is not None}
+    declared = {name: x for name, x in given.items() if x is not None}
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
         if record.second is None:

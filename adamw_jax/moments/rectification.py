@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import NONNEGATIVE, ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -67,7 +67,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         Kind.MOMENTS,
         Kind.MOMENTS,
         apply,
-        hyperparams=declare(threshold=(threshold, NONNEGATIVE)),
+        hyperparams=declare(threshold=threshold),
     )
 
 

@@ -1,7 +1,7 @@
 """The catalogue: named optimizers, each a list of stages with its equation and citation."""
 
 from adamw_jax.optimizers.adabelief import adabelief, scale_by_adabelief
-from adamw_jax.optimizers.adam import adam, adamw, scale_by_adam
+from adamw_jax.optimizers.adam import adam, adamw, scale_by_adam, scale_by_adamw
 from adamw_jax.optimizers.adamax import adamax, scale_by_adamax
 from adamw_jax.optimizers.amsgrad import amsgrad, scale_by_amsgrad
 from adamw_jax.optimizers.radam import radam, scale_by_radam
@@ -22,6 +22,7 @@ __all__ = [
     "scale_by_adabelief",
     "scale_by_adam",
     "scale_by_adamax",
+    "scale_by_adamw",
     "scale_by_amsgrad",
     "scale_by_radam",
     "scale_by_sgdw",

@@ -53,6 +53,10 @@ def scale_by_adam(
     )
 
 
+scale_by_adamw = scale_by_adam
+"""AdamW's direction is Adam's: the decay stands behind it."""
+
+
 @register(
     title="Adam",
     equation="theta <- theta - lr m_hat / (sqrt(v_hat + eps_root) + eps)",
@@ -103,7 +107,7 @@ def adam(
     equation="theta <- theta - lr (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay theta)",
     citation="Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019",
     arxiv="1711.05101",
-    direction=scale_by_adam,
+    direction=scale_by_adamw,
     state_values=2,
     differs="weight_decay is 1e-4 as in optax; PyTorch and fastai take 1e-2. As there, it is "
     'multiplied by the learning rate; the paper multiplies by the schedule only: decay="schedule".',

@@ -56,6 +56,7 @@ def scale_by_adamax(
     differs="the paper has no eps; with 0 an element that never had a gradient stays still here. "
     "Keras and fairseq add eps outside the maximum (eps_inside_max=False). weight_decay makes it "
     "optax's adamaxw.",
+    refuses=("rectify", "eps_hat"),
     twin="adamax",
 )
 def adamax(

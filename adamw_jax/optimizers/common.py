@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import optax
 
+from adamw_jax.checks import switch
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
 from adamw_jax.hyperparameters import ScalarOrSchedule
@@ -57,20 +58,53 @@ RENAMED = {
 }
 """Names of the same thing elsewhere, for the hint in the error."""
 
-COMMON_DOC = """\
+COMMON_DOC: dict[str, str] = {
+    "weight_decay": """\
   weight_decay: decoupled decay coefficient, a number or schedule; None for no decay.
-  mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+""",
+    "mask": """\
+  mask: which leaves decay, by weight_decay and l2: tree of bools, function of the parameters, or
+    name pattern.
+""",
+    "decay": """\
   decay: ``"learning_rate"`` (lr_t wd theta), ``"schedule"`` (lr_t/lr_0 wd theta, the AdamW paper),
     ``"fixed"`` (wd theta) or ``"proximal"`` (division by 1 + lr_t wd).
+""",
+    "base_learning_rate": """\
   base_learning_rate: lr_0 of ``decay="schedule"``.
+""",
+    "l2": """\
   l2: coefficient of L2 regularisation in the gradient; None for none.
+""",
+    "amsgrad": """\
   amsgrad: divide by the largest second moment so far (PyTorch's form).
+""",
+    "rectify": """\
   rectify: rectify the variance as RAdam does; no step while the average is too short.
+""",
+    "eps_hat": """\
   eps_hat: add eps to the uncorrected root (Keras, fairseq).
+""",
+    "bias_correction": """\
   bias_correction: ``"exact"``, or ``"current"`` for 1 - b_t^t under a scheduled b (PyTorch).
+""",
+    "state_dtype": """\
   state_dtype: storage dtype of the accumulators; None for float32 (float64 under x64).
+""",
+    "rules": """\
   rules: per-parameter multipliers and freezing, from ``parameter_rules``.
-"""
+""",
+}
+"""What each common keyword is, for the docstrings."""
+
+_SWITCHES = ("amsgrad", "rectify", "eps_hat", "nesterov")
+
+
+def check_switches(given: dict[str, Any]) -> None:
+    """Raises where an option that is on or off is neither."""
+    for name in _SWITCHES:
+        if name in given:
+            switch(name, given[name])
 
 
 def finish(
@@ -113,7 +147,7 @@ def finish(
             rules=rules,
         )
     return compose(
-        None if l2 is None else l2_decay(l2, mask),
+        None if l2 is None else l2_decay(l2, mask, rules=rules),
         scale_gradient(learning_rate) if schedule_inside else None,
         direction,
         decayed if decay == "learning_rate" else None,

@@ -18,7 +18,7 @@ from typing import Any
 
 from adamw_jax.averaging.lookahead import lookahead
 from adamw_jax.compose import Composed, compose
-from adamw_jax.optimizers.common import COMMON, COMMON_DOC, RENAMED
+from adamw_jax.optimizers.common import COMMON, COMMON_DOC, RENAMED, check_switches
 
 Factory = Callable[..., Composed]
 
@@ -37,6 +37,7 @@ class OptimizerInfo:
       differs: how the default differs from optax and PyTorch, in words.
       twin: the optax function with the same step under ``twin_options``, or empty.
       twin_options: keyword arguments of ours that make the step equal the twin's.
+      refuses: common keywords that have no meaning for it and must keep their defaults.
       factory: the optimizer.
       direction: its ``scale_by_...``.
     """
@@ -50,11 +51,22 @@ class OptimizerInfo:
     differs: str
     twin: str
     twin_options: dict[str, Any]
+    refuses: tuple[str, ...]
     factory: Factory
     direction: Factory
 
 
 _REGISTRY: dict[str, OptimizerInfo] = {}
+
+CARRIED = ("momentum", "b2", "weight_decay", "l2")
+"""What an object given as learning rate may bring besides the learning rate."""
+
+_RAISES = """\
+Raises:
+  ValueError: a value is out of its range or does not go with the others, or (in ``update``)
+    parameters are needed and not given, or the gradients do not fit the state.
+  TypeError: an argument is unknown or of the wrong kind, or a leaf is not floating-point.
+"""
 
 
 def register(
@@ -68,6 +80,7 @@ def register(
     differs: str = "",
     twin: str = "",
     twin_options: dict[str, Any] | None = None,
+    refuses: tuple[str, ...] = (),
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
@@ -88,13 +101,15 @@ def register(
         @functools.wraps(factory)
         def public(*args: Any, **kwargs: Any) -> Composed:
             _check_keywords(factory.__name__, kwargs, known)
+            check_switches(kwargs)
+            _check_carried(factory.__name__, signature, args, kwargs)
             return factory(*args, **kwargs)
 
         public.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
-        public.__doc__ = _docstring(factory, equation, citation, arxiv, differs)
+        public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, public, direction,
+            twin, twin_options or {}, refuses, public, direction,
         )  # fmt: skip
         return public
 
@@ -149,12 +164,44 @@ def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
 
 
-def _docstring(factory: Factory, equation: str, citation: str, arxiv: str, differs: str) -> str:
+def _check_carried(
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """A value that the user gave beside an object that carries its schedule would be lost."""
+    given = signature.bind_partial(*args, **kwargs).arguments
+    given = {**given, **given.pop("common", {})}
+    carrier = given.get("learning_rate")
+    if not hasattr(carrier, "learning_rate"):
+        return
+    for key, value in given.items():
+        field = "momentum" if key == "b1" else key
+        carried = getattr(carrier, field, None) if field in CARRIED else None
+        if carried is None or value is carried or not isinstance(value, (int, float)):
+            continue
+        parameter = signature.parameters.get(key)
+        if value != (COMMON.get(key) if parameter is None else parameter.default):
+            raise ValueError(
+                f"{name}() got {key}={value!r}, but {type(carrier).__name__} brings its own "
+                f"{field}: leave {key} out, or build the schedules without {field}."
+            )
+
+
+def _docstring(
+    factory: Factory,
+    equation: str,
+    citation: str,
+    arxiv: str,
+    differs: str,
+    refuses: tuple[str, ...],
+) -> str:
     text = inspect.cleandoc(factory.__doc__ or "")
     summary, _, rest = text.partition("\n\n")
     args, marker, after = rest.partition("\nReturns:")
     where = f", arXiv {arxiv}" if arxiv else ""
-    parts = [summary, f"    {equation}", args.rstrip() + "\n" + COMMON_DOC + marker + after]
+    shared = "".join(line for name, line in COMMON_DOC.items() if name not in refuses)
+    if "Raises:" not in after:
+        after = after.rstrip() + "\n\n" + _RAISES
+    parts = [summary, f"    {equation}", args.rstrip() + "\n" + shared + marker + after]
     if differs:
         parts.append(f"Differs: {differs}")
     parts.append(f"Reference: {citation}{where}.")

@@ -17,12 +17,16 @@ def scale_by_sgdw(
     nesterov: bool = False,
     dampening: ScalarOrSchedule | None = None,
     state_dtype: Any = None,
-    **adaptive: Any,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
 ) -> Composed:
     """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
-    wrong = sorted(k for k, v in adaptive.items() if v not in (False, None, "exact", "current"))
-    if wrong:
+    del bias_correction  # either convention: there is nothing to correct
+    given = {"amsgrad": amsgrad, "rectify": rectify, "eps_hat": eps_hat}
+    if wrong := [name for name, value in given.items() if value]:
         raise ValueError(f"sgdw has no second moment, so it takes none of {wrong}.")
     if momentum is None:
         if nesterov or dampening is not None:
@@ -43,6 +47,7 @@ def scale_by_sgdw(
     differs="the learning rate multiplies the buffer, as in the authors' code, PyTorch and optax; "
     'the paper\'s Algorithm 1 puts it inside (schedule_inside=True with decay="schedule"). '
     "PyTorch's weight_decay is our l2.",
+    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
     twin="sgd",
     twin_options={"momentum": 0.9},
 )

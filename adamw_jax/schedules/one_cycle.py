@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.checks import number, one_of, positive_steps
 from adamw_jax.schedules.presets import PRESETS
 
 

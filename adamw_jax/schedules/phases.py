@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from adamw_jax.schedules.checks import number, one_of, positive_steps
+from adamw_jax.checks import number, one_of, positive_steps
 from adamw_jax.schedules.ramps import SHAPES, Piecewise, Segment
 
 Ramp = float | tuple[float, float]

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from adamw_jax.schedules.checks import number, one_of, positive_steps, switch
+from adamw_jax.checks import number, one_of, positive_steps, switch
 from adamw_jax.schedules.phases import Phase, phases
 from adamw_jax.schedules.ramps import Piecewise, Segment
 

@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamw_jax.schedules.checks import number, one_of
+from adamw_jax import numerics
+from adamw_jax.checks import number, one_of
 
 SHAPES = ("constant", "linear", "cosine", "exponential", "polynomial")
 
@@ -64,8 +65,8 @@ class Segment:
         # Each share is a difference of whole steps, taken in integers where the count is one, and
         # what remains: so both keep their digits where they are small, in float32 too.
         begin, end = math.floor(self.begin), math.floor(self.begin + self.length)
-        done = (steps - begin).astype(default_float()) - (self.begin - begin)
-        left = (end - steps).astype(default_float()) + (self.begin + self.length - end)
+        done = (steps - begin).astype(numerics.default_float()) - (self.begin - begin)
+        left = (end - steps).astype(numerics.default_float()) + (self.begin + self.length - end)
         done = jnp.clip(done / self.length, 0.0, 1.0)
         left = jnp.clip(left / self.length, 0.0, 1.0)
         if self.shape == "constant":
@@ -93,7 +94,9 @@ class Piecewise:
         """The value at ``count`` updates, in the default float dtype and the shape of ``count``."""
         steps = jnp.asarray(count)
         whole = jnp.issubdtype(steps.dtype, jnp.integer)
-        steps = steps.astype(jax.dtypes.canonicalize_dtype(int) if whole else default_float())
+        steps = steps.astype(
+            jax.dtypes.canonicalize_dtype(int) if whole else numerics.default_float()
+        )
         value = self.segments[0].at(steps)
         for segment in self.segments[1:]:
             value = jnp.where(steps >= math.ceil(segment.begin), segment.at(steps), value)
@@ -103,11 +106,6 @@ class Piecewise:
         """The same schedule that many steps earlier."""
         moved = (dataclasses.replace(s, begin=s.begin - steps) for s in self.segments)
         return Piecewise(tuple(moved))
-
-
-def default_float() -> Any:
-    """float32, or float64 under x64."""
-    return jax.dtypes.canonicalize_dtype(float)
 
 
 def cosine(start: float, end: float, done: jax.Array, left: jax.Array) -> jax.Array:

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.schedules.checks import number, one_of, positive_steps
-from adamw_jax.schedules.ramps import default_float
+from adamw_jax import numerics
+from adamw_jax.checks import number, one_of, positive_steps
 from adamw_jax.schedules.suggestions import suggest
 
 MODES = ("exponential", "linear")
@@ -155,7 +155,7 @@ def lr_range_test(
         except StopIteration:
             raise ValueError("batches is empty: give at least one batch.") from None
         rates.append(_rate(index, start, end, steps, mode))
-        rate = jnp.asarray(rates[-1], default_float())
+        rate = jnp.asarray(rates[-1], numerics.default_float())
         state, loss = _pair(step_fn(state, rate, batch))
         losses.append(loss)
         if monitor.blown_up(loss):

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamw_jax.schedules.ramps import default_float
+from adamw_jax import numerics
+from adamw_jax.checks import number
 
 
 def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
@@ -28,14 +29,11 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
     Raises:
       ValueError: a value is out of range.
     """
-    if not 0 <= b1 < 1:
-        raise ValueError(f"b1 must be a number in [0, 1), got {b1!r}.")
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must be a number in (0, 1), got {decay!r}.")
+    b1 = number("b1", b1, least=0, below=1)
     # Taken on the host: in float32 the paper's example would round to 1 and never decay.
-    rate = math.log(decay)
+    rate = math.log(number("decay", decay, above=0, below=1))
 
     def schedule(count: Any) -> jax.Array:
-        return b1 * jnp.exp(rate * jnp.asarray(count, default_float()))
+        return b1 * jnp.exp(rate * jnp.asarray(count, numerics.default_float()))
 
     return schedule

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.schedules.checks import LAST_COUNT, number, one_of, positive_steps
-from adamw_jax.schedules.ramps import cosine, default_float
+from adamw_jax import numerics
+from adamw_jax.checks import LAST_COUNT, number, one_of, positive_steps
+from adamw_jax.schedules.ramps import cosine
 
 Schedule = Callable[[Any], jax.Array]
 CONVENTIONS = ("paper", "authors", "fastai07")
@@ -136,14 +137,14 @@ def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Sched
 
     def eta(count: Any) -> jax.Array:
         since, length = split(count)
-        whole = length.astype(default_float())
+        whole = length.astype(numerics.default_float())
         done, left = (
-            since.astype(default_float()) / whole,
-            (length - since).astype(default_float()) / whole,
+            since.astype(numerics.default_float()) / whole,
+            (length - since).astype(numerics.default_float()) / whole,
         )
         return cosine(1.0, floor, done, left)
 
-    return eta, lambda count: split(count)[1].astype(default_float())
+    return eta, lambda count: split(count)[1].astype(numerics.default_float())
 
 
 def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Schedule, Schedule]:
@@ -153,7 +154,7 @@ def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Sch
 
     def lookup(values: np.ndarray, count: Any) -> jax.Array:
         index = jnp.clip(jnp.asarray(count, jnp.int32), 0, len(values) - 1)
-        return jnp.asarray(values, default_float())[index]
+        return jnp.asarray(values, numerics.default_float())[index]
 
     return (lambda count: lookup(table, count)), (lambda count: lookup(length, count))
 

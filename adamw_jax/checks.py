@@ -1,4 +1,4 @@
-"""Checks of the numbers that describe a schedule.
+"""Checks of arguments that are fixed when a transformation or schedule is made.
 
 >>> positive_steps("total_steps", 100.0)
 100
@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 LAST_COUNT = 2**31 - 1  # of a counter in int32, which saturates there
 
 
@@ -21,8 +23,9 @@ def number(
     above: float = -math.inf,
     least: float = -math.inf,
     below: float = math.inf,
+    most: float = math.inf,
 ) -> float:
-    """``value`` as a float with above < value < below and least <= value.
+    """``value`` as a float with above < value < below and least <= value <= most.
 
     Raises:
       ValueError: it is not a number in that range, known when the schedule is made.
@@ -31,14 +34,26 @@ def number(
         found = float(value)
     except (TypeError, ValueError):
         found = math.nan
-    if isinstance(value, bool) or not (above < found < below and found >= least):
+    if isinstance(value, bool) or not (above < found < below and least <= found <= most):
         bounds = [
             f"{sign} {bound:g}"
-            for sign, bound in ((">", above), (">=", least), ("<", below))
+            for sign, bound in ((">", above), (">=", least), ("<", below), ("<=", most))
             if math.isfinite(bound)
         ]
         raise ValueError(f"{name} must be a number {' and '.join(bounds)}, got {value!r}.")
     return found
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int.
+
+    Raises:
+      ValueError: it is not a whole number from ``least`` up.
+    """
+    integral = isinstance(value, (int, float, np.integer)) and not isinstance(value, bool)
+    if not integral or not math.isfinite(value) or int(value) != value or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+    return int(value)
 
 
 def positive_steps(name: str, steps: Any) -> int:
