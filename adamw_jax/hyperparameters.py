@@ -34,6 +34,8 @@ NONNEGATIVE = Domain("a number >= 0", lambda x: x >= 0)
 POSITIVE = Domain("a number > 0", lambda x: x > 0)
 DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
 FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
+HALF = Domain("a number in [0, 0.5]", lambda x: 0 <= x <= 0.5)
+REAL = Domain("a finite number", math.isfinite)
 
 DOMAINS: dict[str, Domain] = {
     "learning_rate": NONNEGATIVE,
@@ -42,12 +44,19 @@ DOMAINS: dict[str, Domain] = {
     "l2": NONNEGATIVE,
     "b1": DECAY_RATE,
     "b2": DECAY_RATE,
+    "b3": DECAY_RATE,
+    "b0": REAL,
+    "partial": HALF,
+    "max_norm": POSITIVE,
+    "max_step": POSITIVE,
+    "decay_rate": DECAY_RATE,
     "eps": NONNEGATIVE,
     "eps_root": NONNEGATIVE,
     "momentum": FRACTION,
     "dampening": FRACTION,
     "threshold": NONNEGATIVE,
     "slow_step_size": FRACTION,
+    "average_decay": DECAY_RATE,
 }
 """What each hyperparameter may be, wherever it appears: a new name is a new row."""
 

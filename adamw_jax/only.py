@@ -83,10 +83,15 @@ def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moment
         second=reading("second"),
         prior_second=reading("prior_second"),
         magnitude=record.magnitude,
-        gain=record.gain,
-        adaptive=record.adaptive,
+        numerator=None if record.numerator is None else change(record.numerator, "numerator"),
+        gain=_by_leaf(record.gain, change),
+        adaptive=_by_leaf(record.adaptive, change),
         fallback=record.fallback,
     )
+
+
+def _by_leaf(fact: Any, change: Callable[[Tree, str], Tree]) -> Any:
+    return fact if fact is None or isinstance(fact, jax.Array) else change(fact, "fact")
 
 
 def _hide_record(record: Moments, chosen: Tree) -> Moments:
@@ -110,20 +115,26 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
         return new
 
     def values(tree: Tree, field: str) -> Tree:
-        if field == "gradient":
+        if field in ("gradient", "fact"):
             return tree
+        if field == "numerator":
+            return masks.merge(chosen, part.numerator, tree)
         return masks.merge(chosen, getattr(part, field).raw, tree)
 
     for field in ("first", "second"):
         before, after = getattr(whole, field), getattr(part, field)
-        if before is not None and before.divisor is not after.divisor:
+        if before is not None and (
+            before.divisor is not after.divisor or before.clock is not after.clock
+        ):
             raise ValueError(
-                "only() cannot correct the bias of some leaves: the later stages need one "
-                "correction for all."
+                "only() cannot correct the bias of some leaves, or delay it: the later stages need "
+                "one correction for all."
             )
         if before is not None and before.pending and not after.pending:
             settled = before._replace(raw=before.value, pending=False)
             whole = dataclasses.replace(whole, **{field: settled})
+    if whole.numerator is None and part.numerator is not None:
+        whole = dataclasses.replace(whole, numerator=whole.first.value)
     merged = _over_record(whole, values)
     one = jnp.ones([], numerics.default_float())
     return Moments(
@@ -131,6 +142,7 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
             **{f: getattr(merged, f) for f in ("gradient", "count", "first", "second")},
             "prior_second": merged.prior_second,
             "magnitude": whole.magnitude,
+            "numerator": merged.numerator,
             "gain": scalars(part.gain, whole.gain, one),
             "adaptive": scalars(part.adaptive, whole.adaptive, True),
             "fallback": part.fallback,

@@ -22,6 +22,10 @@ VARIABLE = "ADAMW_JAX_GOLDEN"
 MANIFEST = "manifest.json"
 
 
+AVERAGES = ("slow", "avg")
+"""Kinds of recorded weights that ``eval_params`` gives."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One recorded trajectory, schedule or result.
@@ -72,6 +76,9 @@ class Case:
     @property
     def tolerance(self) -> tuple[float, float]:
         """rtol and atol in float64."""
+        stated = self.entry.get("tolerance")
+        if stated is not None:
+            return stated["rtol"], stated["atol"]
         return self.entry["suggested_rtol"], self.entry["suggested_atol"]
 
     @functools.cached_property
@@ -85,9 +92,16 @@ class Case:
 
     @property
     def reference(self) -> dict[str, np.ndarray]:
-        """What is to be reproduced: parameters after every step, and slow weights if there are."""
-        names = [f"{kind}_{leaf}" for kind in ("params", "slow") for leaf in self.leaves]
-        return {name: self.arrays[name] for name in names if name in self.arrays}
+        """What is to be reproduced: parameters after every step, and averages where there are.
+
+        Before there is an average, where the source has NaN, it is the parameters.
+        """
+        names = [f"{kind}_{leaf}" for kind in ("params", *AVERAGES) for leaf in self.leaves]
+        found = {name: self.arrays[name] for name in names if name in self.arrays}
+        for name, array in found.items():
+            params = found[f"params_{name.partition('_')[2]}"]
+            found[name] = np.where(np.isnan(array), params, array)
+        return found
 
 
 def find_sets(where: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from adamw_jax import eval_params
-from tests.golden_cases import Case
+from tests.golden_cases import AVERAGES, Case
 
 HALF_ULP = 2.0**-24
 FLOAT32_RTOL = 1e-4
@@ -34,22 +34,22 @@ def replay(case: Case, tx: optax.GradientTransformation) -> Trajectory:
     def tree(kind: str) -> dict[str, jax.Array]:
         return {leaf: jnp.asarray(case.arrays[f"{kind}_{leaf}"], dtype) for leaf in case.leaves}
 
-    has_slow = any(name.startswith("slow_") for name in case.reference)
-    seen = _trajectory(tx, has_slow, tree("params_0"), tree("grads"))
+    average = next((kind for kind in AVERAGES if f"{kind}_{case.leaves[0]}" in case.reference), "")
+    seen = _trajectory(tx, average, tree("params_0"), tree("grads"))
     result = {f"{k}_{leaf}": np.asarray(x) for k, v in seen.items() for leaf, x in v.items()}
     assert set(result) == set(case.reference)
     return result
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _trajectory(tx: Any, has_slow: bool, params: Any, gradients: Any) -> Any:
+def _trajectory(tx: Any, average: str, params: Any, gradients: Any) -> Any:
     """Compiled once for every transformation."""
 
     def step(carry: Any, gradient: Any) -> Any:
         params, state = carry
         updates, state = tx.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        seen = {"params": params, **({"slow": eval_params(state, params)} if has_slow else {})}
+        seen = {"params": params, **({average: eval_params(state, params)} if average else {})}
         return (params, state), seen
 
     return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]

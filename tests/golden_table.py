@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 import adamw_jax as aj
+from tests import golden_other
 from tests.golden_cases import Case
 from tests.golden_own_schedules import (
     article_cycle,
@@ -252,22 +253,11 @@ TABLE: dict[tuple[str, str], list[Row]] = {
         )
     ],
 }
+TABLE |= golden_other.ROWS
 TABLE["lookahead", "pytorch_optimizer"] = TABLE["lookahead", "lookahead_official"]
 
 PENDING = {
     "adafactor": "adafactor",
-    "PNM": "pnm",
-    "AdaPNM": "adapnm",
-    "Adan": "adan",
-    "ACProp": "acprop",
-    "diffGrad": "diffgrad",
-    "GeneralizedSignSGD": "generalized_signsgd",
-    "SGDClipGrad": "clipped_sgd",
-    "SGDNormalized": "clipped_sgd",
-    "Padam": "padam",
-    "Gadam": "gadam",
-    "GadamX": "gadamx",
-    "SWA": "average_iterates",
     "batch-norm recomputation": "refresh_batch_stats",
     "KOALA-V": "koala_v",
     "KOALA-M": "koala_m",

@@ -1,6 +1,13 @@
-"""Averages of weights: Lookahead, and one way to read the weights to evaluate on."""
+"""Averages of weights, and one way to read the weights to evaluate on."""
 
 from adamw_jax.averaging.evaluation import eval_params
+from adamw_jax.averaging.iterates import IterateAverageState, average_iterates
 from adamw_jax.averaging.lookahead import LookaheadState, lookahead
 
-__all__ = ["LookaheadState", "eval_params", "lookahead"]
+__all__ = [
+    "IterateAverageState",
+    "LookaheadState",
+    "average_iterates",
+    "eval_params",
+    "lookahead",
+]

@@ -9,10 +9,10 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
@@ -23,8 +23,8 @@ Tree = Any
 def eval_params(state: Any, params: Tree) -> Tree:
     """Slow or averaged weights where the state holds some, else ``params``.
 
-    A state that holds weights has a method ``eval_params()``, which gives them and a flag: whether
-    the parameters have just taken their place.
+    A state that knows other weights than the parameters has a method ``eval_params()``, which gives
+    a tree of the parameters' structure and a function of one of its leaves and the parameter.
 
     Args:
       state: state of any optax transformation, wrapped as deep as you like.
@@ -34,31 +34,37 @@ def eval_params(state: Any, params: Tree) -> Tree:
     Raises:
       ValueError: the state holds more than one set of averaged weights for a parameter.
     """
-    found: dict[str, tuple[Any, jax.Array]] = {}
+    found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
     for node in jax.tree.leaves(state, is_leaf=_averages):
         if not _averages(node):
             continue
-        averages, current = node.eval_params()
-        for path, average in jax.tree_util.tree_leaves_with_path(averages):
+        kept, evaluate = node.eval_params()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
             name = numerics.parameter_name(path)
             if name in found:
                 raise ValueError(
                     f"the state holds several averages of {name!r}; call eval_params on the part "
                     "of the state that you mean."
                 )
-            found[name] = average, jax.tree.leaves(current)[0]
+            found[name] = leaf, evaluate
 
     def choose(path: Any, leaf: jax.Array) -> jax.Array:
         if (name := numerics.parameter_name(path)) not in found:
             return leaf
-        average, current = found[name]
-        if average.dtype != leaf.dtype:
-            return lax.convert_element_type(average, leaf.dtype)
-        # The flag of a mapped state has the mapped axes only, the leaf has its own behind them.
-        current = current.reshape(current.shape + (1,) * (leaf.ndim - current.ndim))
-        return jnp.where(current, leaf, average)
+        kept, evaluate = found[name]
+        return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(choose, params) if found else params
+
+
+def beside(scalar: Any, leaf: jax.Array) -> jax.Array:
+    """A scalar of the state, made to broadcast against a leaf.
+
+    That of a mapped state has the mapped axes, and the leaf has its own behind them; the box that
+    Flax NNX puts around it is taken off.
+    """
+    (array,) = jax.tree.leaves(scalar)
+    return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
 
 
 def _averages(node: Any) -> bool:

@@ -25,6 +25,7 @@ import optax
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.averaging.evaluation import beside
 from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
 from adamw_jax.checks import whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
@@ -46,8 +47,14 @@ class LookaheadState(NamedTuple):
     since_sync: jax.Array
 
     def eval_params(self) -> tuple[Tree, Any]:
-        """The slow weights, and whether the parameters have taken their place."""
-        return self.slow, jax.tree.map(lambda steps: steps == 0, self.since_sync)
+        """The slow weights, in whose place the parameters are right after a sync."""
+
+        def evaluate(slow: jax.Array, fast: jax.Array) -> jax.Array:
+            if slow.dtype != fast.dtype:
+                return slow
+            return jnp.where(beside(self.since_sync, fast) == 0, fast, slow)
+
+        return self.slow, evaluate
 
 
 class LookaheadWrapperState(NamedTuple):

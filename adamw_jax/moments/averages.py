@@ -15,11 +15,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import Part, average
+from adamw_jax.stage import Step
 
 Tree = Any
 
@@ -42,15 +44,34 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Part:
     )
 
 
-def ema_of_squares(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) -> Part:
-    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``."""
+def ema_of_squares(
+    b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, rate_name: str = "b2"
+) -> Part:
+    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``.
+
+    ``rate_name`` is what the decay rate is called among the live hyperparameters (Adan's is b3). A
+    first moment with a gradient of its own, such as ``gradient_differences``, has that one squared.
+    """
+
+    def squares(gradient: Tree, first: Any) -> Tree:
+        entry = gradient if first is None or first.entry is None else first.entry
+        return jax.tree.map(lambda g: numerics.abs_square(numerics.widen(g)), entry)
+
     return average(
-        "ema_of_squares",
+        "ema_of_squares", rate_name, declare(**{rate_name: b2}), squares, dtype=dtype, real=True
+    )
+
+
+def ema_of_squared_momentum(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) -> Part:
+    """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``; see ``ema``.
+
+    ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
+    """
+    return average(
+        "ema_of_squared_momentum",
         "b2",
         declare(b2=b2),
-        lambda gradient, first: jax.tree.map(
-            lambda g: numerics.abs_square(numerics.widen(g)), gradient
-        ),
+        lambda gradient, first: jax.tree.map(numerics.abs_square, first.raw),
         dtype=dtype,
         real=True,
     )
@@ -60,6 +81,7 @@ def ema_of_centered_squares(
     b2: ScalarOrSchedule = 0.999,
     eps_root: ScalarOrSchedule = 1e-16,
     *,
+    from_floor: bool = False,
     dtype: Any = None,
 ) -> Part:
     """Moving average of squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
@@ -70,13 +92,20 @@ def ema_of_centered_squares(
     Args:
       b2: decay rate in [0, 1), or a schedule of it.
       eps_root: what every step adds, >= 0.
+      from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
       dtype: storage dtype; the default is float32 (float64 under x64).
     """
 
     def residual(gradient: Tree, first: Any) -> Tree:
         return jax.tree.map(
-            lambda g, m: numerics.abs_square(lax.sub(numerics.widen(g), m)), gradient, first.value
+            lambda g, m: numerics.abs_square(lax.sub(numerics.widen(g), m)), gradient, first.raw
         )
+
+    def floor(step: Step) -> jax.Array:
+        added = step["eps_root"]
+        if not from_floor:
+            return added
+        return added + lax.select(step.count == 0, step["b2"] * added, jnp.zeros_like(added))
 
     return average(
         "ema_of_centered_squares",
@@ -85,5 +114,5 @@ def ema_of_centered_squares(
         residual,
         dtype=dtype,
         real=True,
-        floor_name="eps_root",
+        floor=floor,
     )

@@ -58,7 +58,9 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
             divisor = reading.clock.mass
         else:
             assert reading.rate is not None
-            divisor = one_minus_power(reading.rate, record.count)
+            divisor = one_minus_power(
+                reading.rate, record.count if reading.count is None else reading.count
+            )
         return reading._replace(divisor=divisor, pending=True)
 
     return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply)

@@ -20,12 +20,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.checks import whole_number
 from adamw_jax.moments.averages import ema, ema_of_squares
-from adamw_jax.moments.parts import Part, no_moment
+from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import Kind, Stage, Step, increment, stage
+from adamw_jax.state import replace
 
 Tree = Any
 
@@ -37,7 +40,9 @@ class MomentsState(NamedTuple):
     second: Any
 
 
-def estimate_moments(first: Part | None = None, second: Part | None = None) -> Stage:
+def estimate_moments(
+    first: Part | None = None, second: Part | None = None, *, restart_period: int | None = None
+) -> Stage:
     """The stage that turns gradients into a moments record.
 
     Args:
@@ -45,6 +50,7 @@ def estimate_moments(first: Part | None = None, second: Part | None = None) -> S
         itself and stores nothing.
       second: part for the second moment; default ``ema_of_squares(0.999)``. ``no_moment()`` leaves
         the direction undivided (momentum SGD).
+      restart_period: steps after which all moments and their clocks start anew; None for never.
 
     Returns:
       A stage *gradient -> moments*. The record it gives is opaque and so cannot cross the boundary
@@ -61,6 +67,8 @@ def estimate_moments(first: Part | None = None, second: Part | None = None) -> S
         if not isinstance(part, Part):
             raise TypeError(f"{argument} must be a part such as ema(0.9), got {part!r}.")
     has_second = second.name != "no_moment"
+    if restart_period is not None:
+        restart_period = whole_number("restart_period", restart_period)
 
     def init(params: Tree) -> MomentsState:
         _check_floating(params, "parameter")
@@ -68,9 +76,16 @@ def estimate_moments(first: Part | None = None, second: Part | None = None) -> S
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
         _check_gradient(gradient, state, step.params)
+        if restart_period is not None:
+            period = lax.full_like(step.count, restart_period)
+            due = (lax.rem(step.count, period) == 0) & (step.count > 0)
+            state = jax.tree.map(lambda x: lax.select(due, lax.full_like(x, 0), x), state)
         new_first = first.update(gradient, state.first, step, None)
         first_reading = first.read(new_first, gradient, step)
         assert first_reading is not None
+        if first.entry is not None:
+            entry = first.entry(state.first, gradient, step)
+            first_reading = first_reading._replace(entry=entry)
         new_second = second.update(gradient, state.second, step, first_reading)
         record = Moments(
             gradient=gradient,
@@ -90,6 +105,15 @@ def estimate_moments(first: Part | None = None, second: Part | None = None) -> S
         init=init,
         hyperparams=_joined(first, second),
     )
+
+
+def restart_moments(state: Any) -> Any:
+    """A state in which all moments and their clocks start anew, under any wrapper.
+
+    The accumulators are emptied and nothing else: step count, schedules, live hyperparameters and
+    averaged weights stay (Adan's restart; a change of the data).
+    """
+    return replace(state, MomentsState, lambda _, node: jax.tree.map(jnp.zeros_like, node))
 
 
 def _joined(first: Part, second: Part) -> dict[str, Any]:
@@ -135,6 +159,3 @@ def _check_gradient(gradient: Tree, state: MomentsState, params: Tree | None) ->
                 f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the "
                 f"parameter given to init had {p.shape}. Call init again for a changed tree."
             )
-
-
-__all__ = ["MomentsState", "estimate_moments", "no_moment"]

@@ -35,6 +35,8 @@ class Part(NamedTuple):
       update: ``(gradient, state, step, first) -> state``.
       read: ``(state, gradient, step) -> Reading``, or None for no second moment.
       magnitude: whether it is on the scale of |g| (only for second moments).
+      entry: ``(state before the update, gradient, step) -> tree`` that the second moment squares in
+        place of the gradient, or None (only for first moments).
     """
 
     name: str
@@ -43,6 +45,7 @@ class Part(NamedTuple):
     update: Callable[[Tree, Any, Step, Reading | None], Any]
     read: Callable[[Any, Tree, Step], Reading | None]
     magnitude: bool = False
+    entry: Callable[[Any, Tree, Step], Tree] | None = None
 
 
 class AverageState(NamedTuple):
@@ -75,11 +78,11 @@ def average(
     *,
     dtype: Any = None,
     real: bool,
-    floor_name: str | None = None,
+    floor: Callable[[Step], jax.Array] | None = None,
 ) -> Part:
     """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
 
-    ``floor_name`` names a hyperparameter that is added to the accumulator at every step.
+    ``floor`` gives what is added to the accumulator at every step.
     """
 
     def init(params: Tree) -> AverageState:
@@ -91,8 +94,8 @@ def average(
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
             new = lax.add(numerics.scaled(b, numerics.widen(a)), numerics.scaled(rest, x))
-            if floor_name is not None:
-                new = lax.add(new, step[floor_name])
+            if floor is not None:
+                new = lax.add(new, floor(step))
             return numerics.cast(new, a.dtype)
 
         value = jax.tree.map(leaf, state.value, entry(gradient, first))

@@ -54,23 +54,11 @@ def precondition(
         if record.second is None:
             direction = record.first.value
         else:
-            direction = divided(record.first, record.second, record.magnitude, step)
-        if record.gain is not None:
-            direction = jax.tree.map(
-                lambda d, gain: numerics.scaled(gain, d),
-                direction,
-                leafwise(record.gain, direction),
-            )
-        if record.adaptive is not None:
-            direction = jax.tree.map(
-                lambda use, d, m: _where(use, d, m if record.fallback == "momentum" else None),
-                leafwise(record.adaptive, direction),
-                direction,
-                record.first.value,
-            )
-        return direction, state
+            direction = divided(record, record.second, step)
+        return completed(direction, record), state
 
-    def divided(first: Reading, second: Reading, magnitude: bool, step: Step) -> Tree:
+    def divided(record: Moments, second: Reading, step: Step) -> Tree:
+        top, magnitude = numerator(record), record.magnitude
         # What bias correction still owes, division by c1 and c2, costs scalars only:
         # m/c1 / ((v/c2 + eps_root)^p + eps) = m (c2^p / c1) / ((v + c2 eps_root)^p + c2^p eps).
         added = None if eps is None else step["eps"]
@@ -82,10 +70,10 @@ def precondition(
             factor = numerics.root(second.due, power)
             added = None if added is None else added * factor
             under = None if under is None else under * second.due
-        if first.due is not None:
-            factor = (1.0 if factor is None else factor) / first.due
+        if top.due is not None:
+            factor = (1.0 if factor is None else factor) / top.due
 
-        def leaf(m: jax.Array, v: jax.Array) -> jax.Array:
+        def leaf(m: jax.Array, v: jax.Array, use: Any) -> jax.Array:
             if not magnitude:
                 scale = numerics.root(v, power, under)
             else:
@@ -94,9 +82,10 @@ def precondition(
             if magnitude:
                 scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
             m = m if factor is None else numerics.scaled(factor, m)
-            return lax.div(m, numerics.like(scale, m))
+            return quotient(m, scale, use)
 
-        return jax.tree.map(leaf, first.raw, second.raw)
+        uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
+        return jax.tree.map(leaf, top.raw, second.raw, uses)
 
     return stage(
         "precondition",
@@ -105,6 +94,34 @@ def precondition(
         apply,
         hyperparams=declare(**declared),
     )
+
+
+def numerator(record: Moments) -> Reading:
+    """What is divided: the first moment, unless a stage has put something in its place."""
+    return record.first if record.numerator is None else Reading(record.numerator)
+
+
+def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
+    """``m / scale``, with a safe denominator where the quotient will not be used."""
+    if use is not True:
+        scale = jnp.where(use, scale, jnp.ones_like(scale))
+    return lax.div(m, numerics.like(scale, m))
+
+
+def completed(direction: Tree, record: Moments) -> Tree:
+    """The divided direction with the record's gain, and the fallback where it is not adaptive."""
+    if record.gain is not None:
+        direction = jax.tree.map(
+            lambda d, gain: numerics.scaled(gain, d), direction, leafwise(record.gain, direction)
+        )
+    if record.adaptive is not None:
+        direction = jax.tree.map(
+            lambda use, d, m: _where(use, d, m if record.fallback == "momentum" else None),
+            leafwise(record.adaptive, direction),
+            direction,
+            record.first.value,
+        )
+    return direction
 
 
 def _where(use: jax.Array, direction: jax.Array, otherwise: jax.Array | None) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from adamw_jax import numerics
 
@@ -60,6 +61,8 @@ class Reading(NamedTuple):
       rate: the decay rate of this step, or None.
       divisor: what bias correction divides by, or None before it.
       pending: whether ``raw`` is still to be divided by ``divisor``.
+      count: updates in the average, where they are not those of the recipe; else None.
+      entry: what a second moment is to square in place of the gradient, or None.
     """
 
     raw: Tree
@@ -67,6 +70,8 @@ class Reading(NamedTuple):
     rate: jax.Array | None = None
     divisor: jax.Array | None = None
     pending: bool = False
+    count: jax.Array | None = None
+    entry: Tree | None = None
 
     @property
     def value(self) -> Tree:
@@ -93,7 +98,8 @@ class Moments:
       second: reading of the second moment, or None where there is none.
       prior_second: reading of the second moment of the step before, or None.
       magnitude: True where ``second`` is on the scale of |g|, not of g^2 (infinity norm).
-      gain: factor on the direction, a scalar or a tree of scalars, or None.
+      numerator: what is divided by the root of ``second`` in place of ``first``, or None.
+      gain: factor on the direction, a scalar, or a tree of scalars or arrays, or None.
       adaptive: False where the direction is not to be divided by the second moment (a scalar
         or a tree of scalars), or None for always.
       fallback: what the direction is where not adaptive: ``"momentum"`` or ``"skip"``.
@@ -107,6 +113,7 @@ class Moments:
     second: Reading | None
     prior_second: Reading | None
     magnitude: bool = False
+    numerator: Tree | None = None
     gain: Any = None
     adaptive: Any = None
     fallback: str = "momentum"
@@ -118,6 +125,21 @@ class Moments:
     def with_second(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
         """A record with another second moment."""
         return dataclasses.replace(self, second=_changed(self.second, value, divisor))
+
+    def scaled(self, factor: Any) -> Moments:
+        """A record whose direction is multiplied by one factor more."""
+        if self.gain is not None:
+            old, new = (leafwise(gain, self.gradient) for gain in (self.gain, factor))
+            factor = jax.tree.map(lax.mul, old, new)
+        return dataclasses.replace(self, gain=factor)
+
+    def only_where(self, adaptive: jax.Array, fallback: str) -> Moments:
+        """A record whose direction is divided only where ``adaptive``, and elsewhere falls back."""
+        if self.adaptive is not None:
+            adaptive = jax.tree.map(
+                lax.bitwise_and, *(leafwise(x, self.gradient) for x in (self.adaptive, adaptive))
+            )
+        return dataclasses.replace(self, adaptive=adaptive, fallback=fallback)
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError(_MISPLACED)
@@ -148,6 +170,6 @@ def divided(tree: Tree, divisor: jax.Array) -> Tree:
 
 def leafwise(x: Any, tree: Tree) -> Tree:
     """``x`` as a tree shaped like ``tree``: a scalar array is repeated for every leaf."""
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array | bool):
         return jax.tree.map(lambda _: x, tree)
     return x

@@ -13,7 +13,6 @@ float32, and for scheduled b2 too.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -57,10 +56,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         adaptive = length >= step["threshold"]
         if below == "skip":
             step.signals["stand_still"] = jnp.logical_not(adaptive)
-        record = dataclasses.replace(
-            record, gain=rectifier(length, limit), adaptive=adaptive, fallback=below
-        )
-        return record, state
+        return record.scaled(rectifier(length, limit)).only_where(adaptive, below), state
 
     return stage(
         "rectify_variance",

@@ -1,14 +1,49 @@
 """The catalogue: named optimizers, each a list of stages with its equation and citation."""
 
+from adamw_jax.optimizers.acprop import acprop, scale_by_acprop
 from adamw_jax.optimizers.adabelief import adabelief, scale_by_adabelief
 from adamw_jax.optimizers.adam import adam, adamw, scale_by_adam, scale_by_adamw
 from adamw_jax.optimizers.adamax import adamax, scale_by_adamax
+from adamw_jax.optimizers.adan import adan, scale_by_adan
 from adamw_jax.optimizers.amsgrad import amsgrad, scale_by_amsgrad
+from adamw_jax.optimizers.clipped_sgd import (
+    clipped_sgd,
+    normalized_sgd,
+    scale_by_clipped_sgd,
+    scale_by_normalized_sgd,
+)
+from adamw_jax.optimizers.diffgrad import diffgrad, scale_by_diffgrad
+from adamw_jax.optimizers.gadam import gadam, gadamx, scale_by_gadam, scale_by_gadamx
+from adamw_jax.optimizers.padam import padam, scale_by_padam
+from adamw_jax.optimizers.pnm import adapnm, pnm, scale_by_adapnm, scale_by_pnm
 from adamw_jax.optimizers.radam import radam, scale_by_radam
 from adamw_jax.optimizers.registry import OptimizerInfo, create, info, list_optimizers
 from adamw_jax.optimizers.sgdw import scale_by_sgdw, sgdw
+from adamw_jax.optimizers.signsgd import generalized_signsgd, scale_by_generalized_signsgd
 
 __all__ = [
+    "gadam",
+    "gadamx",
+    "scale_by_gadam",
+    "scale_by_gadamx",
+    "acprop",
+    "scale_by_acprop",
+    "adan",
+    "scale_by_adan",
+    "clipped_sgd",
+    "normalized_sgd",
+    "scale_by_clipped_sgd",
+    "scale_by_normalized_sgd",
+    "diffgrad",
+    "scale_by_diffgrad",
+    "padam",
+    "scale_by_padam",
+    "adapnm",
+    "pnm",
+    "scale_by_adapnm",
+    "scale_by_pnm",
+    "generalized_signsgd",
+    "scale_by_generalized_signsgd",
     "OptimizerInfo",
     "adabelief",
     "adam",

@@ -16,6 +16,7 @@ from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
 from adamw_jax.masks import Mask
 from adamw_jax.rules import ParameterRules, scale_by_rules
+from adamw_jax.stage import Stage
 
 
 class Common(TypedDict, total=False):
@@ -107,6 +108,12 @@ def check_switches(given: dict[str, Any]) -> None:
             switch(name, given[name])
 
 
+def refuse(name: str, why: str, **given: Any) -> None:
+    """Raises where an option is set that has no meaning for an optimizer."""
+    if wrong := sorted(option for option, value in given.items() if value):
+        raise ValueError(f"{name} {why}, so it takes none of {wrong}.")
+
+
 def finish(
     direction: Composed,
     learning_rate: ScalarOrSchedule,
@@ -118,10 +125,12 @@ def finish(
     l2: ScalarOrSchedule | None = None,
     rules: ParameterRules | None = None,
     schedule_inside: bool = False,
+    step: Stage | None = None,
 ) -> Composed:
     """The whole recipe around a direction: L2 before it, decay and learning rate after it.
 
     With ``schedule_inside`` the learning rate multiplies the gradient instead of the direction.
+    ``step`` is the stage that turns direction into update, if it is not ``scale_by_learning_rate``.
     """
     if decay not in FORMS:
         raise ValueError(f"decay must be one of {FORMS}, got {decay!r}.")
@@ -152,7 +161,7 @@ def finish(
         direction,
         decayed if decay == "learning_rate" else None,
         None if rules is None or not rules.table else scale_by_rules(rules),
-        descend() if schedule_inside else scale_by_learning_rate(learning_rate),
+        step or (descend() if schedule_inside else scale_by_learning_rate(learning_rate)),
         None if decay == "learning_rate" else decayed,
         frozen=frozen,
     )

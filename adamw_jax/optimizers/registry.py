@@ -38,6 +38,7 @@ class OptimizerInfo:
       twin: the optax function with the same step under ``twin_options``, or empty.
       twin_options: keyword arguments of ours that make the step equal the twin's.
       refuses: common keywords that have no meaning for it and must keep their defaults.
+      example: values of the arguments that have no default, for tables and demonstrations.
       factory: the optimizer.
       direction: its ``scale_by_...``.
     """
@@ -52,6 +53,7 @@ class OptimizerInfo:
     twin: str
     twin_options: dict[str, Any]
     refuses: tuple[str, ...]
+    example: dict[str, Any]
     factory: Factory
     direction: Factory
 
@@ -81,6 +83,7 @@ def register(
     twin: str = "",
     twin_options: dict[str, Any] | None = None,
     refuses: tuple[str, ...] = (),
+    example: dict[str, Any] | None = None,
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
@@ -109,7 +112,7 @@ def register(
         public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, refuses, public, direction,
+            twin, twin_options or {}, refuses, example or {}, public, direction,
         )  # fmt: skip
         return public
 

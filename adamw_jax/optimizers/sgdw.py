@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import estimate_moments, heavy_ball, no_moment, precondition
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
 from adamw_jax.optimizers.registry import register
 
 
@@ -25,9 +25,7 @@ def scale_by_sgdw(
     """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
     del bias_correction  # either convention: there is nothing to correct
-    given = {"amsgrad": amsgrad, "rectify": rectify, "eps_hat": eps_hat}
-    if wrong := [name for name, value in given.items() if value]:
-        raise ValueError(f"sgdw has no second moment, so it takes none of {wrong}.")
+    refuse("sgdw", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     if momentum is None:
         if nesterov or dampening is not None:
             raise ValueError("momentum=None leaves nothing for nesterov or dampening to act on.")

@@ -1,0 +1,167 @@
+"""Averages of the parameters along the way: equal weights, exponential, or the last k.
+
+    every period steps after start:   mean <- mean + (theta - mean) / (n + 1),   n <- n + 1
+
+Polyak & Juditsky 1992; stochastic weight averaging, Izmailov et al. 2018, 1803.05407; with adaptive
+methods, Granziol et al., 2003.01247. The parameters go their way untouched, ``eval_params`` gives
+the average. It pays with a high constant learning rate at the end and proper weight decay.
+
+A step moves the parameters, so those to be collected after it are taken at the begin of the next
+one, in a ``lax.cond``: between collections the average is neither read nor written.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adamw, compose, eval_params
+>>> tx = compose(adamw(1e-3), average_iterates(start=100))
+>>> params = jnp.ones(2)
+>>> eval_params(tx.init(params), params)
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.averaging.evaluation import beside
+from adamw_jax.checks import one_of, whole_number
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.moments.parts import zeros
+from adamw_jax.stage import Kind, Stage, Step, increment, stage
+
+Tree = Any
+
+KINDS = ("equal", "ema", "last")
+
+
+class Weights(NamedTuple):
+    """What a collection does: the weight of the new parameters, and where they go (last k)."""
+
+    share: jax.Array
+    slot: jax.Array
+
+
+class IterateAverageState(NamedTuple):
+    """State of ``average_iterates``; ``eval_params`` gives the average at any step.
+
+    Attributes:
+      mean: the average of what has been collected, params-shaped; of the kind ``"last"`` the last k
+        iterates, with an axis in front.
+      collected: iterates in it, int32.
+      due: whether the present parameters are still to be collected.
+      next: what their collection will do.
+    """
+
+    mean: Tree
+    collected: jax.Array
+    due: jax.Array
+    next: Weights
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The average, with the present parameters in it where they are due."""
+
+        def evaluate(mean: jax.Array, theta: jax.Array) -> jax.Array:
+            wide = numerics.widen(theta)
+            due, collected = beside(self.due, wide), beside(self.collected, wide)
+            share, slot = (beside(x, wide) for x in self.next)
+            if mean.ndim > theta.ndim:
+                window = mean.shape[-1 - theta.ndim]
+                return _last(mean, wide, window, due, collected, slot)
+            now = mean + numerics.like(jnp.where(due, share, jnp.zeros_like(share)), mean) * (
+                wide - mean
+            )
+            return jnp.where(due | (collected > 0), now, wide)
+
+        return self.mean, evaluate
+
+
+def average_iterates(
+    start: int = 0,
+    period: int = 1,
+    kind: str = "equal",
+    *,
+    decay: ScalarOrSchedule = 0.999,
+    window: int = 5,
+) -> Stage:
+    """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
+
+    Args:
+      start: steps before averaging, >= 0; about half a run (the authors: 161 of 300 epochs).
+      period: steps between collections, >= 1; an epoch is often enough.
+      kind: ``"equal"`` weights (iterate averaging, SWA), ``"ema"`` with rate ``decay``, which
+        begins as a copy of the first collected, or the ``"last"`` ``window`` collected.
+      decay: rate of ``"ema"``, in [0, 1), or a schedule of it; 0.999.
+      window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter.
+
+    Returns:
+      A stage *update -> update* that leaves the update alone. The average is float32 at least, also
+      under bfloat16 parameters. Where a model has batch norm, refresh its statistics for the
+      averaged weights with ``refresh_batch_stats``.
+    """
+    start, period = whole_number("start", start, 0), whole_number("period", period)
+    window = whole_number("window", window)
+    one_of("kind", kind, KINDS)
+    declared = declare(average_decay=decay) if kind == "ema" else {}
+
+    def init(params: Tree) -> IterateAverageState:
+        mean = zeros(params)
+        if kind == "last":
+            mean = jax.tree.map(lambda m: jnp.stack([jnp.zeros_like(m)] * window), mean)
+        none = jnp.zeros([], jnp.int32)
+        share = jnp.ones([], numerics.default_float())
+        return IterateAverageState(mean, none, jnp.zeros([], jnp.bool_), Weights(share, none))
+
+    def apply(
+        update: Tree, state: IterateAverageState, step: Step
+    ) -> tuple[Tree, IterateAverageState]:
+        def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
+            wide = numerics.widen(jnp.asarray(theta))
+            if kind == "last":
+                return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
+            return lax.add(mean, numerics.scaled(state.next.share, lax.sub(wide, mean)))
+
+        mean = lax.cond(
+            state.due,
+            lambda mean, params: jax.tree.map(collect, mean, params),
+            lambda mean, params: mean,
+            state.mean,
+            step.params,
+        )
+        collected = lax.select(state.due, increment(state.collected), state.collected)
+        done = increment(step.count)
+        since = done - lax.full_like(done, start)
+        due = (since > 0) & (lax.rem(since, lax.full_like(since, period)) == 0)
+        if kind == "ema":
+            rate = step["average_decay"]
+            share = lax.select(collected == 0, jnp.ones_like(rate), jnp.ones_like(rate) - rate)
+        else:
+            share = 1.0 / (numerics.scalar(collected) + 1.0)
+        slot = lax.rem(collected, lax.full_like(collected, window))
+        return update, IterateAverageState(mean, collected, due, Weights(share, slot))
+
+    return stage(
+        "average_iterates",
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=True,
+        tail=True,
+    )
+
+
+def _last(kept: Any, theta: Any, window: int, due: Any, collected: Any, slot: Any) -> jax.Array:
+    """The mean of the last ``window`` iterates, the present one among them where it is due."""
+    axis = kept.ndim - 1 - theta.ndim
+    rows = jnp.arange(window).reshape((window,) + (1,) * theta.ndim)
+    fresh = jnp.expand_dims(due, axis) & (rows == jnp.expand_dims(slot, axis))
+    filled = fresh | (rows < jnp.expand_dims(collected, axis))
+    values = jnp.where(fresh, jnp.expand_dims(theta, axis), kept)
+    values = jnp.where(filled, values, jnp.zeros_like(values))
+    number = jnp.sum(filled.astype(numerics.default_float()), axis=axis)
+    mean = jnp.sum(values, axis=axis) / numerics.like(jnp.maximum(number, 1.0), values)
+    return jnp.where(number > 0, mean, theta)

@@ -1,0 +1,115 @@
+"""Adan's first moment: the gradient's average plus that of its differences.
+
+    d  = g - g_previous                    (0 at the first step)
+    m' = b1 m + (1 - b1) g        v' = b2 v + (1 - b2) d
+    read: m' / mass_m + b2 v' / mass_v     and, to be squared by the second moment, g + b2 d
+
+Xie et al. 2022, arXiv 2208.06677, in the form of the authors' code: decay rates keep, where the
+paper's betas are 1 minus them, and averages start at 0 and are corrected.
+
+>>> gradient_differences(0.98, 0.92).name
+'gradient_differences'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.moments.parts import Part, zeros
+from adamw_jax.moments.record import Clock, Reading, divided
+from adamw_jax.stage import Step
+
+Tree = Any
+
+
+class DifferencesState(NamedTuple):
+    """The averages of gradients and of their differences, and the previous gradient."""
+
+    value: Tree
+    difference: Tree
+    previous: Tree
+    clock: Clock
+    difference_clock: Clock
+
+
+def gradient_differences(
+    b1: ScalarOrSchedule = 0.98, b2: ScalarOrSchedule = 0.92, *, dtype: Any = None
+) -> Part:
+    """Average of gradients plus ``b2`` times the average of their differences, both corrected.
+
+    Args:
+      b1: decay rate of the average of gradients, in [0, 1), or a schedule of it.
+      b2: decay rate of the average of differences, and their weight, in [0, 1). With 0 the moment
+        is ``ema(b1)``, corrected.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+
+    The previous gradient is stored as it arrives here: clipped, and with L2 decay, if there is any.
+    """
+
+    def init(params: Tree) -> DifferencesState:
+        value, difference, previous = (zeros(params, dtype) for _ in range(3))
+        return DifferencesState(value, difference, previous, Clock.start(), Clock.start())
+
+    def changes(gradient: Tree, previous: Tree, empty: jax.Array) -> Tree:
+        def leaf(g: jax.Array, old: jax.Array) -> jax.Array:
+            wide = numerics.widen(g)
+            return lax.select(empty, lax.full_like(wide, 0), lax.sub(wide, numerics.widen(old)))
+
+        return jax.tree.map(leaf, gradient, previous)
+
+    def update(gradient: Tree, state: DifferencesState, step: Step, first: Reading | None):
+        del first
+        difference = changes(gradient, state.previous, state.difference_clock.mass == 0)
+
+        def mixed(rate: jax.Array, old: Tree, new: Tree) -> Tree:
+            rest = jnp.ones([], rate.dtype) - rate
+            return jax.tree.map(
+                lambda a, x: numerics.cast(
+                    lax.add(
+                        numerics.scaled(rate, numerics.widen(a)),
+                        numerics.scaled(rest, numerics.widen(x)),
+                    ),
+                    a.dtype,
+                ),
+                old,
+                new,
+            )
+
+        return DifferencesState(
+            mixed(step["b1"], state.value, gradient),
+            mixed(step["b2"], state.difference, difference),
+            jax.tree.map(lambda g, old: numerics.cast(g, old.dtype), gradient, state.previous),
+            state.clock.tick(step["b1"]),
+            state.difference_clock.tick(step["b2"]),
+        )
+
+    def read(state: DifferencesState, gradient: Tree, step: Step) -> Reading:
+        del gradient
+        weight = step["b2"] / numerics.nonzero(state.difference_clock.mass)
+        first = divided(
+            jax.tree.map(numerics.widen, state.value), numerics.nonzero(state.clock.mass)
+        )
+        value = jax.tree.map(
+            lambda m, v: lax.add(m, numerics.scaled(weight, numerics.widen(v))),
+            first,
+            state.difference,
+        )
+        one = jnp.ones([], numerics.default_float())
+        return Reading(value, state.clock, step["b1"], divisor=one)
+
+    def entry(state: DifferencesState, gradient: Tree, step: Step) -> Tree:
+        change = changes(gradient, state.previous, state.difference_clock.mass == 0)
+        return jax.tree.map(
+            lambda g, d: lax.add(numerics.widen(g), numerics.scaled(step["b2"], d)),
+            gradient,
+            change,
+        )
+
+    declared = declare(b1=b1, b2=b2)
+    return Part("gradient_differences", declared, init, update, read, entry=entry)

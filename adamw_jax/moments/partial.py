@@ -1,0 +1,67 @@
+"""Padam's partially adaptive division: between SGD with momentum and Adam.
+
+    direction = sqrt(c2) / c1 * m / (sqrt(v) + eps)^(2p)
+
+c1 and c2 are the divisors of bias correction, where ``correct_bias`` stands before it. Chen et al.,
+"Closing the Generalization Gap of Adaptive Gradient Methods", 1806.06763, as the authors of Gadam
+run it (2003.01247): eps inside the power, the corrections outside.
+
+>>> precondition_partially(0.25).spec.kinds
+'moments -> direction'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.moments.precondition import completed, numerator, quotient
+from adamw_jax.moments.record import Moments, leafwise
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedule = 1e-8) -> Stage:
+    """Divides the first moment by a power of the root of the second.
+
+    Args:
+      partial: p in [0, 0.5]; 0.5 is Adam in the eps-hat form, 0 momentum times sqrt(c2) / c1.
+      eps: added to the root inside the power, >= 0.
+
+    Returns:
+      A stage *moments -> direction*.
+
+    Raises:
+      ValueError: a value is out of range, or (in ``update``) the recipe has no second moment, or
+        one that is not a square.
+    """
+
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
+        second, top = record.second, numerator(record)
+        if second is None or record.magnitude:
+            raise ValueError(
+                "precondition_partially() needs a second moment of squares, such as "
+                "ema_of_squares(0.999)."
+            )
+        factor = None if second.due is None else numerics.root(second.due)
+        if top.due is not None:
+            factor = (1.0 if factor is None else factor) / top.due
+        power = 2.0 * step["partial"]
+
+        def leaf(m: jax.Array, v: jax.Array, use: Any) -> jax.Array:
+            scale = lax.pow(lax.add(numerics.root(v), step["eps"]), power)
+            m = m if factor is None else numerics.scaled(factor, m)
+            return quotient(m, scale, use)
+
+        uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
+        return completed(jax.tree.map(leaf, top.raw, second.raw, uses), record), state
+
+    declared = declare(partial=partial, eps=eps)
+    return stage(
+        "precondition_partially", Kind.MOMENTS, Kind.DIRECTION, apply, hyperparams=declared
+    )

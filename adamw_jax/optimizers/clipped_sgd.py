@@ -1,0 +1,119 @@
+"""SGD whose step has a bounded, or a fixed, length over all parameters.
+
+    clipped_sgd:     theta <- theta - min(lr, max_step / |u|) u
+    normalized_sgd:  theta <- theta - lr u / |u|         u: heavy-ball momentum, |.| over all leaves
+
+The baselines of Crawshaw et al., NeurIPS 2022, arXiv 2208.11195, for (L0, L1)-smooth losses.
+
+>>> clipped_sgd(0.1, max_step=1.0).specs[-1].name
+'clip_step'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.clipping import clip_step, normalize_step
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+from adamw_jax.optimizers.sgdw import scale_by_sgdw
+
+_CITATION = (
+    "Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of Generalized "
+    "SignSGD, NeurIPS 2022"
+)
+_REFUSES = ("amsgrad", "rectify", "eps_hat", "bias_correction")
+
+
+def scale_by_clipped_sgd(momentum: ScalarOrSchedule | None = None, **options: Any) -> Composed:
+    """The momentum buffer as direction, as ``scale_by_sgdw``; the clipping is in the step."""
+    return scale_by_sgdw(momentum, **options)
+
+
+scale_by_normalized_sgd = scale_by_clipped_sgd
+"""The momentum buffer as direction; the normalisation is in the step."""
+
+
+@register(
+    title="Clipped SGD",
+    equation="theta <- theta - min(lr, max_step / |u|) u, u <- momentum u + g",
+    citation=_CITATION,
+    arxiv="2208.11195",
+    direction=scale_by_clipped_sgd,
+    state_values=0,
+    differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
+    "step may then be lr c / (1 - mu) long.",
+    refuses=_REFUSES,
+    example={"max_step": 0.5},
+)
+def clipped_sgd(
+    learning_rate: ScalarOrSchedule,
+    max_step: ScalarOrSchedule,
+    momentum: ScalarOrSchedule | None = None,
+    *,
+    nesterov: bool = False,
+    dampening: ScalarOrSchedule | None = None,
+    **common: Unpack[Common],
+) -> Composed:
+    """SGD whose step over all parameters is at most ``max_step`` long.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      max_step: largest length of a step, > 0: the authors' gamma (their default, 0, would freeze).
+      momentum: factor on the buffer, in [0, 1]; None for none.
+      nesterov: step along ``g + momentum m``.
+      dampening: what is withheld of every gradient but the first; None for nothing.
+
+    Returns:
+      The transformation; its state has one value per parameter with momentum, none without. Under
+      ``optax.partition`` every part has its own norm.
+    """
+    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_clipped_sgd(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        learning_rate,
+        step=clip_step(learning_rate, max_step),
+        **rest,
+    )
+
+
+@register(
+    title="Normalized SGD",
+    equation="theta <- theta - lr u / |u|, u <- momentum u + g",
+    citation=_CITATION,
+    arxiv="2208.11195",
+    direction=scale_by_normalized_sgd,
+    state_values=0,
+    differs="optax.normalize_by_update_norm divides by the norm alone, ours by the norm + 1e-10.",
+    refuses=_REFUSES,
+)
+def normalized_sgd(
+    learning_rate: ScalarOrSchedule,
+    momentum: ScalarOrSchedule | None = None,
+    *,
+    nesterov: bool = False,
+    dampening: ScalarOrSchedule | None = None,
+    **common: Unpack[Common],
+) -> Composed:
+    """SGD whose step over all parameters is ``learning_rate`` long.
+
+    Args:
+      learning_rate: length of the step: number, schedule, or an object that carries several.
+      momentum: factor on the buffer, in [0, 1]; None for none.
+      nesterov: step along ``g + momentum m``.
+      dampening: what is withheld of every gradient but the first; None for nothing.
+
+    Returns:
+      The transformation; its state has one value per parameter with momentum, none without.
+    """
+    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_normalized_sgd(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        learning_rate,
+        step=normalize_step(learning_rate),
+        **rest,
+    )

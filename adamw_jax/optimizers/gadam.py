@@ -1,0 +1,116 @@
+"""Gadam and GadamX: Adam and Padam with decoupled decay, and the average of their iterates.
+
+    theta <- theta - lr direction - lr weight_decay theta;    eval_params: mean of theta after start
+
+Granziol, Wan, Albanie & Roberts, arXiv 2003.01247.
+
+>>> gadam(1e-3, start=100).specs[-1].name
+'average_iterates'
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from adamw_jax.averaging.iterates import average_iterates
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.optimizers.adam import adamw, scale_by_adam
+from adamw_jax.optimizers.common import Common
+from adamw_jax.optimizers.padam import padam, scale_by_padam
+from adamw_jax.optimizers.registry import register
+
+_CITATION = (
+    "Granziol, Wan, Albanie & Roberts, Iterate Averaging in the Quest for Best Test Error, "
+    "JMLR 2024"
+)
+
+scale_by_gadam = scale_by_adam
+"""Gadam's direction is Adam's; the average is of the iterates."""
+
+scale_by_gadamx = scale_by_padam
+"""GadamX's direction is Padam's; the average is of the iterates."""
+
+
+@register(
+    title="Gadam",
+    equation="AdamW;  mean <- mean + (theta - mean) / (n + 1) every period steps after start",
+    citation=_CITATION,
+    arxiv="2003.01247",
+    direction=scale_by_gadam,
+    state_values=3,
+    differs="optax does not have it; torch.optim.swa_utils averages outside the optimizer.",
+)
+def gadam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    *,
+    start: int = 0,
+    period: int = 1,
+    **common: Unpack[Common],
+) -> Composed:
+    """Gadam: AdamW, evaluated at the equal-weight average of its iterates.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). High
+        and constant while averaging: half of the initial rate served the authors.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-8 (code).
+      start: steps before averaging begins; about half of the run (161 of 300 epochs).
+      period: steps between the iterates that are averaged; an epoch is often enough.
+
+    Returns:
+      The transformation; its state has three values per parameter. ``eval_params(state, params)``
+      gives the average; the parameters are AdamW's. The authors' ``weight_decay`` is 0.25 at
+      lr 5e-4.
+    """
+    return compose(
+        adamw(learning_rate, b1, b2, eps, **{"weight_decay": None, **common}),
+        average_iterates(start, period),
+    )
+
+
+@register(
+    title="GadamX",
+    equation="Padam;  mean <- mean + (theta - mean) / (n + 1) every period steps after start",
+    citation=_CITATION,
+    arxiv="2003.01247",
+    direction=scale_by_gadamx,
+    state_values=4,
+    differs="neither optax nor PyTorch has it.",
+    refuses=("eps_hat",),
+)
+def gadamx(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    partial: ScalarOrSchedule = 0.25,
+    *,
+    start: int = 0,
+    period: int = 1,
+    amsgrad: bool = True,
+    **common: Unpack[Common],
+) -> Composed:
+    """GadamX: Padam with decoupled decay, evaluated at the average of its iterates.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several; 0.1 (authors).
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root, inside the power; 1e-8 (code).
+      partial: Padam's p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8).
+      start: steps before averaging begins; about half of the run.
+      period: steps between the iterates that are averaged.
+      amsgrad: divide by the largest second moment so far, as the authors do.
+
+    Returns:
+      The transformation; its state has four values per parameter, three without ``amsgrad``.
+    """
+    return compose(
+        padam(learning_rate, b1, b2, eps, partial, amsgrad=amsgrad, **common),
+        average_iterates(start, period),
+    )

@@ -1,0 +1,92 @@
+"""Padam: Adam with a smaller power of the second moment, as a list of stages.
+
+    theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v_max) + eps)^(2p)
+
+Chen et al., arXiv 1806.06763, in the form of the authors of Gadam (2003.01247).
+
+>>> padam(0.1).specs[-2].name
+'precondition_partially'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_squares,
+    estimate_moments,
+    precondition_partially,
+    rectify_variance,
+)
+from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_padam(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    partial: ScalarOrSchedule = 0.25,
+    *,
+    amsgrad: bool = True,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    state_dtype: Any = None,
+) -> Composed:
+    """Padam's direction: gradient in, direction out. Arguments as for ``padam``."""
+    refuse("padam", "adds eps to the uncorrected root always", eps_hat=eps_hat)
+    state_dtype = storage_dtype("state_dtype", state_dtype)
+    return compose(
+        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
+        amsgrad_max(dtype=state_dtype) if amsgrad else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition_partially(partial, eps),
+    )
+
+
+@register(
+    title="Padam",
+    equation="theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v_max) + eps)^(2 partial)",
+    citation="Chen, Zhou, Tang, Yang, Cao & Gu, Closing the Generalization Gap of Adaptive "
+    "Gradient Methods in Training Deep Neural Networks, IJCAI 2020",
+    arxiv="1806.06763",
+    direction=scale_by_padam,
+    state_values=3,
+    differs="AMSGrad is on. Neither optax nor PyTorch has it.",
+    refuses=("eps_hat",),
+)
+def padam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    partial: ScalarOrSchedule = 0.25,
+    *,
+    amsgrad: bool = True,
+    **common: Unpack[Common],
+) -> Composed:
+    """Padam: partially adaptive momentum.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``); for
+        p = 1/8 to 1/4 nearer to SGD's than to Adam's, 0.1 say.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root, inside the power; 1e-8 (code).
+      partial: p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8). 0.5 is Adam in
+        the eps-hat form, 0 momentum times sqrt(1 - b2^t) / (1 - b1^t).
+      amsgrad: divide by the largest second moment so far, as the authors do.
+
+    Returns:
+      The transformation; its state has three values per parameter, two without ``amsgrad``.
+    """
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split({**common, "amsgrad": amsgrad})
+    return finish(scale_by_padam(b1, b2, eps, partial, **direction), learning_rate, **rest)

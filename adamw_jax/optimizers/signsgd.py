@@ -1,0 +1,93 @@
+"""Generalized SignSGD: momentum over the root of the average of its own square.
+
+    m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) m^2;   theta <- theta - lr m / (sqrt(v) + eps)
+
+Crawshaw et al., NeurIPS 2022, arXiv 2208.11195.
+
+>>> generalized_signsgd(1e-3).specs[0].name
+'estimate_moments'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_squared_momentum,
+    estimate_moments,
+    precondition,
+    rectify_variance,
+)
+from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_generalized_signsgd(
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    *,
+    corrected: bool = False,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    state_dtype: Any = None,
+) -> Composed:
+    """Generalized SignSGD's direction. Arguments as for ``generalized_signsgd``."""
+    state_dtype = storage_dtype("state_dtype", state_dtype)
+    return compose(
+        estimate_moments(
+            ema(b1, dtype=state_dtype), ema_of_squared_momentum(b2, dtype=state_dtype)
+        ),
+        amsgrad_max(dtype=state_dtype) if amsgrad else None,
+        correct_bias(bias_correction) if corrected else None,
+        rectify_variance() if rectify else None,
+        precondition(eps, eps_hat=eps_hat),
+    )
+
+
+@register(
+    title="Generalized SignSGD",
+    equation="theta <- theta - lr m / (sqrt(v) + eps), v the average of m^2",
+    citation="Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of "
+    "Generalized SignSGD, NeurIPS 2022",
+    arxiv="2208.11195",
+    direction=scale_by_generalized_signsgd,
+    state_values=2,
+    differs="neither optax nor PyTorch has it; b2 = 0 is optax.signum up to eps.",
+)
+def generalized_signsgd(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    *,
+    corrected: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """Generalized SignSGD: between sign descent with momentum (b2 = 0) and RMSProp (b1 = 0).
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). The
+        uncorrected first step is lr / sqrt(1 - b2), 32 lr at the defaults: warm up, or correct.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the average of squared momenta, in [0, 1).
+      eps: added to the root; 1e-8 (code).
+      corrected: correct the bias of both moments; the authors do not.
+
+    Returns:
+      The transformation; its state has two values per parameter. The authors' decay is ``l2``.
+    """
+    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_generalized_signsgd(b1, b2, eps, corrected=corrected, **direction),
+        learning_rate,
+        **rest,
+    )
