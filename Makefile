@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS = never
 .PHONY: help demo test check fix constraints clean
 
 help:
-	@echo "make demo         run the comparisons and open the report they end with (DEMO_ARGS=--quick is shorter)"
+	@echo "make demo         run the comparisons and write a report to open in a browser (DEMO_ARGS=--quick is shorter)"
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
 	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"

@@ -110,7 +110,8 @@ def machine() -> str:
     return f"{os.cpu_count()} x {model}; {', '.join(versions)}; {today}"
 
 
-def _csv(rows: list[Row]) -> str:
+def as_csv(rows: list[Row]) -> str:
+    """Rows as CSV, without the samples they were made from."""
     keys = dict.fromkeys(key for row in rows for key in row if key != "samples")
     out = io.StringIO()
     writer = csv.DictWriter(out, list(keys), extrasaction="ignore", lineterminator="\n")
@@ -127,7 +128,7 @@ def write(path: Path, rows: list[Row], command: str, compile_only: bool = False)
     """
     check_suffix(path)
     if path.suffix == ".csv":
-        content = _csv(rows)
+        content = as_csv(rows)
     elif path.suffix == ".json":
         content = json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1)
     else:

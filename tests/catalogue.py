@@ -20,6 +20,8 @@ import optax
 import adamw_jax
 from adamw_jax.decay import FORMS
 from adamw_jax.moments.correction import CONVENTIONS
+from adamw_jax.moments.delayed import NUMERATORS
+from adamw_jax.moments.friction import VARIANTS as FRICTIONS
 from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.amsgrad import MAXIMA
 from adamw_jax.optimizers.common import Common
@@ -29,14 +31,27 @@ CHOICES = {
     "bias_correction": CONVENTIONS,
     "below": FALLBACKS,
     "maximum": MAXIMA,
+    "numerator": NUMERATORS,
+    "variant": FRICTIONS,
 }
 """The words that a keyword may take, where it takes words."""
 
 COMPANIONS: dict[str, dict[str, Any]] = {"decay": {"weight_decay": 0.1}}
 """What else must be given for a keyword to have an effect."""
 
-NUMBERS = {"weight_decay": 0.1, "l2": 0.1, "eps_root": 1e-6, "dampening": 0.1}
+NUMBERS = {
+    "weight_decay": 0.1,
+    "l2": 0.1,
+    "eps_root": 1e-6,
+    "dampening": 0.1,
+    "max_grad_norm": 1.0,
+}
 """Values for the numbers whose default is None."""
+
+SHARED = ("weight_decay", "l2", "decay", "state_dtype")
+"""Common keywords that act outside the direction: they vary for the ``REPRESENTATIVES`` alone."""
+
+REPRESENTATIVES = ("adam", "adamw", "sgdw")
 
 DTYPES = {"mu_dtype": jnp.bfloat16, "state_dtype": jnp.bfloat16}
 
@@ -57,7 +72,14 @@ class Entry:
 
     def make(self, learning_rate: Any = 0.05, **more: Any) -> Any:
         """The transformation."""
-        return adamw_jax.create(self.name, learning_rate, **{**self.options, **more})
+        return adamw_jax.create(
+            self.name, learning_rate, **{**self.example, **self.options, **more}
+        )
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """Values of the arguments without a default."""
+        return adamw_jax.info(self.name.removeprefix("lookahead_")).example
 
     @property
     def factory(self) -> Any:
@@ -104,6 +126,8 @@ def variants() -> tuple[list[Entry], list[Entry]]:
         for argument, parameter in inspect.signature(
             adamw_jax.info(name).factory
         ).parameters.items():
+            if argument in SHARED and name not in REPRESENTATIVES:
+                continue
             for value in _other_values(argument, parameter):
                 shown = getattr(value, "__name__", str(value))
                 entry = Entry(

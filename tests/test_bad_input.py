@@ -59,7 +59,7 @@ AT_MOST_ONE = ("momentum", "dampening")
 
 def make(entry: Entry, **options: Any) -> Any:
     """The optimizer, whether or not the learning rate is among the options."""
-    return entry.factory(**{"learning_rate": 0.1, **entry.options, **options})
+    return entry.factory(**{"learning_rate": 0.1, **entry.example, **entry.options, **options})
 
 
 @numbers

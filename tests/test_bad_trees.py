@@ -104,8 +104,7 @@ def test_missing_params(entry: Entry) -> None:
     """What needs the parameters says so; what does not works without them."""
     tx, params, gradient = entry.make(), sample_params(), at(sample_gradients(), 0)
     state = tx.init(params)
-    needs = "w" in entry.name.removeprefix("sgd") and entry.name != "sgdw"
-    if needs:
+    if any(spec.needs_params for spec in tx.specs):
         with pytest.raises(
             ValueError, match=r"needs the parameters, got params=None: call tx.update\("
         ):

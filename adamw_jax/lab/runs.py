@@ -20,11 +20,11 @@ from adamw_jax.lab.logs import Logged, write_log, write_run
 from adamw_jax.lab.progress import Lines, Live, Progress
 from adamw_jax.lab.report import Report, build
 from adamw_jax.lab.results import Table, Verdict
+from adamw_jax.lab.stats import SIGNS
 from adamw_jax.lab.train import Runner
 
 ROOT = Path("adamw-jax-results")
 COLORS = {"shown": "green", "tie": "yellow", "not shown": "red"}
-SIGNS = {"shown": "✓", "tie": "≈", "not shown": "✗"}
 MARK = "run.json"
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
-WORDS = ("shown", "tie", "not shown")
+SIGNS = {"shown": "✓", "tie": "≈", "not shown": "✗"}
+WORDS = tuple(SIGNS)
 
 
 @dataclasses.dataclass(frozen=True)

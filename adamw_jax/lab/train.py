@@ -171,7 +171,7 @@ class Runner:
             epoch = step * plan.batch_size / len(task.train)
             rows += [
                 {"seed": seed, "step": step, "epoch": epoch}
-                | {k: _finite(v) for k, v in zip(METRICS, values, strict=True)}
+                | {k: finite(v) for k, v in zip(METRICS, values, strict=True)}
                 for (_, seed), values in zip(lanes, table, strict=False)
             ]
             table = np.nan_to_num(table, nan=0.0, posinf=0.0)
@@ -284,7 +284,7 @@ def _padded(curves: np.ndarray) -> jax.Array:
     return jnp.asarray(np.pad(curves, ((0, 0), (0, missing)), mode="edge"))
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """The number, or None where a run has diverged; JSON has no word for infinity."""
     return float(value) if np.isfinite(value) else None
 

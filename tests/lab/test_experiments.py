@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from adamw_jax.lab.experiments import DEMO, PRESETS, get_experiment, list_experiments, settings_hash
+from adamw_jax.lab.experiments.compare import evaluations
 from adamw_jax.lab.experiments.decoupled_decay import DECOUPLED, L2, drift
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.stats import WORDS
@@ -214,3 +215,40 @@ def test_unknown_names_are_refused_with_the_choices():
         get_experiment("radam").settings("full")
     with pytest.raises(ValueError, match="unknown setting of radam 'epoch'"):
         get_experiment("radam").settings_from({"epoch": [1]})
+
+
+def test_compare_gives_decay_to_those_that_decay_and_keeps_the_steps():
+    """Otherwise adam and adamw would be one recipe, and tie."""
+    compare = get_experiment("compare")
+    s = dataclasses.replace(
+        compare.settings("tiny"), optimizers=("adam", "adamw", "lookahead_adamw"), steps=21,
+        points=3, weight_decay=1.0, learning_rates=(0.03,),
+    )  # fmt: skip
+    rows = compare.measure(s, Runner(Silent()))
+    assert max(r["step"] for r in rows) == 21
+    assert {(r["group"], r.get("weight_decay")) for r in rows} == {
+        ("adam", None), ("adamw", 1.0), ("lookahead_adamw", 1.0),
+    }  # fmt: skip
+    loss = {name: [r["train_loss"] for r in rows if r["group"] == name] for name in s.optimizers}
+    assert loss["adam"] != loss["adamw"]
+    result = compare.analyse(s, rows)
+    assert (
+        "Decoupled weight decay of 1: adamw, lookahead_adamw. Without decay, as is their default: "
+        "adam." in result.remarks
+    )
+    summary = {line["optimizer"]: line["weight_decay"] for line in result.tables[0].rows}
+    assert summary == {"adam": None, "adamw": 1.0, "lookahead_adamw": 1.0}
+
+
+def test_compare_refuses_steps_that_its_evaluations_do_not_divide():
+    s = get_experiment("compare").settings("demo")
+    with pytest.raises(ValueError, match="steps must be a positive multiple of the 10 evaluations"):
+        dataclasses.replace(s, steps=405)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 400, 401, 405, 407, 960])
+def test_evaluations_divide_the_steps(steps):
+    assert steps % evaluations(steps) == 0
+    dataclasses.replace(
+        get_experiment("compare").settings("demo"), steps=steps, points=evaluations(steps)
+    )

@@ -87,7 +87,7 @@ class Compare:
       seeds: how many, 2 or more.
       steps: of every run; None for 400 on digits and 960 on mnist1d.
       lr_grid: learning rates, the same for every optimizer.
-      weight_decay: decoupled decay, the same for every optimizer.
+      weight_decay: decoupled decay of those that decay by default, as adamw does.
       b2: of every optimizer that has one; short runs want a short memory.
       schedule: of the learning rate.
       out: folder for the results; a new one under adamw-jax-results/ if not given.
@@ -117,7 +117,7 @@ class Compare:
             optimizers=names("--optimizers", self.optimizers),
             seeds=count("--seeds", self.seeds),
             steps=steps,
-            points=min(10, steps),
+            points=compare.evaluations(steps),
             learning_rates=rates("--lr-grid", self.lr_grid),
             weight_decay=self.weight_decay,
             b2=self.b2,

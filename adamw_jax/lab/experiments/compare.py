@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adamw_jax import info, list_optimizers
@@ -30,10 +30,10 @@ class Settings:
       task: name of a task.
       optimizers: names as ``create`` takes them; the others are compared with the first.
       seeds: of initial weights and of the order of examples.
-      steps: of every run.
-      points: evaluations in a run.
+      steps: of every run; a multiple of ``points``.
+      points: evaluations in a run; ``evaluations(steps)`` gives a number that divides.
       learning_rates: every optimizer gets all of them.
-      weight_decay: decoupled decay of every optimizer.
+      weight_decay: decoupled decay of the optimizers that decay of themselves, see ``decays``.
       b2: of every optimizer that has one; None for its own default.
       schedule: of every run.
     """
@@ -59,6 +59,7 @@ class Settings:
             )
         for name in self.optimizers:
             check_optimizer(name)
+        Plan(self.seeds, self.steps, self.points, common.BATCH_SIZE)
         if len(self.seeds) < 2:
             raise ValueError(f"seeds must be 2 or more, for an interval, got {len(self.seeds)}.")
         if self.schedule not in SCHEDULES:
@@ -77,23 +78,44 @@ def check_optimizer(name: str) -> None:
         raise ValueError(unknown("optimizer", name, list_optimizers()))
 
 
-def numbers_for(name: str, weight_decay: float, b2: float | None) -> dict[str, float]:
-    """The keyword arguments that this optimizer takes."""
-    takes = inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
-    numbers = {"weight_decay": weight_decay} if "weight_decay" in takes else {}
-    return numbers | ({"b2": b2} if b2 is not None and "b2" in takes else {})
+def decays(name: str) -> bool:
+    """Whether the optimizer decays unless told otherwise, as ``adamw`` does and ``adam`` does not.
+
+    A comparison gives its decay to no other: with it ``adam`` would be ``adamw``.
+    """
+    parameter = _arguments(name).get("weight_decay")
+    return parameter is not None and parameter.default is not None
+
+
+def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict[str, float]:
+    """The keyword arguments of this optimizer; None where a number is left to it."""
+    numbers = {"weight_decay": weight_decay, "b2": b2}
+    takes = _arguments(name)
+    return {k: v for k, v in numbers.items() if v is not None and k in takes}
+
+
+def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
+
+
+def evaluations(steps: int) -> int:
+    """How often a run of this many steps is evaluated: about ten times, evenly spread.
+
+    >>> evaluations(400), evaluations(405), evaluations(401)
+    (10, 9, 1)
+    """
+    return min((n for n in range(1, 21) if steps % n == 0), key=lambda n: abs(n - 10))
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
     """Trains every optimizer at every learning rate."""
     arms = [
         Arm(name, catalogue(name), s.schedule, rate,
-            settings(**numbers_for(name, s.weight_decay, s.b2)))
+            settings(**numbers_for(name, s.weight_decay if decays(name) else None, s.b2)))
         for name in s.optimizers
         for rate in s.learning_rates
     ]  # fmt: skip
-    steps = max(s.points, s.steps // s.points * s.points)
-    return runner.train(s.task, arms, Plan(s.seeds, steps, s.points, common.BATCH_SIZE))
+    return runner.train(s.task, arms, Plan(s.seeds, s.steps, s.points, common.BATCH_SIZE))
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
@@ -110,6 +132,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
             "learning_rate": same[0]["learning_rate"],
             "mean": spread(values[name]).mean,
             "sd": spread(values[name]).sd,
+            "weight_decay": same[0].get("weight_decay"),
             "loss": spread(common.column(same, "test_loss")).mean,
         }
         if name != first:
@@ -120,6 +143,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
     columns = [
         Column("optimizer", "optimizer"),
         Column("learning_rate", "best lr", "{:g}"),
+        Column("weight_decay", "weight decay", "{:g}"),
         Column("mean", "test accuracy", "{:.1%}"),
         Column("sd", "± sd", "{:.1%}"),
         Column("loss", "test loss", "{:.3f}"),
@@ -134,9 +158,21 @@ def analyse(s: Settings, rows: Rows) -> Result:
     tables = [
         Table("summary", f"Each optimizer at its best learning rate, {len(s.seeds)} seeds", columns,
               lines_of),
-        common.arms_table("settings", "Every setting", rows),
+        common.arms_table("settings", "Every setting", rows,
+                          Column("weight_decay", "weight decay", "{:g}")),
     ]  # fmt: skip
-    return Result(verdicts, tables, [_figure(s, rows, best)], _edges(s, rows, best))
+    remarks = [_decay_remark(s), *_edges(s, rows, best)]
+    return Result(verdicts, tables, [_figure(s, rows, best)], remarks)
+
+
+def _decay_remark(s: Settings) -> str:
+    """Which of the optimizers decay, for they differ in that, too."""
+    with_decay = [name for name in s.optimizers if decays(name)]
+    without = [name for name in s.optimizers if not decays(name)]
+    parts = [f"Decoupled weight decay of {s.weight_decay:g}: {', '.join(with_decay) or 'none'}."]
+    if without:
+        parts.append(f"Without decay, as is their default: {', '.join(without)}.")
+    return " ".join(parts)
 
 
 def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:
@@ -193,7 +229,8 @@ EXPERIMENT = register(
         name="compare",
         title="Comparison",
         question="Which of these optimizers is the best on this task, and by how much?",
-        setup="Every optimizer is trained with the same learning rates, seeds and steps; each is "
+        setup="Every optimizer is trained with the same learning rates, seeds and steps, with "
+        "weight decay where its own default has some; each is "
         "shown at its best learning rate by validation accuracy, and reported on test data.",
         presets={"demo": Settings(), "quick": Settings(seeds=(0, 1), steps=100),
                  "tiny": Settings(seeds=(0, 1), steps=20, points=2, learning_rates=(0.01,))},

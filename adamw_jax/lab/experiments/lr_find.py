@@ -19,7 +19,7 @@ from adamw_jax.lab.models import mlp
 from adamw_jax.lab.plots.finder import finder
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner
+from adamw_jax.lab.train import Runner, finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
         curve = zip(found.learning_rates, found.losses, found.smoothed, strict=True)
         rows += [
             {"kind": "curve", "seed": seed, "rule": "", "learning_rate": float(rate),
-             "loss": _finite(loss), "smoothed": _finite(smoothed)}
+             "loss": finite(loss), "smoothed": finite(smoothed)}
             for rate, loss, smoothed in curve
         ]  # fmt: skip
         rows += [
@@ -103,10 +103,6 @@ def measure(s: Settings, runner: Runner) -> Rows:
         runner.progress.advance(1, f"seed {seed}: {said or 'run too short for a suggestion'}")
     runner.progress.end()
     return rows
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
@@ -143,7 +139,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 MEANING = {
-    "valley": "two thirds down the longest descent (fastai's default)",
+    "valley": "the middle of the longest descent (fastai's default)",
     "steep": "where the loss falls fastest",
     "minimum": "a tenth of the rate with the least loss",
     "slide": "before the loss turns up",

@@ -15,11 +15,10 @@ from adamw_jax.lab.experiments.registry import settings_hash
 from adamw_jax.lab.plots.files import as_csv
 from adamw_jax.lab.report.svg import inline
 from adamw_jax.lab.results import Figure, Table, Verdict
+from adamw_jax.lab.stats import SIGNS
 
 if TYPE_CHECKING:
     from adamw_jax.lab.report.build import Report, Section
-
-SIGNS = {"shown": "✓", "tie": "≈", "not shown": "✗"}
 
 
 def page(report: Report) -> str:
