@@ -7,7 +7,7 @@ from adamw_jax.averaging import (
     eval_params,
     lookahead,
 )
-from adamw_jax.clipping import clip_gradient, clip_step, normalize_step
+from adamw_jax.clipping import clip_gradient, clip_step, normalize
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import decoupled_decay, l2_decay, normalized_decay
 from adamw_jax.interop import from_optax, to_optax
@@ -68,7 +68,6 @@ from adamw_jax.optimizers import (
     scale_by_adan,
     scale_by_adapnm,
     scale_by_amsgrad,
-    scale_by_clipped_sgd,
     scale_by_diffgrad,
     scale_by_gadam,
     scale_by_gadamx,
@@ -131,7 +130,6 @@ __all__ = [  # grouped as the README groups them
     "scale_by_sgdw",
     "scale_by_acprop",
     "scale_by_adan",
-    "scale_by_clipped_sgd",
     "scale_by_normalized_sgd",
     "scale_by_diffgrad",
     "scale_by_gadam",
@@ -165,7 +163,7 @@ __all__ = [  # grouped as the README groups them
     "scale_by_learning_rate",
     "clip_gradient",
     "clip_step",
-    "normalize_step",
+    "normalize",
     "Composed",
     "ComposeState",
     "Moments",

@@ -1,8 +1,8 @@
 """Step lengths from the norm over all leaves: clipping and normalisation.
 
-    clip_gradient    g      <- g min(1, max_norm / (|g| + eps))
+    clip_gradient    g      <- g min(1, max_grad_norm / (|g| + eps))
     clip_step        update  = -min(lr, max_step / (|u| + 1e-10)) u
-    normalize_step   update  = -lr u / (|u| + 1e-10)
+    normalize        u      <- u / (|u| + 1e-10)
 
 ``clip_step`` differs from clipping the gradient by its norm before momentum: no step is longer than
 ``max_step``, whatever the learning rate and the momentum. Norms are over the whole tree that the
@@ -38,20 +38,20 @@ def global_norm(tree: Tree) -> jax.Array:
     return lax.sqrt(sum(squares, jnp.asarray(jnp.finfo(numerics.default_float()).tiny)))
 
 
-def clip_gradient(max_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
-    """Scales the gradient down to a norm of at most ``max_norm``: *gradient -> gradient*.
+def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
+    """Scales the gradient down to a norm of at most ``max_grad_norm``: *gradient -> gradient*.
 
     Args:
-      max_norm: largest norm, > 0.
+      max_grad_norm: largest norm, > 0.
       eps: added to the norm, >= 0.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         one = jnp.ones([], numerics.default_float())
-        factor = lax.min(one, step["max_norm"] / (global_norm(gradient) + step["eps"]))
+        factor = lax.min(one, step["max_grad_norm"] / (global_norm(gradient) + step["eps"]))
         return _times(factor, gradient), state
 
-    declared = declare(max_norm=max_norm, eps=eps)
+    declared = declare(max_grad_norm=max_grad_norm, eps=eps)
     return stage("clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
 
 
@@ -71,15 +71,14 @@ def clip_step(learning_rate: ScalarOrSchedule, max_step: ScalarOrSchedule) -> St
     return stage("clip_step", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
 
 
-def normalize_step(learning_rate: ScalarOrSchedule) -> Stage:
-    """Learning rate as the length of the step over all parameters: *direction -> update*."""
+def normalize() -> Stage:
+    """Makes the direction 1 long over all parameters: *direction -> direction*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        rate = step["learning_rate"] / (global_norm(direction) + _FLOOR)
-        return _times(-rate, direction), state
+        del step
+        return _times(1.0 / (global_norm(direction) + _FLOOR), direction), state
 
-    declared = declare(learning_rate=learning_rate)
-    return stage("normalize_step", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+    return stage("normalize", Kind.DIRECTION, Kind.DIRECTION, apply)
 
 
 def _times(factor: jax.Array, tree: Tree) -> Tree:

@@ -124,17 +124,13 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
 
 def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
-    recipes = [entry[1] if isinstance(entry, tuple) else entry for entry in _pairs(stages)]
+    # A transformation is a tuple, too; only (name, transformation) is meant.
+    recipes = [entry[1] if type(entry) is tuple and len(entry) == 2 else entry for entry in stages]
     given = [entry.frozen for entry in recipes if isinstance(entry, Composed)] + [frozen]
     given = [mask for mask in given if mask is not None]
     if len(given) > 1:
         raise ValueError("several recipes in one compose() freeze parameters; give one mask.")
     return given[0] if given else None
-
-
-def _pairs(stages: tuple[Any, ...]) -> list[Any]:
-    # A transformation is a tuple, too; only (name, transformation) is meant.
-    return [(e[0], e[1]) if type(e) is tuple and len(e) == 2 else e for e in stages]
 
 
 def _specs_of(entry: Any) -> tuple[Spec, ...]:

@@ -77,6 +77,17 @@ class Entry:
         )
 
     @property
+    def state_values(self) -> int:
+        """Values of state per parameter."""
+        name = self.name.removeprefix("lookahead_")
+        return adamw_jax.info(name).state_values + (name != self.name)
+
+    @property
+    def whole_tree(self) -> bool:
+        """Whether the step of a leaf depends on the other leaves."""
+        return adamw_jax.info(self.name.removeprefix("lookahead_")).whole_tree
+
+    @property
     def example(self) -> dict[str, Any]:
         """Values of the arguments without a default."""
         return adamw_jax.info(self.name.removeprefix("lookahead_")).example
@@ -108,6 +119,12 @@ def plain_entries() -> list[Entry]:
     """Every optimizer with its defaults, and one with Lookahead at its end."""
     entries = [Entry(name, name) for name in adamw_jax.list_optimizers()]
     return [*entries, Entry("lookahead_adamw", "lookahead_adamw", {"sync_period": 2})]
+
+
+def with_direction() -> list[str]:
+    """Names of the optimizers that have a ``scale_by_...``."""
+    names = adamw_jax.list_optimizers()
+    return [name for name in names if adamw_jax.info(name).direction is not None]
 
 
 def numeric_arguments(entry: Entry) -> list[str]:

@@ -19,6 +19,7 @@ from tests.catalogue import (
     run,
     sample_gradients,
     sample_params,
+    with_direction,
 )
 
 STEPS = 12
@@ -31,7 +32,7 @@ def momentum_name(direction: Any) -> str:
 
 WITH_MOMENTUM = [
     name
-    for name in aj.list_optimizers()
+    for name in with_direction()
     if momentum_name(aj.info(name).direction) in ("b1", "momentum")
 ]
 

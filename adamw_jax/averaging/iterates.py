@@ -101,7 +101,7 @@ def average_iterates(
       under bfloat16 parameters. Where a model has batch norm, refresh its statistics for the
       averaged weights with ``refresh_batch_stats``.
     """
-    start, period = whole_number("start", start, 0), whole_number("period", period)
+    start, period = _steps("start", start, 0), _steps("period", period, 1)
     window = whole_number("window", window)
     one_of("kind", kind, KINDS)
     declared = declare(average_decay=decay) if kind == "ema" else {}
@@ -112,7 +112,8 @@ def average_iterates(
             mean = jax.tree.map(lambda m: jnp.stack([jnp.zeros_like(m)] * window), mean)
         none = jnp.zeros([], jnp.int32)
         share = jnp.ones([], numerics.default_float())
-        return IterateAverageState(mean, none, jnp.zeros([], jnp.bool_), Weights(share, none))
+        due = jnp.zeros([], jnp.bool_)
+        return IterateAverageState(mean, none, due, Weights(share, jnp.zeros([], jnp.int32)))
 
     def apply(
         update: Tree, state: IterateAverageState, step: Step
@@ -132,8 +133,8 @@ def average_iterates(
         )
         collected = lax.select(state.due, increment(state.collected), state.collected)
         done = increment(step.count)
-        since = done - lax.full_like(done, start)
-        due = (since > 0) & (lax.rem(since, lax.full_like(since, period)) == 0)
+        since = done - jnp.asarray(start, done.dtype)
+        due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
         if kind == "ema":
             rate = step["average_decay"]
             share = lax.select(collected == 0, jnp.ones_like(rate), jnp.ones_like(rate) - rate)
@@ -152,6 +153,11 @@ def average_iterates(
         needs_params=True,
         tail=True,
     )
+
+
+def _steps(name: str, value: Any, least: int) -> Any:
+    """A number of steps; ``optax.inject_hyperparams`` makes it an array, which is not checked."""
+    return value if isinstance(value, jax.Array) else whole_number(name, value, least)
 
 
 def _last(kept: Any, theta: Any, window: int, due: Any, collected: Any, slot: Any) -> jax.Array:

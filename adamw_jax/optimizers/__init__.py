@@ -9,7 +9,6 @@ from adamw_jax.optimizers.amsgrad import amsgrad, scale_by_amsgrad
 from adamw_jax.optimizers.clipped_sgd import (
     clipped_sgd,
     normalized_sgd,
-    scale_by_clipped_sgd,
     scale_by_normalized_sgd,
 )
 from adamw_jax.optimizers.diffgrad import diffgrad, scale_by_diffgrad
@@ -32,7 +31,6 @@ __all__ = [
     "scale_by_adan",
     "clipped_sgd",
     "normalized_sgd",
-    "scale_by_clipped_sgd",
     "scale_by_normalized_sgd",
     "diffgrad",
     "scale_by_diffgrad",

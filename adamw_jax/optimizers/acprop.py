@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -25,6 +26,7 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
+from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
 
@@ -44,6 +46,8 @@ def scale_by_acprop(
 ) -> Composed:
     """ACProp's direction: gradient in, direction out. Arguments as for ``acprop``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
+    check("eps", eps)
+    one_of("below", below, FALLBACKS)
     return compose(
         estimate_moments(
             ema(b1, dtype=state_dtype),

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.clipping import clip_step, normalize_step
-from adamw_jax.compose import Composed
+from adamw_jax.clipping import clip_step, normalize
+from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
@@ -27,13 +27,9 @@ _CITATION = (
 _REFUSES = ("amsgrad", "rectify", "eps_hat", "bias_correction")
 
 
-def scale_by_clipped_sgd(momentum: ScalarOrSchedule | None = None, **options: Any) -> Composed:
-    """The momentum buffer as direction, as ``scale_by_sgdw``; the clipping is in the step."""
-    return scale_by_sgdw(momentum, **options)
-
-
-scale_by_normalized_sgd = scale_by_clipped_sgd
-"""The momentum buffer as direction; the normalisation is in the step."""
+def scale_by_normalized_sgd(momentum: ScalarOrSchedule | None = None, **options: Any) -> Composed:
+    """The momentum buffer, 1 long over all parameters. Arguments as for ``normalized_sgd``."""
+    return compose(scale_by_sgdw(momentum, **options), normalize())
 
 
 @register(
@@ -41,11 +37,12 @@ scale_by_normalized_sgd = scale_by_clipped_sgd
     equation="theta <- theta - min(lr, max_step / |u|) u, u <- momentum u + g",
     citation=_CITATION,
     arxiv="2208.11195",
-    direction=scale_by_clipped_sgd,
+    direction=None,  # the learning rate stands inside the minimum
     state_values=0,
     differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
     "step may then be lr c / (1 - mu) long.",
     refuses=_REFUSES,
+    whole_tree=True,
     example={"max_step": 0.5},
 )
 def clipped_sgd(
@@ -73,7 +70,7 @@ def clipped_sgd(
     learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
     direction, rest = split(common)
     return finish(
-        scale_by_clipped_sgd(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
         learning_rate,
         step=clip_step(learning_rate, max_step),
         **rest,
@@ -89,6 +86,7 @@ def clipped_sgd(
     state_values=0,
     differs="optax.normalize_by_update_norm divides by the norm alone, ours by the norm + 1e-10.",
     refuses=_REFUSES,
+    whole_tree=True,
 )
 def normalized_sgd(
     learning_rate: ScalarOrSchedule,
@@ -114,6 +112,5 @@ def normalized_sgd(
     return finish(
         scale_by_normalized_sgd(momentum, nesterov=nesterov, dampening=dampening, **direction),
         learning_rate,
-        step=normalize_step(learning_rate),
         **rest,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
@@ -26,6 +27,7 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
+from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
 from adamw_jax.optimizers.registry import register
 
@@ -46,7 +48,7 @@ def scale_by_pnm(
     state_dtype: Any = None,
 ) -> Composed:
     """Positive-negative momentum as direction. Arguments as for ``pnm``; it can be jitted alone."""
-    del bias_correction  # the authors correct nothing
+    one_of("convention", bias_correction, CONVENTIONS)  # either: the authors correct nothing
     refuse("pnm", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     part = positive_negative(b1, b0, dtype=storage_dtype("state_dtype", state_dtype))
     return compose(estimate_moments(part, no_moment()), precondition(None))

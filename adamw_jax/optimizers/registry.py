@@ -39,8 +39,9 @@ class OptimizerInfo:
       twin_options: keyword arguments of ours that make the step equal the twin's.
       refuses: common keywords that have no meaning for it and must keep their defaults.
       example: values of the arguments that have no default, for tables and demonstrations.
+      whole_tree: whether the step of a leaf depends on the other leaves.
       factory: the optimizer.
-      direction: its ``scale_by_...``.
+      direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
     """
 
     name: str
@@ -54,8 +55,9 @@ class OptimizerInfo:
     twin_options: dict[str, Any]
     refuses: tuple[str, ...]
     example: dict[str, Any]
+    whole_tree: bool
     factory: Factory
-    direction: Factory
+    direction: Factory | None
 
 
 _REGISTRY: dict[str, OptimizerInfo] = {}
@@ -76,7 +78,7 @@ def register(
     title: str,
     equation: str,
     citation: str,
-    direction: Factory,
+    direction: Factory | None,
     state_values: int,
     arxiv: str = "",
     differs: str = "",
@@ -84,6 +86,7 @@ def register(
     twin_options: dict[str, Any] | None = None,
     refuses: tuple[str, ...] = (),
     example: dict[str, Any] | None = None,
+    whole_tree: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
@@ -112,7 +115,7 @@ def register(
         public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, refuses, example or {}, public, direction,
+            twin, twin_options or {}, refuses, example or {}, whole_tree, public, direction,
         )  # fmt: skip
         return public
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import estimate_moments, heavy_ball, no_moment, precondition
+from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
 from adamw_jax.optimizers.registry import register
 
@@ -24,7 +26,7 @@ def scale_by_sgdw(
 ) -> Composed:
     """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
-    del bias_correction  # either convention: there is nothing to correct
+    one_of("convention", bias_correction, CONVENTIONS)  # either: there is nothing to correct
     refuse("sgdw", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     if momentum is None:
         if nesterov or dampening is not None:

@@ -41,12 +41,13 @@ def scale_by_generalized_signsgd(
 ) -> Composed:
     """Generalized SignSGD's direction. Arguments as for ``generalized_signsgd``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
+    correction = correct_bias(bias_correction)
     return compose(
         estimate_moments(
             ema(b1, dtype=state_dtype), ema_of_squared_momentum(b2, dtype=state_dtype)
         ),
         amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction) if corrected else None,
+        correction if corrected else None,
         rectify_variance() if rectify else None,
         precondition(eps, eps_hat=eps_hat),
     )

@@ -125,7 +125,7 @@ def test_lr_find(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["info", "adamv"], "unknown optimizer 'adamv'; choose from adabelief, adam"),
+        (["info", "adamv"], "unknown optimizer 'adamv'; choose from acprop"),
         (["list", "zzz*"], "unknown optimizer 'zzz*'; choose from"),
         (
             ["compare", "--optimizers", "adamw,radm"],

@@ -1,0 +1,88 @@
+"""SGD whose step is divided by an online estimate of the gradient's norm.
+
+    theta <- theta - lr g_t / (m_t + floor)
+
+>>> norm_adaptive_sgd(0.1).specs[0].name
+'scale_by_norm_estimate'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax.checks import one_of
+from adamw_jax.compose import Composed, compose
+from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.moments.correction import CONVENTIONS
+from adamw_jax.norms import scale_by_norm_estimate
+from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
+from adamw_jax.optimizers.registry import register
+
+
+def scale_by_norm_adaptive_sgd(
+    beta: ScalarOrSchedule = 0.9,
+    floor: ScalarOrSchedule = 1e-3,
+    *,
+    use_previous: bool = True,
+    state_dtype: Any = None,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+) -> Composed:
+    """The gradient over its estimated norm. Arguments as for ``norm_adaptive_sgd``."""
+    one_of("convention", bias_correction, CONVENTIONS)  # either: the estimate starts unbiased
+    refuse(
+        "norm_adaptive_sgd",
+        "has one scalar of state and no second moment",
+        amsgrad=amsgrad,
+        rectify=rectify,
+        eps_hat=eps_hat,
+        state_dtype=state_dtype,
+    )
+    return compose(scale_by_norm_estimate(beta, floor, use_previous))
+
+
+@register(
+    title="Norm-adaptive SGD",
+    equation="theta <- theta - lr g / (m + floor), m^2 the average of |g|^2 before this step",
+    citation="in the spirit of Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves "
+    "Instance Complexity, ICML 2022",
+    arxiv="2006.04429",
+    direction=scale_by_norm_adaptive_sgd,
+    state_values=0,
+    differs="built from the idea and its bound, not from the authors' pseudo-code. RMSProp has a "
+    "norm per element and puts the present gradient into it.",
+    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype"),
+    whole_tree=True,
+)
+def norm_adaptive_sgd(
+    learning_rate: ScalarOrSchedule,
+    beta: ScalarOrSchedule = 0.9,
+    floor: ScalarOrSchedule = 1e-3,
+    *,
+    use_previous: bool = True,
+    **common: Unpack[Common],
+) -> Composed:
+    """SGD with short steps while the gradients are large, for noise that changes during a run.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). About
+        the length of a step over all parameters: the theory takes R / sqrt(T) for a start at
+        distance R and T steps, and the average of the iterates weighted by lr / (m + floor).
+      beta: decay rate of the average of squared norms, in [0, 1).
+      floor: added to the estimate, >= 0; well below the norm of a typical gradient. After a first
+        gradient of 0 a step may be 1/floor times as long as the gradient.
+      use_previous: the estimate without the present gradient; the first step has |g_1|.
+
+    Returns:
+      The transformation; its state is one scalar. Under ``optax.partition`` every part has its own
+      norm.
+    """
+    learning_rate, _, _, common = unpack(learning_rate, None, None, common)
+    direction, rest = split(common)
+    return finish(
+        scale_by_norm_adaptive_sgd(beta, floor, use_previous=use_previous, **direction),
+        learning_rate,
+        **rest,
+    )
