@@ -77,6 +77,11 @@ class Entry:
         )
 
     @property
+    def degree(self) -> float | None:
+        """The power of the gradient's scale that the step goes with, if it is one."""
+        return adamw_jax.info(self.name.removeprefix("lookahead_")).degree
+
+    @property
     def state_values(self) -> int:
         """Values of state per parameter."""
         name = self.name.removeprefix("lookahead_")

@@ -56,6 +56,11 @@ def growth(regret: np.ndarray) -> float:
     return float(np.polyfit(np.log(t[late]), np.log(np.maximum(regret[late], 1e-9)), 1)[0])
 
 
+SPARSE_RATES = {"adan": 0.02, "generalized_signsgd": 0.02, "pnm": 0.3}
+MOVING_RATES = {"pnm": 0.3}
+"""Where the step at one learning rate is of another size: PNM sees each gradient for a fifth, and
+Adan's and generalized SignSGD's noise settles at a smaller one."""
+
 STEPS = 4000
 
 
@@ -145,7 +150,7 @@ def test_sparse_gradients_converge(entry: Entry) -> None:
         return 0.5 * jnp.sum(mask * (x - goal - shift) ** 2)
 
     def falling(count: jax.Array) -> jax.Array:
-        return 0.1 * (1.0 - count.astype(jnp.float32) / steps)
+        return SPARSE_RATES.get(entry.name, 0.1) * (1.0 - count.astype(jnp.float32) / steps)
 
     _, answer = play(entry.make(falling), loss, (there, noise), jnp.zeros(4))
     np.testing.assert_allclose(answer, goal, atol=0.05)
@@ -161,7 +166,7 @@ def test_a_moving_answer_is_followed(entry: Entry) -> None:
     def loss(x: jax.Array, answer: jax.Array) -> jax.Array:
         return 0.5 * jnp.sum((x - answer) ** 2)
 
-    suffered, _ = play(entry.make(0.05), loss, answers, jnp.zeros(2))
+    suffered, _ = play(entry.make(MOVING_RATES.get(entry.name, 0.05)), loss, answers, jnp.zeros(2))
     assert np.sqrt(2 * suffered[400:].max()) < 0.4
 
 

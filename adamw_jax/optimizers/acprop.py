@@ -68,6 +68,7 @@ def scale_by_acprop(
     "Update for Adaptive Gradient Methods, NeurIPS 2021",
     arxiv="2110.05454",
     direction=scale_by_acprop,
+    degree=None,
     state_values=2,
     differs="optax.contrib.acprop centres with the momentum of the step before, which makes every "
     "step about 0.9 of the authors', and its eps = 1e-16 lets a coordinate jump by thousands of "

@@ -42,6 +42,7 @@ def scale_by_normalized_sgd(momentum: ScalarOrSchedule | None = None, **options:
     differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
     "step may then be lr c / (1 - mu) long.",
     refuses=_REFUSES,
+    degree=None,
     whole_tree=True,
     example={"max_step": 0.5},
 )

@@ -139,10 +139,8 @@ def finish(
             "mask says which leaves decay, but neither weight_decay nor l2 is given: give one of "
             "them, or leave mask out."
         )
-    if rules is not None and not isinstance(rules, ParameterRules):
-        raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
-    frozen = rules.frozen if rules is not None and rules.freezes else None
-    rules = rules.without_frozen() if rules is not None else None
+    frozen = rules.frozen if isinstance(rules, ParameterRules) and rules.freezes else None
+    rules = moving_rules(rules)
     decayed = None
     if weight_decay is not None:
         if schedule_inside and decay == "learning_rate":
@@ -165,6 +163,13 @@ def finish(
         None if decay == "learning_rate" else decayed,
         frozen=frozen,
     )
+
+
+def moving_rules(rules: Any) -> ParameterRules | None:
+    """The rules of the leaves that are not frozen: all that a stage gets to see."""
+    if rules is not None and not isinstance(rules, ParameterRules):
+        raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
+    return None if rules is None else rules.without_frozen()
 
 
 def unpack(

@@ -61,6 +61,7 @@ def scale_by_diffgrad(
     "Method for Convolutional Neural Networks, TNNLS 2020",
     arxiv="1909.11015",
     direction=scale_by_diffgrad,
+    degree=None,
     state_values=3,
     differs="neither optax nor PyTorch has it. The previous gradient is a copy: the authors' first "
     "version kept a reference to the live buffer, which made it Adam at half the learning rate.",

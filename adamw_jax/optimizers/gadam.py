@@ -79,6 +79,7 @@ def gadam(
     citation=_CITATION,
     arxiv="2003.01247",
     direction=scale_by_gadamx,
+    degree=0.5,
     state_values=4,
     differs="neither optax nor PyTorch has it.",
     refuses=("eps_hat",),

@@ -122,7 +122,7 @@ def koala_v(
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
-    weight_decay, mask, rules, state_dtype = _own("koala_v", given)
+    weight_decay, mask, rules, state_dtype = _own("koala_v", given, common)
     refuse("koala_v", "has two scalars of state", state_dtype=state_dtype)
     direction = scale_by_koala_v(
         sigma=sigma,
@@ -201,7 +201,7 @@ def koala_m(
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
-    weight_decay, mask, rules, state_dtype = _own("koala_m", given)
+    weight_decay, mask, rules, state_dtype = _own("koala_m", given, common)
     moving = rules if rules is None else rules.without_frozen()
     filtered = momentum_filter(
         learning_rate,
@@ -223,8 +223,13 @@ def koala_m(
     return compose(filtered, frozen=rules.frozen if rules is not None and rules.freezes else None)
 
 
-def _own(name: str, given: Any) -> tuple[Any, Any, ParameterRules | None, Any]:
-    """Decay, mask, rules and storage dtype; every other common keyword must be as it is."""
+def _own(
+    name: str, given: Any, common: Common
+) -> tuple[ScalarOrSchedule | None, Mask, ParameterRules | None, Any]:
+    """Decay, mask, rules and storage dtype; every other common keyword must be at its default.
+
+    ``given`` has what the learning rate carries, too: a 1cycle brings a base rate, unasked.
+    """
     rest = dict(given)
     weight_decay, mask = rest.pop("weight_decay"), rest.pop("mask")
     rules, state_dtype = rest.pop("rules", None), rest.pop("state_dtype", None)
@@ -233,7 +238,13 @@ def _own(name: str, given: Any) -> tuple[Any, Any, ParameterRules | None, Any]:
     form, convention = rest.pop("decay", FORMS[0]), rest.pop("bias_correction", CONVENTIONS[0])
     one_of("decay", form, FORMS)
     one_of("convention", convention, CONVENTIONS)  # either: there is no bias
-    refuse(name, "decays by the loss", decay=form != FORMS[0], l2=rest.pop("l2", None) is not None)
-    rest.pop("base_learning_rate", None)  # one_cycle(...) brings it along
+    rest.pop("base_learning_rate", None)
+    refuse(
+        name,
+        "has its decay in the loss",
+        decay=form != FORMS[0],
+        l2=rest.pop("l2", None) is not None,
+        base_learning_rate=common.get("base_learning_rate") is not None,
+    )
     refuse(name, "has no second moment", **rest)
     return weight_decay, mask, rules, state_dtype

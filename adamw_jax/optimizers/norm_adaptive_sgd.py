@@ -66,6 +66,9 @@ def norm_adaptive_sgd(
 ) -> Composed:
     """SGD with short steps while the gradients are large, for noise that changes during a run.
 
+    It pays where loud phases last longer than the average, 1 / (1 - beta) steps. Single outbursts
+    are not foreseen: there a constant learning rate does as well, or clipping.
+
     Args:
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). About
         the length of a step over all parameters: the theory takes R / sqrt(T) for a start at

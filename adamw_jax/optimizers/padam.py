@@ -58,6 +58,7 @@ def scale_by_padam(
     "Gradient Methods in Training Deep Neural Networks, IJCAI 2020",
     arxiv="1806.06763",
     direction=scale_by_padam,
+    degree=0.5,
     state_values=3,
     differs="AMSGrad is on. Neither optax nor PyTorch has it.",
     refuses=("eps_hat",),

@@ -85,6 +85,7 @@ def scale_by_adapnm(
     citation=_CITATION,
     arxiv="2103.17182",
     direction=scale_by_pnm,
+    degree=1,
     state_values=2,
     differs="neither optax nor PyTorch has it.",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),

@@ -39,6 +39,8 @@ class OptimizerInfo:
       twin_options: keyword arguments of ours that make the step equal the twin's.
       refuses: common keywords that have no meaning for it and must keep their defaults.
       example: values of the arguments that have no default, for tables and demonstrations.
+      degree: the power of the gradient's scale that the step goes with, eps aside: 0 for Adam, 1
+        for SGD, None where it is no power.
       whole_tree: whether the step of a leaf depends on the other leaves.
       factory: the optimizer.
       direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
@@ -55,6 +57,7 @@ class OptimizerInfo:
     twin_options: dict[str, Any]
     refuses: tuple[str, ...]
     example: dict[str, Any]
+    degree: float | None
     whole_tree: bool
     factory: Factory
     direction: Factory | None
@@ -86,6 +89,7 @@ def register(
     twin_options: dict[str, Any] | None = None,
     refuses: tuple[str, ...] = (),
     example: dict[str, Any] | None = None,
+    degree: float | None = 0,
     whole_tree: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
@@ -115,7 +119,7 @@ def register(
         public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, refuses, example or {}, whole_tree, public, direction,
+            twin, twin_options or {}, refuses, example or {}, degree, whole_tree, public, direction,
         )  # fmt: skip
         return public
 

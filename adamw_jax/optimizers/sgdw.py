@@ -49,6 +49,7 @@ def scale_by_sgdw(
     "PyTorch's weight_decay is our l2.",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
     twin="sgd",
+    degree=1,
     twin_options={"momentum": 0.9},
 )
 def sgdw(

@@ -1,0 +1,239 @@
+"""Ideas of different papers in one recipe, and the limits in which one optimizer is another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamw_jax as aj
+from tests.catalogue import (
+    assert_close,
+    assert_finite,
+    avals,
+    run,
+    sample_gradients,
+    sample_params,
+)
+
+COMBINATIONS = {
+    "rectified AdaPNM with AMSGrad": lambda: aj.adapnm(0.05, rectify=True, amsgrad=True),
+    "rectified Adan": lambda: aj.adan(0.05, rectify=True, weight_decay=0.1),
+    "AMSGrad Adan in bfloat16": lambda: aj.adan(0.05, amsgrad=True, state_dtype=jnp.bfloat16),
+    "diffGrad, Lookahead": lambda: aj.compose(aj.diffgrad(0.05, rectify=True), aj.lookahead()),
+    "ACProp of momentum with AMSGrad": lambda: aj.acprop(0.05, numerator="momentum", amsgrad=True),
+    "averaged AdaBelief": lambda: aj.compose(aj.adabelief(0.05), aj.average_iterates(2)),
+    "friction in Padam": lambda: aj.compose(
+        aj.estimate_moments(aj.positive_negative(), aj.ema_of_centered_squares()),
+        aj.friction("wide"),
+        aj.correct_bias(),
+        aj.precondition_partially(0.25),
+        aj.normalize(),
+        aj.scale_by_learning_rate(0.05),
+    ),
+    "delayed AdaMax": lambda: aj.compose(
+        aj.estimate_moments(aj.ema(0.9), aj.infinity_norm(0.999, 1e-8)),
+        aj.delay_second("momentum"),
+        aj.precondition(1e-8),
+        aj.clip_step(0.05, 0.1),
+    ),
+    "1cycle GadamX": lambda: aj.gadamx(aj.one_cycle(0.05, 20), weight_decay=1e-3, start=4),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_combination_works(name: str) -> None:
+    """Finite, moving, one structure and one dtype of state, the same in a scan and step by step."""
+    params, gradients = sample_params(), sample_gradients(8)
+    tx = COMBINATIONS[name]()
+    got, state = run(tx, params, gradients)
+    assert_finite((got, state))
+    assert float(jnp.abs(got["scale"] - params["scale"])) > 0
+    assert avals(state) == avals(jax.eval_shape(tx.init, params))
+    update, theta, here = jax.jit(tx.update), params, tx.init(params)
+    for t in range(8):
+        updates, here = update(jax.tree.map(lambda g, t=t: g[t], gradients), here, theta)
+        theta = optax.apply_updates(theta, updates)
+    assert_close(theta, got, rtol=1e-4, atol=1e-6)
+
+
+def descend(gradient: Any, tx: Any, start: Any, steps: int) -> np.ndarray:
+    """The parameters along plain descent of a function."""
+
+    @jax.jit
+    def whole(start: Any) -> Any:
+        def body(carry: Any, _: Any) -> Any:
+            theta, state = carry
+            updates, state = tx.update(gradient(theta), state, theta)
+            theta = optax.apply_updates(theta, updates)
+            return (theta, state), theta
+
+        return jax.lax.scan(body, (start, tx.init(start)), None, length=steps)[1]
+
+    return np.asarray(whole(start))
+
+
+def same(left: Any, right: Any, steps: int = 12, **tolerance: Any) -> None:
+    params, gradients = sample_params(), sample_gradients(steps)
+    assert_close(run(left, params, gradients)[0], run(right, params, gradients)[0], **tolerance)
+
+
+def test_adan_without_differences_is_adam() -> None:
+    same(aj.adan(0.05, b1=0.9, b2=0.0, b3=0.99), aj.adam(0.05, b1=0.9, b2=0.99))
+
+
+def test_adan_of_a_constant_gradient_is_sign_descent() -> None:
+    got, _ = run(aj.adan(0.1), jnp.zeros(3), jnp.tile(jnp.array([2.0, -1e-3, 5.0]), (7, 1)))
+    np.testing.assert_allclose(got, [-0.7, 0.7, -0.7], rtol=1e-4)
+
+
+@pytest.mark.parametrize("b1", [0.5, 0.9])
+def test_pnm_can_be_momentum(b1: float) -> None:
+    """b0 = -b1 / (1 + b1) gives the ordinary average, over the norm of the weights."""
+    b0 = -b1 / (1 + b1)
+    norm = np.hypot(1 + b0, b0)
+    momentum = aj.compose(
+        aj.estimate_moments(aj.ema(b1), aj.no_moment()),
+        aj.precondition(None),
+        aj.scale_by_learning_rate(0.1 / norm * (1 - b1**2) * (1 + b0) / (1 - b1)),
+    )
+    same(aj.pnm(0.1, b1, b0), momentum)
+
+
+@pytest.mark.parametrize("b0", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("b1", [0.5, 0.9])
+def test_stability_bound_of_pnm(b0: float, b1: float) -> None:
+    """lr L < 2 sqrt((1 + b0)^2 + b0^2) / (1 + 2 b0) on a quadratic, whatever b1."""
+    bound = 2 * np.hypot(1 + b0, b0) / (1 + 2 * b0)
+    for share, stable in ((0.97, True), (1.03, False)):
+        far = descend(lambda x: x, aj.pnm(share * bound, b1, b0), jnp.ones(()), 3000)
+        assert (np.abs(far[-1]) < 1) == stable
+
+
+def test_padam_at_one_half_is_adam_with_eps_hat() -> None:
+    same(aj.padam(0.05, partial=0.5, amsgrad=False), aj.adam(0.05, eps_hat=True), rtol=1e-4)
+
+
+def test_padam_at_zero_is_momentum() -> None:
+    """Scaled by sqrt(1 - b2^t) / (1 - b1^t), eps and all."""
+    t = np.arange(1, 13)
+    rate = jnp.asarray(0.05 * np.sqrt(1 - 0.999**t), jnp.float32)
+    momentum = aj.compose(
+        aj.estimate_moments(aj.ema(0.9), aj.no_moment()),
+        aj.correct_bias(),
+        aj.precondition(None),
+        aj.scale_by_learning_rate(lambda count: rate[count]),
+    )
+    same(aj.padam(0.05, partial=0.0), momentum, rtol=1e-4)
+
+
+def test_generalized_signsgd_at_its_limits() -> None:
+    """b2 = 0: the sign of the momentum. b1 = 0: RMSProp without correction."""
+    signs = optax.chain(optax.ema(0.9, debias=False), optax.scale_by_sign(), optax.scale(-0.05))
+    same(aj.generalized_signsgd(0.05, b2=0.0, eps=0.0), signs)
+    rmsprop = aj.compose(
+        aj.estimate_moments(aj.no_moment(), aj.ema_of_squares(0.99)),
+        aj.precondition(1e-8),
+        aj.scale_by_learning_rate(0.05),
+    )
+    same(aj.generalized_signsgd(0.05, b1=0.0, b2=0.99), rmsprop)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_no_clipped_step_is_too_long(momentum: float | None) -> None:
+    tx, params = aj.clipped_sgd(10.0, 0.25, momentum), sample_params()
+    state, longest = tx.init(params), 0.0
+    for t in range(8):
+        gradient = jax.tree.map(lambda g, t=t: g[t], sample_gradients(8))
+        updates, state = tx.update(gradient, state, params)
+        longest = max(longest, float(optax.tree.norm(updates)))
+    assert longest == pytest.approx(0.25, rel=1e-5)
+
+
+def test_friction_does_not_see_who_owns_the_gradient() -> None:
+    """The same array object twice is as good as two copies: the previous gradient is a copy."""
+    tx, params, gradient = aj.diffgrad(0.1), jnp.ones(3), jnp.array([1.0, -2.0, 3.0])
+
+    def two(first: Any, second: Any) -> Any:
+        _, state = tx.update(first, tx.init(params), params)
+        return tx.update(second, state, params)[0]
+
+    np.testing.assert_array_equal(two(gradient, gradient), two(gradient, gradient.copy()))
+
+
+def test_acprop_after_a_silence_is_not_bounded_by_the_learning_rate() -> None:
+    """The card's explosion: -0.316 with eps = 1e-8 and lr = 1e-3, where Adam moves by 1e-3."""
+    gradients = jnp.array([[0.0], [0.0], [0.0], [1.0]])
+    got, _ = run(aj.acprop(1e-3), jnp.zeros(1), gradients)
+    seen = float(got[0])
+    assert -100.0 < seen < -0.1
+    adam, _ = run(aj.adam(1e-3), jnp.zeros(1), gradients)
+    assert abs(float(adam[0])) < 4e-3
+
+
+def test_optax_adan_and_acprop_differ_from_the_authors() -> None:
+    """Which is why ours are compared with the authors' recorded trajectories, not with optax's."""
+    params, gradients = jnp.ones(6), jnp.asarray(np.random.default_rng(3).normal(size=(20, 6)))
+    gradients = gradients.astype(jnp.float32)
+    for ours, theirs in (
+        (aj.adan(0.01), optax.adan(0.01)),
+        (aj.acprop(0.01), optax.contrib.acprop(0.01, eps=1e-8, eps_root=1e-8)),
+    ):
+        with jax.numpy_dtype_promotion("standard"):
+            there, _ = run(theirs, params, gradients)
+        here, _ = run(ours, params, gradients)
+        moved = float(jnp.abs(here - params).max())
+        assert float(jnp.abs(here - there).max()) > 0.02 * moved
+
+
+@pytest.mark.parametrize("kind", ["equal", "ema", "last"])
+def test_averages(kind: str) -> None:
+    """Against NumPy, at every step, also between collections."""
+    start, period, window, decay = 3, 2, 2, 0.75
+    tx = aj.compose(
+        aj.sgdw(0.1), aj.average_iterates(start, period, kind, decay=decay, window=window)
+    )
+    params = jnp.array([1.0, -1.0])
+    state, collected = tx.init(params), []
+    rng = np.random.default_rng(1)
+    for t in range(1, 15):
+        gradient = jnp.asarray(rng.normal(size=2), jnp.float32)
+        updates, state = jax.jit(tx.update)(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        if t > start and (t - start) % period == 0:
+            collected.append(np.asarray(params))
+        expected = np.asarray(params)
+        if collected and kind == "equal":
+            expected = np.mean(collected, axis=0)
+        elif collected and kind == "last":
+            expected = np.mean(collected[-window:], axis=0)
+        elif collected:
+            expected = collected[0]
+            for theta in collected[1:]:
+                expected = decay * expected + (1 - decay) * theta
+        np.testing.assert_allclose(aj.eval_params(state, params), expected, rtol=2e-6)
+
+
+def test_average_is_float32_under_bfloat16_parameters() -> None:
+    tx = aj.compose(aj.sgdw(1e-3), aj.average_iterates())
+    params = jnp.ones(4, jnp.bfloat16)
+    got, state = run(tx, params, jnp.ones((5, 4), jnp.bfloat16))
+    assert state.stages["average_iterates"].mean.dtype == jnp.float32
+    assert aj.eval_params(state, got).dtype == jnp.bfloat16
+
+
+def test_restart_by_hand_is_the_restart_by_period() -> None:
+    params, gradients = jnp.ones(3), sample_gradients(6)["dense"]["bias"]
+    by_period, _ = run(aj.adan(0.05, restart_period=3), params, gradients)
+    tx, theta = aj.adan(0.05), params
+    state = tx.init(params)
+    for t in range(6):
+        if t == 3:
+            state = aj.restart_moments(state)
+        updates, state = tx.update(gradients[t], state, theta)
+        theta = optax.apply_updates(theta, updates)
+    assert_close(theta, by_period)
