@@ -55,7 +55,8 @@ def _compare(name: str, device: object = None, rows: int = 256) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cpu_step_equals_its_twin(name: str) -> None:
-    assert abs(_compare(name)) <= SCALARS
+    # AdaBelief's floor enters in another order, which saves optax's copy of the accumulator.
+    assert _compare(name) <= SCALARS
 
 
 @pytest.mark.skipif(
@@ -66,8 +67,8 @@ def test_cpu_step_equals_its_twin(name: str) -> None:
 def test_tpu_step_equals_its_twin(name: str) -> None:
     # Smaller and larger arrays the compiler may keep in fast memory, for one of the two only.
     more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (512, 1024))
-    assert more_when_larger == more  # scalars only: it does not grow with the arrays
-    assert abs(more) <= 200 * 4 * TILE  # 200 scalars, of which radam has the most
+    assert more_when_larger <= more  # scalars only: it does not grow with the arrays
+    assert more <= 200 * 4 * TILE  # 200 scalars, of which radam has the most
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,3 +100,23 @@ def test_float32_step_needs_no_array_scratch(name: str) -> None:
     with jax.numpy_dtype_promotion("standard"):
         ours, theirs = (hlo.scratch_bytes(_compiled(tx)) for tx in _twins(name))
     assert ours <= theirs + SCALARS
+
+
+#: Arrays written and read once more than the formula's 4 (2 values + 3) bytes, by what a step
+#: rewrites before its last use: XLA copies a previous gradient or second moment that it overwrites.
+COPIED = {"acprop": 1, "adan": 1, "diffgrad": 1}
+
+
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_state_is_rewritten_in_place(name: str) -> None:
+    """State values per parameter are the registry's; nothing is copied but what is named above."""
+    params, row = _params(), aj.info(name)
+    arrays = len(jax.tree.leaves(params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    tx = row.factory(1e-3, **row.example)
+    state = [leaf for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params)) if leaf.ndim]
+    assert sum(leaf.size for leaf in state) == row.state_values * size
+    census = hlo.census(_compiled(tx).as_text())
+    stored = 1 if name in ("adan", "diffgrad") else 0  # the gradient itself, kept for the next step
+    averaged = 1 if name in ("gadam", "gadamx") else 0  # the branch in which the average is kept
+    assert census.copies <= arrays * (COPIED.get(name, 0) + stored + averaged)

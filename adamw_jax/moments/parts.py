@@ -74,7 +74,7 @@ def average(
     name: str,
     rate_name: str,
     hyperparams: Mapping[str, Hyperparameter],
-    entry: Callable[[Tree, Reading | None], Tree],
+    entries: Callable[[Tree, Reading | None], Tree],
     *,
     dtype: Any = None,
     real: bool,
@@ -93,12 +93,13 @@ def average(
         rest = jnp.ones([], b.dtype) - b
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
-            new = lax.add(numerics.scaled(b, numerics.widen(a)), numerics.scaled(rest, x))
-            if floor is not None:
-                new = lax.add(new, floor(step))
+            entry = numerics.scaled(rest, x)
+            if floor is not None:  # added last, it makes XLA compute the accumulator twice
+                entry = lax.add(entry, floor(step))
+            new = lax.add(numerics.scaled(b, numerics.widen(a)), entry)
             return numerics.cast(new, a.dtype)
 
-        value = jax.tree.map(leaf, state.value, entry(gradient, first))
+        value = jax.tree.map(leaf, state.value, entries(gradient, first))
         return AverageState(value, state.clock.tick(b))
 
     def read(state: AverageState, gradient: Tree, step: Step) -> Reading:
