@@ -11,6 +11,7 @@ from adamw_jax.clipping import clip_gradient, clip_step, normalize
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import decoupled_decay, l2_decay, normalized_decay
 from adamw_jax.interop import from_optax, to_optax
+from adamw_jax.large_batch import scale_by_trust_ratio
 from adamw_jax.learning_rate import scale_by_learning_rate
 from adamw_jax.live import clear_hyperparams, hyperparams, set_hyperparams
 from adamw_jax.masks import except_named, matrices_only
@@ -37,6 +38,7 @@ from adamw_jax.moments import (
     rectify_variance,
     restart_moments,
 )
+from adamw_jax.norms import scale_by_norm_estimate
 from adamw_jax.only import only
 from adamw_jax.optimizers import (
     OptimizerInfo,
@@ -55,7 +57,12 @@ from adamw_jax.optimizers import (
     gadamx,
     generalized_signsgd,
     info,
+    koala_m,
+    koala_v,
+    lamb,
+    lars,
     list_optimizers,
+    norm_adaptive_sgd,
     normalized_sgd,
     padam,
     pnm,
@@ -72,6 +79,9 @@ from adamw_jax.optimizers import (
     scale_by_gadam,
     scale_by_gadamx,
     scale_by_generalized_signsgd,
+    scale_by_koala_v,
+    scale_by_lamb,
+    scale_by_norm_adaptive_sgd,
     scale_by_normalized_sgd,
     scale_by_padam,
     scale_by_pnm,
@@ -104,6 +114,11 @@ __all__ = [  # grouped as the README groups them
     "adamw",
     "amsgrad",
     "radam",
+    "koala_m",
+    "koala_v",
+    "lamb",
+    "lars",
+    "norm_adaptive_sgd",
     "sgdw",
     "acprop",
     "adan",
@@ -128,6 +143,9 @@ __all__ = [  # grouped as the README groups them
     "scale_by_amsgrad",
     "scale_by_radam",
     "scale_by_sgdw",
+    "scale_by_koala_v",
+    "scale_by_lamb",
+    "scale_by_norm_adaptive_sgd",
     "scale_by_acprop",
     "scale_by_adan",
     "scale_by_normalized_sgd",
@@ -161,6 +179,8 @@ __all__ = [  # grouped as the README groups them
     "delay_second",
     "friction",
     "scale_by_learning_rate",
+    "scale_by_trust_ratio",
+    "scale_by_norm_estimate",
     "clip_gradient",
     "clip_step",
     "normalize",

@@ -25,6 +25,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.checks import number
+from adamw_jax.gradients import check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
 from adamw_jax.moments.record import leafwise
 from adamw_jax.rules import ParameterRules, Rule
@@ -36,7 +37,11 @@ FORMS = ("learning_rate", "schedule", "fixed", "proximal")
 
 
 def l2_decay(
-    l2: ScalarOrSchedule, mask: masks.Mask = None, *, rules: ParameterRules | None = None
+    l2: ScalarOrSchedule,
+    mask: masks.Mask = None,
+    *,
+    rules: ParameterRules | None = None,
+    rate_name: str = "l2",
 ) -> Stage:
     """L2 regularisation: adds ``l2 * theta`` to the gradient, before the moments see it.
 
@@ -44,22 +49,25 @@ def l2_decay(
       l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
       mask: which leaves; see ``decoupled_decay``.
       rules: per-parameter multipliers of the coefficient.
+      rate_name: what the coefficient is called among the live hyperparameters.
 
     Returns:
       A stage *gradient -> gradient*.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        check_gradient(gradient, step.params)
+
         def leaf(factor: float, g: jax.Array, p: jax.Array) -> jax.Array:
             if factor == 0:
                 return g
-            rate = step["l2"] * factor if factor != 1 else step["l2"]
+            rate = step[rate_name] * factor if factor != 1 else step[rate_name]
             return lax.add(numerics.widen(g), numerics.scaled(rate, numerics.widen(p)))
 
-        factors = _factors(mask, rules, step.params)
+        factors = decay_factors(mask, rules, step.params)
         return jax.tree.map(leaf, factors, gradient, step.params), state
 
-    declared = declare(l2=l2)
+    declared = declare(**{rate_name: l2})
     return stage(
         "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
     )
@@ -127,7 +135,7 @@ def decoupled_decay(
             combine = lax.add if form == "learning_rate" else lax.sub
             return combine(wide, numerics.scaled(decay, wide_p))
 
-        factors = _factors(mask, rules, step.params, with_learning_rate=form == "proximal")
+        factors = decay_factors(mask, rules, step.params, with_learning_rate=form == "proximal")
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
     kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
@@ -161,10 +169,10 @@ def _base(learning_rate: Any, base: float | None) -> Any:
     return learning_rate
 
 
-def _factors(
+def decay_factors(
     mask: masks.Mask, rules: ParameterRules | None, params: Tree, with_learning_rate: bool = False
 ) -> Tree:
-    """What multiplies the coefficient, leaf by leaf: 0 where the mask says no."""
+    """What multiplies the coefficient of decay, leaf by leaf: 0 where the mask says no."""
     chosen = masks.resolve(mask, params, "mask")
     if rules is None:
         return jax.tree.map(float, chosen)

@@ -35,6 +35,8 @@ POSITIVE = Domain("a number > 0", lambda x: x > 0)
 DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
 FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
 HALF = Domain("a number in [0, 0.5]", lambda x: 0 <= x <= 0.5)
+EXPONENT = Domain("a number in (0, 1]", lambda x: 0 < x <= 1)
+AT_LEAST_ONE = Domain("a number >= 1", lambda x: x >= 1)
 REAL = Domain("a finite number", math.isfinite)
 
 DOMAINS: dict[str, Domain] = {
@@ -49,7 +51,10 @@ DOMAINS: dict[str, Domain] = {
     "partial": HALF,
     "max_grad_norm": POSITIVE,
     "max_step": POSITIVE,
-    "decay_rate": DECAY_RATE,
+    "decay_rate": EXPONENT,
+    "max_b2": DECAY_RATE,
+    "clipping_threshold": AT_LEAST_ONE,
+    "min_scale": NONNEGATIVE,
     "eps": NONNEGATIVE,
     "eps_root": NONNEGATIVE,
     "momentum": FRACTION,

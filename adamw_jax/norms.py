@@ -4,8 +4,9 @@
     m_1 = |g_1|;    m_{t+1}^2 = beta m_t^2 + (1 - beta) |g_t|^2
 
 In the spirit of Zhang, Lin, Das, Sra & Jadbabaie, ICML 2022, arXiv 2006.04429, for noise whose size
-changes during the run. One norm over all leaves, unlike RMSProp; and m_t does not know g_t, so that
-the length of a step does not depend on the noise of its own direction.
+changes during the run: in long phases, since a single outburst cannot be foreseen. One norm over
+all leaves, unlike RMSProp; and m_t does not know g_t, so that the length of a step does not depend
+on the noise of its own direction.
 
 >>> scale_by_norm_estimate().spec.kinds
 'gradient -> direction'

@@ -74,7 +74,7 @@ def only(inner: Any, where: masks.Mask) -> Stage:
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:
     def reading(field: str) -> Any:
         old = getattr(record, field)
-        return None if old is None else old._replace(raw=change(old.raw, field))
+        return None if old is None else old._replace(raw=change(old.raw, field), inverse_root=None)
 
     return Moments(
         gradient=change(record.gradient, "gradient"),

@@ -72,14 +72,18 @@ class Entry:
 
     def make(self, learning_rate: Any = 0.05, **more: Any) -> Any:
         """The transformation."""
-        return adamw_jax.create(
-            self.name, learning_rate, **{**self.example, **self.options, **more}
-        )
+        options = {**self.example, **self.options, **more}
+        return with_needs(self.info, adamw_jax.create(self.name, learning_rate, **options))
+
+    @property
+    def info(self) -> adamw_jax.OptimizerInfo:
+        """The registry's row, without Lookahead."""
+        return adamw_jax.info(self.name.removeprefix("lookahead_"))
 
     @property
     def degree(self) -> float | None:
         """The power of the gradient's scale that the step goes with, if it is one."""
-        return adamw_jax.info(self.name.removeprefix("lookahead_")).degree
+        return self.info.degree
 
     @property
     def state_values(self) -> int:
@@ -88,19 +92,25 @@ class Entry:
         return adamw_jax.info(name).state_values + (name != self.name)
 
     @property
-    def whole_tree(self) -> bool:
-        """Whether the step of a leaf depends on the other leaves."""
-        return adamw_jax.info(self.name.removeprefix("lookahead_")).whole_tree
+    def scope(self) -> str:
+        """What a step looks at to move an element: the element, its leaf, or the whole tree."""
+        return self.info.scope
 
     @property
     def example(self) -> dict[str, Any]:
         """Values of the arguments without a default."""
-        return adamw_jax.info(self.name.removeprefix("lookahead_")).example
+        return self.info.example
 
     @property
     def factory(self) -> Any:
         """The public function, without Lookahead."""
-        return adamw_jax.info(self.name.removeprefix("lookahead_")).factory
+        make = self.info.factory
+
+        @functools.wraps(make)
+        def factory(*args: Any, **kwargs: Any) -> Any:
+            return with_needs(self.info, make(*args, **kwargs))
+
+        return factory
 
     @property
     def keywords(self) -> dict[str, inspect.Parameter]:
@@ -120,6 +130,23 @@ class Entry:
         return {**(off if self.adaptive else {}), **more}
 
 
+def with_needs(row: adamw_jax.OptimizerInfo, tx: Any) -> Any:
+    """``tx``, which measures a loss of 1 where a step brings none (some wrappers cannot)."""
+    if not row.needs:
+        return tx
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return tx.update(updates, state, params, **{**EXTRA, **extra})
+
+    made = adamw_jax.Composed(tx.init, update)
+    made.specs, made.hyperparams, made.frozen = tx.specs, tx.hyperparams, tx.frozen
+    return made
+
+
+EXTRA = {"value": 1.0}
+"""What every step is given, though few optimizers need it: it passes through every wrapper."""
+
+
 def plain_entries() -> list[Entry]:
     """Every optimizer with its defaults, and one with Lookahead at its end."""
     entries = [Entry(name, name) for name in adamw_jax.list_optimizers()]
@@ -137,7 +164,7 @@ def numeric_arguments(entry: Entry) -> list[str]:
     return [
         name
         for name, parameter in entry.keywords.items()
-        if "ScalarOrSchedule" in _annotation(parameter)
+        if "ScalarOrSchedule" in _annotation(parameter) and name not in entry.info.refuses
     ]
 
 
@@ -241,8 +268,10 @@ def at(gradients: Any, step: int) -> Any:
 def one_step(tx: Any) -> Any:
     """A step ``(params, state, gradient) -> (params, state)``, not jitted."""
 
+    update = optax.with_extra_args_support(tx).update
+
     def step(params: Any, state: Any, gradient: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradient, state, params)
+        updates, state = update(gradient, state, params, **EXTRA)
         return optax.apply_updates(params, updates), state
 
     return step

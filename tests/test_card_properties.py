@@ -59,7 +59,7 @@ def test_scale_of_the_gradient(entry: Entry, gradients: Any, power: int) -> None
         pytest.skip("its step is no power of the gradient's scale")
     move = trajectory(entry.label)
     got, expected = move(gradients * np.float32(2.0**power)), move(gradients)
-    if entry.degree in (0, 1) and not entry.whole_tree:
+    if entry.degree in (0, 1) and entry.scope == "element":
         assert_equal(got, expected * 2.0 ** (power * entry.degree))
     else:
         assert_close(got, expected * 2.0 ** (power * entry.degree), rtol=1e-4, atol=1e-6)

@@ -19,6 +19,8 @@ from adamw_jax import (
 from tests.catalogue import PLAIN, Entry, label, run
 
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
+# A trust ratio moves a leaf by a share of its length, which is no measure of these answers.
+alone = pytest.mark.parametrize("entry", [e for e in PLAIN if e.scope != "leaf"], ids=label)
 adaptive = pytest.mark.parametrize("entry", [e for e in PLAIN if e.adaptive], ids=label)
 
 # Online convex optimisation: a loss per step, chosen without regard to the answer, and the regret
@@ -137,7 +139,7 @@ def test_amsgrad_converges_where_adam_does_not() -> None:
         assert regret[-1] / STEPS < 0.05 * failing[-1] / STEPS
 
 
-@table
+@alone
 def test_sparse_gradients_converge(entry: Entry) -> None:
     """Each element has a gradient once in ten steps, with noise: all get there, none leaves."""
     rng = np.random.default_rng(2)
@@ -156,7 +158,7 @@ def test_sparse_gradients_converge(entry: Entry) -> None:
     np.testing.assert_allclose(answer, goal, atol=0.05)
 
 
-@table
+@alone
 def test_a_moving_answer_is_followed(entry: Entry) -> None:
     """Non-stationary: the answer turns slowly on a circle and the parameters keep near it."""
     steps = 1200

@@ -42,7 +42,7 @@ from tests.catalogue import (
 )
 
 table = pytest.mark.parametrize(
-    "entry", [entry for entry in PLAIN if not entry.whole_tree], ids=label
+    "entry", [entry for entry in PLAIN if entry.scope == "element"], ids=label
 )
 
 RATE, DECAY = 0.05, 0.3

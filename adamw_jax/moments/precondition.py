@@ -11,6 +11,7 @@ floored at 1e-19 (1e-154 in float64), below which the square of a gradient under
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -73,7 +74,10 @@ def precondition(
         if top.due is not None:
             factor = (1.0 if factor is None else factor) / top.due
 
-        def leaf(m: jax.Array, v: jax.Array, use: Any) -> jax.Array:
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...]) -> jax.Array:
+            if by and added is None and under is None and power == 0.5:
+                m = m if factor is None else numerics.scaled(factor, m)
+                return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), by, m)
             if not magnitude:
                 scale = numerics.root(v, power, under)
             else:
@@ -85,7 +89,10 @@ def precondition(
             return quotient(m, scale, use)
 
         uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
-        return jax.tree.map(leaf, top.raw, second.raw, uses)
+        inverse = second.inverse_root
+        if inverse is None:
+            inverse = jax.tree.map(lambda _: (), top.raw)
+        return jax.tree.map(leaf, top.raw, second.raw, uses, inverse)
 
     return stage(
         "precondition",

@@ -63,6 +63,8 @@ class Reading(NamedTuple):
       pending: whether ``raw`` is still to be divided by ``divisor``.
       count: updates in the average, where they are not those of the recipe; else None.
       entry: what a second moment is to square in place of the gradient, or None.
+      inverse_root: of a second moment that is known by factors, its root's inverse, leaf by leaf a
+        tuple of arrays to multiply by; empty for a leaf that is to be divided by the root of raw.
     """
 
     raw: Tree
@@ -72,6 +74,7 @@ class Reading(NamedTuple):
     pending: bool = False
     count: jax.Array | None = None
     entry: Tree | None = None
+    inverse_root: Tree | None = None
 
     @property
     def value(self) -> Tree:
@@ -159,7 +162,7 @@ class Moments:
 def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) -> Reading:
     assert reading is not None
     divisor = reading.divisor if divisor is None else divisor
-    return reading._replace(raw=value, divisor=divisor, pending=False)
+    return reading._replace(raw=value, divisor=divisor, pending=False, inverse_root=None)
 
 
 def divided(tree: Tree, divisor: jax.Array) -> Tree:

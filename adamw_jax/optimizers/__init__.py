@@ -13,6 +13,10 @@ from adamw_jax.optimizers.clipped_sgd import (
 )
 from adamw_jax.optimizers.diffgrad import diffgrad, scale_by_diffgrad
 from adamw_jax.optimizers.gadam import gadam, gadamx, scale_by_gadam, scale_by_gadamx
+from adamw_jax.optimizers.koala import koala_m, koala_v, scale_by_koala_v
+from adamw_jax.optimizers.lamb import lamb, scale_by_lamb
+from adamw_jax.optimizers.lars import lars
+from adamw_jax.optimizers.norm_adaptive_sgd import norm_adaptive_sgd, scale_by_norm_adaptive_sgd
 from adamw_jax.optimizers.padam import padam, scale_by_padam
 from adamw_jax.optimizers.pnm import adapnm, pnm, scale_by_adapnm, scale_by_pnm
 from adamw_jax.optimizers.radam import radam, scale_by_radam
@@ -21,6 +25,14 @@ from adamw_jax.optimizers.sgdw import scale_by_sgdw, sgdw
 from adamw_jax.optimizers.signsgd import generalized_signsgd, scale_by_generalized_signsgd
 
 __all__ = [
+    "koala_m",
+    "koala_v",
+    "scale_by_koala_v",
+    "lamb",
+    "scale_by_lamb",
+    "lars",
+    "norm_adaptive_sgd",
+    "scale_by_norm_adaptive_sgd",
     "gadam",
     "gadamx",
     "scale_by_gadam",

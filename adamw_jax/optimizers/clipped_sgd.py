@@ -43,7 +43,7 @@ def scale_by_normalized_sgd(momentum: ScalarOrSchedule | None = None, **options:
     "step may then be lr c / (1 - mu) long.",
     refuses=_REFUSES,
     degree=None,
-    whole_tree=True,
+    scope="tree",
     example={"max_step": 0.5},
 )
 def clipped_sgd(
@@ -87,7 +87,7 @@ def clipped_sgd(
     state_values=0,
     differs="optax.normalize_by_update_norm divides by the norm alone, ours by the norm + 1e-10.",
     refuses=_REFUSES,
-    whole_tree=True,
+    scope="tree",
 )
 def normalized_sgd(
     learning_rate: ScalarOrSchedule,

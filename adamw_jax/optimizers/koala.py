@@ -78,7 +78,9 @@ def scale_by_koala_v(
     differs="neither optax nor PyTorch has it; with r=0 it is optax.polyak_sgd leaf by leaf and "
     "without a largest step.",
     refuses=(*_REFUSES, "state_dtype"),
-    whole_tree=True,
+    needs=("value",),
+    degree=None,
+    scope="tree",
 )
 def koala_v(
     learning_rate: ScalarOrSchedule = 1.0,
@@ -148,7 +150,9 @@ def koala_v(
     state_values=2,
     differs="neither optax nor PyTorch has it.",
     refuses=_REFUSES,
-    whole_tree=True,
+    needs=("value",),
+    degree=None,
+    scope="tree",
 )
 def koala_m(
     learning_rate: ScalarOrSchedule = 1.0,

@@ -94,10 +94,11 @@ def scale_by_lamb(
     arxiv="1904.00962",
     direction=scale_by_lamb,
     state_values=2,
-    differs="as optax.lamb. The paper's phi is max_weight_norm (0 to 10 in public PyTorch code, "
-    "which also omits the bias correction: correct=False); many leave vectors out: "
-    "trust_ratio_mask=matrices_only, which optax.lamb cannot. bitsandbytes' LAMB is another method: it "
-    "clips the norm of the update. PyTorch has none.",
+    differs="as optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, which "
+    "also omits the bias correction: correct=False); many leave vectors out, which optax.lamb "
+    "cannot: trust_ratio_mask=matrices_only. bitsandbytes' LAMB is another method: it clips the "
+    "norm of the update. PyTorch has none.",
+    scope="leaf",
     twin="lamb",
 )
 def lamb(

@@ -38,6 +38,8 @@ from adamw_jax.optimizers.sgdw import scale_by_sgdw
     differs="as optax.lars. In the spirit of the paper, and in NVIDIA's LARC, the ratio has the "
     "sum of the norms in place of the norm of the sum: sum_of_norms=True. bitsandbytes' LARS is "
     "another method: it clips the norm of the update. PyTorch has none.",
+    degree=None,
+    scope="leaf",
     twin="lars",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
 )
@@ -135,7 +137,7 @@ def lars(
 
 
 def _from_optax(mask: Any) -> Mask:
-    """optax's masks may be one bool for all leaves."""
+    """A mask of optax may be one bool for all leaves."""
     if isinstance(mask, bool):
         return None if mask else lambda tree: jax.tree.map(lambda _: False, tree)
     return mask

@@ -54,7 +54,8 @@ def scale_by_norm_adaptive_sgd(
     differs="built from the idea and its bound, not from the authors' pseudo-code. RMSProp has a "
     "norm per element and puts the present gradient into it.",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype"),
-    whole_tree=True,
+    degree=None,  # the floor stands beside the norm
+    scope="tree",
 )
 def norm_adaptive_sgd(
     learning_rate: ScalarOrSchedule,

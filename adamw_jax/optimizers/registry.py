@@ -39,9 +39,11 @@ class OptimizerInfo:
       twin_options: keyword arguments of ours that make the step equal the twin's.
       refuses: common keywords that have no meaning for it and must keep their defaults.
       example: values of the arguments that have no default, for tables and demonstrations.
+      needs: extra arguments of ``update`` that it cannot do without.
       degree: the power of the gradient's scale that the step goes with, eps aside: 0 for Adam, 1
         for SGD, None where it is no power.
-      whole_tree: whether the step of a leaf depends on the other leaves.
+      scope: what a step looks at to move an element: the ``"element"``, its ``"leaf"`` (norms), or
+        the whole ``"tree"``.
       factory: the optimizer.
       direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
     """
@@ -57,8 +59,9 @@ class OptimizerInfo:
     twin_options: dict[str, Any]
     refuses: tuple[str, ...]
     example: dict[str, Any]
+    needs: tuple[str, ...]
     degree: float | None
-    whole_tree: bool
+    scope: str
     factory: Factory
     direction: Factory | None
 
@@ -89,8 +92,9 @@ def register(
     twin_options: dict[str, Any] | None = None,
     refuses: tuple[str, ...] = (),
     example: dict[str, Any] | None = None,
+    needs: tuple[str, ...] = (),
     degree: float | None = 0,
-    whole_tree: bool = False,
+    scope: str = "element",
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
@@ -119,7 +123,8 @@ def register(
         public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, refuses, example or {}, degree, whole_tree, public, direction,
+            twin, twin_options or {}, refuses, example or {}, needs, degree, scope, public,
+            direction,
         )  # fmt: skip
         return public
 
@@ -208,7 +213,8 @@ def _docstring(
     summary, _, rest = text.partition("\n\n")
     args, marker, after = rest.partition("\nReturns:")
     where = f", arXiv {arxiv}" if arxiv else ""
-    shared = "".join(line for name, line in COMMON_DOC.items() if name not in refuses)
+    hidden = {*refuses, *inspect.signature(factory).parameters}
+    shared = "".join(line for name, line in COMMON_DOC.items() if name not in hidden)
     if "Raises:" not in after:
         after = after.rstrip() + "\n\n" + _RAISES
     parts = [summary, f"    {equation}", args.rstrip() + "\n" + shared + marker + after]

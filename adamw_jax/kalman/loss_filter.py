@@ -1,0 +1,98 @@
+"""KOALA-V: the parameters stand still, and every loss value measures them.
+
+    P <- P + q;    S = P |g|^2 + R;    direction = P (loss - target) / S g;    P <- P R / S
+
+R = 0 is Polyak's step (loss - target) / |g|^2, which no step exceeds. With a constant |g| and R the
+variance before the measurement settles at (q + sqrt(q^2 + 4 q R / |g|^2)) / 2.
+
+>>> import jax.numpy as jnp
+>>> tx = loss_filter(r=0.0)
+>>> gradient = jnp.array([3.0, 4.0])
+>>> tx.update(gradient, tx.init(gradient), value=jnp.float32(5.0))[0]
+Array([0.6, 0.8], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import masks, numerics
+from adamw_jax.checks import switch
+from adamw_jax.gradients import check_floating, check_gradient
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.kalman.measurement import (
+    decay_shares,
+    declare_decay,
+    declare_noise,
+    gains,
+    measured,
+    noise_after,
+    start_value,
+)
+from adamw_jax.rules import ParameterRules
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+class LossFilterState(NamedTuple):
+    """Variance P of the parameters after the last step, and noise R of its loss: two scalars."""
+
+    variance: jax.Array
+    noise: jax.Array
+
+
+def loss_filter(
+    *,
+    sigma: float = 0.1,
+    q: ScalarOrSchedule = 1.0,
+    r: ScalarOrSchedule | None = None,
+    alpha_r: ScalarOrSchedule = 0.9,
+    target: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: masks.Mask = None,
+    decay_in_direction: bool = False,
+    rules: ParameterRules | None = None,
+) -> Stage:
+    """The stage of ``koala_v``: *gradient -> direction*; see there for the arguments.
+
+    ``rules`` are read for their multipliers of the decay alone.
+    """
+    switch("decay_in_direction", decay_in_direction)
+    declared = {
+        **declare(q=q, target=target),
+        **declare_noise(r, alpha_r),
+        **declare_decay(weight_decay, mask),
+    }
+    first_variance = start_value("sigma", sigma)
+
+    def init(params: Tree) -> LossFilterState:
+        check_floating(params, "parameter")
+        return LossFilterState(first_variance(), jnp.ones([], numerics.default_float()))
+
+    def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:
+        check_gradient(gradient, step.params)
+        measurement = measured("koala_v", step.extra, step["target"])
+        variance = state.variance + step["q"]
+        noise = noise_after(state.noise, measurement, step)
+        shares = decay_shares(mask, rules, step.params, step)
+        found = gains(gradient, shares, step, measurement, variance, noise)
+        along = found.error if decay_in_direction else jax.tree.map(numerics.widen, gradient)
+        direction = jax.tree.map(
+            lambda gain, x: numerics.scaled(lax.mul(variance, gain), x), found.gain, along
+        )
+        return direction, LossFilterState(variance * found.shrink, noise)
+
+    return stage(
+        "loss_filter",
+        Kind.GRADIENT,
+        Kind.DIRECTION,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=weight_decay is not None,
+    )

@@ -1,0 +1,174 @@
+"""What both filters do with one loss value: its noise, and a gain for every leaf.
+
+    R <- alpha_r R + (1 - alpha_r) mean((loss_i - target)^2)               unless R is given
+    e = g + wd theta;    l = loss - target + wd/2 |theta|^2                leaf by leaf
+    S = P |e|^2 + R;     gain = l / S
+
+Leaves are the layers of the paper: each has its own S, P is shared. The leaf whose |e|^2 / S is
+largest, h, is that of the largest |e|, so P - P^2 h = P R / (P max |e|^2 + R), which cancels
+nothing and stays positive in float32.
+
+>>> import jax.numpy as jnp
+>>> measured("koala_v", {"value": jnp.float32(2.0)}, jnp.float32(0.5))
+Measurement(residual=Array(1.5, dtype=float32), mean_square=Array(2.25, dtype=float32))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import masks, numerics
+from adamw_jax.gradients import square_norm
+from adamw_jax.hyperparameters import (
+    Hyperparameter,
+    ScalarOrSchedule,
+    check,
+    declare,
+    real_number,
+)
+from adamw_jax.rules import ParameterRules
+from adamw_jax.stage import Step
+
+Tree = Any
+
+SILENT = 1e-9
+"""A leaf whose gradient has a smaller norm says nothing: it does not move (the authors' code)."""
+
+
+class Measurement(NamedTuple):
+    """The loss above its target, and the mean square of that over the batch: two scalars."""
+
+    residual: jax.Array
+    mean_square: jax.Array
+
+
+class Gains(NamedTuple):
+    """What the measurement says to every leaf.
+
+    Attributes:
+      error: gradient with decay in it, params-shaped.
+      gain: l / S, a scalar per leaf; 0 where the leaf is silent.
+      heard: whether the leaf is not silent, a scalar per leaf.
+      shrink: R / S of the leaf that says most, by which the variance of the state falls.
+      information: its |e|^2 / S.
+    """
+
+    error: Tree
+    gain: Tree
+    heard: Tree
+    shrink: jax.Array
+    information: jax.Array
+
+
+def measured(name: str, extra: Mapping[str, Any], target: jax.Array) -> Measurement:
+    """The measurement among the extra arguments of ``update``.
+
+    Raises:
+      ValueError: there is no ``value``, or an argument is no scalar.
+    """
+    value = extra.get("value")
+    if value is None:
+        raise ValueError(
+            f"{name} measures the loss, but update got no value: call "
+            "tx.update(gradients, state, params, value=loss), with the loss that the gradients are "
+            "of. optax.chain and the wrappers pass it on."
+        )
+    value = numerics.scalar(real_number(value, "value, the loss, is"))
+    residual = value - target
+    mean_square = extra.get("value_sq_mean")
+    if mean_square is None:
+        return Measurement(residual, residual * residual)
+    mean_square = numerics.scalar(real_number(mean_square, "value_sq_mean is"))
+    shifted = mean_square - target * (value + residual)
+    return Measurement(residual, lax.max(shifted, jnp.zeros_like(shifted)))
+
+
+def declare_noise(
+    r: ScalarOrSchedule | None, alpha_r: ScalarOrSchedule
+) -> dict[str, Hyperparameter]:
+    """The measurement noise as hyperparameter: ``r``, or the rate at which it is learned."""
+    alpha = declare(alpha_r=alpha_r)
+    return alpha if r is None else declare(r=r)
+
+
+def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.Array:
+    """R for this step."""
+    if "r" in step.values:
+        return step["r"]
+    alpha = step["alpha_r"]
+    return alpha * noise + (1.0 - alpha) * measurement.mean_square
+
+
+def start_value(name: str, value: Any) -> Any:
+    """A function that gives the initial value of a scalar of the state, now checked."""
+    checked = check(name, value)
+    return lambda: checked.at(jnp.zeros([], jnp.int32))
+
+
+def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
+    """The decay coefficient as hyperparameter, where there is one."""
+    if weight_decay is not None:
+        return declare(weight_decay=weight_decay)
+    if mask is not None:
+        raise ValueError(
+            "mask says which leaves decay, but weight_decay is not given: give it, or leave mask "
+            "out."
+        )
+    return {}
+
+
+def decay_shares(
+    mask: masks.Mask, rules: ParameterRules | None, params: Tree, step: Step
+) -> Tree | None:
+    """What multiplies the decay coefficient in every leaf, or None where nothing decays."""
+    if "weight_decay" not in step.values:
+        return None
+    chosen = masks.resolve(mask, params, "mask")
+    if rules is None:
+        return jax.tree.map(float, chosen)
+    return jax.tree.map(
+        lambda use, rule: float(use) * rule.weight_decay, chosen, rules.for_tree(params)
+    )
+
+
+def gains(
+    gradient: Tree,
+    shares: Tree | None,
+    step: Step,
+    measurement: Measurement,
+    variance: jax.Array,
+    noise: jax.Array,
+) -> Gains:
+    """Every leaf's gain, and how much the shared variance learns."""
+    leaves, structure = jax.tree.flatten(gradient)
+    nothing = [None] * len(leaves)
+    params = nothing if shares is None else structure.flatten_up_to(step.params)
+    factors = nothing if shares is None else structure.flatten_up_to(shares)
+    errors, factor_of, heard_by = [], [], []
+    loudest = zero = jnp.zeros([], numerics.default_float())
+    for g, p, share in zip(leaves, params, factors, strict=True):
+        error, residual = numerics.widen(g), measurement.residual
+        size = square = square_norm(error)
+        if share:
+            rate, wide = step["weight_decay"] * share, numerics.widen(jnp.asarray(p))
+            error = lax.add(error, numerics.scaled(rate, wide))
+            residual = residual + 0.5 * rate * square_norm(wide)
+            square = square_norm(error)
+        spread = variance * square + noise
+        heard = ~((size < SILENT**2) | (spread <= 0.0))  # NaN is heard: it must not pass unseen
+        errors.append(error)
+        factor_of.append(lax.select(heard, residual / numerics.nonzero(spread), zero))
+        heard_by.append(heard)
+        loudest = lax.max(loudest, lax.select(heard, square, zero))
+    spread = variance * loudest + noise
+    learns, safe = ~(loudest <= 0.0), numerics.nonzero(spread)
+    return Gains(
+        *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, heard_by)),
+        shrink=lax.select(learns, noise / safe, jnp.ones_like(noise)),
+        information=lax.select(learns, loudest / safe, zero),
+    )

@@ -1,0 +1,223 @@
+"""KOALA-M: the parameters move with a velocity p, and every loss value measures both.
+
+    predict    theta <- theta + p;    p <- kappa p
+               P <- F P F' + diag(Q, qv),   F = (1 1; 0 kappa)
+    measure    S = P11 |e|^2 + R;     theta <- theta - lr P11 l/S e;    p <- p - lr P21 l/S e
+               P <- P - h P_1 P_1',   h = |e|^2 / S,  P_1 the first column
+    Q <- 0.9 Q + 0.1 |E - theta| / n,    E <- 0.9 E + 0.1 theta             (e, l: see measurement)
+
+The gradient belongs to the *predicted* theta. So an update ends with the move of the next
+prediction: the parameters that the user holds are predicted ones, and ``eval_params`` takes the
+velocity off again. The rest of the prediction, which needs no gradient, begins the next update.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import masks, numerics
+from adamw_jax.checks import switch
+from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.kalman.measurement import (
+    decay_shares,
+    declare_decay,
+    declare_noise,
+    gains,
+    measured,
+    noise_after,
+    start_value,
+)
+from adamw_jax.moments.parts import zeros
+from adamw_jax.rules import ParameterRules
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+SHARE = 0.1
+"""Weight of the newest entry in the averages of the parameters and of Q (paper and code)."""
+
+
+class Covariance(NamedTuple):
+    """The 2x2 covariance of parameter and velocity, the same for every element: three scalars."""
+
+    parameter: jax.Array
+    cross: jax.Array
+    velocity: jax.Array
+
+    def predicted(self, kappa: jax.Array, q: jax.Array, qv: jax.Array) -> Covariance:
+        """F P F' + diag(q, qv)."""
+        drift = self.cross + self.velocity
+        return Covariance(
+            self.parameter + self.cross + drift + q,
+            kappa * drift,
+            kappa * kappa * self.velocity + qv,
+        )
+
+    def corrected(self, shrink: jax.Array, information: jax.Array) -> Covariance:
+        """P - h P_1 P_1', which stays positive in float32."""
+        square = self.cross * self.cross
+        # What rounding may take from the difference, the correlation cannot exceed.
+        least = square / numerics.nonzero(self.parameter) * shrink
+        left = self.velocity - square * information
+        return Covariance(self.parameter * shrink, self.cross * shrink, lax.max(left, least))
+
+
+class MomentumFilterState(NamedTuple):
+    """State of KOALA-M; ``eval_params`` gives the parameters before the last prediction.
+
+    Attributes:
+      covariance: P after the last step.
+      drift: Q, the noise of the parameters' motion.
+      noise: R of the last step.
+      velocity: p of the last step, params-shaped, which has moved the parameters already.
+      average: running average E of the parameters, params-shaped.
+    """
+
+    covariance: Covariance
+    drift: jax.Array
+    noise: jax.Array
+    velocity: Tree
+    average: Tree
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The parameters without the velocity that prediction added."""
+
+        def evaluate(velocity: jax.Array, theta: jax.Array) -> jax.Array:
+            return lax.sub(numerics.widen(theta), numerics.widen(velocity))
+
+        return self.velocity, evaluate
+
+
+def momentum_filter(
+    learning_rate: ScalarOrSchedule = 1.0,
+    *,
+    sw: float = 0.1,
+    sv: float = 0.1,
+    sc: float = 0.0,
+    kappa: ScalarOrSchedule = 0.9,
+    qw: float = 0.01,
+    qv: ScalarOrSchedule = 0.01,
+    r: ScalarOrSchedule | None = None,
+    alpha_r: ScalarOrSchedule = 0.9,
+    target: ScalarOrSchedule = 0.0,
+    squared_drift: bool = False,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: masks.Mask = None,
+    rules: ParameterRules | None = None,
+    dtype: Any = None,
+) -> Stage:
+    """The stage of ``koala_m``: *gradient -> update*; see there for the arguments.
+
+    The learning rate is inside, because the velocity has it too. ``rules`` that freeze belong to
+    ``compose(frozen=...)``; their multipliers are read here.
+    """
+    switch("squared_drift", squared_drift)
+    declared = {
+        **declare(learning_rate=learning_rate, kappa=kappa, qv=qv, target=target),
+        **declare_noise(r, alpha_r),
+        **declare_decay(weight_decay, mask),
+    }
+    first = [start_value(name, x) for name, x in {"sw": sw, "sc": sc, "sv": sv}.items()]
+    first_drift = start_value("qw", qw)
+    _check_covariance(sw, sc, sv)
+
+    def init(params: Tree) -> MomentumFilterState:
+        check_floating(params, "parameter")
+        one = jnp.ones([], numerics.default_float())
+        covariance = Covariance(*(value() for value in first))
+        return MomentumFilterState(
+            covariance, first_drift(), one, zeros(params, dtype), zeros(params, dtype)
+        )
+
+    def apply(
+        gradient: Tree, state: MomentumFilterState, step: Step
+    ) -> tuple[Tree, MomentumFilterState]:
+        check_gradient(gradient, state.velocity)
+        params = jax.tree.map(lambda p: numerics.widen(jnp.asarray(p)), step.params)
+        velocity = jax.tree.map(numerics.widen, state.velocity)
+        average = jax.tree.map(numerics.widen, state.average)
+        measurement = measured("koala_m", step.extra, step["target"])
+        before = jax.tree.map(lax.sub, params, velocity)
+        if squared_drift:
+            share = lax.select(step.count == 0, _scalar(1.0), _scalar(SHARE))
+            average = jax.tree.map(functools.partial(_towards, share), average, before)
+            drift = _square_distance(average, before) / _number(params)
+        else:
+            newest = numerics.root(_square_distance(average, before)) / _number(params)
+            drift = (1.0 - SHARE) * state.drift + SHARE * newest
+        covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
+        noise = noise_after(state.noise, measurement, step)
+        shares = decay_shares(mask, rules, step.params, step)
+        found = gains(gradient, shares, step, measurement, covariance.parameter, noise)
+        pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
+        if rules is not None:
+            table = rules.for_tree(step.params)
+            pull = jax.tree.map(lambda x, rule: x * rule.learning_rate, pull, table)
+
+        def moved(x: jax.Array, error: jax.Array) -> jax.Array:
+            return numerics.scaled(covariance.parameter * x, error)
+
+        def slowed(v: jax.Array, stored: jax.Array, x: jax.Array, error: jax.Array) -> jax.Array:
+            kept = numerics.scaled(step["kappa"], v)
+            new = lax.sub(kept, numerics.scaled(covariance.cross * x, error))
+            return numerics.cast(new, stored.dtype)
+
+        back = jax.tree.map(moved, pull, found.error)
+        new_velocity = jax.tree.map(slowed, velocity, state.velocity, pull, found.error)
+        update = jax.tree.map(lambda v, b: lax.sub(numerics.widen(v), b), new_velocity, back)
+        if not squared_drift:
+
+            def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+                return lax.select(heard, _towards(_scalar(SHARE), e, lax.sub(p, b)), e)
+
+            average = jax.tree.map(averaged, found.heard, average, params, back)
+        return update, MomentumFilterState(
+            covariance.corrected(found.shrink, found.information),
+            drift,
+            noise,
+            new_velocity,
+            numerics.cast_like(average, state.average),
+        )
+
+    return stage(
+        "momentum_filter",
+        Kind.GRADIENT,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=True,
+    )
+
+
+def _scalar(x: float) -> jax.Array:
+    return jnp.asarray(x, numerics.default_float())
+
+
+def _towards(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    return lax.add(old, numerics.scaled(share, lax.sub(new, old)))
+
+
+def _square_distance(a: Tree, b: Tree) -> jax.Array:
+    return square_norm_of_tree(jax.tree.map(lax.sub, a, b))
+
+
+def _number(tree: Tree) -> int:
+    """How many parameters there are, at least 1."""
+    return max(1, sum(x.size for x in jax.tree.leaves(tree)))
+
+
+def _check_covariance(sw: Any, sc: Any, sv: Any) -> None:
+    """Raises where known numbers are no covariance."""
+    known = all(isinstance(x, (int, float)) for x in (sw, sc, sv))
+    if known and sc * sc > sw * sv:
+        raise ValueError(
+            f"sc must be at most sqrt(sw sv) = {(sw * sv) ** 0.5:g} in size, as a covariance is, "
+            f"got {sc!r}."
+        )

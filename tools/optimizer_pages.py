@@ -1,0 +1,67 @@
+"""Writes docs/optimizers/ from the registry and the docstrings; with --check, only compares."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import sys
+
+import adamw_jax as aj
+
+FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "optimizers"
+
+
+def pages() -> dict[str, str]:
+    """The text of each page by file name."""
+    names = aj.list_optimizers()
+    index = ["# Optimizers", "", "Which one: [how to choose](../choosing.md).", ""]
+    index += [f"- [`{name}`]({name}.md): {_summary(name)}" for name in names]
+    return {"README.md": "\n".join(index) + "\n", **{f"{n}.md": _page(n) for n in names}}
+
+
+def _summary(name: str) -> str:
+    return (aj.info(name).factory.__doc__ or "").split("\n", 1)[0]
+
+
+def _page(name: str) -> str:
+    row = aj.info(name)
+    link = f", [{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
+    lines = [f"# {row.title}", "", _summary(name), "", "```text", row.equation, "```", ""]
+    lines += [
+        f"- State: {row.state_values} per parameter, float32 at least.",
+        f"- Reference: {row.citation}{link}.",
+        f"- Direction alone: `scale_by_{name}`." if row.direction else "- Has no direction alone.",
+    ]
+    if row.differs:
+        lines.append(f"- Differs: {row.differs}")
+    if row.scope == "tree":
+        lines.append("- Looks at all leaves at once: under `optax.partition` each part is alone.")
+    if row.twin:
+        options = ", ".join(f"{k}={v!r}" for k, v in row.twin_options.items())
+        lines.append(
+            f"- Same step in optax: `optax.{row.twin}`" + (f" ({options})." if options else ".")
+        )
+    recipe = row.factory(0.1, **row.example)
+    lines += ["", "## Recipe", "", *(f"1. `{spec.name}`: {spec.kinds}" for spec in recipe.specs)]
+    lines += ["", "## Arguments", "", "```text", inspect.getdoc(row.factory) or "", "```", ""]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks the pages; 1 where they differ under --check."""
+    wanted = pages()
+    if "--check" in arguments:
+        have = {page.name: page.read_text(encoding="utf-8") for page in FOLDER.glob("*.md")}
+        if have != wanted:
+            print("docs/optimizers is old; run python tools/optimizer_pages.py")
+        return int(have != wanted)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for page in FOLDER.glob("*.md"):
+        page.unlink()
+    for name, text in wanted.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
