@@ -6,6 +6,7 @@ from adamw_jax.averaging import (
     average_iterates,
     eval_params,
     lookahead,
+    refresh_batch_stats,
 )
 from adamw_jax.clipping import clip_gradient, clip_step, normalize
 from adamw_jax.compose import Composed, compose
@@ -26,6 +27,7 @@ from adamw_jax.moments import (
     ema_of_squared_momentum,
     ema_of_squares,
     estimate_moments,
+    factored_squares,
     friction,
     gradient_differences,
     heavy_ball,
@@ -44,6 +46,7 @@ from adamw_jax.optimizers import (
     OptimizerInfo,
     acprop,
     adabelief,
+    adafactor,
     adam,
     adamax,
     adamw,
@@ -69,6 +72,7 @@ from adamw_jax.optimizers import (
     radam,
     scale_by_acprop,
     scale_by_adabelief,
+    scale_by_adafactor,
     scale_by_adam,
     scale_by_adamax,
     scale_by_adamw,
@@ -109,6 +113,7 @@ from adamw_jax.state import ComposeState
 __all__ = [  # grouped as the README groups them
     # The catalogue
     "adabelief",
+    "adafactor",
     "adam",
     "adamax",
     "adamw",
@@ -137,6 +142,7 @@ __all__ = [  # grouped as the README groups them
     "OptimizerInfo",
     # Their directions: gradient in, direction out
     "scale_by_adabelief",
+    "scale_by_adafactor",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adamw",
@@ -166,6 +172,7 @@ __all__ = [  # grouped as the README groups them
     "ema_of_centered_squares",
     "heavy_ball",
     "infinity_norm",
+    "factored_squares",
     "no_moment",
     "gradient_differences",
     "positive_negative",
@@ -212,6 +219,7 @@ __all__ = [  # grouped as the README groups them
     "lookahead",
     "average_iterates",
     "eval_params",
+    "refresh_batch_stats",
     "LookaheadState",
     "IterateAverageState",
     # The state: live hyperparameters, migration, optax

@@ -48,6 +48,9 @@ NUMBERS = {
 }
 """Values for the numbers whose default is None."""
 
+FACTORED = ("adafactor",)
+"""Optimizers whose state is not shaped like the parameters, and smaller."""
+
 SHARED = ("weight_decay", "l2", "decay", "state_dtype")
 """Common keywords that act outside the direction: they vary for the ``REPRESENTATIVES`` alone."""
 
@@ -166,6 +169,13 @@ def numeric_arguments(entry: Entry) -> list[str]:
         for name, parameter in entry.keywords.items()
         if "ScalarOrSchedule" in _annotation(parameter) and name not in entry.info.refuses
     ]
+
+
+def whole_numbers(entry: Entry) -> tuple[str, ...]:
+    """The arguments that count something, which ``inject_hyperparams`` must leave alone."""
+    return tuple(
+        name for name, p in entry.keywords.items() if _annotation(p) in ("int", "int | None")
+    )
 
 
 def variants() -> tuple[list[Entry], list[Entry]]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import adamw_jax as aj
-from tests import golden_koala, golden_other
+from tests import golden_adafactor, golden_koala, golden_other
 from tests.golden_cases import Case
 from tests.golden_own_schedules import (
     article_cycle,
@@ -253,12 +253,10 @@ TABLE: dict[tuple[str, str], list[Row]] = {
         )
     ],
 }
-TABLE |= golden_other.ROWS | golden_koala.ROWS
+TABLE |= golden_other.ROWS | golden_koala.ROWS | golden_adafactor.ROWS
 TABLE["lookahead", "pytorch_optimizer"] = TABLE["lookahead", "lookahead_official"]
 
 PENDING = {
-    "adafactor": "adafactor",
-    "batch-norm recomputation": "refresh_batch_stats",
     "AdamW8bit": "quantize_state",
     "SGD8bit": "quantize_state",
     "block-wise dynamic quantization": "quantize_state",

@@ -57,7 +57,15 @@ BELOW_ONE = ("b0", "b1", "b2", "b3")
 """Decay rates: 1 would stop the average."""
 AT_MOST_ONE = ("momentum", "dampening")
 AT_MOST_HALF = ("partial",)
-ABOVE_ZERO = ("max_step", "max_grad_norm", "max_ratio", "trust_coefficient", "max_weight_norm")
+ABOVE_ZERO = (
+    "max_step",
+    "max_grad_norm",
+    "max_ratio",
+    "trust_coefficient",
+    "max_weight_norm",
+    "decay_rate",
+)
+AT_LEAST_ONE = ("clipping_threshold",)
 ANY = ("b0", "target")
 
 
@@ -80,6 +88,8 @@ def test_numbers_out_of_range(entry: Entry, name: str) -> None:
         bad += [0.75]
     if name in ABOVE_ZERO:
         bad += [0.0]
+    if name in AT_LEAST_ONE:
+        bad += [0.0, 0.75]
     if name in ANY:
         bad = [float("nan"), float("inf"), np.float32("nan")]
     for value in bad:
@@ -106,6 +116,8 @@ def test_numbers_that_are_fine(entry: Entry, name: str) -> None:
     """The limits of the range, arrays and schedules are accepted: the checks are not too strict."""
     good = [np.float32(0.5), jnp.float32(0.5), 0.5, lambda count: 0.5]
     good += [] if name in ABOVE_ZERO else [0.0, 0]
+    if name in AT_LEAST_ONE:
+        good = [1.0, 1, np.float32(1.5), lambda count: 2.0]
     for value in good:
         assert isinstance(make(entry, **{name: value}), optax.GradientTransformation)
 

@@ -15,6 +15,7 @@ import pytest
 
 import adamw_jax as aj
 from benchmarks import hlo
+from tests.catalogue import FACTORED
 
 NAMES = ("adamw", "amsgrad", "adamax", "adabelief", "radam")
 SCALARS = 4096  # bytes a step
@@ -116,7 +117,8 @@ def test_state_is_rewritten_in_place(name: str) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     tx = row.factory(1e-3, **row.example)
     state = [leaf for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params)) if leaf.ndim]
-    assert sum(leaf.size for leaf in state) == row.state_values * size
+    held = sum(leaf.size for leaf in state)
+    assert held < size if name in FACTORED else held == row.state_values * size
     census = hlo.census(_compiled(tx).as_text())
     stored = 1 if name in ("adan", "diffgrad") else 0  # the gradient itself, kept for the next step
     averaged = 1 if name in ("gadam", "gadamx") else 0  # the branch in which the average is kept

@@ -35,6 +35,7 @@ from tests.catalogue import (
     run,
     sample_gradients,
     sample_params,
+    whole_numbers,
 )
 
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
@@ -80,10 +81,12 @@ def test_bfloat16_hyperparameters_are_refused(entry: Entry) -> None:
     """Injected numbers take the parameters' dtype; in bfloat16 b2 would be 1."""
     params = sample_params(jnp.bfloat16)
     with pytest.raises(TypeError, match=r"b[12] arrived as bfloat16.*hyperparam_dtype=jnp.float32"):
-        optax.inject_hyperparams(entry.factory)(0.05, **entry.example, **entry.options).init(params)
-    tx = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.float32)(
-        0.05, **entry.example
-    )
+        optax.inject_hyperparams(entry.factory, static_args=whole_numbers(entry))(
+            0.05, **entry.example, **entry.options
+        ).init(params)
+    tx = optax.inject_hyperparams(
+        entry.factory, static_args=whole_numbers(entry), hyperparam_dtype=jnp.float32
+    )(0.05, **entry.example)
     got, _ = run(tx, params, sample_gradients(dtype=jnp.bfloat16))
     assert_finite(got)
 

@@ -11,6 +11,7 @@ from adamw_jax.moments.correction import correct_bias
 from adamw_jax.moments.delayed import delay_second
 from adamw_jax.moments.differences import DifferencesState, gradient_differences
 from adamw_jax.moments.estimate import MomentsState, estimate_moments, restart_moments
+from adamw_jax.moments.factored import factored_squares
 from adamw_jax.moments.friction import FrictionState, friction
 from adamw_jax.moments.heavy_ball import HeavyBallState, heavy_ball
 from adamw_jax.moments.infinity import InfinityNormState, infinity_norm
@@ -45,6 +46,7 @@ __all__ = [
     "restart_moments",
     "ema_of_squared_momentum",
     "precondition_partially",
+    "factored_squares",
     "friction",
     "FrictionState",
     "delay_second",

@@ -67,11 +67,16 @@ def ema_of_squared_momentum(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) 
 
     ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
     """
+
+    def squares(gradient: Tree, first: Any) -> Tree:
+        del gradient
+        return jax.tree.map(numerics.abs_square, first.raw)
+
     return average(
         "ema_of_squared_momentum",
         "b2",
         declare(b2=b2),
-        lambda gradient, first: jax.tree.map(numerics.abs_square, first.raw),
+        squares,
         dtype=dtype,
         real=True,
     )

@@ -2,6 +2,7 @@
 
 from adamw_jax.optimizers.acprop import acprop, scale_by_acprop
 from adamw_jax.optimizers.adabelief import adabelief, scale_by_adabelief
+from adamw_jax.optimizers.adafactor import adafactor, scale_by_adafactor
 from adamw_jax.optimizers.adam import adam, adamw, scale_by_adam, scale_by_adamw
 from adamw_jax.optimizers.adamax import adamax, scale_by_adamax
 from adamw_jax.optimizers.adan import adan, scale_by_adan
@@ -25,6 +26,8 @@ from adamw_jax.optimizers.sgdw import scale_by_sgdw, sgdw
 from adamw_jax.optimizers.signsgd import generalized_signsgd, scale_by_generalized_signsgd
 
 __all__ = [
+    "adafactor",
+    "scale_by_adafactor",
     "koala_m",
     "koala_v",
     "scale_by_koala_v",

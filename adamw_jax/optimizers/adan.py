@@ -81,7 +81,7 @@ def adan(
     max_grad_norm: ScalarOrSchedule | None = None,
     restart_period: int | None = None,
     decay: str = "proximal",
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """Adan: adaptive Nesterov momentum from gradient differences.
 

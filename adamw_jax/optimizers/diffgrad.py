@@ -74,7 +74,7 @@ def diffgrad(
     *,
     variant: str = "abs",
     eps_hat: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """diffGrad: Adam slowed down where the gradient hardly changes.
 

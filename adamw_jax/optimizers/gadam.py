@@ -94,7 +94,7 @@ def gadamx(
     start: int = 0,
     period: int = 1,
     amsgrad: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """GadamX: Padam with decoupled decay, evaluated at the average of its iterates.
 
@@ -112,6 +112,6 @@ def gadamx(
       The transformation; its state has four values per parameter, three without ``amsgrad``.
     """
     return compose(
-        padam(learning_rate, b1, b2, eps, partial, amsgrad=amsgrad, **common),
+        padam(learning_rate, b1, b2, eps, partial, **{**common, "amsgrad": amsgrad}),
         average_iterates(start, period),
     )

@@ -71,7 +71,7 @@ def padam(
     partial: ScalarOrSchedule = 0.25,
     *,
     amsgrad: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """Padam: partially adaptive momentum.
 

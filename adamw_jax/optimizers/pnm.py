@@ -130,7 +130,7 @@ def adapnm(
     eps: ScalarOrSchedule = 1e-8,
     *,
     amsgrad: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
     """AdaPNM: positive-negative momentum over the root of the second moment.
 

@@ -1,0 +1,246 @@
+"""Adafactor's second moment: of a matrix, only the means of its rows and columns.
+
+    b_t = 1 - t^-decay_rate                                  (0 at the first step: no bias)
+    R' = b_t R + (1 - b_t) mean over columns of (|g|^2 + eps)
+    C' = b_t C + (1 - b_t) mean over rows of (|g|^2 + eps)
+    read: V_ij = R_i C_j / mean(R)
+
+n + m values in place of n m; exact where |g|^2 has rank one. Shazeer & Stern, ICML 2018, arXiv
+1804.04235. Leaves that are not factored keep their whole second moment.
+
+>>> import jax.numpy as jnp
+>>> state = factored_squares(min_dim_size_to_factor=2).init({"w": jnp.ones((3, 2))})
+>>> state.rows["w"].shape, state.columns["w"].shape
+((3,), (2,))
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.checks import one_of, switch, whole_number
+from adamw_jax.gradients import check_gradient
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
+from adamw_jax.moments.parts import Part
+from adamw_jax.moments.record import Reading
+from adamw_jax.stage import Step, increment
+
+Tree = Any
+Shape = tuple[int, ...]
+
+AXES = ("last", "largest")
+EPS_FORMS = ("added", "clamped")
+
+
+class FactoredSquaresState(NamedTuple):
+    """The factors of the second moment.
+
+    Attributes:
+      rows: means along the second factored axis (over columns), shaped like the parameter without
+        that axis; of a leaf that is not factored, its whole second moment.
+      columns: means along the first factored axis; of a leaf that is not factored, a scalar that
+        is not used, so that the tree keeps the parameters' structure.
+      count: updates since the start, int32.
+    """
+
+    rows: Tree
+    columns: Tree
+    count: jax.Array
+
+
+def factored_squares(
+    decay_rate: ScalarOrSchedule = 0.8,
+    eps: ScalarOrSchedule | None = 1e-30,
+    *,
+    min_dim_size_to_factor: int = 128,
+    axes: str = "last",
+    eps_form: str = "added",
+    factored: bool = True,
+    decay_offset: int = 0,
+    max_b2: ScalarOrSchedule | None = None,
+    dtype: Any = None,
+) -> Part:
+    """Second moment of squares from row and column means, with a decay rate that tends to 1.
+
+    Args:
+      decay_rate: exponent in (0, 1] of ``b_t = 1 - t^-decay_rate``, or a schedule of it; 0.8
+        (paper).
+      eps: added to the squared gradient, >= 0; 1e-30 (paper's eps1). With ``eps_form="clamped"``
+        the least root of the second moment, and None there for the machine epsilon of the gradient.
+      min_dim_size_to_factor: what both factored axes must measure at least. The paper factors every
+        matrix: 1.
+      axes: ``"last"`` factors over the last two axes (paper's code, PyTorch), ``"largest"`` over
+        the two largest (optax, T5X), which suits kernels whose first axes are channels.
+      eps_form: ``"added"`` (paper), or ``"clamped"``: the mean of the rows is at least eps and the
+        second moment at least eps^2 (PyTorch).
+      factored: False keeps every second moment whole.
+      decay_offset: t counts from the step after this one, and is 1 before it. After
+        ``restart_moments`` it counts from the restart.
+      max_b2: what b_t is at most, in [0, 1), or a schedule of it; Zhai et al., 2106.04560, take
+        0.999. None for no bound.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+
+    Raises:
+      ValueError: an argument is out of range, or (in ``update``) the gradients do not fit the
+        state.
+    """
+    one_of("axes", axes, AXES)
+    one_of("eps_form", eps_form, EPS_FORMS)
+    switch("factored", factored)
+    smallest = whole_number("min_dim_size_to_factor", min_dim_size_to_factor)
+    offset = whole_number("decay_offset", decay_offset, least=0)
+    dtype = storage_dtype("dtype", dtype)
+    clamped = eps_form == "clamped"
+    if eps is None and not clamped:
+        raise ValueError(
+            'eps=None is the machine epsilon, by which eps_form="clamped" bounds the root: give a '
+            'number to add to the square, or eps_form="clamped".'
+        )
+    given = {"decay_rate": decay_rate, "eps": eps, "max_b2": max_b2}
+    declared = declare(**{name: x for name, x in given.items() if x is not None})
+
+    def factored_axes(shape: Shape) -> tuple[int, int] | None:
+        return two_axes(shape, smallest, axes) if factored else None
+
+    def shapes_of(shape: Shape) -> tuple[Shape, Shape]:
+        pair = factored_axes(shape)
+        return (shape, ()) if pair is None else (_without(shape, pair[1]), _without(shape, pair[0]))
+
+    def init(params: Tree) -> FactoredSquaresState:
+        def zeros(which: int) -> Tree:
+            """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
+
+            def leaf(p: Any) -> jax.Array:
+                pair, like = factored_axes(p.shape), p
+                if pair is not None:
+                    like = jax.eval_shape(lambda x: jnp.sum(x, axis=pair[1 - which]), p)
+                elif which == 1:
+                    like = jax.ShapeDtypeStruct((), p.dtype)
+                return jnp.zeros_like(like, dtype=dtype or numerics.default_float())
+
+            return jax.tree.map(leaf, params)
+
+        return FactoredSquaresState(zeros(0), zeros(1), jnp.zeros([], jnp.int32))
+
+    def update(gradient: Tree, state: FactoredSquaresState, step: Step, first: Reading | None):
+        check_gradient(gradient, jax.tree.map(leaf_of, state.rows, state.columns))
+        entry = gradient if first is None or first.entry is None else first.entry
+        count = increment(state.count)
+        span = span_of(count, step)
+        before = span - 1.0
+        floor = None if clamped else step["eps"]
+
+        def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
+            if floor is not None:
+                new = lax.add(new, floor)
+            # The division keeps XLA from computing the average once more wherever it is read, for
+            # which it would copy what it overwrites.
+            mixed = lax.add(numerics.scaled(before, numerics.widen(old)), new)
+            return numerics.cast(lax.div(mixed, span), old.dtype)
+
+        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+            pair = factored_axes(g.shape)
+            if pair is None:
+                return averaged(rows, numerics.abs_square(numerics.widen(g))), columns
+            # Two squares for two sums: one that both read would be stored, as large as the leaf.
+            along_rows = mean_square(g, pair[1])
+            along_columns = mean_square(lax.optimization_barrier(g), pair[0])
+            return averaged(rows, along_rows), averaged(columns, along_columns)
+
+        both = jax.tree.map(leaf, entry, state.rows, state.columns)
+        rows, columns = (jax.tree.map(lambda g, x, i=i: x[i], entry, both) for i in (0, 1))
+        return FactoredSquaresState(rows, columns, count)
+
+    def read(state: FactoredSquaresState, gradient: Tree, step: Step) -> Reading:
+        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, Any]:
+            rows, columns = numerics.widen(rows), numerics.widen(columns)
+            pair = factored_axes(g.shape)
+            least = least_root(g, step) if clamped else None
+            if pair is None:
+                return (rows if least is None else lax.max(rows, least * least)), ()
+            first_axis, second_axis = pair
+            place = first_axis - (second_axis < first_axis)  # of the first axis in rows
+            mean = numerics.scaled(
+                numerics.scalar(1.0 / rows.shape[place]), lax.reduce_sum(rows, (place,))
+            )
+            under = numerics.nonzero(mean) if least is None else lax.max(mean, least)
+            row_shares = lax.div(rows, spread(under, rows.shape, place))
+            second = lax.mul(
+                spread(row_shares, g.shape, second_axis), spread(columns, g.shape, first_axis)
+            )
+            if least is not None:
+                return lax.max(second, least * least), ()
+            # Roots of small arrays leave two multiplications an element, which XLA computes
+            # wherever they are needed instead of storing the whole matrix.
+            row_factor = lax.div(
+                spread(numerics.root(mean), rows.shape, place), numerics.root(rows)
+            )
+            column_root = numerics.root(columns)
+            column_factor = lax.div(lax.full_like(column_root, 1), column_root)
+            return second, (
+                spread(row_factor, g.shape, second_axis),
+                spread(column_factor, g.shape, first_axis),
+            )
+
+        both = jax.tree.map(leaf, gradient, state.rows, state.columns)
+        raw, factors = (jax.tree.map(lambda g, x, i=i: x[i], gradient, both) for i in (0, 1))
+        return Reading(raw, inverse_root=factors)
+
+    def span_of(count: jax.Array, step: Step) -> jax.Array:
+        """1 / (1 - b_t): over how many steps the average reaches, as it were."""
+        counted = lax.max(count - jnp.asarray(offset, count.dtype), jnp.ones_like(count))
+        span = lax.pow(numerics.scalar(counted), step["decay_rate"])
+        return span if max_b2 is None else lax.min(span, 1.0 / (1.0 - step["max_b2"]))
+
+    def least_root(g: jax.Array, step: Step) -> jax.Array:
+        return numerics.scalar(jnp.finfo(g.dtype).eps) if eps is None else step["eps"]
+
+    def leaf_of(rows: jax.Array, columns: jax.Array) -> jax.ShapeDtypeStruct:
+        """The parameter to which the factors belong."""
+        have = rows.shape, columns.shape
+        candidates = [rows.shape]
+        if columns.ndim:
+            places = range(rows.ndim + 1)
+            candidates = [
+                (*rows.shape[:i], size, *rows.shape[i:]) for i in places for size in columns.shape
+            ]
+        for shape in candidates:
+            if shapes_of(shape) == have:
+                return jax.ShapeDtypeStruct(shape, rows.dtype)
+        raise ValueError(
+            f"the state has factors of the shapes {have}, which another factorization made: keep "
+            "min_dim_size_to_factor, axes and factored as they were, or start with tx.init(params)."
+        )
+
+    return Part("factored_squares", declared, init, update, read)
+
+
+def two_axes(shape: Shape, smallest: int, axes: str) -> tuple[int, int] | None:
+    """The axes over which a leaf is factored, or None for a leaf that is not."""
+    if len(shape) < 2:
+        return None
+    order = np.argsort(shape)  # as optax, also where sizes are equal
+    pair = (len(shape) - 2, len(shape) - 1) if axes == "last" else (int(order[-2]), int(order[-1]))
+    return pair if min(shape[axis] for axis in pair) >= smallest else None
+
+
+def mean_square(g: jax.Array, axis: int) -> jax.Array:
+    """The mean of |g|^2 along one axis."""
+    total = lax.reduce_sum(numerics.abs_square(numerics.widen(g)), (axis,))
+    return numerics.scaled(numerics.scalar(1.0 / g.shape[axis]), total)
+
+
+def spread(x: jax.Array, shape: Shape, missing: int) -> jax.Array:
+    """``x`` repeated along the one axis that it lacks."""
+    kept = tuple(axis for axis in range(len(shape)) if axis != missing)
+    return lax.broadcast_in_dim(x, shape, kept)
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]

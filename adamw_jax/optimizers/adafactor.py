@@ -1,0 +1,246 @@
+"""Adafactor: adaptive steps for hardly any memory, as a list of stages.
+
+    V_ij = R_i C_j / mean(R)                               R, C: means of g^2 by row and column
+    u = g / sqrt(V);  u <- u / max(1, RMS(u) / d)
+    theta <- theta - max(min_scale, RMS(theta)) min(1e-2, 1 / sqrt(t)) u
+
+Shazeer & Stern, ICML 2018, arXiv 1804.04235.
+
+>>> [spec.name for spec in adafactor().specs][1:]
+['precondition', 'clip_by_rms', 'scale_by_parameter_rms', 'scale_by_relative_step']
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax import effective_decay as behind
+from adamw_jax.checks import one_of, switch
+from adamw_jax.compose import Composed, compose
+from adamw_jax.decay import FORMS, decoupled_decay
+from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.moments import estimate_moments, no_moment, precondition
+from adamw_jax.moments.correction import CONVENTIONS
+from adamw_jax.moments.factored import factored_squares
+from adamw_jax.optimizers.common import Common, finish, moving_rules, refuse, split, unpack
+from adamw_jax.optimizers.registry import register
+from adamw_jax.parameter_scale import scale_by_parameter_rms
+from adamw_jax.relative_step import LARGEST, scale_by_relative_step, slow_start
+from adamw_jax.stage import Stage
+from adamw_jax.update_clipping import clip_by_rms
+from adamw_jax.update_momentum import average_updates
+
+DECAYS = (*FORMS, "raw_learning_rate")
+
+
+def scale_by_adafactor(
+    decay_rate: ScalarOrSchedule = 0.8,
+    eps: ScalarOrSchedule | None = 1e-30,
+    min_scale: ScalarOrSchedule = 1e-3,
+    clipping_threshold: ScalarOrSchedule | None = 1.0,
+    *,
+    multiply_by_parameter_scale: bool = True,
+    min_dim_size_to_factor: int = 128,
+    axes: str = "last",
+    eps_form: str = "added",
+    factored: bool = True,
+    decay_offset: int = 0,
+    max_b2: ScalarOrSchedule | None = None,
+    state_dtype: Any = None,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+) -> Composed:
+    """Adafactor's direction, clipped and scaled: gradient in, direction out.
+
+    Arguments as for ``adafactor``; with ``multiply_by_parameter_scale`` it needs the parameters.
+    """
+    one_of("convention", bias_correction, CONVENTIONS)  # either: there is no bias to correct
+    why = "has a second moment without bias, which amsgrad would store whole"
+    refuse("adafactor", why, amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
+    switch("multiply_by_parameter_scale", multiply_by_parameter_scale)
+    squares = factored_squares(
+        decay_rate,
+        eps,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        axes=axes,
+        eps_form=eps_form,
+        factored=factored,
+        decay_offset=decay_offset,
+        max_b2=max_b2,
+        dtype=storage_dtype("state_dtype", state_dtype),
+    )
+    return compose(
+        estimate_moments(no_moment(), squares),
+        precondition(None),
+        None if clipping_threshold is None else clip_by_rms(clipping_threshold),
+        scale_by_parameter_rms(min_scale) if multiply_by_parameter_scale else None,
+    )
+
+
+@register(
+    title="Adafactor",
+    equation="V = R C^T / mean(R);  u = g / sqrt(V) / max(1, RMS(g / sqrt(V)) / clipping_threshold)"
+    ";  theta <- theta - max(min_scale, RMS(theta)) min(1e-2, 1 / sqrt(t)) u",
+    citation="Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, "
+    "ICML 2018",
+    arxiv="1804.04235",
+    direction=scale_by_adafactor,
+    scope="leaf",
+    state_values=1,
+    differs="with a learning rate as optax.adafactor, but for leaves of three and more axes, "
+    "factored over the last two as in the authors' code (axes=\"largest\" is optax's), and for "
+    "decay, multiplied by the effective learning rate (decay=\"fixed\" is optax's and T5X's). "
+    'PyTorch\'s form: relative_step=True, eps=None, eps_form="clamped", '
+    'decay="raw_learning_rate", min_dim_size_to_factor=1; Keras\': relative_step=True, '
+    "min_dim_size_to_factor=1.",
+    twin="adafactor",
+    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
+)
+def adafactor(
+    learning_rate: ScalarOrSchedule | None = None,
+    decay_rate: ScalarOrSchedule = 0.8,
+    eps: ScalarOrSchedule | None = 1e-30,
+    min_scale: ScalarOrSchedule = 1e-3,
+    clipping_threshold: ScalarOrSchedule | None = 1.0,
+    b1: ScalarOrSchedule | None = None,
+    mu_dtype: Any = None,
+    *,
+    relative_step: bool | None = None,
+    warmup_init: bool = False,
+    multiply_by_parameter_scale: bool = True,
+    min_dim_size_to_factor: int = 128,
+    axes: str = "last",
+    eps_form: str = "added",
+    factored: bool = True,
+    decay_offset: int = 0,
+    max_b2: ScalarOrSchedule | None = None,
+    decay: str = "learning_rate",
+    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+) -> Composed:
+    """Adafactor: Adam's scaling from the row and column means of the squared gradients.
+
+    Args:
+      learning_rate: None for the relative step ``min(1e-2, 1 / sqrt(t))`` (paper); or a number,
+        schedule, or object that carries several (``one_cycle(...)``), which takes its place.
+      decay_rate: exponent in (0, 1] of the second moment's decay ``1 - t^-decay_rate``; 0.8.
+      eps: added to the squared gradient; 1e-30 (paper's eps1).
+      min_scale: what the scale of a parameter is at least; 1e-3 (paper's eps2).
+      clipping_threshold: d >= 1, the largest root mean square of a leaf's direction; 1. None for no
+        clipping.
+      b1: decay rate of a moving average of the updates, in [0, 1): momentum behind the learning
+        rate, without bias correction (as in the authors' code). None, the default, for none.
+      mu_dtype: storage dtype of that average; None for ``state_dtype``.
+      relative_step: True makes a given learning rate the cap of the relative step,
+        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras); None, only where none is given.
+      warmup_init: start the relative step slowly, ``min(1e-6 t, 1 / sqrt(t))``.
+      multiply_by_parameter_scale: multiply the step by ``max(min_scale, RMS(theta))``, leaf by
+        leaf; False for steps of an absolute size.
+      min_dim_size_to_factor: what both factored axes measure at least; 128 as in optax and T5X,
+        where the paper has 1. Smaller leaves keep their whole second moment.
+      axes: factor over the ``"last"`` two axes or the two ``"largest"``.
+      eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds; see ``factored_squares``.
+      factored: False keeps every second moment whole.
+      decay_offset: t of ``decay_rate`` counts from the step after this one.
+      max_b2: what the decay rate of the second moment is at most, such as 0.999; None for no bound.
+      decay: what multiplies ``weight_decay theta``: ``"learning_rate"``, the effective one with
+        relative step and parameter scale; ``"raw_learning_rate"``, as it is given (PyTorch);
+        ``"fixed"``, nothing (optax, T5X); ``"schedule"``, lr_t/lr_0; ``"proximal"``, division by
+        1 plus the effective one. It never enters the momentum.
+
+    Returns:
+      The transformation; its state has n + m values for a factored n x m matrix, one per parameter
+      for other leaves, and one more per parameter with ``b1``.
+    """
+    learning_rate, b1, _, common = unpack(learning_rate, b1, None, common)
+    mu_dtype = storage_dtype("mu_dtype", mu_dtype)
+    if mu_dtype is not None and b1 is None:
+        raise ValueError("mu_dtype is the storage of a momentum, and there is none: give b1.")
+    learning_rate, relative = _rate(learning_rate, relative_step, warmup_init)
+    direction, rest = split(common)
+    weight_decay, mask = rest.pop("weight_decay", None), rest.pop("mask", None)
+    decayed = _decay(
+        decay,
+        weight_decay,
+        learning_rate,
+        mask,
+        relative,
+        base_learning_rate=rest.pop("base_learning_rate", None),
+        rules=moving_rules(rest.get("rules")),
+    )
+    return compose(
+        finish(
+            scale_by_adafactor(
+                decay_rate,
+                eps,
+                min_scale,
+                clipping_threshold,
+                multiply_by_parameter_scale=multiply_by_parameter_scale,
+                min_dim_size_to_factor=min_dim_size_to_factor,
+                axes=axes,
+                eps_form=eps_form,
+                factored=factored,
+                decay_offset=decay_offset,
+                max_b2=max_b2,
+                **direction,
+            ),
+            learning_rate,
+            mask=None if decayed is not None and rest.get("l2") is None else mask,
+            step=scale_by_relative_step(learning_rate) if relative else None,
+            **rest,
+        ),
+        None if b1 is None else average_updates(b1, dtype=mu_dtype or direction.get("state_dtype")),
+        decayed,
+    )
+
+
+def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> tuple[Any, bool]:
+    """The learning rate, and whether it caps a relative step."""
+    switch("warmup_init", warmup_init)
+    if relative_step is not None:
+        switch("relative_step", relative_step)
+    if learning_rate is not None:
+        if warmup_init:
+            raise ValueError(
+                "warmup_init=True starts the relative step of learning_rate=None slowly: leave the "
+                "learning rate out, or give a schedule that warms up."
+            )
+        return learning_rate, bool(relative_step)
+    if relative_step is False:
+        raise ValueError(
+            "relative_step=False leaves no learning rate: give one, or leave relative_step out."
+        )
+    return slow_start if warmup_init else LARGEST, True
+
+
+def _decay(
+    form: str,
+    weight_decay: Any,
+    learning_rate: Any,
+    mask: Any,
+    relative: bool,
+    *,
+    base_learning_rate: Any,
+    rules: Any,
+) -> Stage | None:
+    one_of("decay", form, DECAYS)
+    if weight_decay is None:
+        return None
+    if form in behind.FORMS:
+        return behind.effective_decay(
+            weight_decay, learning_rate, mask, form, relative=relative, rules=rules
+        )
+    if form == "schedule" and relative:
+        raise ValueError(
+            'decay="schedule" follows a learning-rate schedule, and the relative step is none: '
+            'take decay="learning_rate" or decay="fixed".'
+        )
+    return decoupled_decay(
+        weight_decay,
+        mask,
+        form,
+        learning_rate=learning_rate if form == "schedule" else None,
+        base_learning_rate=base_learning_rate,
+        rules=rules,
+    )

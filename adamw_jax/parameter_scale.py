@@ -1,0 +1,58 @@
+"""Steps relative to the parameters: a leaf moves by a share of its own root mean square.
+
+    u <- max(min_scale, RMS(theta)) u                        RMS over the whole leaf
+
+``min_scale`` is what lets a leaf of zeros leave zero. Shazeer & Stern, ICML 2018, arXiv 1804.04235,
+section 8.
+
+>>> import jax.numpy as jnp
+>>> stage = scale_by_parameter_rms(1e-3)
+>>> u, theta = jnp.array([1.0, -1.0]), jnp.array([2.0, -2.0])
+>>> stage.update(u, stage.init(theta), theta)[0]
+Array([ 2., -2.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.update_clipping import rms
+
+Tree = Any
+
+SIGNAL = "parameter_scale"
+"""The signal with the factor of every leaf, for a decay that is scaled like the step."""
+
+
+def scale_by_parameter_rms(min_scale: ScalarOrSchedule = 1e-3) -> Stage:
+    """Multiplies the direction of every leaf by the root mean square of the parameter.
+
+    Args:
+      min_scale: what the factor is at least, >= 0; 1e-3 (paper's eps2).
+
+    Returns:
+      A stage *direction -> direction*, without state; it needs the parameters and sees leaves
+      whole.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        factors = jax.tree.map(lambda p: lax.max(rms(p), step["min_scale"]), step.params)
+        step.signals[SIGNAL] = factors
+        return jax.tree.map(
+            lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction
+        ), state
+
+    return stage(
+        "scale_by_parameter_rms",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declare(min_scale=min_scale),
+        needs_params=True,
+    )

@@ -1,0 +1,55 @@
+"""Update clipping: the direction of a leaf is no longer than its root mean square allows.
+
+    u <- u / max(1, RMS(u) / clipping_threshold)             RMS(u) = sqrt(mean |u|^2), leaf by leaf
+
+It guards against a second moment that lags behind gradients that grow. Shazeer & Stern, ICML 2018,
+arXiv 1804.04235, section 6.
+
+>>> import jax.numpy as jnp
+>>> stage = clip_by_rms(1.0)
+>>> u = jnp.array([3.0, -1.0, 1.0, 3.0])
+>>> stage.update(u, stage.init(u))[0].round(4)
+Array([ 1.3416, -0.4472,  0.4472,  1.3416], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax import numerics
+from adamw_jax.gradients import square_norm
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
+    """Scales every leaf of the direction down to a root mean square of ``clipping_threshold``.
+
+    Args:
+      clipping_threshold: largest root mean square d, >= 1; 1 (paper).
+
+    Returns:
+      A stage *direction -> direction*, without state. It sees leaves whole.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        def leaf(u: jax.Array) -> jax.Array:
+            size = rms(u)
+            factor = 1.0 / lax.max(jnp.ones_like(size), size / step["clipping_threshold"])
+            return numerics.scaled(factor, numerics.widen(u))
+
+        return jax.tree.map(leaf, direction), state
+
+    declared = declare(clipping_threshold=clipping_threshold)
+    return stage("clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared)
+
+
+def rms(x: jax.Array) -> jax.Array:
+    """The root mean square of a leaf as a scalar, with a gradient of 0 where it is 0."""
+    return numerics.root(square_norm(x) * (1.0 / max(x.size, 1)))
