@@ -158,7 +158,7 @@ def test_decay_rate_of_the_second_moment() -> None:
     assert moments(max_b2=0.5) == expected(b2, 0.5, 0.5)
     assert moments(decay_offset=1)[1:] == [0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match=r"decay_rate must be a number in \(0, 1\]"):
-        moments(decay_rate=0.0) if False else adafactor(decay_rate=0.0)
+        adafactor(decay_rate=0.0)
 
 
 def test_restarted_moments_forget() -> None:

@@ -232,12 +232,12 @@ def _stretch(
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def lane(carry: Any, numbers: Any, carriers: Any, order: jax.Array) -> Any:
-        tx = recipe.build(Carrier(*carriers), numbers)
+        tx = optax.with_extra_args_support(recipe.build(Carrier(*carriers), numbers))
 
         def step(carry: Any, batch: jax.Array) -> Any:
             params, state = carry
             loss, gradient = jax.value_and_grad(loss_of)(params, inputs[batch], labels[batch])
-            updates, state = tx.update(gradient, state, params)
+            updates, state = tx.update(gradient, state, params, value=loss)
             return (optax.apply_updates(params, updates), state), loss
 
         carry, losses = jax.lax.scan(step, carry, order)

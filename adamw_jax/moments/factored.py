@@ -129,7 +129,7 @@ def factored_squares(
         return FactoredSquaresState(zeros(0), zeros(1), jnp.zeros([], jnp.int32))
 
     def update(gradient: Tree, state: FactoredSquaresState, step: Step, first: Reading | None):
-        check_gradient(gradient, jax.tree.map(leaf_of, state.rows, state.columns))
+        check_gradient(gradient, fitting(gradient, state))
         entry = gradient if first is None or first.entry is None else first.entry
         count = increment(state.count)
         span = span_of(count, step)
@@ -177,11 +177,13 @@ def factored_squares(
             if least is not None:
                 return lax.max(second, least * least), ()
             # Roots of small arrays leave two multiplications an element, which XLA computes
-            # wherever they are needed instead of storing the whole matrix.
+            # wherever they are needed instead of storing the whole matrix. A row or column that
+            # never had a gradient has factor 1: two inverse roots of 0 would overflow.
             row_factor = lax.div(
-                spread(numerics.root(mean), rows.shape, place), numerics.root(rows)
+                spread(numerics.root(mean), rows.shape, place),
+                numerics.root(numerics.nonzero(rows)),
             )
-            column_root = numerics.root(columns)
+            column_root = numerics.root(numerics.nonzero(columns))
             column_factor = lax.div(lax.full_like(column_root, 1), column_root)
             return second, (
                 spread(row_factor, g.shape, second_axis),
@@ -201,22 +203,28 @@ def factored_squares(
     def least_root(g: jax.Array, step: Step) -> jax.Array:
         return numerics.scalar(jnp.finfo(g.dtype).eps) if eps is None else step["eps"]
 
-    def leaf_of(rows: jax.Array, columns: jax.Array) -> jax.ShapeDtypeStruct:
-        """The parameter to which the factors belong."""
-        have = rows.shape, columns.shape
-        candidates = [rows.shape]
-        if columns.ndim:
-            places = range(rows.ndim + 1)
+    def fitting(gradient: Tree, state: FactoredSquaresState) -> Tree:
+        """The parameters given to ``init``, as far as the factors tell."""
+
+        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.ShapeDtypeStruct:
+            have, places = (rows.shape, columns.shape), range(rows.ndim + 1)
             candidates = [
-                (*rows.shape[:i], size, *rows.shape[i:]) for i in places for size in columns.shape
+                g.shape,  # first, since two shapes may have the same factors
+                rows.shape,
+                *((*rows.shape[:i], n, *rows.shape[i:]) for i in places for n in columns.shape),
             ]
-        for shape in candidates:
-            if shapes_of(shape) == have:
-                return jax.ShapeDtypeStruct(shape, rows.dtype)
-        raise ValueError(
-            f"the state has factors of the shapes {have}, which another factorization made: keep "
-            "min_dim_size_to_factor, axes and factored as they were, or start with tx.init(params)."
-        )
+            for shape in candidates:
+                if shapes_of(shape) == have:
+                    return jax.ShapeDtypeStruct(shape, rows.dtype)
+            raise ValueError(
+                f"the state has factors of the shapes {have}, which another factorization made: "
+                "keep min_dim_size_to_factor, axes and factored as they were, or start with "
+                "tx.init(params)."
+            )
+
+        if jax.tree.structure(gradient) != jax.tree.structure(state.rows):
+            return state.rows
+        return jax.tree.map(leaf, gradient, state.rows, state.columns)
 
     return Part("factored_squares", declared, init, update, read)
 

@@ -88,10 +88,14 @@ def decays(name: str) -> bool:
 
 
 def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict[str, float]:
-    """The keyword arguments of this optimizer; None where a number is left to it."""
+    """The keyword arguments of this optimizer; None where a number is left to it.
+
+    What has no default, such as the longest step of ``clipped_sgd``, is the registry's example.
+    """
     numbers = {"weight_decay": weight_decay, "b2": b2}
     takes = _arguments(name)
-    return {k: v for k, v in numbers.items() if v is not None and k in takes}
+    given = {k: v for k, v in numbers.items() if v is not None and k in takes}
+    return {**info(name.removeprefix(PREFIX)).example, **given}
 
 
 def _arguments(name: str) -> Mapping[str, inspect.Parameter]:

@@ -75,7 +75,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
         params, inner = state
         loss, gradient = jax.value_and_grad(loss_of)(params, *batch)
         tx = create(s.optimizer, learning_rate.astype(jnp.float32), **numbers)
-        updates, inner = tx.update(gradient, inner, params)
+        updates, inner = tx.update(gradient, inner, params, value=loss)
         return (optax.apply_updates(params, updates), inner), loss
 
     runner.progress.begin(task.title, len(s.seeds))
