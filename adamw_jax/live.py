@@ -4,7 +4,6 @@ The code wins unless the user pinned a value: a pinned value stands over a numbe
 alike until it is cleared, across restores of the state, and none of this recompiles a step.
 
 >>> import jax.numpy as jnp
-import numpy as np
 >>> from adamw_jax import adamw
 >>> state = adamw(1e-3).init(jnp.zeros(2))
 >>> state = set_hyperparams(state, learning_rate=3e-4)

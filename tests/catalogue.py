@@ -1,8 +1,7 @@
 """The shared table of what the tests run: every optimizer of the registry, and its variants.
 
 A new optimizer enters every table by being registered. Its variants follow from its signature:
-each switch is flipped, each choice taken, each optional number given. A choice between words that
-no row of ``CHOICES`` lists fails ``test_every_choice_is_known``.
+each switch is flipped, each choice taken, each optional number given.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import adamw_jax
 from adamw_jax.decay import FORMS
 from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.moments.delayed import NUMERATORS
+from adamw_jax.moments.factored import AXES, EPS_FORMS
 from adamw_jax.moments.friction import VARIANTS as FRICTIONS
 from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.amsgrad import MAXIMA
@@ -31,6 +31,8 @@ CHOICES = {
     "bias_correction": CONVENTIONS,
     "below": FALLBACKS,
     "maximum": MAXIMA,
+    "axes": AXES,
+    "eps_form": EPS_FORMS,
     "numerator": NUMERATORS,
     "variant": FRICTIONS,
 }
@@ -51,10 +53,14 @@ NUMBERS = {
 FACTORED = ("adafactor",)
 """Optimizers whose state is not shaped like the parameters, and smaller."""
 
-SHARED = ("weight_decay", "l2", "decay", "state_dtype")
-"""Common keywords that act outside the direction: they vary for the ``REPRESENTATIVES`` alone."""
+SHARED = (
+    *("weight_decay", "l2", "decay", "state_dtype", "amsgrad", "rectify", "eps_hat"),
+    "bias_correction",
+)
+"""Common keywords, which are the same stages everywhere: they vary for the ``REPRESENTATIVES``; in
+the others ``test_combinations`` has them."""
 
-REPRESENTATIVES = ("adam", "adamw", "sgdw")
+REPRESENTATIVES = ("adam", "adamax", "adamw", "radam", "sgdw")
 
 DTYPES = {"mu_dtype": jnp.bfloat16, "state_dtype": jnp.bfloat16}
 

@@ -18,7 +18,7 @@ def exponent(value: float, case: Case) -> Options:
     return {"decay_rate": -value}
 
 
-SMALL = {"min_dim_size_to_factor": 1}
+SMALL: dict[str, Any] = {"min_dim_size_to_factor": 1}
 """The recorded matrices are small, and factored."""
 
 FAIRSEQ: dict[str, Name] = {

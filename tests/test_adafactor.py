@@ -33,8 +33,8 @@ from adamw_jax.update_momentum import average_updates
 from benchmarks import hlo
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, run
 
-SMALL = {"min_dim_size_to_factor": 1}
-PLAIN = {"multiply_by_parameter_scale": False, "clipping_threshold": None}
+SMALL: dict[str, Any] = {"min_dim_size_to_factor": 1}
+PLAIN: dict[str, Any] = {"multiply_by_parameter_scale": False, "clipping_threshold": None}
 
 sizes = st.floats(0.125, 8.0, width=32)
 rows = st.lists(sizes, min_size=4, max_size=4)

@@ -1,4 +1,12 @@
-"""AdaBelief: Adam divided by the deviation from its own first moment, as a list of stages."""
+"""AdaBelief: Adam divided by the deviation from its own first moment, as a list of stages.
+
+    s = b2 s + (1 - b2) (g - m)^2 + eps_root;   theta <- theta - lr m_hat / (sqrt(s_hat) + eps)
+
+Zhuang et al., NeurIPS 2020, arXiv 2010.07468.
+
+>>> adabelief(1e-3).specs[-1].name
+'scale_by_learning_rate'
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Adam, and AdamW: Adam with decoupled weight decay, as lists of stages."""
+"""Adam, and AdamW: Adam with decoupled weight decay, as lists of stages.
+
+    m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
+    theta <- theta - lr (m_hat / (sqrt(v_hat) + eps) + weight_decay theta)
+
+Kingma & Ba 2014, arXiv 1412.6980; Loshchilov & Hutter, arXiv 1711.05101.
+
+>>> [spec.name for spec in adamw(1e-3).specs][3:]
+['decoupled_decay', 'scale_by_learning_rate']
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""AdaMax: Adam with the infinity norm in place of the second moment, as a list of stages."""
+"""AdaMax: Adam with the infinity norm in place of the second moment, as a list of stages.
+
+    u = max(b2 u, |g| + eps);   theta <- theta - lr m_hat / u
+
+Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2.
+
+>>> adamax(1e-3).specs[-1].name
+'scale_by_learning_rate'
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""AMSGrad, in the four forms that are in use, as lists of stages."""
+"""AMSGrad, in the four forms that are in use, as lists of stages.
+
+    v_max = max(v_max, v);   theta <- theta - lr m_hat / (sqrt(v_max / (1 - b2^t)) + eps)
+
+Reddi, Kale & Kumar, ICLR 2018, arXiv 1904.09237.
+
+>>> amsgrad(1e-3).specs[1].name
+'amsgrad_max'
+"""
 
 from __future__ import annotations
 

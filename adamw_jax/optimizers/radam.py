@@ -1,4 +1,12 @@
-"""RAdam: Adam with the variance of its step rectified, as a list of stages."""
+"""RAdam: Adam with the variance of its step rectified, as a list of stages.
+
+    theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps)        r_t: see ``rectify_variance``
+
+Liu et al., ICLR 2020, arXiv 1908.03265.
+
+>>> [spec.name for spec in radam(1e-3).specs][2]
+'rectify_variance'
+"""
 
 from __future__ import annotations
 

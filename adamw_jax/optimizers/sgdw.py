@@ -1,4 +1,12 @@
-"""SGD with momentum and decoupled weight decay, as a list of stages."""
+"""SGD with momentum and decoupled weight decay, as a list of stages.
+
+    m <- momentum m + g;   theta <- theta - lr (m + weight_decay theta)
+
+Loshchilov & Hutter, arXiv 1711.05101, Algorithm 1.
+
+>>> [spec.name for spec in sgdw(0.1).specs]
+['estimate_moments', 'precondition', 'scale_by_learning_rate']
+"""
 
 from __future__ import annotations
 
