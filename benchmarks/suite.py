@@ -77,6 +77,29 @@ def _sections() -> dict[str, Section]:
         sections[f"adamw-{tree}"] = _rule(tree, "adamw", "ours:adamw", *torch)
         sections[f"amsgrad-{tree}"] = _rule(tree, "amsgrad", OUR_AMSGRAD, "ours:amsgrad")
         sections[f"radam-{tree}"] = _rule(tree, "radam", OUR_RADAM, "ours:radam")
+    for rule, ours, limit, scratch in (
+        ("adan", "ours:adan", 1.0, 1.0),
+        ("lamb", "ours:lamb", 0.65, 4.01),
+        ("adafactor", "ours:adafactor(1e-3)", 0.85, 4.0),
+        ("lars", "ours:lars", 1.0, 1.0),
+    ):
+        sections[f"{rule}-resnet50"] = Section(
+            f"{rule}, resnet50",
+            ("step", "--tree", "resnet50", f"optax:{rule}", ours, f"again=optax:{rule}"),
+            (
+                Bound(ours, f"optax:{rule}", limit),
+                Bound(ours, None, scratch, "scratch_per_param"),
+            ),
+        )
+    sections["others-resnet50"] = Section(
+        "optimizers that optax does not have, against adamw, resnet50",
+        (
+            *("step", "--tree", "resnet50", "ours:adamw", "ours:pnm", "ours:adapnm", "ours:acprop"),
+            *("ours:diffgrad", "ours:generalized_signsgd", "ours:padam", "ours:gadam"),
+            *("ours:clipped_sgd(max_step=1.0)", "ours:normalized_sgd"),
+        ),
+        (),
+    )
     tail, optax_tail = "ours:adamw+lookahead", "optax:adamw+lookahead"
     sections["lookahead"] = Section(
         "Lookahead(AdamW), averaged over its period of 5, resnet50",
