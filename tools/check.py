@@ -18,6 +18,7 @@ STEPS = {
     "format": (PYTHON, "-m", "ruff", "format", "--check", "."),
     "types": (PYTHON, "-m", "pyright", "--pythonpath", PYTHON),
     "table": (PYTHON, "tools/readme_table.py", "--check"),
+    "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),
     "notebooks": (PYTHON, "tools/run_notebooks.py"),
