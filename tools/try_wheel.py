@@ -25,8 +25,9 @@ folder = pathlib.Path(aj.__file__).parent
 assert folder.is_relative_to(sys.prefix), f"not the wheel but {folder}"
 assert (folder / "py.typed").exists(), "py.typed is missing"
 for name in aj.list_optimizers():
-    tx, params = aj.create("lookahead_" + name, 1e-3), {"w": jnp.ones(3)}
-    updates, _ = tx.update(params, tx.init(params), params)
+    tx = aj.create("lookahead_" + name, 1e-3, **aj.info(name).example)
+    params = {"w": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params, value=1.0)
     assert bool(jnp.isfinite(updates["w"]).all()), name
 print(f"   Python {sys.version.split()[0]}, jax {jax.__version__}: the wheel works")
 """
