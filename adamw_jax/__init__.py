@@ -8,7 +8,6 @@ from adamw_jax.averaging import (
     lookahead,
     refresh_batch_stats,
 )
-from adamw_jax.clipping import clip_gradient, clip_step, normalize
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import decoupled_decay, l2_decay, normalized_decay
 from adamw_jax.interop import from_optax, to_optax
@@ -40,7 +39,6 @@ from adamw_jax.moments import (
     rectify_variance,
     restart_moments,
 )
-from adamw_jax.norms import scale_by_norm_estimate
 from adamw_jax.only import only
 from adamw_jax.optimizers import (
     OptimizerInfo,
@@ -95,6 +93,8 @@ from adamw_jax.optimizers import (
 )
 from adamw_jax.overview import summary
 from adamw_jax.rules import ParameterRules, Rule, parameter_rules
+from adamw_jax.scaling.clipping import clip_gradient, clip_step, normalize
+from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
 from adamw_jax.schedules import (
     OneCycle,
     Phase,

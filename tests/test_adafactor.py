@@ -26,10 +26,10 @@ from adamw_jax import (
 )
 from adamw_jax.moments.factored import factored_squares
 from adamw_jax.optimizers.adafactor import adafactor, scale_by_adafactor
-from adamw_jax.relative_step import scale_by_relative_step
 from adamw_jax.rules import Rule
-from adamw_jax.update_clipping import clip_by_rms, rms
-from adamw_jax.update_momentum import average_updates
+from adamw_jax.scaling.relative_step import scale_by_relative_step
+from adamw_jax.scaling.update_clipping import clip_by_rms, rms
+from adamw_jax.scaling.update_momentum import average_updates
 from benchmarks import hlo
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, run
 

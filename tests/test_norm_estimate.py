@@ -16,8 +16,8 @@ import optax
 import pytest
 
 from adamw_jax import hyperparams
-from adamw_jax.norms import scale_by_norm_estimate
 from adamw_jax.optimizers.norm_adaptive_sgd import norm_adaptive_sgd, scale_by_norm_adaptive_sgd
+from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
 from tests.catalogue import assert_close, assert_equal, assert_finite, run, sample_params
 
 STEPS, DIMENSION, REPETITIONS, DISTANCE = 1000, 10, 32, 5.0

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics
 from adamw_jax.checks import whole_number
+from adamw_jax.gradients import check_floating, check_gradient
 from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Moments
@@ -71,11 +71,12 @@ def estimate_moments(
         restart_period = whole_number("restart_period", restart_period)
 
     def init(params: Tree) -> MomentsState:
-        _check_floating(params, "parameter")
+        check_floating(params, "parameter")
         return MomentsState(first.init(params), second.init(params))
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
-        _check_gradient(gradient, state, step.params)
+        kept = [part.value for part in state if hasattr(part, "value")]
+        check_gradient(gradient, kept[0] if kept else step.params)
         if restart_period is not None:
             period = lax.full_like(step.count, restart_period)
             due = (lax.rem(step.count, period) == 0) & (step.count > 0)
@@ -124,38 +125,3 @@ def _joined(first: Part, second: Part) -> dict[str, Any]:
                 "different values; a first moment takes b1, a second b2."
             )
     return {**first.hyperparams, **second.hyperparams}
-
-
-def _check_floating(tree: Tree, what: str) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"the {what} {numerics.parameter_name(path)!r} has dtype {jnp.result_type(leaf)}; "
-                "only floating-point leaves can be optimized: keep it out of the tree or wrap the "
-                "optimizer in optax.masked."
-            )
-
-
-def _check_gradient(gradient: Tree, state: MomentsState, params: Tree | None) -> None:
-    """The gradients must fit the accumulators, which have the parameters' structure and shapes."""
-    _check_floating(gradient, "gradient of")
-    trees = [part.value for part in state if hasattr(part, "value")]
-    if not trees and params is None:
-        return
-    like = trees[0] if trees else params
-    if jax.tree.structure(gradient) != jax.tree.structure(like):
-        have, expected = numerics.leaf_names(gradient), numerics.leaf_names(like)
-        raise ValueError(
-            "the gradients do not have the structure of the parameters given to init: missing "
-            f"leaves {sorted(set(expected) - set(have))}, surplus leaves "
-            f"{sorted(set(have) - set(expected))}. Call init again for a changed tree; for "
-            "parameters without a gradient give zeros, or None in both trees."
-        )
-    for (path, g), p in zip(
-        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(like), strict=True
-    ):
-        if g.shape != p.shape:
-            raise ValueError(
-                f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the "
-                f"parameter given to init had {p.shape}. Call init again for a changed tree."
-            )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax import effective_decay as behind
 from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import FORMS, decoupled_decay
@@ -24,11 +23,12 @@ from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.moments.factored import factored_squares
 from adamw_jax.optimizers.common import Common, finish, moving_rules, refuse, split, unpack
 from adamw_jax.optimizers.registry import register
-from adamw_jax.parameter_scale import scale_by_parameter_rms
-from adamw_jax.relative_step import LARGEST, scale_by_relative_step, slow_start
+from adamw_jax.scaling import effective_decay as behind
+from adamw_jax.scaling.parameter_scale import scale_by_parameter_rms
+from adamw_jax.scaling.relative_step import LARGEST, scale_by_relative_step, slow_start
+from adamw_jax.scaling.update_clipping import clip_by_rms
+from adamw_jax.scaling.update_momentum import average_updates
 from adamw_jax.stage import Stage
-from adamw_jax.update_clipping import clip_by_rms
-from adamw_jax.update_momentum import average_updates
 
 DECAYS = (*FORMS, "raw_learning_rate")
 

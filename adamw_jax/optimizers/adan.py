@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.clipping import clip_gradient
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
@@ -27,6 +26,7 @@ from adamw_jax.moments import (
 )
 from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
+from adamw_jax.scaling.clipping import clip_gradient
 
 
 def scale_by_adan(

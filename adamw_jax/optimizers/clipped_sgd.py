@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.clipping import clip_step, normalize
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
 from adamw_jax.optimizers.sgdw import scale_by_sgdw
+from adamw_jax.scaling.clipping import clip_step, normalize
 
 _CITATION = (
     "Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of Generalized "

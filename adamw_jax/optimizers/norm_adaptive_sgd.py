@@ -14,9 +14,9 @@ from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.moments.correction import CONVENTIONS
-from adamw_jax.norms import scale_by_norm_estimate
 from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
 from adamw_jax.optimizers.registry import register
+from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
 
 
 def scale_by_norm_adaptive_sgd(

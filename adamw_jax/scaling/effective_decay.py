@@ -24,9 +24,9 @@ from adamw_jax import masks, numerics
 from adamw_jax.checks import one_of, switch
 from adamw_jax.decay import decay_factors
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.parameter_scale import SIGNAL
-from adamw_jax.relative_step import relative_step
 from adamw_jax.rules import ParameterRules
+from adamw_jax.scaling.parameter_scale import SIGNAL
+from adamw_jax.scaling.relative_step import relative_step
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any

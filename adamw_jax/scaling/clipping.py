@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.gradients import square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -31,11 +32,7 @@ _FLOOR = 1e-10
 
 def global_norm(tree: Tree) -> jax.Array:
     """The Euclidean norm over all leaves, in the default float dtype; 0 for an empty tree."""
-    squares = [
-        lax.reduce_sum(numerics.abs_square(numerics.widen(x)), tuple(range(x.ndim)))
-        for x in jax.tree.leaves(tree)
-    ]
-    return lax.sqrt(sum(squares, jnp.asarray(jnp.finfo(numerics.default_float()).tiny)))
+    return numerics.root(square_norm_of_tree(tree))
 
 
 def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:

@@ -21,8 +21,8 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.scaling.update_clipping import rms
 from adamw_jax.stage import Kind, Stage, Step, stage
-from adamw_jax.update_clipping import rms
 
 Tree = Any
 

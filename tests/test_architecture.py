@@ -1,0 +1,62 @@
+"""Imports run one way, as the diagram in the architecture page draws them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "adamw_jax"
+
+
+def _layers() -> list[list[str]]:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    diagram = re.search(r"```text\n(__init__\n.*?)```", text, re.S)
+    assert diagram
+    return [line.split() for line in diagram[1].splitlines()]
+
+
+LAYERS = _layers()
+LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
+
+
+def _imported(path: Path) -> set[str]:
+    """The rooms of the package that a file imports, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "adamw_jax":
+                found.add(parts[1] if parts[1] in LEVEL or parts[1] == "lab" else "__init__")
+    return found
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if _room(path) != "lab"]
+
+
+def test_every_room_is_drawn():
+    """A new file or folder has its place in the diagram, and nothing is drawn that is not there."""
+    assert {_room(path) for path in FILES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down(path):
+    """A file imports from its own room and from lines below; never from the lab."""
+    room = _room(path)
+    wrong = {
+        other for other in _imported(path) - {room} if other == "lab" or LEVEL[other] <= LEVEL[room]
+    }
+    assert not wrong, f"{room} may not import {sorted(wrong)}"
