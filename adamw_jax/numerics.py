@@ -7,6 +7,7 @@ leaves. What leaves an optimizer is cast back to the dtype of the gradient that 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -76,7 +77,27 @@ def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> j
     """
     tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
     x = lax.add(x, tiny if offset is None else offset + tiny)
-    return lax.sqrt(x) if power == 0.5 else lax.pow(x, lax.full_like(x, power))
+    return lax.sqrt(x) if power == 0.5 else power_of(x, lax.full_like(x, power))
+
+
+def power_of(x: jax.Array, power: jax.Array) -> jax.Array:
+    """``x**power`` of x > 0, which XLA vectorises on CPU where it does not its own power."""
+    return lax.exp(lax.mul(power, lax.log(x)))
+
+
+def after(x: Tree, count: jax.Array, *readers: Tree) -> Tree:
+    """``x``, written only when ``readers`` are: trees of its shape that read what it overwrites.
+
+    Without an order between the two XLA copies the donated array before it is overwritten. The
+    select always takes ``x``, since a step count is never negative, but XLA does not know that.
+    """
+    always = lax.ge(count, lax.full_like(count, 0))
+
+    def leaf(new: jax.Array, *arrays: jax.Array) -> jax.Array:
+        waited = [cast(lax.stop_gradient(a), new.dtype) for a in arrays]
+        return lax.select(always, new, functools.reduce(lax.add, waited))
+
+    return jax.tree.map(leaf, x, *readers)
 
 
 def nonzero(x: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ methods, Granziol et al., 2003.01247. The parameters go their way untouched, ``e
 the average. It pays with a high constant learning rate at the end and proper weight decay.
 
 A step moves the parameters, so those to be collected after it are taken at the begin of the next
-one, in a ``lax.cond``: between collections the average is neither read nor written.
+one, in a ``lax.cond``: between collections the average is neither read nor written. With period 1
+there is nothing to save, and a select spares the copies that a conditional costs.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params
@@ -105,6 +106,7 @@ def average_iterates(
     window = whole_number("window", window)
     one_of("kind", kind, KINDS)
     declared = declare(average_decay=decay) if kind == "ema" else {}
+    every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:
         mean = zeros(params)
@@ -124,13 +126,17 @@ def average_iterates(
                 return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
             return lax.add(mean, numerics.scaled(state.next.share, lax.sub(wide, mean)))
 
-        mean = lax.cond(
-            state.due,
-            lambda mean, params: jax.tree.map(collect, mean, params),
-            lambda mean, params: mean,
-            state.mean,
-            step.params,
-        )
+        def collected_into(mean: Tree, params: Tree) -> Tree:
+            return jax.tree.map(collect, mean, params)
+
+        if every_step:
+            new = collected_into(state.mean, step.params)
+            mean = jax.tree.map(lambda a, b: lax.select(state.due, a, b), new, state.mean)
+            update = numerics.after(update, step.count, mean)  # the parameters are read by both
+        else:
+            mean = lax.cond(
+                state.due, collected_into, lambda mean, _: mean, state.mean, step.params
+            )
         collected = lax.select(state.due, increment(state.collected), state.collected)
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)

@@ -111,5 +111,11 @@ def gradient_differences(
             change,
         )
 
+    def settle(state: DifferencesState, second: Any, step: Step) -> DifferencesState:
+        # Both averages read the previous gradient, which the present one overwrites.
+        squares = getattr(second, "value", None)
+        readers = [state.difference] if squares is None else [state.difference, squares]
+        return state._replace(previous=numerics.after(state.previous, step.count, *readers))
+
     declared = declare(b1=b1, b2=b2)
-    return Part("gradient_differences", declared, init, update, read, entry=entry)
+    return Part("gradient_differences", declared, init, update, read, entry=entry, settle=settle)

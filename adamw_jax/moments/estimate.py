@@ -88,6 +88,8 @@ def estimate_moments(
             entry = first.entry(state.first, gradient, step)
             first_reading = first_reading._replace(entry=entry)
         new_second = second.update(gradient, state.second, step, first_reading)
+        if first.settle is not None:
+            new_first = first.settle(new_first, new_second, step)
         record = Moments(
             gradient=gradient,
             count=increment(step.count),

@@ -54,7 +54,8 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
         power = 2.0 * step["partial"]
 
         def leaf(m: jax.Array, v: jax.Array, use: Any) -> jax.Array:
-            scale = lax.pow(lax.add(numerics.root(v), step["eps"]), power)
+            root = lax.add(numerics.root(v), step["eps"])
+            scale = numerics.power_of(root, power)
             m = m if factor is None else numerics.scaled(factor, m)
             return quotient(m, scale, use)
 

@@ -37,6 +37,8 @@ class Part(NamedTuple):
       magnitude: whether it is on the scale of |g| (only for second moments).
       entry: ``(state before the update, gradient, step) -> tree`` that the second moment squares in
         place of the gradient, or None (only for first moments).
+      settle: ``(state after the update, state of the second moment after its, step) -> state``, the
+        last word of a first moment whose arrays the second moment's entry reads, or None.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Part(NamedTuple):
     read: Callable[[Any, Tree, Step], Reading | None]
     magnitude: bool = False
     entry: Callable[[Any, Tree, Step], Tree] | None = None
+    settle: Callable[[Any, Any, Step], Any] | None = None
 
 
 class AverageState(NamedTuple):
