@@ -39,7 +39,7 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
 
     Returns:
       A stage *moments -> moments*, to stand first after ``estimate_moments``. At the first step,
-      which has no moment before it, the direction is the first moment, undivided.
+      which has no moment before it, the direction is the numerator, undivided.
 
     Raises:
       ValueError: a word is unknown, or (in ``update``) the recipe has no second moment, or one that
@@ -67,6 +67,6 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
         if numerator == "gradient":
             wide = jax.tree.map(numerics.widen, record.gradient)
             record = dataclasses.replace(record, numerator=wide)
-        return record.only_where(lax.bitwise_not(empty), "momentum"), state
+        return record.only_where(lax.bitwise_not(empty), "numerator"), state
 
     return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply)

@@ -121,16 +121,11 @@ def completed(direction: Tree, record: Moments) -> Tree:
         direction = jax.tree.map(
             lambda d, gain: numerics.scaled(gain, d), direction, leafwise(record.gain, direction)
         )
-    if record.adaptive is not None:
-        direction = jax.tree.map(
-            lambda use, d, m: _where(use, d, m if record.fallback == "momentum" else None),
-            leafwise(record.adaptive, direction),
-            direction,
-            record.first.value,
-        )
-    return direction
-
-
-def _where(use: jax.Array, direction: jax.Array, otherwise: jax.Array | None) -> jax.Array:
-    other = lax.full_like(direction, 0) if otherwise is None else otherwise
-    return jnp.where(use, direction, other)
+    if record.adaptive is None:
+        return direction
+    if record.fallback == "skip":
+        otherwise = jax.tree.map(lambda d: lax.full_like(d, 0), direction)
+    else:
+        kept = record.first if record.fallback == "momentum" else numerator(record)
+        otherwise = kept.value
+    return jax.tree.map(jnp.where, leafwise(record.adaptive, direction), direction, otherwise)

@@ -105,7 +105,8 @@ class Moments:
       gain: factor on the direction, a scalar, or a tree of scalars or arrays, or None.
       adaptive: False where the direction is not to be divided by the second moment (a scalar
         or a tree of scalars), or None for always.
-      fallback: what the direction is where not adaptive: ``"momentum"`` or ``"skip"``.
+      fallback: what the direction is where not adaptive: ``"momentum"``, ``"numerator"`` or
+        ``"skip"``.
     """
 
     is_moments_record: ClassVar[bool] = True
