@@ -50,8 +50,9 @@ def options_of(name: str) -> dict[str, Any]:
     return {"b2": 0.9} if "b2" in known else {}
 
 
-@pytest.mark.parametrize("preset", ["fastai_v1", "pytorch"])
-@pytest.mark.parametrize("name", WITH_MOMENTUM)
+@pytest.mark.parametrize(
+    ("name", "preset"), [("adam", "fastai_v1"), *((name, "pytorch") for name in WITH_MOMENTUM)]
+)
 def test_one_cycle_in_a_plain_chain_is_the_whole_optimizer(name: str, preset: str) -> None:
     """And that is not the optimizer with a momentum that stands still."""
     params, gradients = sample_params(), sample_gradients(STEPS)
