@@ -19,6 +19,7 @@ STEPS = {
     "types": (PYTHON, "-m", "pyright", "--pythonpath", PYTHON),
     "table": (PYTHON, "tools/readme_table.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
+    "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),
     "notebooks": (PYTHON, "tools/run_notebooks.py"),

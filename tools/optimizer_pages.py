@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import pathlib
 import sys
@@ -9,6 +10,7 @@ import sys
 import adamw_jax as aj
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "optimizers"
+PICTURES = FOLDER.parent / "results" / "pictures"  # by tools/optimizer_pictures.py
 
 
 def pages() -> dict[str, str]:
@@ -43,8 +45,41 @@ def _page(name: str) -> str:
         )
     recipe = row.factory(0.1, **row.example)
     lines += ["", "## Recipe", "", *(f"1. `{spec.name}`: {spec.kinds}" for spec in recipe.specs)]
-    lines += ["", "## Arguments", "", "```text", inspect.getdoc(row.factory) or "", "```", ""]
+    lines += ["", *_picture(row)]
+    lines += ["## Arguments", "", "```text", inspect.getdoc(row.factory) or "", "```", ""]
     return "\n".join(lines)
+
+
+def _picture(row: aj.OptimizerInfo) -> list[str]:
+    """The picture with the numbers that stand beside it; nothing while it is not drawn."""
+    if not (PICTURES / "numbers.csv").exists():
+        return []
+    with (PICTURES / "numbers.csv").open(encoding="utf-8", newline="") as file:
+        mine = {r["valley"]: r for r in csv.DictReader(file) if r["optimizer"] == row.name}
+    if not mine:
+        return []
+    said = {
+        valley: f"with learning rate {r['learning_rate']} the loss is {r['loss']} after "
+        f"{r['steps']} steps"
+        for valley, r in mine.items()
+    }
+    alt = (
+        f"Paths of {row.title} from a square towards the minimum, a star. On Rosenbrock's "
+        f"function {said['rosenbrock']}, in a noisy valley {said['noisy']}. Right: both losses."
+    )
+    return [
+        "## Path",
+        "",
+        f"![{alt}](../results/pictures/{row.name}.png)",
+        "",
+        "From the square towards the minimum, the star; the dot is the end. Left Rosenbrock's "
+        "function, in the middle a quadratic of condition number 25 whose place is drawn anew at "
+        "every step. The learning rate, on either, is the one of 11 from 0.0001 to 10 with the "
+        "smallest mean loss over the last tenth of the steps; all else is at its default. Two "
+        "numbers do not rank optimizers of networks. "
+        "[Numbers of all optimizers](../results/pictures/numbers.csv).",
+        "",
+    ]
 
 
 def main(arguments: list[str]) -> int:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from adamw_jax.lab.experiments import (
+    acprop,
+    adafactor,
+    adan,
     amsgrad,
+    clipping,
     compare,
     decay_scale,
     decoupled_decay,
+    diffgrad,
+    gadam,
+    koala,
     lookahead,
+    lookahead_variance,
     lr_find,
     one_cycle,
+    pnm,
     radam,
     reddi,
 )
@@ -28,8 +37,18 @@ DEMO = tuple(
 )
 """What ``adamw-jax demo`` runs, in this order."""
 
+PAPERS = tuple(
+    module.EXPERIMENT.name
+    for module in (
+        *(acprop, gadam, pnm, diffgrad, adafactor, adan, clipping, koala),
+        lookahead_variance,
+    )
+)
+"""The claims of the other papers, each to be run by its name."""
+
 __all__ = [
     "DEMO",
+    "PAPERS",
     "PRESETS",
     "Experiment",
     "compare",

@@ -1,0 +1,431 @@
+"""Gadam and its averages: when averaging iterates pays, how often to collect, and when to stop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamw_jax import average_iterates, compose, eval_params, gadam, gadamx, sgdw
+from adamw_jax.lab.experiments import common
+from adamw_jax.lab.experiments.common import best_arm, column, unique, where
+from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.models import mlp
+from adamw_jax.lab.plots.dots import paired_dots
+from adamw_jax.lab.plots.heat import heat
+from adamw_jax.lab.plots.lines import lines
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
+from adamw_jax.lab.tasks import get_task
+from adamw_jax.lab.train import Runner, finite
+
+MARGIN = common.ACCURACY_MARGIN
+SPARSE = "Gadam, once an epoch"
+ADAMW, GADAM, GADAMX, SGD = "AdamW", "Gadam", "GadamX", "averaged SGD"
+LITERATURE = "Abstract of Granziol et al.: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Training):
+    """Constant learning rates; averages begin at half of the run.
+
+    Attributes:
+      rates: of Gadam; GadamX and SGD with momentum have them times ``wider``.
+      decays: decoupled decay of Gadam per task; theirs is divided by ``wider``, so that the share
+        of the weights that a step takes away is the same.
+      contenders: which averages to compare; Gadam is always among them.
+    """
+
+    epochs: tuple[int, ...] = (20, 30)
+    points: int = 10
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    decays: tuple[tuple[float, ...], ...] = ((0.0, 0.1, 0.3), (0.0, 1.0, 3.0))
+    wider: float = 10.0
+    contenders: tuple[str, ...] = (GADAM, GADAMX, SGD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An optimizer of which one run gives the iterate and both averages.
+
+    Attributes:
+      groups: names of its iterate, of its average of all iterates, and of one per epoch.
+      make: (learning rate, decay, start) -> transformation, which averages every step.
+      factor: on Gadam's learning rates.
+    """
+
+    groups: tuple[str, str, str]
+    make: Callable[[Any, Any, int], optax.GradientTransformation]
+    factor: float
+
+
+def contenders(s: Settings) -> list[Contender]:
+    """Gadam, GadamX and SGD with momentum, averaged alike."""
+
+    def of_sgd(rate: Any, decay: Any, start: int) -> optax.GradientTransformation:
+        return compose(sgdw(rate, weight_decay=decay), average_iterates(start))
+
+    def of(make: Any) -> Any:
+        return lambda rate, decay, start: make(rate, weight_decay=decay, start=start)
+
+    every = [
+        Contender((ADAMW, GADAM, SPARSE), of(gadam), 1.0),
+        Contender(("Padam", GADAMX, "GadamX, once an epoch"), of(gadamx), s.wider),
+        Contender(("SGD", SGD, "averaged SGD, once an epoch"), of_sgd, s.wider),
+    ]
+    return [one for one in every if one.groups[1] in s.contenders]
+
+
+def measure(s: Settings, runner: Runner) -> Rows:
+    """Trains all; one run gives the iterate and its averages."""
+    jobs = list(itertools.product(s.tasks, contenders(s)))
+    lanes = len(s.rates) * len(s.seeds)
+    total = sum(lanes * len(s.decays[s.tasks.index(task)]) * s.plan(task).steps for task, _ in jobs)
+    runner.progress.begin("iterates and averages", total)
+    with concurrent.futures.ThreadPoolExecutor(runner.workers) as pool:
+        found = list(pool.map(lambda job: _train(s, runner, *job), jobs))
+    runner.progress.end()
+    return list(itertools.chain(*found))
+
+
+def _train(s: Settings, runner: Runner, task_name: str, contender: Contender) -> Rows:
+    task, plan = get_task(task_name), s.plan(task_name)
+    network, epoch = mlp(task.features, task.classes), len(task.train) // plan.batch_size
+    start, stretch = plan.steps // 2, plan.steps // plan.points
+    data = [
+        (jnp.asarray(split.inputs), jnp.asarray(split.labels))
+        for split in (task.train, task.validation, task.test)
+    ]
+
+    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = network.apply(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    sparse: Any = average_iterates(start, epoch)
+
+    def optimizer(rate: Any, decay: Any) -> Any:
+        return contender.make(lambda count: rate, decay, start)
+
+    def begin(params: Any, rate: Any, decay: Any) -> Any:
+        return params, optimizer(rate, decay).init(params), sparse.init(params)
+
+    def run(carry: Any, rate: Any, decay: Any, order: jax.Array, data: Any) -> Any:
+        tx, ((inputs, labels), *held_out) = optimizer(rate, decay), data
+
+        def step(carry: Any, batch: jax.Array) -> Any:
+            params, state, second = carry
+            loss, gradient = jax.value_and_grad(loss_of)(params, inputs[batch], labels[batch])
+            updates, state = tx.update(gradient, state, params)
+            updates, second = sparse.update(updates, second, params)
+            return (optax.apply_updates(params, updates), state, second), loss
+
+        carry, losses = jax.lax.scan(step, carry, order)
+        params, state, second = carry
+        weights = [params, eval_params(state, params), eval_params(second, params)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
+        measured = jax.vmap(lambda w: jnp.stack(metrics_of(network, w, held_out)))(stacked)
+        loss = jnp.broadcast_to(losses.mean(), (len(weights), 1))
+        return carry, jnp.concatenate([loss, measured], axis=1)
+
+    start_all = jax.jit(jax.vmap(begin))
+    run_all = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, 0, None)), donate_argnums=0)
+    rates = [rate * contender.factor for rate in s.rates]
+    decays = [decay / contender.factor for decay in s.decays[s.tasks.index(task_name)]]
+    lanes, rows = list(itertools.product(rates, decays, s.seeds)), []
+    orders = {
+        seed: order_of(len(task.train), seed, plan.steps, plan.batch_size) for seed in s.seeds
+    }
+    for chunk in (lanes[i : i + runner.lanes] for i in range(0, len(lanes), runner.lanes)):
+        rate, decay, seeds = zip(*chunk, strict=True)
+        numbers = jnp.asarray(rate, jnp.float32), jnp.asarray(decay, jnp.float32)
+        drawn = [network.init(seed) for seed in seeds]
+        carry = start_all(jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), *drawn),
+                          *numbers)  # fmt: skip
+        for point in range(plan.points):
+            window = slice(point * stretch, (point + 1) * stretch)
+            order = jnp.asarray(np.stack([orders[seed][window] for seed in seeds]))
+            carry, metrics = run_all(carry, *numbers, order, data)
+            at = (point + 1) * stretch
+            for lane, values in zip(chunk, np.asarray(metrics), strict=True):
+                rows += _rows(task_name, contender, lane, at, at / epoch, values, at == plan.steps)
+            runner.progress.advance(stretch * len(chunk), f"{task.title}, {contender.groups[1]}")
+    return rows
+
+
+def metrics_of(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
+    """Loss and accuracy on every split, as ``METRICS`` names them behind the training loss."""
+    out = []
+    for inputs, labels in held_out:
+        logits = network.apply(weights, inputs)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        out += [loss, (logits.argmax(-1).astype(labels.dtype) == labels).astype("float32").mean()]
+    return out
+
+
+METRICS = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+
+
+def _rows(
+    task: str, contender: Contender, lane: Any, step: int, epoch: float, values: Any, last: bool
+) -> Rows:
+    rate, decay, seed = lane
+    return [
+        {"task": task, "arm": f"{group}, lr {rate:g}, decay {decay:g}", "group": group,
+         "learning_rate": rate, "weight_decay": decay, "seed": seed, "step": step, "epoch": epoch}
+        | {name: finite(v) for name, v in zip(METRICS, numbers, strict=True)}
+        for i, (group, numbers) in enumerate(zip(contender.groups, values, strict=True))
+        if last or i < 2 or group == SPARSE
+    ]  # fmt: skip
+
+
+def order_of(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
+    """Which examples each step sees, as the runner draws them; shape (steps, batch_size)."""
+    rng = np.random.default_rng([seed, examples])
+    per_epoch = examples // batch_size
+    epochs = -(-steps // per_epoch)
+    drawn = [rng.permutation(examples)[: per_epoch * batch_size] for _ in range(epochs)]
+    return np.concatenate(drawn).reshape(-1, batch_size)[:steps].astype(np.int32)
+
+
+def analyse(s: Settings, rows: Rows) -> Result:
+    """Judges gains, sparseness, adaptivity and the end of the run."""
+    verdicts: list[Verdict] = []
+    for task in s.tasks:
+        mine = where(rows, task=task)
+        compared = functools.partial(common.compare_groups, mine, task)
+        verdicts += [
+            *_gains(s, task, mine),
+            compared(GADAM, ADAMW, "The average beats the last iterate, each at its best setting",
+                     literature=LITERATURE + "yes, at a high learning rate and proper decay."),
+            _sparse(task, mine),
+            *(compared(name, SGD, f"{name} reaches a higher accuracy than averaged SGD",
+                       literature=LITERATURE + "adaptive methods with averaging and decoupled "
+                       "decay reach or beat SGD.") for name in s.contenders if name != SGD),
+            _stopping(task, mine),
+        ]  # fmt: skip
+    kept = [row for row in rows if "once" not in row["group"] or row["group"] == SPARSE]
+    table = common.arms_table(
+        "settings", "Every setting", common.at_end(kept), Column("weight_decay", "decay", "{:g}")
+    )
+    return Result(verdicts, [table, _gain_table(s, rows)], _figures(s, rows))
+
+
+def gain(rows: Sequence[Row], rate: float, decays: Sequence[float]) -> list[float]:
+    """Test accuracy of Gadam's average less that of its iterate, the mean over decays, by seed."""
+    found = []
+    for decay in decays:
+        mine = where(common.at_end(rows), learning_rate=rate, weight_decay=decay)
+        average, iterate = (
+            column(where(mine, group=group), "test_accuracy") for group in (GADAM, ADAMW)
+        )
+        found.append(np.subtract(average, iterate))
+    return [float(v) for v in np.mean(found, axis=0)]
+
+
+def _gains(s: Settings, task: str, rows: Sequence[Row]) -> list[Verdict]:
+    decays = [d for d in s.decays[s.tasks.index(task)] if d > 0]
+    low, high = min(s.rates), max(s.rates)
+    large, small = gain(rows, high, decays), gain(rows, low, decays)
+    without = gain(rows, high, [0.0])
+
+    def verdict(claim: str, a: list[float], b: list[float], names: tuple[str, str]) -> Verdict:
+        difference = paired(a, b)
+        return Verdict(
+            claim=claim,
+            task=get_task(task).title,
+            word=decide(difference, MARGIN),
+            evidence=f"Averaging gains {100 * spread(a).mean:+.1f} points {names[0]}, "
+            f"{100 * spread(b).mean:+.1f} {names[1]}; difference "
+            f"{common.interval(difference, 'test_accuracy')}.",
+            rule=rule(
+                f"the gain in test accuracy {names[0]} minus that {names[1]}",
+                f"{100 * MARGIN:g} point",
+            ),
+            literature=LITERATURE + "averaging needs a large final learning rate and proper "
+            "regularisation.",
+        )
+
+    return [
+        verdict("Averaging gains more at a large learning rate than at a small one", large, small,
+                (f"at lr {high:g} with decay", f"at lr {low:g} with decay")),
+        verdict("Averaging gains more with decoupled weight decay than without", large, without,
+                (f"with decay at lr {high:g}", f"without decay at lr {high:g}")),
+    ]  # fmt: skip
+
+
+def as_good(difference: Interval, margin: float) -> str:
+    """The verdict on "no worse than by ``margin``"."""
+    if difference.low >= -margin:
+        return "shown"
+    return "tie" if difference.mean >= -margin else "not shown"
+
+
+def _as_good_rule(what: str) -> str:
+    return (
+        f"95 % paired interval of {what}: above -{100 * MARGIN:g} point, shown; else mean above "
+        "that, tie; else not shown."
+    )
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """Learning rate and decay at which Gadam's average is best on the validation split."""
+    return where(rows, arm=best_arm(where(rows, group=GADAM)))[0]
+
+
+def _same_run(rows: Sequence[Row], group: str) -> list[Row]:
+    best = _best(rows)
+    keys = ("learning_rate", "weight_decay")
+    return where(rows, group=group, **{key: best[key] for key in keys})
+
+
+def _sparse(task: str, rows: Sequence[Row]) -> Verdict:
+    dense, sparse = (
+        column(common.at_end(_same_run(rows, group)), "test_accuracy") for group in (GADAM, SPARSE)
+    )
+    difference = paired(sparse, dense)
+    return Verdict(
+        claim="An average of one iterate per epoch is as good as one of all",
+        task=get_task(task).title,
+        word=as_good(difference, MARGIN),
+        evidence=f"Once an epoch {common.mean_sd(sparse, 'test_accuracy')}, every step "
+        f"{common.mean_sd(dense, 'test_accuracy')}; difference "
+        f"{common.interval(difference, 'test_accuracy')}.",
+        rule=_as_good_rule(
+            "the difference in test accuracy, at the setting with Gadam's best validation accuracy"
+        ),
+        literature=LITERATURE + "infrequent averaging is enough.",
+    )
+
+
+def stopped(rows: Sequence[Row]) -> list[float]:
+    """Test accuracy at each seed's best validation accuracy, the first of equals."""
+    return [
+        max(where(rows, seed=seed), key=lambda row: row["validation_accuracy"])["test_accuracy"]
+        for seed in sorted(unique(rows, "seed"))
+    ]
+
+
+def _stopping(task: str, rows: Sequence[Row]) -> Verdict:
+    average = _same_run(rows, GADAM)
+    last = column(common.at_end(average), "test_accuracy")
+    early = stopped(_same_run(rows, ADAMW))
+    difference = paired(last, early)
+    own = paired(last, stopped(average))
+    return Verdict(
+        claim="The last average needs no early stopping: it is as good as the run's iterate at the "
+        "evaluation with its best validation accuracy",
+        task=get_task(task).title,
+        word=as_good(difference, MARGIN),
+        evidence=f"Last average {common.mean_sd(last, 'test_accuracy')}, stopped iterate "
+        f"{common.mean_sd(early, 'test_accuracy')}; difference "
+        f"{common.interval(difference, 'test_accuracy')}. Against the average stopped in the same "
+        f"way {common.interval(own, 'test_accuracy')}.",
+        rule=_as_good_rule("the difference in test accuracy, at the same setting and seed"),
+    )
+
+
+def _gain_table(s: Settings, rows: Sequence[Row]) -> Table:
+    out = []
+    for task in s.tasks:
+        mine = where(rows, task=task)
+        for rate, decay in itertools.product(s.rates, s.decays[s.tasks.index(task)]):
+            g = spread(gain(mine, rate, [decay]))
+            out.append({"task": task, "learning_rate": rate, "weight_decay": decay,
+                        "gain": 100 * g.mean, "sd": 100 * g.sd})  # fmt: skip
+    columns = [
+        Column("task", "task"),
+        Column("learning_rate", "lr", "{:g}"),
+        Column("weight_decay", "decay", "{:g}"),
+        Column("gain", "gain of averaging, points", "{:+.1f}"),
+        Column("sd", "± sd", "{:.1f}"),
+    ]
+    return Table("gains", "Average less iterate in test accuracy", columns, out)
+
+
+def _figures(s: Settings, rows: Sequence[Row]) -> list[Figure]:
+    maps, curves, dots = [], [], []
+    for task in s.tasks:
+        mine, title = where(rows, task=task), get_task(task).title
+        cells = []
+        for rate, decay in itertools.product(s.rates, s.decays[s.tasks.index(task)]):
+            g = spread(gain(mine, rate, [decay]))
+            cells.append({"x": decay, "y": rate, "mean": g.mean, "sd": g.sd})
+        top = max(cell["mean"] for cell in cells)
+        cells = [c | {"gap": top - c["mean"], "best": c["mean"] == top} for c in cells]
+        most = top - min(cell["mean"] for cell in cells)
+        maps.append(Panel(title, heat("decoupled decay", "learning rate", most=most or 1.0), cells))
+        arms = [_same_run(mine, group)[0]["arm"] for group in (ADAMW, GADAM, SPARSE)]
+        best = _best(mine)
+        curves.append(
+            Panel(
+                f"{title}, lr {best['learning_rate']:g}",
+                lines("epochs", "test accuracy", percent=True, legend="lower right"),
+                common.curve_rows(mine, arms, "test_accuracy"),
+            )
+        )
+        points = [
+            {"series": group, "seed": row["seed"], "value": row["test_accuracy"]}
+            for group in (ADAMW, *s.contenders)
+            for row in common.at_end(where(mine, arm=best_arm(where(mine, group=group))))
+        ]
+        dots.append(Panel(title, paired_dots("test accuracy", percent=True), points))
+    return [
+        Figure(
+            name="gain",
+            title="What averaging gains, in points of test accuracy",
+            alt="Heat maps over learning rate and decoupled weight decay: test accuracy of Gadam's "
+            "average less that of the last iterate of the same run, mean and standard deviation "
+            "over seeds.",
+            panels=maps,
+        ),
+        Figure(
+            name="curves",
+            title="The iterate and its averages",
+            alt="Line plots of test accuracy against epochs for AdamW's iterate, its average of "
+            "every step from half of the run on, and its average of one iterate per epoch; mean "
+            "and standard deviation over seeds, at the setting best for the average.",
+            panels=curves,
+        ),
+        Figure(
+            name="seeds",
+            title="Each at its best setting, seed by seed",
+            alt="Dots for every seed under AdamW, Gadam, GadamX and averaged SGD, joined by lines, "
+            "with the means: test accuracy, each at its best setting.",
+            panels=dots,
+            columns=1,
+            panel_size=(7.5, 3.4),
+        ),
+    ]
+
+
+EXPERIMENT = register(
+    Experiment(
+        name="gadam",
+        title="Gadam and the average of iterates",
+        question="The mean of the iterates costs next to nothing. When is it better than the last "
+        "one, how often must one collect, does Adam profit as SGD does, and when to stop?",
+        setup="Constant learning rates; averages begin at half of the run. One run gives the "
+        "iterate, the average of every step and that of one iterate per epoch, at ten evaluations. "
+        "Equal grids: learning rates and the shares of the weights that decay takes away per step; "
+        "GadamX has p = 1/4, SGD momentum 0.9. No setting was chosen after a look at results.",
+        presets={
+            "demo": Settings(),
+            "quick": common.short(Settings(), "quick"),
+            "tiny": common.short(
+                Settings(rates=(0.003, 0.03), decays=((0.0, 1.0),), contenders=(GADAM, SGD)), "tiny"
+            ),
+        },
+        measure=measure,
+        analyse=analyse,
+        reference="Granziol, Baskerville, Wan, Albanie & Roberts, Iterate Averaging in the Quest "
+        "for Best Test Error, arXiv 2003.01247",
+    )
+)
