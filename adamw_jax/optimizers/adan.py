@@ -69,7 +69,7 @@ def scale_by_adan(
     state_values=4,
     differs="optax.adan weighs the differences by 1 - b2 = 0.08 instead of b2 = 0.92, adds "
     "eps_root = 1e-8 under the root and decays as AdamW does; after 40 recorded steps it is off by "
-    "half of the movement. The rates keep: they are 1 minus the paper's betas.",
+    "two thirds of the movement. The rates keep: they are 1 minus the paper's betas.",
 )
 def adan(
     learning_rate: ScalarOrSchedule,

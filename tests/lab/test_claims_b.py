@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from adamw_jax.lab import train
 from adamw_jax.lab.experiments import gadam, koala, lookahead_variance as variance
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.stats import Interval
@@ -242,6 +243,17 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
     result = koala.EXPERIMENT.analyse(s, koala.EXPERIMENT.measure(s, Runner(Silent())))
     assert result.verdicts[-2].word == "shown", result.verdicts[-2].evidence
     assert all(panel.rows for figure in result.figures for panel in figure.panels)
+
+
+def test_koala_trains():
+    s = tiny(koala, seeds=(0,), factors=(1.0,))
+    (found,) = koala._filtered(s, Runner(Silent()), "digits", koala.M)
+    assert (found["group"], found["learning_rate"], found["step"]) == (koala.M, 1.0, 20)
+    assert found["test_accuracy"] > 0.6
+
+
+def test_examples_come_in_the_runners_order():
+    np.testing.assert_array_equal(gadam.order_of(90, 3, 20, 20), train._order(90, 3, 20, 20))
 
 
 def test_gadams_tiny_preset_runs():

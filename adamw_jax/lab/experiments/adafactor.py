@@ -52,7 +52,7 @@ class Settings:
     jump: float = 100.0
     before: int = 3000
     after: int = 600
-    weights: int = 1024
+    weights: int = 2048
     task: str = "mnist1d"
     learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     steps: int = 800
@@ -273,9 +273,9 @@ def analyse(s: Settings, rows: Rows) -> Result:
     table = Table("settings", "Every setting", columns, out)
     late = 1 / np.sqrt(newest_weight(0.0, np.array([s.steps, s.before, 100_000.0])))
     remark = (
-        "A rising decay rate is a cure for early steps only: after a large jump the update may be "
-        f"{late[0]:.0f} times the usual at step {s.steps:,} under 1 - t^-0.8, {late[1]:.0f} times "
-        f"at {s.before:,} and {late[2]:.0f} times at 100,000; with b2 {s.b2[-1]:g} it is "
+        "A rising decay rate helps early steps only. After a large jump the update can be "
+        f"{late[0]:.0f} times the usual at step {s.steps:,} under {SCHEDULE}, {late[1]:.0f} times "
+        f"at {s.before:,} and {late[2]:.0f} times at 100,000; with b2 {s.b2[-1]:g}, "
         f"{1 / np.sqrt(1 - s.b2[-1]):.0f} times at any late step. Clipping bounds all of them."
     )
     return Result(verdicts, [table], [_jump_figure(s, jump), _training_figure(s, training)],
@@ -469,7 +469,7 @@ EXPERIMENT = register(
             "demo": Settings(),
             "quick": Settings(steps=200, learning_rates=(0.003, 0.03)),
             "tiny": Settings(
-                b2=(0.9, 0.99), before=300, after=100, weights=256, task="digits",
+                b2=(0.9, 0.99), before=300, after=100, task="digits",
                 learning_rates=(0.01, 0.1), steps=20, points=4, seeds=(0, 1),
             ),
         },
