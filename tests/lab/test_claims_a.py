@@ -53,7 +53,7 @@ def test_the_best_point_of_both_problems_is_the_left_one(problem):
         assert g.mean() > 0 > g.min()
 
 
-def map_rows(s, wrong=(), step=0.1):
+def map_rows(s, wrong=()):
     """x goes right but for Adam and AdaBelief at the longest period, and for ``wrong`` cells."""
     rows = []
     for name in acprop.KINDS:
@@ -65,7 +65,7 @@ def map_rows(s, wrong=(), step=0.1):
                     if (name, problem, period, b2) in wrong:
                         end = -end
                     rows.append({"series": name, "problem": problem, "period": period, "b2": b2,
-                                 "end": end, "step": step})  # fmt: skip
+                                 "learning_rate": s.learning_rate, "end": end})  # fmt: skip
     return rows
 
 
@@ -81,10 +81,14 @@ def test_verdicts_on_the_map():
     assert words(acprop.analyse(s, map_rows(s, both)))[1] == "not shown"
 
 
-def test_a_map_of_jumps_from_end_to_end_shows_nothing():
-    s = acprop.EXPERIMENT.settings("tiny")
-    first, _, last = words(acprop.analyse(s, map_rows(s, step=2.0)))
-    assert (first, last) == ("not shown", "not shown")
+def test_steps_fit_into_the_box_at_the_end():
+    s = acprop.EXPERIMENT.settings("demo")
+    for b2 in (0.3, 0.999):
+        rate = acprop.rate_of(s, acprop.ACPROP, acprop.DENSE, 101, b2)
+        steps = acprop.directions(acprop.ACPROP, acprop.DENSE, 101, s.b1, b2, s.eps)
+        longest = np.abs(steps).max() * rate / np.sqrt(s.steps + s.offset)
+        assert longest == pytest.approx(s.longest) or rate == s.learning_rate
+        assert longest <= s.longest * 1.0001
 
 
 # Adafactor

@@ -170,7 +170,7 @@ def test_stopping_looks_at_validation_only():
     ("q", "noise", "norm"), [(1.0, 0.1, 3.0), (0.1, 10.0, 1.0), (1.0, 1.0, 1.0)]
 )
 def test_share_of_polyaks_step_is_the_fixed_point(q, noise, norm):
-    p = 0.1
+    p, ahead = 0.1, 0.0
     for _ in range(2000):
         ahead = p + q
         p = ahead * noise / (ahead * norm**2 + noise)
@@ -247,8 +247,8 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
 
 def test_koala_trains():
     s = tiny(koala, seeds=(0,), factors=(1.0,))
-    (found,) = koala._filtered(s, Runner(Silent()), "digits", koala.M)
-    assert (found["group"], found["learning_rate"], found["step"]) == (koala.M, 1.0, 20)
+    (found,) = koala._filtered(s, Runner(Silent()), "digits", koala.V)
+    assert (found["group"], found["learning_rate"], found["step"]) == (koala.V, 1.0, 20)
     assert found["test_accuracy"] > 0.6
 
 

@@ -233,7 +233,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         verdicts += [_range(s, task, mine, a, b) for a in FILTERS for b in RIVALS]
         verdicts += [_untuned(task, mine, a, b) for a in FILTERS for b in RIVALS]
     limits = [
-        row | {"strength": row["q"] * row["norm"] ** 2 / row["noise"]}
+        dict(row) | {"strength": row["q"] * row["norm"] ** 2 / row["noise"]}
         for row in where(rows, kind="limit")
     ]
     limits = [row | {"theory": float(polyak_share(row["strength"]))} for row in limits]
@@ -381,7 +381,8 @@ def _figures(
     settled: list[Row] = [
         {"series": V, "kind": "measured", "x": row["strength"], "y": row["share"]} for row in limits
     ]
-    fine = np.geomspace(*(f(row["strength"] for row in limits) for f in (min, max)), 80)
+    strengths = [row["strength"] for row in limits]
+    fine = np.geomspace(min(strengths), max(strengths), 80)
     settled += [
         {"series": V, "kind": "theory", "x": float(x), "y": float(polyak_share(x))} for x in fine
     ]
