@@ -197,7 +197,7 @@ def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
     for seed, e in zip(SEEDS, NOISE, strict=True):
         for noise, step in itertools.product(koala.NOISES, range(1, s.watched + 1)):
             length = shrinks ** (step / s.watched) * (1 + e)
-            rows.append({"kind": "step", "task": "digits", "series": noise, "seed": seed,
+            rows.append({"kind": "step", "task": "digits", "series": name, "seed": seed,
                          "step": step, "length": length, "share": 0.9 * share})  # fmt: skip
         for group, factor in itertools.product(koala.USUAL, s.factors):
             mine = group in koala.FILTERS

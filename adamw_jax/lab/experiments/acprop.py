@@ -152,10 +152,10 @@ def measure(s: Settings, runner: Runner) -> Rows:
     for name in KINDS:
 
         def make(b2: jax.Array, lr: jax.Array, name: str = name) -> Any:
-            def rate(count: Any) -> jax.Array:
+            def falling(count: Any) -> jax.Array:
                 return lr / jnp.sqrt(jnp.asarray(count, jnp.float32) + jnp.float32(1 + s.offset))
 
-            return optimizer(name, rate, jnp.float32(s.b1), b2, s.eps)
+            return optimizer(name, falling, jnp.float32(s.b1), b2, s.eps)
 
         def lane(carry: Any, g: Any, period: Any, b2: Any, lr: Any, make: Any = make) -> Any:
             def step(carry: Any, _: None) -> Any:
