@@ -464,7 +464,9 @@ EXPERIMENT = register(
         "means for normal noise under the published weights; nothing is fitted. Then training from "
         "the first step at a constant learning rate, without momentum, parameter scale or "
         "factoring, so that only the decay rate (bias corrected, as in Adam, where it is constant) "
-        "and the clipping differ. RMS means the largest of a leaf, before clipping.",
+        "and the clipping differ. RMS means the largest of a leaf, before clipping. Changed after "
+        "a first look, the rules not: more noise weights, and the exact mean in place of the "
+        "ratio of means as theory.",
         presets={
             "demo": Settings(),
             "quick": Settings(steps=200, learning_rates=(0.003, 0.03)),
