@@ -190,12 +190,11 @@ def test_usable_rates_are_counted_below_the_seeds_own_best():
 def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
     """``wide``: whether KOALA is good at every rate; the rivals are at their usual one only."""
     rows = []
-    for row_ in itertools.product(s.norms, s.noises, s.growths):
-        norm, noise, q = row_
+    for norm, noise, q in itertools.product(s.norms, s.noises, s.growths):
         value = share * float(koala.polyak_share(q * norm**2 / noise))
         rows.append({"kind": "limit", "norm": norm, "noise": noise, "q": q, "share": value})
     for seed, e in zip(SEEDS, NOISE, strict=True):
-        for noise, step in itertools.product(koala.NOISES, range(1, s.watched + 1)):
+        for name, step in itertools.product(koala.NOISES, range(1, s.watched + 1)):
             length = shrinks ** (step / s.watched) * (1 + e)
             rows.append({"kind": "step", "task": "digits", "series": name, "seed": seed,
                          "step": step, "length": length, "share": 0.9 * share})  # fmt: skip
@@ -203,7 +202,7 @@ def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
             mine = group in koala.FILTERS
             good = factor == 1 or (mine and wide)
             value = (accuracy if mine else 0.9) + (e if mine else 0.0) if good else 0.5
-            rate = round(koala.USUAL[group] * factor, 8)
+            rate = round(koala.USUAL[str(group)] * float(factor), 8)
             rows.append({"kind": "training"} | row(group, seed, value, value, learning_rate=rate))
     return rows
 
