@@ -314,18 +314,25 @@ def _scanned(tx: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
 
 
 def _traced(tx: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
-    """One step is traced, as for a compiler; its operations, which XLA caches, are then evaluated.
+    start, first = (params, tx.init(params)), at(gradients, 0)
+    step = one_operation_at_a_time(one_step(tx), *start, first)
+    number = len(jax.tree.leaves(gradients)[0])
+    return functools.reduce(lambda carry, i: step(*carry, at(gradients, i)), range(number), start)
+
+
+def one_operation_at_a_time(function: Any, *example: Any) -> Any:
+    """``function``, traced once as for a compiler; XLA caches its operations across the tests.
 
     What only a compiler could get wrong is left to the tests that compile a step themselves.
     """
-    carry = params, tx.init(params)
-    step, shape = jax.make_jaxpr(one_step(tx), return_shape=True)(*carry, at(gradients, 0))
-    evaluate = jax.extend.core.jaxpr_as_fun(step)
-    with jax.disable_jit():
-        for i in range(len(jax.tree.leaves(gradients)[0])):
-            leaves = evaluate(*jax.tree.leaves((carry, at(gradients, i))))
-            carry = jax.tree.unflatten(jax.tree.structure(shape), leaves)
-    return carry
+    traced, shape = jax.make_jaxpr(function, return_shape=True)(*example)
+    flat, structure = jax.extend.core.jaxpr_as_fun(traced), jax.tree.structure(shape)
+
+    def evaluate(*args: Any) -> Any:
+        with jax.disable_jit():
+            return jax.tree.unflatten(structure, flat(*jax.tree.leaves(args)))
+
+    return evaluate
 
 
 @functools.cache

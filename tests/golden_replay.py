@@ -8,7 +8,6 @@ half a unit in the last place.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -17,7 +16,11 @@ import numpy as np
 import optax
 
 from adamw_jax import eval_params
+from tests.catalogue import at, one_operation_at_a_time
 from tests.golden_cases import AVERAGES, Case
+
+FEW = 60
+"""Steps up to which evaluating them one operation at a time is quicker than compiling them."""
 
 HALF_ULP = 2.0**-24
 FLOAT32_RTOL = 1e-4
@@ -41,9 +44,8 @@ def replay(case: Case, tx: optax.GradientTransformation) -> Trajectory:
     return result
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _trajectory(tx: Any, average: str, params: Any, gradients: Any) -> Any:
-    """Compiled once for every transformation."""
+    """What is to be compared after every step, stacked; in float64 compiled, as in training."""
 
     def step(carry: Any, gradient: Any) -> Any:
         params, state = carry
@@ -52,7 +54,16 @@ def _trajectory(tx: Any, average: str, params: Any, gradients: Any) -> Any:
         seen = {"params": params, **({average: eval_params(state, params)} if average else {})}
         return (params, state), seen
 
-    return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
+    steps = len(jax.tree.leaves(gradients)[0])
+    if jax.dtypes.canonicalize_dtype(float) == np.float64 or steps > FEW:
+        whole = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])
+        return whole(params, gradients)
+    carry, rows = (params, tx.init(params)), []
+    single = one_operation_at_a_time(step, carry, at(gradients, 0))
+    for i in range(steps):
+        carry, seen = single(carry, at(gradients, i))
+        rows.append(seen)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def assert_matches(case: Case, got: Trajectory, rtol: float | None = None) -> None:

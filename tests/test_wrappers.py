@@ -34,6 +34,7 @@ from tests.catalogue import (
     at,
     avals,
     label,
+    one_operation_at_a_time,
     one_step,
     reference,
     run,
@@ -331,9 +332,9 @@ def test_extra_arguments_are_ignored(entry: Entry) -> None:
     """``update`` takes what other transformations of a chain want."""
     tx = optax.chain(optax.clip(1e3), entry.make())
     params = sample_params()
-    updates, _ = jax.jit(functools.partial(tx.update, epoch="first"))(
-        at(sample_gradients(), 0), tx.init(params), params, value=jnp.float32(1.0)
-    )
+    gradient, state = at(sample_gradients(), 0), tx.init(params)
+    update = functools.partial(tx.update, epoch="first", value=jnp.float32(1.0))
+    updates, _ = one_operation_at_a_time(update, gradient, state, params)(gradient, state, params)
     assert_finite(updates)
 
 
