@@ -77,7 +77,7 @@ def from_optax(
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
     first = _filled(moments.first, theirs, _FIRST, "first moment", count, tx, ("b1", b1))
     second = _filled(moments.second, theirs, _SECOND, "second moment", count, tx, ("b2", b2))
-    stages = {**ours.stages, "estimate_moments": MomentsState(first, second)}
+    stages = {**ours.stages, "estimate_moments": MomentsState(first, second, count)}
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
             raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")

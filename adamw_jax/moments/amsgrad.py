@@ -18,7 +18,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.moments.parts import zeros
-from adamw_jax.moments.record import Moments
+from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -48,7 +48,9 @@ def amsgrad_max(*, dtype: Any = None) -> Stage:
         if record.second is None:
             raise ValueError("amsgrad_max() needs a second moment, and the recipe has none.")
         largest = jax.tree.map(
-            lambda old, new: lax.max(numerics.widen(old), new), state.value, record.second.value
+            lambda old, new: lax.max(numerics.widen(old), new),
+            emptied(state.value, record.restarted),
+            record.second.value,
         )
         stored = numerics.cast_like(largest, state.value)
         return record.with_second(largest), MaximumState(stored)

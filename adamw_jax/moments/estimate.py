@@ -16,6 +16,7 @@ Array([ 1., -1.,  0.], dtype=float32)
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +25,11 @@ from jax import lax
 
 from adamw_jax.checks import whole_number
 from adamw_jax.gradients import check_floating, check_gradient
+from adamw_jax.moments.amsgrad import MaximumState
 from adamw_jax.moments.averages import ema, ema_of_squares
+from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
-from adamw_jax.moments.record import Moments
+from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.stage import Kind, Stage, Step, increment, stage
 from adamw_jax.state import replace
 
@@ -34,10 +37,11 @@ Tree = Any
 
 
 class MomentsState(NamedTuple):
-    """States of the two parts."""
+    """States of the two parts, and the updates since they were empty (a restart begins anew)."""
 
     first: Any
     second: Any
+    count: jax.Array
 
 
 def estimate_moments(
@@ -72,15 +76,16 @@ def estimate_moments(
 
     def init(params: Tree) -> MomentsState:
         check_floating(params, "parameter")
-        return MomentsState(first.init(params), second.init(params))
+        return MomentsState(first.init(params), second.init(params), jnp.zeros([], jnp.int32))
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
-        kept = [part.value for part in state if hasattr(part, "value")]
+        kept = [part.value for part in state[:2] if hasattr(part, "value")]
         check_gradient(gradient, kept[0] if kept else step.params)
+        restarted = None
         if restart_period is not None:
-            period = lax.full_like(step.count, restart_period)
-            due = (lax.rem(step.count, period) == 0) & (step.count > 0)
-            state = jax.tree.map(lambda x: lax.select(due, lax.full_like(x, 0), x), state)
+            restarted = lax.eq(state.count, lax.full_like(state.count, restart_period))
+            state = emptied(state, restarted)
+        step = dataclasses.replace(step, count=state.count)
         new_first = first.update(gradient, state.first, step, None)
         first_reading = first.read(new_first, gradient, step)
         assert first_reading is not None
@@ -92,13 +97,14 @@ def estimate_moments(
             new_first = first.settle(new_first, new_second, step)
         record = Moments(
             gradient=gradient,
-            count=increment(step.count),
+            count=increment(state.count),
             first=first_reading,
             second=second.read(new_second, gradient, step) if has_second else None,
             prior_second=second.read(state.second, gradient, step) if has_second else None,
             magnitude=second.magnitude,
+            restarted=restarted,
         )
-        return record, MomentsState(new_first, new_second)
+        return record, MomentsState(new_first, new_second, record.count)
 
     return stage(
         "estimate_moments",
@@ -113,10 +119,12 @@ def estimate_moments(
 def restart_moments(state: Any) -> Any:
     """A state in which all moments and their clocks start anew, under any wrapper.
 
-    The accumulators are emptied and nothing else: step count, schedules, live hyperparameters and
-    averaged weights stay (Adan's restart; a change of the data).
+    Emptied are the accumulators, AMSGrad's maximum and diffGrad's previous gradient, and nothing
+    else: step count, schedules, live hyperparameters, averaged weights and what a stage on the
+    update keeps (Adafactor's momentum) stay. For Adan's restart, or a change of the data.
     """
-    return replace(state, MomentsState, lambda _, node: jax.tree.map(jnp.zeros_like, node))
+    memories: Any = (MomentsState, MaximumState, FrictionState)
+    return replace(state, memories, lambda _, node: jax.tree.map(jnp.zeros_like, node))
 
 
 def _joined(first: Part, second: Part) -> dict[str, Any]:

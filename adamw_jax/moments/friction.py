@@ -20,7 +20,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.checks import one_of
 from adamw_jax.moments.parts import zeros
-from adamw_jax.moments.record import Moments
+from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -67,7 +67,7 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
             half, nine, four = (lax.full_like(size, x) for x in (0.5, 9.0, 4.0))
             return lax.sub(lax.mul(nine, lax.logistic(lax.mul(half, size))), four)
 
-        factor = jax.tree.map(leaf, state.previous, record.gradient)
+        factor = jax.tree.map(leaf, emptied(state.previous, record.restarted), record.gradient)
         previous = jax.tree.map(
             lambda g, old: numerics.cast(g, old.dtype), record.gradient, state.previous
         )

@@ -96,7 +96,7 @@ class Moments:
 
     Attributes:
       gradient: the gradient as it arrived, in its own dtype.
-      count: updates including this one, int32 (1 at the first).
+      count: updates of the moments including this one, int32: 1 at the first, and after a restart.
       first: reading of the first moment.
       second: reading of the second moment, or None where there is none.
       prior_second: reading of the second moment of the step before, or None.
@@ -107,6 +107,7 @@ class Moments:
         or a tree of scalars), or None for always.
       fallback: what the direction is where not adaptive: ``"momentum"``, ``"numerator"`` or
         ``"skip"``.
+      restarted: whether the moments were emptied before this step, or None where they never are.
     """
 
     is_moments_record: ClassVar[bool] = True
@@ -121,6 +122,7 @@ class Moments:
     gain: Any = None
     adaptive: Any = None
     fallback: str = "momentum"
+    restarted: jax.Array | None = None
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
         """A record with another first moment."""
@@ -164,6 +166,13 @@ def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) ->
     assert reading is not None
     divisor = reading.divisor if divisor is None else divisor
     return reading._replace(raw=value, divisor=divisor, pending=False, inverse_root=None)
+
+
+def emptied(tree: Tree, when: jax.Array | None) -> Tree:
+    """``tree``, all zeros where ``when`` holds; ``tree`` itself where ``when`` is None."""
+    if when is None:
+        return tree
+    return jax.tree.map(lambda x: lax.select(when, lax.full_like(x, 0), x), tree)
 
 
 def divided(tree: Tree, divisor: jax.Array) -> Tree:

@@ -62,7 +62,7 @@ def scale_by_norm_estimate(
     ) -> tuple[Tree, NormEstimateState]:
         check_gradient(gradient, step.params)
         now, beta = square_norm_of_tree(gradient), step["beta"]
-        before = lax.select(step.count == 0, now, state.square)
+        before = lax.select(state.square == 0, now, state.square)  # nothing seen, or a restart
         after = beta * before + (1.0 - beta) * now
         # The root is never 0: zero gradients give zeros also without a floor.
         size = numerics.root(before if use_previous else after) + step["floor"]
