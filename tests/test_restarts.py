@@ -23,7 +23,6 @@ from tests.catalogue import (
 
 STEPS = 4
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {},
     {"bias_correction": "current"},
     {"amsgrad": True},
     {"momentum": 0.9, "dampening": 0.5},
@@ -35,15 +34,12 @@ HAVE_MOMENTS = [
 
 def takers(entry: Entry) -> list[Any]:
     """The optimizer with each of the ``OPTIONS`` that it takes."""
-    made = []
+    made = [entry.make()]
     for options in OPTIONS:
-        if options.keys() <= entry.keywords.keys() | set(
-            aj.optimizers.common.Common.__annotations__
-        ):
-            try:
-                made.append(entry.make(**options))
-            except (TypeError, ValueError):
-                assert options  # only an option may be refused
+        try:
+            made.append(entry.make(**options))
+        except (TypeError, ValueError):  # it does not take this one
+            continue
     return made
 
 
@@ -105,7 +101,7 @@ def test_friction_by_period() -> None:
 
 def test_steps_and_schedules_go_on() -> None:
     """Only the moments are emptied."""
-    tx = aj.adamw(lambda count: 0.1 / (1 + count))
+    tx = aj.adamw(aj.one_cycle(0.1, 10))
     params = sample_params()
     state = tx.init(params)
     for i in range(3):

@@ -30,7 +30,7 @@ def _page(name: str) -> str:
     link = f", [{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
     lines = [f"# {row.title}", "", _summary(name), "", "```text", row.equation, "```", ""]
     lines += [
-        f"- State: {row.state_values} per parameter, float32 at least.",
+        f"- State: {row.state}, float32 at least.",
         f"- Reference: {row.citation}{link}.",
         f"- Direction alone: `scale_by_{name}`." if row.direction else "- Has no direction alone.",
     ]

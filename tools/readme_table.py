@@ -20,7 +20,7 @@ def table() -> str:
         step = f"`{step}`".replace("|", "\\|")
         paper = row.citation.split(",")[0]
         link = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
-        values = f"{row.state_values} per parameter"
+        values = row.state
         rows.append(f"| `{name}` | {step} | {values} | {paper} {link} |")
     return "\n".join(rows)
 

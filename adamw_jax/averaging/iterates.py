@@ -8,7 +8,7 @@ the average. It pays with a high constant learning rate at the end and proper we
 
 A step moves the parameters, so those to be collected after it are taken at the begin of the next
 one, in a ``lax.cond``: between collections the average is neither read nor written. With period 1
-there is nothing to save, and a select spares the copies that a conditional costs.
+a select spares the copies that a conditional costs, and the average is written at every step.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params

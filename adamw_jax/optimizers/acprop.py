@@ -71,8 +71,8 @@ def scale_by_acprop(
     degree=None,
     state_values=2,
     differs="optax.contrib.acprop centres with the momentum of the step before, which makes every "
-    "step about 0.9 of the authors', and its eps = 1e-16 lets a coordinate jump by thousands of "
-    "learning rates after a silence; ours is the 1e-8 of the authors' experiments.",
+    "step about 0.9 of the authors', and its eps = 1e-16 lets a coordinate jump by millions of "
+    "learning rates after a silence; with ours, the 1e-8 of the authors' experiments, by hundreds.",
 )
 def acprop(
     learning_rate: ScalarOrSchedule,
@@ -88,12 +88,13 @@ def acprop(
 
     Args:
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
-      b1: decay rate of the first moment, which only centres the second, in [0, 1).
+      b1: decay rate of the first moment, in [0, 1), which centres the second and, unless
+        ``numerator="momentum"``, does nothing else.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the second moment at every step, and to the root; 1e-8 (authors' experiments;
         their constructor's 1e-16 is unsafe). Unlike Adam's, a step is not bounded by the learning
-        rate: an element that is silent and then speaks takes a step of g / eps; clip by the global
-        norm.
+        rate: an element that is silent and then speaks takes a step of lr |g| sqrt((1 - b2) / eps),
+        316 lr |g| by default; clip by the global norm.
       numerator: ``"gradient"`` (paper), or ``"momentum"``, bias corrected.
       below: with ``rectify``, what happens while the average is short: ``"momentum"`` or
         ``"skip"``.

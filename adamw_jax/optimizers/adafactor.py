@@ -96,6 +96,8 @@ def scale_by_adafactor(
     'decay="raw_learning_rate", min_dim_size_to_factor=1; Keras\': relative_step=True, '
     "min_dim_size_to_factor=1.",
     twin="adafactor",
+    twin_options={"axes": "largest", "decay": "fixed"},
+    memory="n + m for a matrix n x m, 1 per parameter where not factored",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
 )
 def adafactor(

@@ -92,7 +92,8 @@ def adan(
       b2: rate of the average of differences, and their weight, in [0, 1); 0 is Adam with (b1, b3).
       b3: rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
-      max_grad_norm: clip the gradient to this norm over all leaves; None for no clipping.
+      max_grad_norm: clip the gradient to this norm over all leaves (those that the part sees under
+        ``optax.partition``); None for no clipping.
       restart_period: steps after which the moments start anew; None for never. A restart by hand
         is ``restart_moments(state)``.
       decay: ``"proximal"`` (the code's default), ``"learning_rate"`` (its ``no_prox``), or another

@@ -55,7 +55,7 @@ def clipped_sgd(
     dampening: ScalarOrSchedule | None = None,
     **common: Unpack[Common],
 ) -> Composed:
-    """SGD whose step over all parameters is at most ``max_step`` long.
+    """SGD whose step over all parameters is at most ``max_step`` long, without decay and rules.
 
     Args:
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
@@ -97,7 +97,9 @@ def normalized_sgd(
     dampening: ScalarOrSchedule | None = None,
     **common: Unpack[Common],
 ) -> Composed:
-    """SGD whose step over all parameters is ``learning_rate`` long.
+    """SGD whose step over all parameters is ``learning_rate`` long, without decay and rules.
+
+    Under ``optax.partition`` and ``optax.masked`` the length is of the leaves that the part sees.
 
     Args:
       learning_rate: length of the step: number, schedule, or an object that carries several.

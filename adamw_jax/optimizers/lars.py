@@ -74,7 +74,7 @@ def lars(
         the other forms stay outside ratio and momentum.
       weight_decay_mask: which leaves decay: tree of bools, function of the parameters, or name
         pattern; True for all. ``mask`` is another word for it.
-      trust_coefficient: factor on the ratio, > 0; 0.001 (paper, optax).
+      trust_coefficient: factor on the ratio, > 0; 0.001 (optax).
       eps: added to the norm that the ratio divides by, >= 0.
       trust_ratio_mask: which leaves the trust ratio scales, as above; the others take the plain
         step, which is usual for biases and norms: ``matrices_only``.

@@ -46,6 +46,7 @@ class OptimizerInfo:
         the whole ``"tree"``.
       factory: the optimizer.
       direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
+      memory: the state in words, where ``state_values`` is only its upper bound.
     """
 
     name: str
@@ -64,6 +65,12 @@ class OptimizerInfo:
     scope: str
     factory: Factory
     direction: Factory | None
+    memory: str = ""
+
+    @property
+    def state(self) -> str:
+        """How much state there is, for a table."""
+        return self.memory or f"{self.state_values} per parameter"
 
 
 _REGISTRY: dict[str, OptimizerInfo] = {}
@@ -95,6 +102,7 @@ def register(
     needs: tuple[str, ...] = (),
     degree: float | None = 0,
     scope: str = "element",
+    memory: str = "",
 ) -> Callable[[Factory], Factory]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
@@ -124,7 +132,7 @@ def register(
         _REGISTRY[factory.__name__] = OptimizerInfo(
             factory.__name__, title, equation, citation, arxiv, state_values, differs,
             twin, twin_options or {}, refuses, example or {}, needs, degree, scope, public,
-            direction,
+            direction, memory,
         )  # fmt: skip
         return public
 

@@ -26,7 +26,8 @@ def show_list(pattern: str, console: Console) -> int:
     table.add_column("state per parameter", justify="right")
     for name in found:
         row = info(name)
-        table.add_row(name, escape(row.title), escape(row.citation), str(row.state_values))
+        state = row.state.removesuffix(" per parameter")
+        table.add_row(name, escape(row.title), escape(row.citation), state)
     console.print(table)
     if pattern == "*":
         console.print("With the prefix lookahead_ each becomes the inner optimizer of Lookahead.")

@@ -243,7 +243,9 @@ def _sizes(s: Settings, table: Sequence[Row]) -> list[Verdict]:
             claim=f"With the first gradient gradient descent's steps grow as a power, {name}'s as "
             "a logarithm",
             task="cosh, curvature up to 1 + |gradient|",
-            word="shown" if power[PLAIN] >= STEEP and power[name] <= FLAT else "not shown",
+            word="shown"
+            if STEEP <= power[PLAIN] < math.inf and power[name] <= FLAT
+            else "not shown",
             evidence=f"Fitted powers {power[PLAIN]:.2f} and {power[name]:.2f} (of M / ln M "
             f"{ideal[0]:.2f}, of ln M {ideal[1]:.2f}); steps from a first gradient M of "
             f"{s.sizes[-1]:g}: {last[PLAIN]:.0f} and {last[name]:.0f}.",

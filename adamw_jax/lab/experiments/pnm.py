@@ -193,7 +193,8 @@ def _direction(s: Settings, lines: Sequence[Row]) -> list[Verdict]:
             word="shown" if off <= TOLERANCE < grown - 1 else "not shown",
             evidence=f"From b0 {s.b0[0]:g} to {s.b0[-1]:g} noise over mean grows {grown:.2f}-fold, "
             f"in theory {wide:.2f}-fold; off by at most {off:.1%}.",
-            rule=f"Within {TOLERANCE:.0%} of the formula at every b0: shown; else not shown.",
+            rule=f"Within {TOLERANCE:.0%} of the formula at every b0, and growing by more: shown; "
+            "else not shown.",
             literature="Xie et al.: the norm by which they divide.",
         ),
         Verdict(
