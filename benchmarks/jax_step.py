@@ -22,8 +22,10 @@ def _bytes(tree: Any) -> int:
 
 
 def _step(rule: contenders.Rule, in_jit: int) -> Any:
+    update = optax.with_extra_args_support(rule.transformation).update
+
     def step(carried: Any, state: Any, gradients: Any) -> Any:
-        updates, state = rule.transformation.update(gradients, state, carried)
+        updates, state = update(gradients, state, carried, value=1.0)  # the loss, for KOALA
         return optax.apply_updates(carried, updates), state
 
     def many(carried: Any, state: Any, gradients: Any) -> Any:

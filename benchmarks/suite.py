@@ -91,14 +91,16 @@ def _sections() -> dict[str, Section]:
                 Bound(ours, None, scratch, "scratch_per_param"),
             ),
         )
+    others = (
+        *("ours:adamax", "ours:adabelief", "ours:sgdw", "ours:pnm", "ours:adapnm", "ours:acprop"),
+        *("ours:diffgrad", "ours:generalized_signsgd", "ours:padam", "ours:gadam", "ours:gadamx"),
+        *("ours:clipped_sgd(max_step=1.0)", "ours:normalized_sgd", "ours:norm_adaptive_sgd"),
+        *("ours:koala_v", "ours:koala_m"),
+    )
     sections["others-resnet50"] = Section(
         "optimizers that optax does not have, against adamw, resnet50",
-        (
-            *("step", "--tree", "resnet50", "ours:adamw", "ours:pnm", "ours:adapnm", "ours:acprop"),
-            *("ours:diffgrad", "ours:generalized_signsgd", "ours:padam", "ours:gadam"),
-            *("ours:clipped_sgd(max_step=1.0)", "ours:normalized_sgd"),
-        ),
-        (),
+        (*("step", "--tree", "resnet50", "ours:adamw", *others, "again=ours:adamw"),),
+        tuple(Bound(name, None, 1.0, "scratch_per_param") for name in others),
     )
     tail, optax_tail = "ours:adamw+lookahead", "optax:adamw+lookahead"
     sections["lookahead"] = Section(
