@@ -132,11 +132,12 @@ def average_iterates(
         if every_step:
             new = collected_into(state.mean, step.params)
             mean = jax.tree.map(lambda a, b: lax.select(state.due, a, b), new, state.mean)
-            update = numerics.after(update, step.count, mean)  # the parameters are read by both
         else:
             mean = lax.cond(
                 state.due, collected_into, lambda mean, _: mean, state.mean, step.params
             )
+        if kind != "last":  # both read the parameters, which the update overwrites
+            update = numerics.after(update, step.count, mean)
         collected = lax.select(state.due, increment(state.collected), state.collected)
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)

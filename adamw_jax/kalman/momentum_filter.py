@@ -177,6 +177,8 @@ def momentum_filter(
                 return lax.select(heard, _towards(_scalar(SHARE), e, lax.sub(p, b)), e)
 
             average = jax.tree.map(averaged, found.heard, average, params, back)
+        # The average reads the parameters, which the update overwrites.
+        update = numerics.after(update, step.count, average)
         return update, MomentumFilterState(
             covariance.corrected(found.shrink, found.information),
             drift,
