@@ -26,6 +26,9 @@ COMBINATIONS = {
     "rectified Adan": lambda: aj.adan(0.05, rectify=True, weight_decay=0.1),
     "AMSGrad Adan in bfloat16": lambda: aj.adan(0.05, amsgrad=True, state_dtype=jnp.bfloat16),
     "diffGrad, Lookahead": lambda: aj.compose(aj.diffgrad(0.05, rectify=True), aj.lookahead()),
+    "diffGrad, Lookahead, averaging": lambda: aj.compose(
+        aj.diffgrad(0.05), aj.lookahead(sync_period=2), aj.average_iterates(2)
+    ),
     "ACProp of momentum with AMSGrad": lambda: aj.acprop(0.05, numerator="momentum", amsgrad=True),
     "averaged AdaBelief": lambda: aj.compose(aj.adabelief(0.05), aj.average_iterates(2)),
     "friction in Padam": lambda: aj.compose(
@@ -255,3 +258,53 @@ def test_restart_by_hand_is_the_restart_by_period() -> None:
         updates, state = tx.update(gradients[t], state, theta)
         theta = optax.apply_updates(theta, updates)
     assert_close(theta, by_period)
+
+
+def test_two_averages_are_asked_for_by_part() -> None:
+    """The error says to name the part of the state, and the part gives its average."""
+    params, gradients = sample_params(), sample_gradients(5)
+    tx = COMBINATIONS["diffGrad, Lookahead, averaging"]()
+    theta, state = run(tx, params, gradients)
+    with pytest.raises(ValueError, match="the part of the state"):
+        aj.eval_params(state, theta)
+    mean = aj.eval_params(state.stages["average_iterates"], theta)
+    slow = aj.eval_params(state.stages["lookahead"], theta)
+    assert_finite((mean, slow))
+    assert not np.allclose(mean["scale"], slow["scale"])
+
+
+def test_pnm_without_its_negative_part_is_two_momenta_by_turns() -> None:
+    """b0 = 0: odd and even steps have each a momentum of their own, with rate b1^2."""
+    gradients = sample_gradients(6)["dense"]["bias"]
+    got, _ = run(aj.pnm(0.1, b0=0.0, weight_decay=None), jnp.zeros(3), gradients)
+    held, theta = [np.zeros(3), np.zeros(3)], np.zeros(3)
+    for t in range(6):
+        held[t % 2] = 0.81 * held[t % 2] + 0.19 * np.asarray(gradients[t])
+        theta = theta - 0.1 * held[t % 2]
+    np.testing.assert_allclose(got, theta, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["equal", "ema", "last"])
+def test_the_average_of_parameters_that_stand_still(kind: str) -> None:
+    tx = aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind))
+    params = jnp.array([1.5, -2.0])
+    got, state = run(tx, params, jnp.zeros((4, 2)))
+    np.testing.assert_array_equal(aj.eval_params(state, got), params)
+
+
+def test_clipped_sgd_is_a_clip_by_the_global_norm() -> None:
+    """At the norm max_step / learning_rate."""
+    params, gradients = sample_params(), sample_gradients(6)
+    ours = aj.clipped_sgd(0.1, max_step=0.05)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
+        expected, _ = run(theirs, params, gradients)
+    assert_close(run(ours, params, gradients)[0], expected)
+
+
+def test_normalized_sgd_is_optaxs_normalised_update() -> None:
+    params, gradients = sample_params(), sample_gradients(6)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = optax.chain(optax.normalize_by_update_norm(), optax.scale(-0.1))
+        expected, _ = run(theirs, params, gradients)
+    assert_close(run(aj.normalized_sgd(0.1), params, gradients)[0], expected)
