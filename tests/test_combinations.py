@@ -308,3 +308,9 @@ def test_normalized_sgd_is_optaxs_normalised_update() -> None:
         theirs = optax.chain(optax.normalize_by_update_norm(), optax.scale(-0.1))
         expected, _ = run(theirs, params, gradients)
     assert_close(run(aj.normalized_sgd(0.1), params, gradients)[0], expected)
+
+
+def test_a_correction_that_would_not_be_used_is_refused() -> None:
+    with pytest.raises(ValueError, match="corrected=True"):
+        aj.generalized_signsgd(0.1, bias_correction="current")
+    aj.generalized_signsgd(0.1, bias_correction="current", corrected=True)

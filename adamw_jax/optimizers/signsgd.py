@@ -42,6 +42,11 @@ def scale_by_generalized_signsgd(
     """Generalized SignSGD's direction. Arguments as for ``generalized_signsgd``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
     correction = correct_bias(bias_correction)
+    if bias_correction != "exact" and not corrected:
+        raise ValueError(
+            f"bias_correction={bias_correction!r} is without effect, since generalized_signsgd "
+            "does not correct its moments; give corrected=True too."
+        )
     return compose(
         estimate_moments(
             ema(b1, dtype=state_dtype), ema_of_squared_momentum(b2, dtype=state_dtype)
