@@ -229,7 +229,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(tmp_path: pathlib.Path, r
     with pytest.raises(ValueError, match=r"[Ss]tructure|[Mm]ismatch|do not match|tree"):
         restored(path, aj.sgdw(0.1).init(PARAMS))
     truncate(path / "_METADATA")
-    with pytest.raises(json.JSONDecodeError, match=r"Expecting .* delimiter"):
+    with pytest.raises(json.JSONDecodeError):  # what it says depends on where the cut falls
         restored(path, aj.adamw(0.1).init(PARAMS))
 
 
@@ -242,10 +242,15 @@ def test_truncated_arrays_are_refused(tmp_path: pathlib.Path, run: Any) -> None:
     path = saved(tmp_path, run[1])
     script = textwrap.dedent(
         f"""
+        import os
         import jax.numpy as jnp, orbax.checkpoint as ocp
         import adamw_jax as aj
         params = {{"dense": {{"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}}}
-        ocp.StandardCheckpointer().restore({str(path)!r}, aj.adamw(0.1).init(params))
+        try:
+            ocp.StandardCheckpointer().restore({str(path)!r}, aj.adamw(0.1).init(params))
+        except Exception as error:
+            print(repr(error), flush=True)
+            os._exit(1)
         print("restored")
         """
     )
@@ -258,9 +263,7 @@ def test_truncated_arrays_are_refused(tmp_path: pathlib.Path, run: Any) -> None:
         truncate(file)
     cut = subprocess.run(command, capture_output=True, text=True, check=False)
     assert cut.returncode == 1
-    assert cut.stdout == ""
-    said = r"ValueError: OUT_OF_RANGE|error while reading array index"
-    assert re.search(said, cut.stderr), cut.stderr
+    assert re.search(r"OUT_OF_RANGE|error while reading array index", cut.stdout), cut.stdout
 
 
 def test_a_kill_in_mid_save_leaves_the_previous_checkpoint(tmp_path: pathlib.Path) -> None:
