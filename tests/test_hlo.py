@@ -114,6 +114,7 @@ MORE = {"gadam": 4, "gadamx": 4}
 COPIED = {"acprop": 1, "diffgrad": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", aj.list_optimizers())
 def test_a_step_moves_no_more_than_the_formula(name: str) -> None:
     """Array traffic, scratch and copies are at most those of the formula written by hand.
