@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Case:
         """rtol and atol in float64."""
         stated = self.entry.get("tolerance")
         if stated is not None:
-            return stated["rtol"], stated["atol"]
+            end = "" if "rtol" in stated else "_f64"
+            return stated[f"rtol{end}"], stated[f"atol{end}"]
         return self.entry["suggested_rtol"], self.entry["suggested_atol"]
 
     @functools.cached_property
@@ -131,6 +132,14 @@ def require_cases(cases: Sequence[Case], where: Path) -> None:
         assert listed == len(mine), f"{folder / MANIFEST} promises {listed} cases, has {len(mine)}"
     lost = [case.label for case in cases if not (case.folder / case.entry["file"]).is_file()]
     assert not lost, f"the files of these cases are missing: {lost}"
+
+
+def assert_arrays(case: Case, got: Mapping[str, Any]) -> None:
+    """Arrays computed under the names of the recorded ones equal those, at the case's tolerance."""
+    assert got, f"{case.label}: nothing was compared"
+    rtol, atol = case.tolerance
+    for name, array in got.items():
+        np.testing.assert_allclose(array, case.arrays[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 WHERE = Path(os.environ.get(VARIABLE) or OWN_SETS).expanduser()

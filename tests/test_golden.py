@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import adamw_jax as aj
-from tests.golden_batch_norm import SYSTEM as BATCH_NORM, replay_batch_norm
 from tests.golden_cases import CASES, WHERE, Case, discover, require_cases
 from tests.golden_replay import (
     assert_matches,
@@ -18,10 +17,8 @@ from tests.golden_replay import (
     assert_told_apart,
     replay,
 )
-from tests.golden_schedules import replay_schedule
+from tests.golden_results import CHECKS
 from tests.golden_table import PENDING, build, is_public, row_of
-
-SCHEDULE = "schedule"
 
 
 class NotInTheCatalogueYetError(Exception):
@@ -54,11 +51,8 @@ def check(case: Case) -> None:
     """Reproduces a case in float64, or, if it records a mistake, does not."""
     refuse_pending(case)
     with jax.enable_x64(True):
-        if case.system == SCHEDULE:
-            check_schedule(case)
-            return
-        if case.system == BATCH_NORM:
-            check_arrays(case, replay_batch_norm(case))
+        if case.system in CHECKS:
+            CHECKS[case.system](case)
             return
         got = replay(case, build(case))
     if case.is_negative:
@@ -67,24 +61,10 @@ def check(case: Case) -> None:
         assert_matches(case, got)
 
 
-def check_schedule(case: Case) -> None:
-    got = replay_schedule(case.entry, case.arrays)
-    assert set(got) == set(case.arrays)
-    check_arrays(case, got)
-
-
-def check_arrays(case: Case, got: Any) -> None:
-    rtol, atol = case.tolerance
-    for name, array in got.items():
-        np.testing.assert_allclose(array, case.arrays[name], rtol=rtol, atol=atol, err_msg=name)
-
-
 TRAJECTORIES = [
     case
     for case in CASES
-    if case.system not in PENDING
-    and case.system not in (SCHEDULE, BATCH_NORM)
-    and not case.is_negative
+    if case.system not in PENDING and case.system not in CHECKS and not case.is_negative
 ]
 
 
