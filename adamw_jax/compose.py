@@ -33,6 +33,7 @@ from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params
 from adamw_jax.state import ComposeState, LiveHyperparameter
+from adamw_jax.storage import choose, stored, update_encoded
 
 Tree = Any
 
@@ -92,12 +93,16 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         if frozen is not None:
             still = masks.resolve(frozen, updates if params is None else params, "frozen")
             moving = masks.hide(updates, still)
-            some, new_state = update_moving(
-                moving, state, None if params is None else masks.hide(params, still), **extra
+            some, new_state = update_encoded(
+                update_moving,
+                moving,
+                state,
+                None if params is None else masks.hide(params, still),
+                extra,
             )
             whole = jax.tree.map(jnp.zeros_like, updates)
             return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
-        return update_moving(updates, state, params, **extra)
+        return update_encoded(update_moving, updates, state, params, extra)
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
         live, values = {}, {}
@@ -121,6 +126,16 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     self = Composed(init, cast(Any, update))
     self.specs, self.hyperparams, self.frozen = specs, declared, frozen
     return self
+
+
+def store(recipe: Any, storage: Any) -> Any:
+    """A stage or a recipe that stores what it remembers as ``storage`` says, None for as it is."""
+    if storage is None:
+        return recipe
+    choice = choose(storage)
+    if isinstance(recipe, Stage):
+        return Stage(stored(recipe.spec, choice))
+    return compose(*(Stage(stored(spec, choice)) for spec in recipe.specs), frozen=recipe.frozen)
 
 
 def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:

@@ -26,13 +26,15 @@ from adamw_jax.stage import Step
 Tree = Any
 
 
-def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Part:
+def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -> Part:
     """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it.
       dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
         float32 whatever is stored.
+      storage: ``"8bit"`` and the like, see ``quantize_state``; the step still reads the moment
+        before it is encoded.
     """
     return average(
         "ema",
@@ -41,11 +43,16 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Part:
         lambda gradient, first: jax.tree.map(numerics.widen, gradient),
         dtype=dtype,
         real=False,
+        storage=storage,
     )
 
 
 def ema_of_squares(
-    b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, rate_name: str = "b2"
+    b2: ScalarOrSchedule = 0.999,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
+    rate_name: str = "b2",
 ) -> Part:
     """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``.
 
@@ -58,11 +65,19 @@ def ema_of_squares(
         return jax.tree.map(lambda g: numerics.abs_square(numerics.widen(g)), entry)
 
     return average(
-        "ema_of_squares", rate_name, declare(**{rate_name: b2}), squares, dtype=dtype, real=True
+        "ema_of_squares",
+        rate_name,
+        declare(**{rate_name: b2}),
+        squares,
+        dtype=dtype,
+        real=True,
+        storage=storage,
     )
 
 
-def ema_of_squared_momentum(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) -> Part:
+def ema_of_squared_momentum(
+    b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
+) -> Part:
     """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``; see ``ema``.
 
     ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
@@ -79,6 +94,7 @@ def ema_of_squared_momentum(b2: ScalarOrSchedule = 0.999, *, dtype: Any = None) 
         squares,
         dtype=dtype,
         real=True,
+        storage=storage,
     )
 
 
@@ -88,6 +104,7 @@ def ema_of_centered_squares(
     *,
     from_floor: bool = False,
     dtype: Any = None,
+    storage: Any = None,
 ) -> Part:
     """Moving average of squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
 
@@ -99,6 +116,7 @@ def ema_of_centered_squares(
       eps_root: what every step adds, >= 0.
       from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
       dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
     """
 
     def residual(gradient: Tree, first: Any) -> Tree:
@@ -120,4 +138,5 @@ def ema_of_centered_squares(
         dtype=dtype,
         real=True,
         floor=floor,
+        storage=storage,
     )

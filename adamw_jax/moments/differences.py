@@ -39,7 +39,11 @@ class DifferencesState(NamedTuple):
 
 
 def gradient_differences(
-    b1: ScalarOrSchedule = 0.98, b2: ScalarOrSchedule = 0.92, *, dtype: Any = None
+    b1: ScalarOrSchedule = 0.98,
+    b2: ScalarOrSchedule = 0.92,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
 ) -> Part:
     """Average of gradients plus ``b2`` times the average of their differences, both corrected.
 
@@ -48,6 +52,7 @@ def gradient_differences(
       b2: decay rate of the average of differences, and their weight, in [0, 1). With 0 the moment
         is ``ema(b1)``, corrected.
       dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
 
     The previous gradient is stored as it arrives here: clipped, and with L2 decay, if there is any.
     """
@@ -118,4 +123,5 @@ def gradient_differences(
         return state._replace(previous=numerics.after(state.previous, step.count, *readers))
 
     declared = declare(b1=b1, b2=b2)
-    return Part("gradient_differences", declared, init, update, read, entry=entry, settle=settle)
+    part = Part("gradient_differences", declared, init, update, read, entry=entry, settle=settle)
+    return part._replace(storage=storage)

@@ -32,6 +32,7 @@ from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.stage import Kind, Stage, Step, increment, stage
 from adamw_jax.state import replace
+from adamw_jax.storage import choose, stored
 
 Tree = Any
 
@@ -106,7 +107,7 @@ def estimate_moments(
         )
         return record, MomentsState(new_first, new_second, record.count)
 
-    return stage(
+    made = stage(
         "estimate_moments",
         Kind.GRADIENT,
         Kind.MOMENTS,
@@ -114,6 +115,9 @@ def estimate_moments(
         init=init,
         hyperparams=_joined(first, second),
     )
+    parts = {"first": first, "second": second}
+    formats = {name: part.storage for name, part in parts.items() if part.storage is not None}
+    return Stage(stored(made.spec, choose(formats))) if formats else made
 
 
 def restart_moments(state: Any) -> Any:

@@ -38,6 +38,7 @@ def heavy_ball(
     dampening: ScalarOrSchedule | None = None,
     nesterov: bool = False,
     dtype: Any = None,
+    storage: Any = None,
 ) -> Part:
     """Momentum buffer ``m' = momentum m + (1 - dampening) g``.
 
@@ -46,6 +47,7 @@ def heavy_ball(
       dampening: what is withheld of each gradient but the first, in [0, 1]; None for nothing.
       nesterov: read ``g + momentum m'`` instead of ``m'``.
       dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
     """
     declared = declare(momentum=momentum)
     if dampening is not None:
@@ -78,4 +80,5 @@ def heavy_ball(
 
         return Reading(jax.tree.map(leaf, state.value, gradient))
 
-    return Part("heavy_ball", declared, init, update, read)
+    part = Part("heavy_ball", declared, init, update, read)
+    return part._replace(storage=storage)

@@ -35,6 +35,7 @@ def infinity_norm(
     eps: ScalarOrSchedule = 0.0,
     *,
     dtype: Any = None,
+    storage: Any = None,
 ) -> Part:
     """Exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
 
@@ -42,6 +43,7 @@ def infinity_norm(
       b2: decay rate in [0, 1), or a schedule of it.
       eps: added to |g| inside the maximum, as PyTorch and optax do; 0 is the paper's form.
       dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
     """
 
     def init(params: Tree) -> InfinityNormState:
@@ -62,4 +64,5 @@ def infinity_norm(
         return Reading(jax.tree.map(numerics.widen, state.value))
 
     declared = declare(b2=b2, eps=eps)
-    return Part("infinity_norm", declared, init, update, read, magnitude=True)
+    part = Part("infinity_norm", declared, init, update, read, magnitude=True)
+    return part._replace(storage=storage)

@@ -39,6 +39,7 @@ class Part(NamedTuple):
         place of the gradient, or None (only for first moments).
       settle: ``(state after the update, state of the second moment after its, step) -> state``, the
         last word of a first moment whose arrays the second moment's entry reads, or None.
+      storage: how its arrays are stored, or None for as they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Part(NamedTuple):
     magnitude: bool = False
     entry: Callable[[Any, Tree, Step], Tree] | None = None
     settle: Callable[[Any, Any, Step], Any] | None = None
+    storage: Any = None
 
 
 class AverageState(NamedTuple):
@@ -82,6 +84,7 @@ def average(
     dtype: Any = None,
     real: bool,
     floor: Callable[[Step], jax.Array] | None = None,
+    storage: Any = None,
 ) -> Part:
     """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
 
@@ -109,7 +112,7 @@ def average(
         del gradient
         return Reading(jax.tree.map(numerics.widen, state.value), state.clock, step[rate_name])
 
-    return Part(name, hyperparams, init, update, read)
+    return Part(name, hyperparams, init, update, read, storage=storage)
 
 
 def no_moment() -> Part:

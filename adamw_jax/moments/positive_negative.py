@@ -38,7 +38,11 @@ class PositiveNegativeState(NamedTuple):
 
 
 def positive_negative(
-    b1: ScalarOrSchedule = 0.9, b0: ScalarOrSchedule = 1.0, *, dtype: Any = None
+    b1: ScalarOrSchedule = 0.9,
+    b0: ScalarOrSchedule = 1.0,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
 ) -> Part:
     """Positive-negative momentum with decay rate ``b1`` and weight ``b0``.
 
@@ -47,6 +51,7 @@ def positive_negative(
       b0: weight of the negative momentum, any finite number. 0 leaves two interleaved momenta,
         -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
       dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
 
     Which buffer is written alternates with the updates that really happen, as counted in the state.
     A ``correct_bias`` after it divides by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
@@ -92,4 +97,5 @@ def positive_negative(
         )
         return Reading(value, state.clock, step["b1"])
 
-    return Part("positive_negative", declare(b1=b1, b0=b0), init, update, read)
+    part = Part("positive_negative", declare(b1=b1, b0=b0), init, update, read)
+    return part._replace(storage=storage)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.checks import one_of, switch
-from adamw_jax.compose import Composed, compose
+from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS, decoupled_decay
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import estimate_moments, no_moment, precondition
@@ -192,7 +192,11 @@ def adafactor(
             step=scale_by_relative_step(learning_rate) if relative else None,
             **rest,
         ),
-        None if b1 is None else average_updates(b1, dtype=mu_dtype or direction.get("state_dtype")),
+        None
+        if b1 is None
+        else store(
+            average_updates(b1, dtype=mu_dtype or direction.get("state_dtype")), rest.get("storage")
+        ),
         decayed,
     )
 

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import optax
 
 from adamw_jax.checks import switch
-from adamw_jax.compose import Composed, compose
+from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
@@ -32,6 +32,7 @@ class Common(TypedDict, total=False):
     eps_hat: bool
     bias_correction: str
     state_dtype: Any
+    storage: Any
     rules: ParameterRules | None
 
 
@@ -46,6 +47,7 @@ COMMON: dict[str, Any] = {
     "eps_hat": False,
     "bias_correction": "exact",
     "state_dtype": None,
+    "storage": None,
     "rules": None,
 }
 
@@ -92,6 +94,11 @@ COMMON_DOC: dict[str, str] = {
     "state_dtype": """\
   state_dtype: storage dtype of the accumulators; None for float32 (float64 under x64).
 """,
+    "storage": """\
+  storage: ``"8bit"``, ``"4bit"``, ``"float8"`` or ``"bfloat16"`` for a smaller state, a format such
+    as ``storage.eight_bit(block_size=128)``, or a mapping such as ``{"second": "8bit"}``; None for
+    arrays as they are. For arrays of 4096 elements and more; ``quantize_state`` has more options.
+""",
     "rules": """\
   rules: per-parameter multipliers and freezing, from ``parameter_rules``.
 """,
@@ -123,6 +130,7 @@ def finish(
     decay: str = "learning_rate",
     base_learning_rate: float | None = None,
     l2: ScalarOrSchedule | None = None,
+    storage: Any = None,
     rules: ParameterRules | None = None,
     schedule_inside: bool = False,
     step: Stage | None = None,
@@ -156,7 +164,7 @@ def finish(
     return compose(
         None if l2 is None else l2_decay(l2, mask, rules=rules),
         scale_gradient(learning_rate) if schedule_inside else None,
-        direction,
+        store(direction, storage),
         decayed if decay == "learning_rate" else None,
         None if rules is None or not rules.table else scale_by_rules(rules),
         step or (descend() if schedule_inside else scale_by_learning_rate(learning_rate)),

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.checks import one_of
-from adamw_jax.compose import Composed, compose
+from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.kalman import loss_filter, momentum_filter
@@ -77,7 +77,7 @@ def scale_by_koala_v(
     state_values=0,
     differs="neither optax nor PyTorch has it; with r=0 it is optax.polyak_sgd leaf by leaf and "
     "without a largest step.",
-    refuses=(*_REFUSES, "state_dtype"),
+    refuses=(*_REFUSES, "state_dtype", "storage"),
     needs=("value",),
     degree=None,
     scope="tree",
@@ -124,8 +124,8 @@ def koala_v(
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
-    weight_decay, mask, rules, state_dtype = _own("koala_v", given, common)
-    refuse("koala_v", "has two scalars of state", state_dtype=state_dtype)
+    weight_decay, mask, rules, small = _own("koala_v", given, common)
+    refuse("koala_v", "has two scalars of state", **small)
     direction = scale_by_koala_v(
         sigma=sigma,
         q=q,
@@ -205,7 +205,7 @@ def koala_m(
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
-    weight_decay, mask, rules, state_dtype = _own("koala_m", given, common)
+    weight_decay, mask, rules, small = _own("koala_m", given, common)
     moving = rules if rules is None else rules.without_frozen()
     filtered = momentum_filter(
         learning_rate,
@@ -222,21 +222,23 @@ def koala_m(
         weight_decay=weight_decay,
         mask=mask,
         rules=moving if moving is not None and moving.table else None,
-        dtype=storage_dtype("state_dtype", state_dtype),
+        dtype=storage_dtype("state_dtype", small["state_dtype"]),
     )
+    filtered = store(filtered, small["storage"])
     return compose(filtered, frozen=rules.frozen if rules is not None and rules.freezes else None)
 
 
 def _own(
     name: str, given: Any, common: Common
-) -> tuple[ScalarOrSchedule | None, Mask, ParameterRules | None, Any]:
-    """Decay, mask, rules and storage dtype; every other common keyword must be at its default.
+) -> tuple[ScalarOrSchedule | None, Mask, ParameterRules | None, dict[str, Any]]:
+    """Decay, mask, rules and small state; every other common keyword must be at its default.
 
     ``given`` has what the learning rate carries, too: a 1cycle brings a base rate, unasked.
     """
     rest = dict(given)
     weight_decay, mask = rest.pop("weight_decay"), rest.pop("mask")
-    rules, state_dtype = rest.pop("rules", None), rest.pop("state_dtype", None)
+    rules = rest.pop("rules", None)
+    small = {name: rest.pop(name, None) for name in ("state_dtype", "storage")}
     if rules is not None and not isinstance(rules, ParameterRules):
         raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
     form, convention = rest.pop("decay", FORMS[0]), rest.pop("bias_correction", CONVENTIONS[0])
@@ -251,4 +253,4 @@ def _own(
         base_learning_rate=common.get("base_learning_rate") is not None,
     )
     refuse(name, "has no second moment", **rest)
-    return weight_decay, mask, rules, state_dtype
+    return weight_decay, mask, rules, small

@@ -1,0 +1,33 @@
+"""Small state: codecs for the arrays of any optimizer's state, and who uses them."""
+
+from adamw_jax.storage.choice import (
+    Choice,
+    Format,
+    bfloat16,
+    choose,
+    eight_bit,
+    encode_state,
+    float8,
+    float32,
+    four_bit,
+)
+from adamw_jax.storage.encoded import Encoded, decode_state
+from adamw_jax.storage.quantize import quantize_state, update_encoded
+from adamw_jax.storage.stages import stored
+
+__all__ = [
+    "Choice",
+    "Encoded",
+    "Format",
+    "bfloat16",
+    "choose",
+    "decode_state",
+    "eight_bit",
+    "encode_state",
+    "float32",
+    "float8",
+    "four_bit",
+    "quantize_state",
+    "stored",
+    "update_encoded",
+]

@@ -1,0 +1,129 @@
+"""Block-wise codes: each block by its largest magnitude, each element by the nearest level.
+
+    scale = max |x| of the block;   code: of the level nearest to x / scale;   x ~ scale level
+
+Dettmers et al., ICLR 2022, arXiv 2110.02861 (8 bits, blocks of 256 since bitsandbytes 0.44); Li et
+al., NeurIPS 2023, arXiv 2309.01507 (4 bits, blocks of 128). A block of zeros has scale 0 and stays
+exactly 0, as does every 0 in a map that has one. NaN and infinities are stored as 0 and leave
+their block alone. Ties go to the lower code.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax.storage.levels import dynamic
+>>> codec = BlockWise(dynamic(8, signed=True), 8, Blocks(256), signed=True)
+>>> codec.decode(codec.encode(jnp.array([0.0, 1.0, -3e-4, 4.0])))
+Array([ 0.0000000e+00,  9.9062490e-01, -2.6500004e-04,  4.0000000e+00],      dtype=float32)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax.storage.blocks import Blocks
+from adamw_jax.storage.encoded import Encoded, Layout
+from adamw_jax.storage.levels import Levels
+from adamw_jax.storage.nibbles import pack, unpack
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWise:
+    """Codes of 8 or 4 bits with one float32 scale a block.
+
+    Attributes:
+      levels: the map from codes to magnitudes.
+      bits: 8, or 4: two codes to a byte along the last axis.
+      blocks: what shares a scale.
+      signed: whether values may be negative.
+      floor: store no positive value as 0 (unsigned only): a second moment that became 0 under a
+        first moment that did not would make the next step up to 31 times too long.
+      root: store square roots (unsigned only), which halves the decades that are needed.
+    """
+
+    levels: Levels
+    bits: int
+    blocks: Blocks
+    signed: bool
+    floor: bool = False
+    root: bool = False
+
+    @property
+    def name(self) -> str:
+        """Map and blocks."""
+        kind = "signed" if self.signed else "root" if self.root else "unsigned"
+        return f"{self.levels.name}_{kind}_{self.blocks.name}"
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+        """Codes and scales of a real array."""
+        layout = Layout(self, x.shape, x.dtype)
+        x = finite(x)
+        blocks = self.blocks.split(lax.sqrt(x) if self.root else x)
+        scales = jnp.max(lax.abs(blocks), axis=-1)
+        if noise is not None:
+            noise = self.blocks.split(noise)
+        codes = self.blocks.join(self.codes(blocks, scales[..., None], noise), layout.shape)
+        return Encoded(codes if self.bits == 8 else pack(codes), scales, layout)
+
+    def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """Codes of values with these scales, unpacked."""
+        value = lax.mul(lax.abs(x), jnp.broadcast_to(inverse(scale), x.shape))
+        index = self.levels.nearest(value)
+        if noise is not None:
+            index = self._stochastic(index, value, noise)
+        if self.signed:
+            index = lax.select(
+                lax.lt(x, lax.full_like(x, 0)), -lax.min(index, self._zero(x)), index
+            )
+            index = lax.add(index, self._zero(x))
+        code = lax.ceil(lax.sub(index, lax.full_like(index, 0.5)))
+        if self.floor:
+            least = lax.convert_element_type(lax.gt(x, lax.full_like(x, 0)), x.dtype)
+            code = lax.max(code, least)
+        return lax.convert_element_type(code, jnp.uint8)
+
+    def decode(self, stored: Encoded) -> jax.Array:
+        """The array, in the dtype that it had."""
+        codes, shape = stored.codes, stored.layout.shape
+        blocks = self.blocks.split(codes if self.bits == 8 else unpack(codes, shape))
+        values = self.values(blocks, stored.scales[..., None])
+        x = self.blocks.join(lax.mul(values, values) if self.root else values, shape)
+        return lax.convert_element_type(x, stored.layout.dtype)
+
+    def values(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
+        """Values of unpacked codes with these scales."""
+        index = lax.convert_element_type(codes, jnp.float32)
+        if self.signed:
+            index = lax.sub(index, self._zero(index))
+        level = self.levels.level(lax.abs(index) if self.signed else index)
+        if self.signed:
+            level = lax.select(lax.lt(index, lax.full_like(index, 0)), -level, level)
+        return lax.mul(level, jnp.broadcast_to(scale, level.shape))
+
+    def _zero(self, like: jax.Array) -> jax.Array:
+        """The code of 0 in a signed map."""
+        return lax.full_like(like, self.levels.top - 1)
+
+    def _stochastic(self, index: jax.Array, value: jax.Array, noise: jax.Array) -> jax.Array:
+        """A neighbouring level by chance, so that the mean of what is stored is the value."""
+        index = lax.round(index)
+        above = lax.gt(self.levels.level(index), value)
+        lower = lax.select(above, lax.sub(index, lax.full_like(index, 1)), index)
+        low, high = self.levels.level(lower), self.levels.level(lower + 1)
+        gap = lax.max(lax.sub(high, low), lax.full_like(low, jnp.finfo(low.dtype).tiny))
+        up = lax.lt(noise, lax.div(lax.sub(value, low), gap))
+        return lax.add(lower, lax.convert_element_type(up, lower.dtype))
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """``x`` in float32, with 0 in the place of NaN and infinities."""
+    x = lax.convert_element_type(x, jnp.float32)
+    return lax.select(lax.is_finite(x), x, lax.full_like(x, 0))
+
+
+def inverse(scale: jax.Array) -> jax.Array:
+    """``1 / scale``, and 0 where the scale is 0 or too small to have an inverse."""
+    usable = lax.ge(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny))
+    safe = lax.select(usable, scale, lax.full_like(scale, 1))
+    return lax.select(usable, lax.reciprocal(safe), lax.full_like(scale, 0))

@@ -1,0 +1,121 @@
+"""An array of a state as it is stored: codes, scales, and the layout that tells what they mean.
+
+The names of its two children in a tree carry the layout, so that every checkpoint records it and
+one written with another block size or map is refused where it is restored.
+
+>>> import jax, jax.numpy as jnp
+>>> from adamw_jax.storage import eight_bit
+>>> stored = eight_bit().signed.encode(jnp.linspace(-1.0, 1.0, 512))
+>>> [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(stored)]
+['.dynamic8_signed_rows256_v1_codes', '.dynamic8_signed_rows256_v1_scales']
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+from jax import lax
+from jax.tree_util import GetAttrKey
+
+Tree = Any
+
+VERSION = 1
+"""Of the meaning of codes; a change of it makes older checkpoints unreadable, by name."""
+
+
+class Codec(Protocol):
+    """A pure pair of functions between arrays and what is stored of them."""
+
+    @property
+    def name(self) -> str:
+        """Map and blocks, in a few characters."""
+        ...
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+        """What is stored of ``x``; uniform ``noise`` in [0, 1) rounds stochastically."""
+        ...
+
+    def decode(self, stored: Encoded) -> jax.Array:
+        """The array again, in the dtype that it had."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the codes of an array mean.
+
+    Attributes:
+      codec: the functions that wrote them.
+      shape: of the array, without axes that ``vmap`` adds.
+      dtype: of the array.
+    """
+
+    codec: Codec
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint calls it."""
+        return f"{self.codec.name}_v{VERSION}"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An encoded array: a node of the state in the place of the array.
+
+    Attributes:
+      codes: of the array's shape, or with the last axis halved where two codes share a byte.
+      scales: what the levels are multiplied by: an array, a tuple of arrays, or None.
+      layout: static.
+    """
+
+    codes: jax.Array
+    scales: Any
+    layout: Layout
+
+    def decode(self) -> jax.Array:
+        """The array."""
+        return self.layout.codec.decode(self)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+        """Another array of the same layout."""
+        return self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
+
+    def tree_flatten_with_keys(self) -> Any:
+        """Children, named by the layout."""
+        name = self.layout.name
+        keys = GetAttrKey(f"{name}_codes"), GetAttrKey(f"{name}_scales")
+        return tuple(zip(keys, (self.codes, self.scales), strict=True)), self.layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: Layout, children: Any) -> Encoded:
+        """The node again."""
+        return cls(*children, layout)
+
+
+def is_encoded(node: Any) -> bool:
+    """Whether a node of a state is an encoded array."""
+    return isinstance(node, Encoded)
+
+
+def encode_like(stored: Tree, state: Tree, noise: Any = None) -> Tree:
+    """``state`` with those arrays encoded that are encoded in ``stored``, a state of its structure.
+
+    ``noise(number, shape)`` gives what rounds the array of that number, if it is to be by chance.
+    """
+    nodes, structure = jax.tree.flatten(stored, is_leaf=is_encoded)
+    leaves = structure.flatten_up_to(state)
+    for number, node in enumerate(nodes):
+        if is_encoded(node):
+            chance = None if noise is None else noise(number, node.layout.shape)
+            leaves[number] = node.encode(leaves[number], chance)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def decode_state(state: Tree) -> Tree:
+    """A state with arrays in the place of everything encoded, as it would be in full precision."""
+    return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, state, is_leaf=is_encoded)

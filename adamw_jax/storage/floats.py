@@ -1,0 +1,85 @@
+"""Small floats as storage: bfloat16 as it is, float8 under one scale a block.
+
+    float8: scale = max |x| of the block / 448;    stored: x / scale in e4m3
+
+>>> import jax.numpy as jnp
+>>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
+>>> codec.decode(codec.encode(jnp.array([1.0, 1.001])))
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax.storage.block_wise import finite, inverse
+from adamw_jax.storage.blocks import Blocks
+from adamw_jax.storage.encoded import Encoded, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallFloat:
+    """Values in a narrower float dtype.
+
+    Attributes:
+      dtype: what is stored.
+      blocks: what shares a scale that brings its largest magnitude to the dtype's; None for no
+        scale.
+    """
+
+    dtype: Any
+    blocks: Blocks | None = None
+
+    @property
+    def name(self) -> str:
+        """Dtype and blocks."""
+        return self.dtype.name + ("" if self.blocks is None else f"_{self.blocks.name}")
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+        """The narrow values, and the scales."""
+        layout = Layout(self, x.shape, x.dtype)
+        if self.blocks is None:
+            return Encoded(narrow(x, self.dtype, noise), None, layout)
+        largest = float(jnp.finfo(self.dtype).max)
+        blocks = self.blocks.split(finite(x))
+        scales = jnp.max(lax.abs(blocks), axis=-1) / largest
+        scaled = lax.mul(blocks, jnp.broadcast_to(inverse(scales)[..., None], blocks.shape))
+        limit = lax.full_like(scaled, largest)  # a product rounded up must not overflow
+        scaled = lax.clamp(-limit, scaled, limit)
+        noise = None if noise is None else self.blocks.split(noise)
+        return Encoded(self.blocks.join(narrow(scaled, self.dtype, noise), x.shape), scales, layout)
+
+    def decode(self, stored: Encoded) -> jax.Array:
+        """The array, in the dtype that it had."""
+        dtype, shape = stored.layout.dtype, stored.layout.shape
+        if self.blocks is None:
+            return lax.convert_element_type(stored.codes, dtype)
+        blocks = lax.convert_element_type(self.blocks.split(stored.codes), jnp.float32)
+        values = lax.mul(blocks, jnp.broadcast_to(stored.scales[..., None], blocks.shape))
+        return lax.convert_element_type(self.blocks.join(values, shape), dtype)
+
+
+def narrow(x: jax.Array, dtype: Any, noise: jax.Array | None) -> jax.Array:
+    """``x`` in a narrower dtype: the nearest, or by uniform ``noise`` in [0, 1) a neighbour.
+
+    The neighbour above is taken with the probability that makes ``x`` the mean. Magnitudes under
+    2^-100 are rounded on the grid of 2^-100.
+    """
+    if noise is None:
+        return lax.convert_element_type(x, dtype)
+    info = jnp.finfo(dtype)
+    bits = lax.bitcast_convert_type(lax.convert_element_type(x, jnp.float32), jnp.uint32)
+    exponent = lax.bitwise_and(bits, lax.full_like(bits, 0x7F800000))
+    power = lax.bitcast_convert_type(exponent, jnp.float32)
+    least = max(float(info.smallest_normal), 2.0**-100)
+    ulp = lax.mul(lax.max(power, lax.full_like(power, least)), lax.full_like(power, info.eps))
+    steps = lax.div(lax.convert_element_type(x, jnp.float32), ulp)
+    down = lax.floor(steps)
+    up = lax.convert_element_type(lax.lt(noise, lax.sub(steps, down)), jnp.float32)
+    rounded = lax.mul(lax.add(down, up), ulp)
+    return lax.convert_element_type(lax.select(lax.is_finite(x), rounded, x), dtype)

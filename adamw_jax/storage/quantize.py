@@ -1,0 +1,166 @@
+"""``quantize_state``: any optax transformation with a smaller state.
+
+    decode the state -> one step in full precision -> encode the state
+
+The step itself uses the new moments as they are before they are encoded, as in the papers.
+
+>>> import jax.numpy as jnp, optax
+>>> params = {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros(128)}
+>>> tx = quantize_state(optax.adam(1e-3))
+>>> [leaf.dtype.name for leaf in jax.tree.leaves(tx.init(params)[0].mu)]
+['float32', 'uint8', 'float32']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from adamw_jax.checks import one_of
+from adamw_jax.storage.choice import (
+    MIN_SIZE,
+    UNSIGNED,
+    StorageLike,
+    choose,
+    encode_state,
+)
+from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
+from adamw_jax.storage.in_order import Group, evaluate
+
+Tree = Any
+Update = Callable[..., tuple[Tree, Tree]]
+
+ROUNDINGS = ("nearest", "stochastic")
+
+
+class StochasticState(NamedTuple):
+    """An encoded state, and the key of the next rounding."""
+
+    inner: Any
+    key: jax.Array
+
+
+def quantize_state(
+    tx: optax.GradientTransformation,
+    storage: StorageLike = "8bit",
+    *,
+    unsigned: tuple[str, ...] = UNSIGNED,
+    min_size: int = MIN_SIZE,
+    exempt: str | tuple[str, ...] = (),
+    rounding: str = "nearest",
+    seed: int = 0,
+    in_order: bool | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """``tx`` with the large arrays of its state encoded, about 1 byte a value.
+
+    Encoded are the arrays that belong to a parameter (their path ends with its path, and they have
+    its shape) and are real; scalars, small arrays and what ``exempt`` names stay in float32.
+
+    Args:
+      tx: any transformation; the optimizers of this library also take ``storage=`` themselves.
+      storage: ``"8bit"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a format such as
+        ``eight_bit(block_size=2048)``, or a mapping from field names of the state to them, such as
+        ``{"mu": "8bit", "nu": "bfloat16"}``.
+      unsigned: fields of the state that are never negative and so take the unsigned map; those of
+        this library and of optax are known. A field that is not named keeps its sign.
+      min_size: arrays with fewer elements stay as they are; 4096 (bitsandbytes, torchao).
+      exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
+        models, whose embeddings see rare and large gradients.
+      rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact and
+        keeps a key in the state.
+      seed: of the stochastic rounding.
+      in_order: whether one parameter waits for the one before, which bounds the scratch of a step
+        by its largest array; None for yes where there is a single device, since the order is a word
+        between devices that hold different parts of an array.
+
+    Returns:
+      A transformation whose state is that of ``tx`` with ``Encoded`` nodes in the place of arrays,
+      for stochastic rounding in a ``StochasticState``.
+
+    Raises:
+      TypeError: ``tx`` is no transformation, or ``storage`` is none of the above.
+      ValueError: an unknown word, or a size that is no whole number.
+
+    Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
+    one_of("rounding", rounding, ROUNDINGS)
+    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
+    inner = optax.with_extra_args_support(tx)
+    stochastic = rounding == "stochastic"
+
+    def init(params: Tree) -> Any:
+        state = encode_state(inner.init(params), params, choice)
+        return (
+            StochasticState(state, jax.random.key_data(jax.random.key(seed)))
+            if stochastic
+            else state
+        )
+
+    def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
+        if not stochastic:
+            return update_encoded(inner.update, updates, state, params, extra, in_order=in_order)
+        now, later = jax.random.split(jax.random.wrap_key_data(state.key))
+        updates, stored = update_encoded(
+            inner.update, updates, state.inner, params, extra, in_order=in_order, key=now
+        )
+        return updates, StochasticState(stored, jax.random.key_data(later))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def update_encoded(
+    update: Update,
+    updates: Tree,
+    state: Tree,
+    params: Tree | None,
+    extra: dict[str, Any],
+    *,
+    in_order: bool | None = None,
+    key: jax.Array | None = None,
+) -> tuple[Tree, Tree]:
+    """One step of ``update`` on a state that may hold encoded arrays, which it never sees."""
+    if not any(map(is_encoded, jax.tree.leaves(state, is_leaf=is_encoded))):
+        return update(updates, state, params, **extra)
+
+    def noise(number: int, shape: tuple[int, ...]) -> jax.Array:
+        assert key is not None
+        return jax.random.uniform(jax.random.fold_in(key, number), shape)
+
+    def step(state: Tree) -> tuple[Tree, Tree]:
+        moved, new = update(updates, decode_state(state), params, **extra)
+        return moved, encode_like(state, new, None if key is None else noise)
+
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(state))
+    if traced and (jax.device_count() == 1 if in_order is None else in_order):
+        return parameter_by_parameter(step, updates, state)
+    return step(state)
+
+
+def parameter_by_parameter(
+    step: Callable[[Tree], tuple[Tree, Tree]], updates: Tree, state: Tree
+) -> tuple[Tree, Tree]:
+    """``step(state) -> updates, state``, traced and evaluated in the order of the parameters."""
+    traced, shape = jax.make_jaxpr(step, return_shape=True)(state)
+    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    members: dict[int, list[int]] = {}
+    scales: dict[int, list[int]] = {}
+    place = 0
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
+        leaves = len(jax.tree.leaves(node))
+        owner = next((i for i, end in enumerate(ends) if path[len(path) - len(end) :] == end), None)
+        if owner is not None and is_encoded(node):
+            members.setdefault(owner, []).extend(range(place, place + leaves))
+            scales.setdefault(owner, []).extend(range(place + 1, place + leaves))
+        place += leaves
+    groups = []
+    for owner in sorted(members):
+        outputs = [len(ends) + i for i in members[owner]]
+        awaited = [len(ends) + i for i in scales[owner]]
+        groups.append(Group(tuple(scales[owner]), (owner, *outputs), tuple(awaited)))
+    flat = evaluate(traced, jax.tree.leaves(state), groups)
+    return jax.tree.unflatten(jax.tree.structure(shape), flat)

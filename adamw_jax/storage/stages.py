@@ -1,0 +1,27 @@
+"""A stage whose memory is stored small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adamw_jax.stage import Spec, Step
+from adamw_jax.storage.choice import Choice, encode_state
+from adamw_jax.storage.encoded import decode_state, encode_like
+
+Tree = Any
+
+
+def stored(spec: Spec, choice: Choice) -> Spec:
+    """A stage that encodes what it remembers, in ``compose`` and alone."""
+    if spec.init is None:
+        return spec
+    start = spec.init
+
+    def init(params: Tree) -> Any:
+        return encode_state(start(params), params, choice)
+
+    def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
+        flow, new = spec.apply(flow, decode_state(memory), step)
+        return flow, encode_like(memory, new)
+
+    return spec._replace(init=init, apply=apply)
