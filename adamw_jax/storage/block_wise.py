@@ -69,19 +69,19 @@ class BlockWise:
     def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
         """Codes of values with these scales, unpacked."""
         value = lax.mul(lax.abs(x), jnp.broadcast_to(inverse(scale), x.shape))
+        negative = lax.lt(x, lax.full_like(x, 0))
+        if self.signed:  # for a negative value the lower code is that of the larger magnitude
+            value = _next_above(value, negative)
         index = self.levels.nearest(value)
         if noise is not None:
             index = self._stochastic(index, value, noise)
-        if self.signed:
-            index = lax.select(
-                lax.lt(x, lax.full_like(x, 0)), -lax.min(index, self._zero(x)), index
-            )
-            index = lax.add(index, self._zero(x))
-        code = lax.ceil(lax.sub(index, lax.full_like(index, 0.5)))
         if self.floor:
             least = lax.convert_element_type(lax.gt(x, lax.full_like(x, 0)), x.dtype)
-            code = lax.max(code, least)
-        return lax.convert_element_type(code, jnp.uint8)
+            index = lax.max(index, least)
+        if self.signed:
+            zero = self._zero(x)
+            index = lax.add(zero, lax.select(negative, -lax.min(index, zero), index))
+        return lax.convert_element_type(index, jnp.uint8)
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""
@@ -107,13 +107,19 @@ class BlockWise:
 
     def _stochastic(self, index: jax.Array, value: jax.Array, noise: jax.Array) -> jax.Array:
         """A neighbouring level by chance, so that the mean of what is stored is the value."""
-        index = lax.round(index)
         above = lax.gt(self.levels.level(index), value)
         lower = lax.select(above, lax.sub(index, lax.full_like(index, 1)), index)
         low, high = self.levels.level(lower), self.levels.level(lower + 1)
         gap = lax.max(lax.sub(high, low), lax.full_like(low, jnp.finfo(low.dtype).tiny))
         up = lax.lt(noise, lax.div(lax.sub(value, low), gap))
         return lax.add(lower, lax.convert_element_type(up, lower.dtype))
+
+
+def _next_above(x: jax.Array, where: jax.Array) -> jax.Array:
+    """The next float32 above x >= 0 ``where`` so."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    more = lax.add(bits, lax.convert_element_type(where, jnp.int32))
+    return lax.bitcast_convert_type(more, jnp.float32)
 
 
 def finite(x: jax.Array) -> jax.Array:

@@ -3,13 +3,15 @@
 The dynamic map (Dettmers et al., ICLR 2022, arXiv 2110.02861) covers D decades. Decade i = 0..D-1
 ends at 10^(i-D+1) and holds 2^i equally spaced values (2^(i+1) where none is negative), the
 midpoints of equal parts of its upper nine tenths; 0 and 1 are added. With n values in a decade, of
-which the first has index n (n - 1 for the unsigned map), they are points of a line
+which the first has index f, they are points of a line
 
-    level(u) = 10^(i-D+1) (0.9 (u - n + 0.5) / n + 0.1)
+    level(u) = 10^(i-D+1) (0.1 + 0.9 (u - f + 1/2) / n)
+             = 10^(i-D+1) / (20 n) (18 u + 9 + 2 n - 18 f)
 
-whose slopes grow with i. So the map is the largest of D lines, cut at 0 and 1, which a vector unit
-evaluates as it stands; the nearest level of a value is the inverse of the line of its decade,
-rounded.
+whose slopes grow with i; in the second form all but the first factor is a whole number. So the map
+is the largest of D lines, cut at 0 and 1, which a vector unit evaluates as it stands. The middles
+between levels of a decade are the ends of its parts, so that the nearest level is counted from the
+decade's lower end e: f - 1 + ceil((x - e) / (0.9 10^(i-D+1) / n)).
 
 >>> import jax.numpy as jnp
 >>> dynamic(8, signed=True).level(jnp.array([0.0, 1.0, 127.0, 128.0]))
@@ -27,11 +29,17 @@ from jax import lax
 
 
 class Segment(NamedTuple):
-    """Levels from index ``first`` on lie on the line ``slope u + offset``."""
+    """``count`` levels from index ``first`` on, ``scale (stride u + offset)``, in equal parts."""
 
     first: int
-    slope: float
-    offset: float
+    count: int
+    scale: float
+    stride: int
+    offset: int
+
+    def at(self, index: float) -> float:
+        """The level of an index, and at halves the ends of the parts."""
+        return self.scale * (self.stride * index + self.offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Levels:
 
     Attributes:
       name: what a stored state calls it.
-      segments: the lines, by increasing slope.
+      segments: its lines, by increasing slope.
       top: the largest index; its level is 1.
     """
 
@@ -50,36 +58,46 @@ class Levels:
 
     def level(self, index: jax.Array) -> jax.Array:
         """The values of whole indices, given and returned in a float dtype."""
-        lines = [
-            lax.add(lax.mul(index, _full(s.slope, index)), _full(s.offset, index))
-            for s in self.segments
-        ]
-        highest = functools.reduce(lax.max, lines)
+
+        def line(s: Segment) -> jax.Array:
+            whole = lax.add(lax.mul(index, _full(s.stride, index)), _full(s.offset, index))
+            return lax.mul(whole, _full(s.scale, index))
+
+        highest = functools.reduce(lax.max, map(line, self.segments))
         return lax.clamp(_full(0.0, index), highest, _full(1.0, index))
 
     def nearest(self, value: jax.Array) -> jax.Array:
-        """Where values in [0, 1] stand among the levels: rounding it gives the nearest index."""
-        position = None
-        for s in self.segments:
-            inverse = lax.mul(lax.sub(value, _full(s.offset, value)), _full(1 / s.slope, value))
-            position = self._from(s.first, value, inverse, position)
-        return self._from(self.top, value, _full(float(self.top), value), position)
+        """The index of the level nearest to a value in [0, 1]; of two, the lower."""
+        start, scale, first, count = (_full(x, value) for x in self._line(self.segments[0]))
+        for segment in self.segments[1:]:
+            here = lax.gt(value, _full(self._middle(segment.first), value))
+            new = (_full(x, value) for x in self._line(segment))
+            start, scale, first, count = (
+                lax.select(here, x, old)
+                for x, old in zip(new, (start, scale, first, count), strict=True)
+            )
+        part = lax.ceil(lax.mul(lax.sub(value, start), scale))
+        index = lax.add(first, lax.clamp(_full(1.0, value), part, count))
+        if self.segments[0].first:
+            zero = lax.le(value, _full(self._middle(1), value))
+            index = lax.select(zero, _full(0.0, value), index)
+        last = self.segments[-1]
+        if last.first + last.count == self.top:
+            high = lax.gt(value, _full(self._middle(self.top), value))
+            index = lax.select(high, _full(self.top, value), index)
+        return index
 
-    def _from(
-        self, first: int, value: jax.Array, upper: jax.Array, lower: jax.Array | None
-    ) -> jax.Array:
-        """``upper`` where a value is nearer to level ``first`` than to the one below it."""
-        if first == 0:
-            return upper
-        last = _full(float(first - 1), value)
-        lower = last if lower is None else lax.min(lower, last)
-        middle = (self.exact(first - 1) + self.exact(first)) / 2
-        return lax.select(lax.gt(value, _full(middle, value)), upper, lower)
+    def _line(self, segment: Segment) -> tuple[float, float, int, int]:
+        """Lower end, parts per unit, index before the first, and number of a segment's levels."""
+        per_unit = 1 / (segment.scale * segment.stride)
+        return segment.at(segment.first - 0.5), per_unit, segment.first - 1, segment.count
 
-    def exact(self, index: int) -> float:
-        """One level in double precision."""
-        highest = max(s.slope * index + s.offset for s in self.segments)
-        return 1.0 if index == self.top else max(highest, 0.0)
+    def _middle(self, index: int) -> float:
+        """Between the levels of ``index`` and of the index below."""
+        low, high = (
+            min(max(0.0, *(s.at(i) for s in self.segments)), 1.0) for i in (index - 1, index)
+        )
+        return (low + high) / 2
 
 
 @functools.cache
@@ -95,8 +113,8 @@ def dynamic(bits: int, *, signed: bool) -> Levels:
         number = 2 ** (i if signed else i + 1)
         first = number if signed else number - 1
         end = 10.0 ** (i - decades + 1)
-        slope = 0.9 * end / number
-        segments.append(Segment(first, slope, 0.1 * end + slope * (0.5 - first)))
+        offset = 9 + 2 * number - 18 * first
+        segments.append(Segment(first, number, end / (20 * number), 18, offset))
     top = 2**decades if signed else 2**bits - 1
     return Levels(f"dynamic{bits}", tuple(segments), top)
 
@@ -107,8 +125,7 @@ def linear_without_zero(bits: int) -> Levels:
 
     Without a 0 no second moment becomes 0 under a first moment that is not.
     """
-    step = 2.0**-bits
-    return Levels(f"linear{bits}", (Segment(0, step, step),), 2**bits - 1)
+    return Levels(f"linear{bits}", (Segment(0, 2**bits, 2.0**-bits, 1, 1),), 2**bits - 1)
 
 
 def _full(value: float, like: jax.Array) -> jax.Array:
