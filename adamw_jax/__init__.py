@@ -1,5 +1,6 @@
 """adamw_jax: the ideas of the adaptive-gradient literature as composable optax transformations."""
 
+from adamw_jax import curvature
 from adamw_jax.averaging import (
     IterateAverageState,
     LookaheadState,
@@ -10,6 +11,14 @@ from adamw_jax.averaging import (
 )
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import decoupled_decay, l2_decay, normalized_decay
+from adamw_jax.initialization import (
+    GradInit,
+    GradInitInfo,
+    GradInitRecord,
+    GradInitState,
+    gradinit,
+    overlapping_pair,
+)
 from adamw_jax.interop import from_optax, to_optax
 from adamw_jax.large_batch import scale_by_trust_ratio
 from adamw_jax.learning_rate import scale_by_learning_rate
@@ -92,6 +101,8 @@ from adamw_jax.optimizers import (
     sgdw,
 )
 from adamw_jax.overview import summary
+from adamw_jax.probe import probe, read_probe
+from adamw_jax.rounding import compensated_rounding, stochastic_rounding
 from adamw_jax.rules import ParameterRules, Rule, parameter_rules
 from adamw_jax.scaling import (
     average_updates,
@@ -99,6 +110,7 @@ from adamw_jax.scaling import (
     clip_gradient,
     clip_step,
     normalize,
+    percentile_clipping,
     scale_by_norm_estimate,
     scale_by_parameter_rms,
     scale_by_relative_step,
@@ -109,14 +121,17 @@ from adamw_jax.schedules import (
     Phases,
     RangeTest,
     WarmRestarts,
+    legw,
     lr_range_test,
     one_cycle,
     phases,
     scale_by_one_cycle,
+    scale_learning_rate,
     theory_decay,
     warm_restarts,
 )
 from adamw_jax.state import ComposeState
+from adamw_jax.storage import quantize_state
 
 __all__ = [  # grouped as the README groups them
     # The catalogue
@@ -199,6 +214,7 @@ __all__ = [  # grouped as the README groups them
     "clip_gradient",
     "clip_by_rms",
     "clip_step",
+    "percentile_clipping",
     "normalize",
     "average_updates",
     "scale_by_parameter_rms",
@@ -222,6 +238,8 @@ __all__ = [  # grouped as the README groups them
     "phases",
     "lr_range_test",
     "theory_decay",
+    "scale_learning_rate",
+    "legw",
     "OneCycle",
     "Phase",
     "Phases",
@@ -243,4 +261,19 @@ __all__ = [  # grouped as the README groups them
     "MigrationReport",
     "from_optax",
     "to_optax",
+    "probe",
+    "read_probe",
+    # Small state, and parameters of low precision
+    "quantize_state",
+    "stochastic_rounding",
+    "compensated_rounding",
+    # Curvature and noise: a room of its own
+    "curvature",
+    # Initialisation
+    "gradinit",
+    "overlapping_pair",
+    "GradInit",
+    "GradInitInfo",
+    "GradInitRecord",
+    "GradInitState",
 ]

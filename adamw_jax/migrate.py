@@ -27,7 +27,10 @@ from adamw_jax.state import ComposeState
 
 State = Any
 
-TAILS = ("lookahead", "average_iterates", "stochastic_rounding")
+TAILS = (
+    *("lookahead", "average_iterates", "stochastic_rounding"),
+    *("probe", "measure_noise_scale"),
+)
 
 
 class MigrationReport(NamedTuple):

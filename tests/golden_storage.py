@@ -24,7 +24,7 @@ NEAR_A_MIDPOINT = 1e-6
 
 def check_percentile_clipping(case: Case) -> None:
     """The factor of every step, the clipped norms, and the squared norms that are kept."""
-    tx = percentile_clipping(case.hyperparameters["percentile"])
+    tx: Any = percentile_clipping(case.hyperparameters["percentile"])
     gradients = jnp.asarray(case.arrays["grads"])
     update = jax.jit(lambda state, g: tx.update(g, state)[::-1])
     state, clipped = jax.lax.scan(update, tx.init(gradients[0]), gradients)

@@ -256,25 +256,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
 TABLE |= golden_other.ROWS | golden_koala.ROWS | golden_adafactor.ROWS
 TABLE["lookahead", "pytorch_optimizer"] = TABLE["lookahead", "lookahead_official"]
 
-PENDING = {
-    "AdamW8bit": "quantize_state",
-    "SGD8bit": "quantize_state",
-    "block-wise dynamic quantization": "quantize_state",
-    "4-bit quantizers": "quantize_state",
-    "percentile clipping": "percentile_clipping",
-    "gradinit_first": "gradinit",
-    "gradinit_trajectory": "gradinit",
-    "lanczos": "curvature.lanczos",
-    "lanczos_mlp": "curvature.lanczos",
-    "slq": "curvature.spectral_density",
-    "hutchinson": "curvature.hessian_diag",
-    "r_med": "curvature.r_med",
-    "preconditioned_sharpness": "curvature.preconditioned_sharpness",
-    "gradient_noise_scale": "curvature.gradient_noise_scale",
-    "radam_variance": "curvature.radam_variance",
-    "lr_learner": "curvature.lr_momentum_from_spectrum",
-    "batch_hessian_extremes": "curvature.batch_hessian_extreme",
-}
+PENDING: dict[str, str] = {}
 """Systems that have no row yet, and the public name that will bring them."""
 
 

@@ -1,5 +1,6 @@
 """Schedules: 1cycle over learning rate and momentum, warm restarts, phases, the range test."""
 
+from adamw_jax.schedules.batch_size import legw, scale_learning_rate
 from adamw_jax.schedules.one_cycle import OneCycle, one_cycle
 from adamw_jax.schedules.phases import Phase, Phases, phases
 from adamw_jax.schedules.range_test import RangeTest, lr_range_test
@@ -13,10 +14,12 @@ __all__ = [
     "Phases",
     "RangeTest",
     "WarmRestarts",
+    "legw",
     "lr_range_test",
     "one_cycle",
     "phases",
     "scale_by_one_cycle",
+    "scale_learning_rate",
     "theory_decay",
     "warm_restarts",
 ]

@@ -13,6 +13,7 @@ from adamw_jax.lab.experiments import (
     decoupled_decay,
     diffgrad,
     gadam,
+    gradinit,
     koala,
     lookahead,
     lookahead_variance,
@@ -41,7 +42,7 @@ PAPERS = tuple(
     module.EXPERIMENT.name
     for module in (
         *(acprop, gadam, pnm, diffgrad, adafactor, adan, clipping, koala),
-        lookahead_variance,
+        *(lookahead_variance, gradinit),
     )
 )
 """The claims of the other papers, each to be run by its name."""

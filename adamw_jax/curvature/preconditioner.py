@@ -1,0 +1,148 @@
+"""The diagonal by which an optimizer divides, read from its state.
+
+    update = -lr m / P;        Adam:  P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps)
+
+with m the first moment as stored, so that its bias correction is part of P, as in Cohen et al.
+2022, arXiv 2207.14484. Nothing is rewritten for it: the stages of the recipe that follow the
+accumulators are run on a first moment of ones, and what comes out is 1 / P.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adam
+>>> tx, params = adam(0.1, b1=0.9, eps=0.0), jnp.ones(2)
+>>> _, state = tx.update(jnp.array([2.0, 8.0]), tx.init(params), params)
+>>> preconditioner(tx, state, params).round(3)
+Array([0.2, 0.8], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from adamw_jax import masks, numerics
+from adamw_jax.compose import Composed
+from adamw_jax.curvature.products import real_params
+from adamw_jax.interop import from_optax
+from adamw_jax.moments.record import Moments, Reading
+from adamw_jax.stage import Kind, Spec, Step
+from adamw_jax.state import ComposeState, find
+
+State = Any
+Tree = Any
+
+OF_THE_GRADIENT = ("nesterov", "friction")
+"""Stages that mix the next gradient into the numerator or the gain, which a state does not tell."""
+
+
+def preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
+    """P of the last update of ``tx``.
+
+    Args:
+      tx: a recipe of this library with ``estimate_moments`` in it, such as ``adamw(1e-3)``.
+      opt_state: its state under any wrapper, after an update at least; or a state of optax's
+        ``adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or ``sgd`` with
+        momentum, for which ``tx`` is the recipe with the same numbers.
+      params: the parameters.
+
+    Returns:
+      A tree like ``params``, float32 at least. It has what stands between ``estimate_moments`` and
+      the direction: maxima, bias correction, powers, eps in its place, RAdam's rectifier; inf where
+      a step is skipped or a leaf is frozen. It is 1 for a recipe without second moment (SGD). It
+      has not what multiplies a whole leaf or the whole step later (trust ratios, clipping, the
+      learning rate), nor Nesterov's look-ahead and diffGrad's friction, which need a gradient.
+
+    Raises:
+      TypeError: ``tx`` is no recipe of this library.
+      ValueError: it has no ``estimate_moments`` (KOALA, ``norm_adaptive_sgd``), ``opt_state`` is
+        not its state, or no update has been made.
+    """
+    return jax.tree.map(lambda slope: 1.0 / slope, inverse_preconditioner(tx, opt_state, params))
+
+
+def inverse_preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
+    """1 / P; arguments and errors as for ``preconditioner``."""
+    if not isinstance(tx, Composed):
+        raise TypeError(
+            "tx must be a recipe of adamw_jax, for a state of optax the one with the same numbers, "
+            f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
+        )
+    params = real_params(params)
+    estimate, stages = _stages(tx)
+    state = _state(tx, opt_state, params)
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
+    if tx.frozen is None:
+        return _run(tx, estimate, stages, state, ones)
+    still = masks.resolve(tx.frozen, params, "frozen")
+    slopes = _run(tx, estimate, stages, state, masks.hide(ones, still))
+    moving = jax.tree.map(lambda frozen: not frozen, still)
+    return masks.merge(moving, slopes, jax.tree.map(jnp.zeros_like, ones))
+
+
+def _stages(tx: Composed) -> tuple[Spec, list[Spec]]:
+    """The stage that owns the accumulators, and those from it to the direction."""
+    specs = list(tx.specs)
+    starts = [i for i, s in enumerate(specs) if s.gives is Kind.MOMENTS is not s.takes]
+    if len(starts) != 1:
+        raise ValueError(
+            "a preconditioner is read from a recipe with one estimate_moments stage; tx has "
+            f"{len(starts)} among {[spec.name for spec in specs]}."
+        )
+    after = [spec for spec in specs[starts[0] + 1 :] if spec.takes is Kind.MOMENTS]
+    return specs[starts[0]], [spec for spec in after if spec.name not in OF_THE_GRADIENT]
+
+
+def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
+    found = find(opt_state, ComposeState)
+    if not found:
+        return from_optax(opt_state, tx, params)
+    if len(found) > 1:
+        raise ValueError(
+            f"opt_state has {len(found)} recipes, at {[path for path, _ in found]}: give the state "
+            "of one, and the parameters it moves."
+        )
+    state = found[0][1]
+    if set(state.hyperparams) != set(tx.hyperparams):
+        raise ValueError(
+            f"opt_state has hyperparameters {sorted(state.hyperparams)}, tx has "
+            f"{sorted(tx.hyperparams)}: give the recipe that the state belongs to."
+        )
+    return state
+
+
+def _run(tx: Composed, estimate: Spec, stages: list[Spec], state: ComposeState, ones: Tree) -> Tree:
+    """The direction of the recipe for a first moment of ones and the stored second moment."""
+
+    def step(spec: Spec) -> Step:
+        values = {}
+        for name in spec.hyperparams:
+            own = f"{spec.name}.{name}"
+            live = state.hyperparams[own if own in state.hyperparams else name]
+            values[name] = jax.tree.leaves(live.value)[0]
+        return Step(state.count, values, None, {}, {})
+
+    memory = state.stages[estimate.name]
+    if not isinstance(memory.count, jax.core.Tracer) and not jnp.all(memory.count > 0):
+        raise ValueError(
+            "opt_state is that of an optimizer that has made no update, and so has no moments to "
+            "divide by: make a step first."
+        )
+    # What the stage reads before it takes a gradient in is what is stored; the count it compares
+    # with a restart period must not call for one now.
+    unstarted = memory._replace(count=jnp.full_like(memory.count, -2))
+    record, _ = estimate.apply(ones, unstarted, step(estimate))
+    delayed = any(spec.name == "delay_second" for spec in stages)
+    record = Moments(
+        gradient=ones,
+        count=memory.count + 1 if delayed else memory.count,
+        first=Reading(ones, getattr(memory.first, "clock", None), record.first.rate),
+        second=record.prior_second,
+        prior_second=record.prior_second,
+        magnitude=record.magnitude,
+    )
+    flow: Any = record
+    for spec in stages:
+        flow, _ = spec.apply(flow, state.stages.get(spec.name), step(spec))
+    return flow

@@ -1,0 +1,295 @@
+"""GradInit on a deep plain network whose first weights have a good or a bad scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamw_jax import sgdw
+from adamw_jax.initialization import GradInit, overlapping_pair
+from adamw_jax.lab.experiments.common import (
+    ACCURACY_MARGIN,
+    LOSS_MARGIN,
+    column,
+    interval,
+    mean_sd,
+    unique,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.plots.lines import lines
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.stats import decide, paired, rule, spread
+from adamw_jax.lab.tasks import get_task
+from adamw_jax.lab.train import Runner, finite
+
+PLAIN, GRADINIT = "as drawn", "after GradInit"
+GOOD = 1.0
+SEARCHED = 1  # a stream of batches apart from that of training
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Networks of ReLU layers without normalisation.
+
+    Attributes:
+      gains: factors of He's weights; 1 is He's own scale.
+      depth: layers of weights.
+      width: of the hidden layers.
+      seeds: of weights and batches.
+      rate: learning rate of SGD, and eta of GradInit.
+      gamma: bound on the gradient's norm.
+      scale_lr: learning rate of the scales.
+      search_steps: of GradInit; a batch of 3/2 ``batch_size`` holds a pair.
+      steps: of SGD.
+      points: of the curves.
+      batch_size: examples per step.
+    """
+
+    gains: tuple[float, ...] = (0.5, 1.0, 1.3)
+    depth: int = 12
+    width: int = 48
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    rate: float = 0.1
+    gamma: float = 1.0
+    scale_lr: float = 1e-2
+    search_steps: int = 200
+    steps: int = 300
+    points: int = 30
+    batch_size: int = 64
+
+
+def network(s: Settings, seed: int, gain: float, features: int, classes: int) -> list[Any]:
+    """He's weights times the gain, and biases of zero, layer by layer."""
+    rng = np.random.default_rng([seed, s.depth])
+    sizes = [features, *[s.width] * (s.depth - 1), classes]
+    return [
+        {
+            "bias": np.zeros([fan_out], np.float32),
+            "kernel": (gain * rng.normal(0, np.sqrt(2 / fan_in), (fan_in, fan_out))).astype("f4"),
+        }
+        for fan_in, fan_out in itertools.pairwise(sizes)
+    ]
+
+
+def logits_of(params: list[Any], x: jax.Array) -> jax.Array:
+    """The network's output."""
+    for i, layer in enumerate(params):
+        x = (jax.nn.relu(x) if i else x) @ layer["kernel"] + layer["bias"][None]
+    return x
+
+
+def loss_of(params: list[Any], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Mean cross-entropy."""
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, x), y).mean()
+
+
+def measure(s: Settings, runner: Runner) -> Rows:
+    """Rescales every network, and trains it as drawn and rescaled, all side by side."""
+    task = get_task("digits")
+    data = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
+    test = jnp.asarray(task.test.inputs), jnp.asarray(task.test.labels)
+    search = GradInit(loss_of, eta=s.rate, gamma=s.gamma, scale_lr=s.scale_lr)
+    tx = sgdw(s.rate, momentum=None, weight_decay=None)
+    lanes = [(gain, seed) for gain in s.gains for seed in s.seeds]
+    drawn = [network(s, seed, gain, task.features, task.classes) for gain, seed in lanes]
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+
+    def order(stream: int, steps: int, size: int) -> jax.Array:
+        drawn = [
+            np.random.default_rng([seed, stream]).integers(0, len(task.train), (steps, size))
+            for _, seed in lanes
+        ]
+        return jnp.asarray(np.stack(drawn), jnp.int32)
+
+    @jax.jit
+    @jax.vmap
+    def rescale(params: Any, order: jax.Array) -> Any:
+        def step(state: Any, chosen: jax.Array) -> Any:
+            pair = overlapping_pair(jax.tree.map(lambda x: x[chosen], data))
+            state, record = search.step(params, state, pair)
+            return state, record.gradient_norm
+
+        state, norms = jax.lax.scan(step, search.init(params), order)
+        scales = search.blocks(params).per_leaf(state.scales)
+        return search.rescaled(params, state), [layer["kernel"] for layer in scales], norms
+
+    @jax.jit
+    @jax.vmap
+    def train(params: Any, order: jax.Array) -> Any:
+        def step(carry: Any, chosen: jax.Array) -> Any:
+            params, state = carry
+            batch = jax.tree.map(lambda x: x[chosen], data)
+            loss, gradient = jax.value_and_grad(loss_of)(params, batch)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), order)
+        right = logits_of(params, test[0]).argmax(-1).astype(jnp.int32) == test[1]
+        return losses.reshape(s.points, -1).mean(1), right.astype(jnp.float32).mean()
+
+    runner.progress.begin("rescaling and training", s.search_steps + 2 * s.steps)
+    rescaled, scales, norms = rescale(
+        params, order(SEARCHED, s.search_steps, 3 * s.batch_size // 2)
+    )
+    runner.progress.advance(s.search_steps, f"norm {np.median(norms[:, -1]):.2f}")
+    rows: Rows = []
+    for i, (gain, seed) in enumerate(lanes):
+        rows.append({"kind": "norm", "gain": gain, "seed": seed, "before": finite(norms[i, 0]),
+                     "after": finite(norms[i, -10:].mean())})  # fmt: skip
+        rows += [
+            {"kind": "scale", "gain": gain, "seed": seed, "layer": n + 1, "scale": float(scale[i])}
+            for n, scale in enumerate(scales)
+        ]
+    for name, start in ((PLAIN, params), (GRADINIT, rescaled)):
+        losses, accuracy = jax.device_get(train(start, order(0, s.steps, s.batch_size)))
+        runner.progress.advance(s.steps, f"{name}: accuracy {np.median(accuracy):.1%}")
+        for i, (gain, seed) in enumerate(lanes):
+            mine = {"series": name, "gain": gain, "seed": seed}
+            rows += [
+                {"kind": "loss", **mine, "step": (n + 1) * s.steps // s.points, "loss": finite(x)}
+                for n, x in enumerate(losses[i])
+            ]
+            rows.append({"kind": "end", **mine, "train_loss": finite(losses[i, -1]),
+                         "test_accuracy": float(accuracy[i])})  # fmt: skip
+    runner.progress.end()
+    return rows
+
+
+def analyse(s: Settings, rows: Rows) -> Result:
+    """Compares the two starts at every gain."""
+    table = []
+    for gain in s.gains:
+        norm = where(rows, kind="norm", gain=gain)
+        for name in (PLAIN, GRADINIT):
+            ends = where(rows, kind="end", gain=gain, series=name)
+            accuracy = spread(column(ends, "test_accuracy"))
+            table.append(
+                {"gain": gain, "series": name,
+                 "norm": float(np.median(column(norm, "before" if name == PLAIN else "after"))),
+                 "loss": float(np.median(column(ends, "train_loss"))),
+                 "accuracy": accuracy.mean, "sd": accuracy.sd}
+            )  # fmt: skip
+    columns = [
+        Column("gain", "gain", "{:g}"),
+        Column("series", "start"),
+        Column("norm", "gradient norm, median", "{:.2f}"),
+        Column("loss", "training loss, median", "{:.3f}"),
+        Column("accuracy", "test accuracy", "{:.1%}"),
+        Column("sd", "± sd", "{:.1%}"),
+    ]
+    return Result(
+        [_verdict(s, rows, gain) for gain in s.gains],
+        [Table("gradinit", f"SGD for {s.steps} steps, by gain", columns, table)],
+        [_loss_figure(s, rows), _scale_figure(s, rows)],
+    )
+
+
+def _verdict(s: Settings, rows: Sequence[Row], gain: float) -> Verdict:
+    good = gain == GOOD
+    metric = "train_loss" if good else "test_accuracy"
+    plain, mine = (
+        column(where(rows, kind="end", gain=gain, series=name), metric)
+        for name in (PLAIN, GRADINIT)
+    )
+    gained = paired(plain, mine) if good else paired(mine, plain)
+    margin, unit = (LOSS_MARGIN, f"{LOSS_MARGIN:g}") if good else (ACCURACY_MARGIN, "1 point")
+    return Verdict(
+        claim="GradInit speeds up training from a good initialisation"
+        if good
+        else f"GradInit rescues weights of {gain:g} times the right scale",
+        task=f"digits, {s.depth} plain layers, gain {gain:g}",
+        word=decide(gained, margin),
+        evidence=f"{GRADINIT} {mean_sd(mine, metric)}, {PLAIN} {mean_sd(plain, metric)}; "
+        f"{'reduction' if good else 'difference'} {interval(gained, metric)}.",
+        rule=rule(
+            "the reduction in training loss at the end"
+            if good
+            else "the difference in test accuracy at the end",
+            unit,
+        ),
+        literature="Zhu et al., abstract: faster convergence and better accuracy of many "
+        "convolutional networks, also without normalisation.",
+    )
+
+
+def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
+    panels = []
+    for gain in s.gains:
+        points = []
+        for name in (GRADINIT, PLAIN):  # the colours go by this order, if a line is missing too
+            mine = where(rows, kind="loss", gain=gain, series=name)
+            for step in unique(mine, "step"):
+                values = column(where(mine, step=step), "loss")
+                if np.isfinite(values).all():  # a diverged run has no mean to draw
+                    x = spread(values)
+                    points.append({"series": name, "x": step, "y": x.mean,
+                                   "low": x.mean - x.sd, "high": x.mean + x.sd})  # fmt: skip
+        drawn = unique(points, "series")
+        note = f" ({drawn[0]}; the other diverges)" if len(drawn) == 1 else ""
+        draw = lines("steps", "training loss")
+        panels.append(Panel(f"gain {gain:g}{note}", draw, points))
+    return Figure(
+        name="loss",
+        title="SGD from weights as drawn and from those that GradInit rescaled",
+        alt="Training loss against steps, a panel for each gain of the initial weights, mean and "
+        "deviation over seeds, for the weights as drawn and after GradInit. Where a run has "
+        "diverged its line ends.",
+        panels=panels,
+        columns=3,
+    )
+
+
+def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
+    points = []
+    for gain in s.gains:
+        mine = where(rows, kind="scale", gain=gain)
+        for layer in unique(mine, "layer"):
+            x = spread(column(where(mine, layer=layer), "scale"))
+            points.append({"series": f"gain {gain:g}", "x": layer, "y": x.mean,
+                           "low": x.mean - x.sd, "high": x.mean + x.sd})  # fmt: skip
+    draw = lines("layer", "scale", spread="bars", markers=True)
+    return Figure(
+        name="scales",
+        title="The scales that GradInit finds",
+        alt="Scale of each layer's weights after GradInit, from the first layer to the last, one "
+        "line for each gain of the initial weights, with the deviation over seeds.",
+        panels=[Panel(f"after {s.search_steps} steps", draw, points)],
+        columns=1,
+        panel_size=(6.4, 3.6),
+    )
+
+
+EXPERIMENT = register(
+    Experiment(
+        name="gradinit",
+        title="GradInit and the scale of the first weights",
+        question="A deep network without normalisation trains only if its first weights have the "
+        "right scale. Can scales learned from the first step of training repair a wrong one, and "
+        "do they help where nothing is wrong?",
+        setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
+        "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
+        "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, the "
+        "same batches for both starts; a seed draws weights and batches. GradInit's own steps are "
+        "not counted. Gains and settings are those of a first trial with two seeds.",
+        presets={
+            "demo": Settings(),
+            "quick": Settings(seeds=(0, 1, 2, 3)),
+            "tiny": Settings(
+                gains=(3.0, 1.0), depth=3, width=16, seeds=(0, 1, 2), search_steps=60, steps=40,
+                points=4, batch_size=32,
+            ),
+        },
+        measure=measure,
+        analyse=analyse,
+        reference="Zhu, Ni, Xu, Kong, Huang & Goldstein, GradInit, NeurIPS 2021, arXiv 2102.08098",
+    )
+)  # fmt: skip

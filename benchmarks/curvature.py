@@ -1,0 +1,139 @@
+"""What the functions of `adamw_jax.curvature` cost: products made, and memory beside the data.
+
+    python -m benchmarks.curvature
+
+Products are counted as they run. Memory is what XLA reserves for temporaries and results on this
+platform, in float32 vectors of the parameters' length. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax import curvature
+
+SIZES = (64, 310, 310, 100, 10)
+EXAMPLES = 256
+KEY = jax.random.key(0)
+
+
+def model_fn(params: Any, batch: Any) -> jax.Array:
+    """A multilayer perceptron."""
+    x = batch[0]
+    for layer in params[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
+def output_loss(outputs: Any, batch: Any) -> jax.Array:
+    """Cross-entropy."""
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch[1][:, None], axis=1)
+    return -jnp.mean(chosen)
+
+
+LOSS = curvature.CompositeLoss(model_fn, output_loss)
+
+
+def make() -> tuple[Any, Any]:
+    """Parameters and a batch, both random."""
+    shapes = list(itertools.pairwise(SIZES))
+    keys = jax.random.split(KEY, len(shapes) + 2)
+    params = [
+        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}
+        for key, shape in zip(keys, shapes, strict=False)
+    ]
+    x = jax.random.normal(keys[-1], (EXAMPLES, SIZES[0]))
+    return params, (x, jax.random.randint(keys[-2], (EXAMPLES,), 0, SIZES[-1]))
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "hvp": lambda p, b, how: how(LOSS, p, b)(p),
+    "top_eigenvalues(k=1)": lambda p, b, how: curvature.top_eigenvalues(
+        LOSS, p, b, key=KEY, product=how
+    ),
+    "top_eigenvalues(k=10)": lambda p, b, how: curvature.top_eigenvalues(
+        LOSS, p, b, 10, key=KEY, product=how
+    ),
+    "spectral_density(k=64, num_probes=4)": lambda p, b, how: curvature.spectral_density(
+        LOSS, p, b, key=KEY, product=how
+    ),
+    "hessian_trace(num=64, chunk=64)": lambda p, b, how: curvature.hessian_trace(
+        LOSS, p, b, key=KEY, product=how
+    ),
+    "hessian_trace(num=64, chunk=1)": lambda p, b, how: curvature.hessian_trace(
+        LOSS, p, b, key=KEY, chunk=1, product=how
+    ),
+    'hessian_diag(method="hutchinson", num=64, chunk=8)': lambda p, b, how: curvature.hessian_diag(
+        LOSS, p, b, method="hutchinson", num=64, key=KEY, chunk=8, product=how
+    ),
+    'hessian_diag(method="xdiag", num=32)': lambda p, b, how: curvature.hessian_diag(
+        LOSS, p, b, method="xdiag", num=32, key=KEY, product=how
+    ),
+}
+
+
+def products_of(call: Callable[..., Any], params: Any, batch: Any) -> int:
+    """How many products a call makes, counted while it runs."""
+    made = [0]
+
+    def counted(loss_fn: Any, params: Any, batch: Any) -> Any:
+        linear = curvature.hvp_fn(loss_fn, params, batch)
+
+        def product(v: Any) -> Any:
+            jax.debug.callback(lambda _: made.__setitem__(0, made[0] + 1), jax.tree.leaves(v)[0])
+            return linear(v)
+
+        return product
+
+    jax.block_until_ready(call(params, batch, counted))
+    jax.effects_barrier()
+    return made[0]
+
+
+def vectors_of(call: Callable[..., Any], params: Any, batch: Any) -> float:
+    """Memory of a call in vectors of the parameters' length."""
+    compiled = jax.jit(lambda p, b: call(p, b, curvature.hvp_fn)).lower(params, batch).compile()
+    found = compiled.memory_analysis()
+    assert found is not None, "this platform does not tell"
+    size = sum(x.size for x in jax.tree.leaves(params))
+    return (found.temp_size_in_bytes + found.output_size_in_bytes) / (4 * size)
+
+
+def seconds_of(fn: Callable[..., Any], *arguments: Any) -> float:
+    """The least of many runs of a compiled function."""
+    run, least = jax.jit(fn), float("inf")
+    for _ in range(30):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        least = min(least, time.perf_counter() - start)
+    return least
+
+
+def main() -> None:
+    """Prints the table."""
+    params, batch = make()
+    size = sum(x.size for x in jax.tree.leaves(params))
+    gradient = seconds_of(jax.grad(LOSS), params, batch)
+    products = {
+        "Hessian": seconds_of(lambda p, b: curvature.hvp(LOSS, p, b, p), params, batch),
+        "Gauss-Newton": seconds_of(
+            lambda p, b: curvature.gauss_newton_product(LOSS, p, b, p), params, batch
+        ),
+    }
+    print(f"{size:,} parameters, {EXAMPLES} examples, {jax.default_backend()}")
+    for name, seconds in products.items():
+        print(f"one {name} product alone: {seconds / gradient:.1f} gradients")
+    print("\n| call | products | memory, vectors |\n|---|---|---|")
+    for name, call in CALLS.items():
+        made = products_of(call, params, batch)
+        print(f"| `{name}` | {made} | {vectors_of(call, params, batch):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

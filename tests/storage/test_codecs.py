@@ -1,0 +1,194 @@
+"""Codecs: nearest levels, exact zeros, odd blocks, and what a stored array is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamw_jax.storage import bfloat16, eight_bit, float8, four_bit
+from adamw_jax.storage.levels import dynamic, linear_without_zero
+
+BLOCK_WISE = {
+    "8bit": eight_bit(4),
+    "8bit flat": eight_bit(4, order="flat"),
+    "8bit root": eight_bit(4, root=True),
+    "8bit rows": eight_bit(None),
+    "4bit": four_bit(4),
+    "float8": float8(4),
+}
+CODECS = {
+    **{f"{name} signed": form.signed for name, form in BLOCK_WISE.items()},
+    **{f"{name} unsigned": form.unsigned for name, form in BLOCK_WISE.items()},
+    "bfloat16": bfloat16().signed,
+}
+SCALED = {name: codec for name, codec in CODECS.items() if name != "bfloat16"}
+NO_ZERO = "4bit unsigned"
+
+codecs = pytest.mark.parametrize("name", CODECS)
+scaled = pytest.mark.parametrize("name", SCALED)
+
+
+def values(name: str, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
+    """Numbers over six decades, without a sign for an unsigned codec."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape) * 10.0 ** rng.uniform(-6, 0, size=shape)
+    return jnp.asarray(np.abs(x) if "unsigned" in name else x, jnp.float32)
+
+
+def round_trip(codec: Any, x: jax.Array) -> np.ndarray:
+    return np.asarray(codec.encode(x).decode())
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        dynamic(8, signed=True),
+        dynamic(8, signed=False),
+        dynamic(4, signed=True),
+        linear_without_zero(4),
+    ],
+    ids=lambda levels: f"{levels.name}-{levels.top}",
+)
+def test_the_nearest_level_is_taken(levels: Any) -> None:
+    table = np.asarray(levels.level(jnp.arange(levels.top + 1.0)), np.float64)
+    assert np.all(np.diff(table) > 0)
+    assert table[-1] == 1.0
+    rng = np.random.default_rng(0)
+    x = np.concatenate([10.0 ** rng.uniform(-8, 0, 20000), rng.uniform(0, 1, 20000), [0.0, 1.0]])
+    x = x.astype(np.float32)
+    index = np.asarray(levels.nearest(jnp.asarray(x))).astype(int)
+    got = np.abs(table[index] - x)
+    best = np.min(np.abs(table[None] - x[:, None].astype(np.float64)), axis=1)
+    np.testing.assert_array_less(got, best + 2e-7 * x + 1e-12)
+
+
+@codecs
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (9,), (5, 4), (3, 7), (2, 3, 6)])
+def test_shape_and_dtype_come_back(name: str, shape: tuple[int, ...]) -> None:
+    x = values(name, shape)
+    stored = CODECS[name].encode(x)
+    assert stored.decode().shape == shape
+    assert stored.decode().dtype == x.dtype
+    again = stored.encode(x)
+    assert jax.tree.structure(again) == jax.tree.structure(stored)
+
+
+@scaled
+def test_scales_with_the_block(name: str) -> None:
+    """A power of two times the array is stored by the same codes."""
+    x = values(name, (4, 8))
+    once, twice = SCALED[name].encode(x), SCALED[name].encode(64.0 * x)
+    if "root" not in name:
+        np.testing.assert_array_equal(once.codes, twice.codes)
+    np.testing.assert_allclose(twice.decode(), 64.0 * once.decode(), rtol=1e-6)
+
+
+@scaled
+def test_a_zero_stays_zero(name: str) -> None:
+    np.testing.assert_array_equal(round_trip(SCALED[name], jnp.zeros((2, 6))), 0.0)
+    if not name.startswith(NO_ZERO):
+        x = jnp.array([[0.0, 1.0, 0.0, 0.5]])
+        np.testing.assert_array_equal(round_trip(SCALED[name], x)[0, [0, 2]], 0.0)
+
+
+@scaled
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_value_is_stored_as_zero_and_leaves_its_block_alone(name: str, bad: float) -> None:
+    x = values(name, (1, 4))
+    good = np.asarray(x.at[0, 1].set(0.0))
+    got = round_trip(SCALED[name], x.at[0, 1].set(bad))
+    np.testing.assert_array_equal(got, round_trip(SCALED[name], jnp.asarray(good)))
+
+
+def test_an_outlier_flattens_its_own_block_only() -> None:
+    x = jnp.full((1, 8), 1.0).at[0, 0].set(1e9)
+    got = round_trip(CODECS["8bit signed"], x)
+    np.testing.assert_array_equal(got[0, 1:4], 0.0)
+    np.testing.assert_array_equal(got[0, 4:], 1.0)
+
+
+@scaled
+def test_too_small_to_be_inverted_is_zero(name: str) -> None:
+    assert np.all(round_trip(SCALED[name], jnp.full((1, 4), 1e-39)) == 0.0)
+
+
+def test_a_positive_second_moment_never_becomes_zero() -> None:
+    x = jnp.array([1.0, 1e-12, 0.0, 1e-30])
+    assert np.array_equal(round_trip(eight_bit(4).unsigned, x) > 0, [True, True, False, True])
+    off = round_trip(eight_bit(4, floor=False).unsigned, x)
+    assert np.array_equal(off > 0, [True, False, False, False])
+
+
+def test_roots_reach_further_down() -> None:
+    x = jnp.array([1.0, 1e-9, 1e-11, 1e-12])
+    plain, root = (round_trip(eight_bit(4, root=r).unsigned, x) for r in (False, True))
+    np.testing.assert_allclose(root, x, rtol=0.6)
+    assert plain[3] > 1e5 * x[3]
+
+
+@hypothesis.given(
+    hnp.arrays(np.float32, (2, 12), elements=st.floats(-1e6, 1e6, width=32)), st.integers(1, 12)
+)
+def test_rows_and_flat_agree_where_rows_are_whole_blocks(x: Any, size: int) -> None:
+    rows, flat = (eight_bit(size, order=order).signed for order in ("rows", "flat"))
+    if 12 % size == 0:
+        np.testing.assert_array_equal(
+            round_trip(rows, jnp.asarray(x)), round_trip(flat, jnp.asarray(x))
+        )
+    error = np.abs(round_trip(rows, jnp.asarray(x)) - x)
+    largest = np.max(np.abs(x), axis=1, keepdims=True)
+    assert np.all(error <= 0.0072 * largest + 1e-37)  # half the widest gap, and -0.993 for -1
+
+
+@pytest.mark.parametrize("name", ["8bit signed", "4bit signed", "4bit unsigned", "float8 signed"])
+def test_stochastic_rounding_has_the_right_mean(name: str) -> None:
+    codec = CODECS[name]
+    x = jnp.array([1.0, 0.31, 0.077, 0.85])
+    noise = jax.random.uniform(jax.random.key(1), (4000, *x.shape))
+    seen = np.asarray(jax.vmap(lambda n: codec.encode(x, n).decode())(noise), np.float64)
+    error = seen.std(axis=0) / np.sqrt(len(noise))
+    assert np.all(np.abs(seen.mean(axis=0) - np.asarray(x)) <= 5 * error + 1e-6)
+    assert np.all(error[1:] > 0)
+
+
+def test_bfloat16_rounds_by_chance_with_the_right_mean() -> None:
+    x = jnp.array([1.0 + 1 / 512, -3.01, 1e-20, 0.0])
+    noise = jax.random.uniform(jax.random.key(2), (4000, 4))
+    codec = bfloat16().signed
+    seen = np.asarray(jax.vmap(lambda n: codec.encode(x, n).decode())(noise), np.float64)
+    error = seen.std(axis=0) / np.sqrt(len(noise))
+    np.testing.assert_array_less(np.abs(seen.mean(axis=0) - np.asarray(x)), 5 * error + 1e-30)
+
+
+@scaled
+def test_under_jit_and_vmap(name: str) -> None:
+    codec, x = SCALED[name], values(name, (3, 2, 6))
+    both = jax.jit(jax.vmap(lambda x: codec.encode(x).decode()))(x)
+    alone = np.stack([round_trip(codec, row) for row in x])
+    np.testing.assert_allclose(both, alone, rtol=1e-6)
+
+
+def test_the_layout_is_in_the_names() -> None:
+    stored = eight_bit(128).unsigned.encode(jnp.ones(256))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(stored)]
+    assert names == [f".dynamic8_unsigned_rows128_v1_{kind}" for kind in ("codes", "scales")]
+
+
+def test_sizes() -> None:
+    x = jnp.ones((64, 1024))
+    for form, signed, unsigned in (
+        (eight_bit(), 1 + 4 / 256, 1 + 4 / 256),
+        (four_bit(), 0.5 + 4 / 128, 0.5 + 4 * (64 + 1024) / x.size),
+        (float8(), 1 + 4 / 256, 1 + 4 / 256),
+        (bfloat16(), 2.0, 2.0),
+    ):
+        for codec, expected in ((form.signed, signed), (form.unsigned, unsigned)):
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(codec.encode(x)))
+            assert size / x.size == pytest.approx(expected)
