@@ -4,6 +4,7 @@ A name is `[label=]library[@folder]:recipe`. A recipe is a call whose arguments 
 literals; the learning rate is 1e-3 unless the first call names one, and `+` adds stages behind it:
 
     ours:adamw(weight_decay=0.1)+lookahead(sync_period=6)     compose(adamw(...), lookahead(...))
+    ours:adamw+pack_small_leaves                              pack_small_leaves(adamw(...))
     optax:adamw+lookahead                                     optax.lookahead(adamw(...), ...)
     f32m=optax:adamw(mu_dtype="float32")                      shown under the label f32m
     torch:adamw-fused  torch:amsgrad-foreach  torch:radam-loop
@@ -113,9 +114,14 @@ def _public(module: Any, name: str) -> Callable[..., Any]:
 
 
 def ours(calls: tuple[Call, ...]) -> Rule:
-    """A function of adamw_jax, with the stages behind it under `compose`."""
+    """A function of adamw_jax, with the stages behind it under `compose`, packed if it says so."""
     import adamw_jax
 
+    *stages, last = calls
+    if stages and last.name == "pack_small_leaves":
+        pack = _public(adamw_jax, last.name)
+        packed = pack(ours(tuple(stages)).transformation, *last.arguments, **last.keywords)
+        return Rule(packed)
     first, *tails = calls
     first = first.with_learning_rate()
     stages = [

@@ -16,6 +16,7 @@ from benchmarks import report
 Row = dict[str, Any]
 
 OUR_AMSGRAD = "ours:amsgrad(maximum='corrected')"
+OUR_PACKED = "ours:adamw+pack_small_leaves"
 OUR_RADAM = "ours:radam(below='momentum')"
 
 
@@ -129,6 +130,19 @@ def _sections() -> dict[str, Section]:
         ("step", "--tree", "tiny:1000", "optax:adamw", "ours:adamw", "again=optax:adamw"),
         (),
     )
+    packed = ("optax:adamw", "ours:adamw", OUR_PACKED, "again=optax:adamw")
+    for tree, limit in (("tiny:1000", 0.45), ("resnet50", 1.03)):
+        sections[f"packing-{tree.replace(':', '-')}"] = Section(
+            f"adamw with the state of small leaves packed, {tree}",
+            ("step", "--tree", tree, *packed),
+            (Bound(OUR_PACKED, "optax:adamw", limit),),
+        )
+    for leaves, limit in (("1000", 0.5), ("5000", 0.25)):
+        sections[f"packing-compile-{leaves}"] = Section(
+            f"Trace and compile with the state of small leaves packed, {leaves} leaves of 64",
+            ("compile", "--leaves", leaves, *packed[:3]),
+            (Bound(OUR_PACKED, "optax:adamw", limit),),
+        )
     sections["small"] = Section(
         "8 leaves of 256 x 128: the cost of a step",
         ("step", "--tree", "small", "optax:adamw", "ours:adamw", "again=optax:adamw"),
