@@ -101,6 +101,7 @@ from adamw_jax.optimizers import (
     sgdw,
 )
 from adamw_jax.overview import summary
+from adamw_jax.packing import pack_small_leaves, repack_state
 from adamw_jax.probe import probe, read_probe
 from adamw_jax.rounding import compensated_rounding, stochastic_rounding
 from adamw_jax.rules import ParameterRules, Rule, parameter_rules
@@ -267,6 +268,8 @@ __all__ = [  # grouped as the README groups them
     "quantize_state",
     "stochastic_rounding",
     "compensated_rounding",
+    "pack_small_leaves",
+    "repack_state",
     # Curvature and noise: a room of its own
     "curvature",
     # Initialisation

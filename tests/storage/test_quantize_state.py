@@ -1,0 +1,419 @@
+"""``quantize_state`` and ``storage=``: what is encoded, and all that JAX users put around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import adamw_jax as aj
+from adamw_jax.storage import Encoded, decode_state, eight_bit, four_bit, quantize_state
+from adamw_jax.storage.encoded import is_encoded
+from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
+
+SHAPE = (64, 128)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Any:
+    """optax's own Adam does not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def sample_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    return {"dense": {"bias": jnp.ones(SHAPE[1], dtype), "kernel": jnp.ones(SHAPE, dtype)}}
+
+
+def sample_gradients(params: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+
+def encoded(state: Any) -> list[Encoded]:
+    return [x for x in jax.tree.leaves(state, is_leaf=is_encoded) if is_encoded(x)]
+
+
+def steps(tx: Any, number: int = 3, params: Any = None, **extra: Any) -> Any:
+    """Parameters and state after some steps, one operation at a time."""
+    params = sample_params() if params is None else params
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = tx.update(gradient, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    carry = params, tx.init(params)
+    once = one_operation_at_a_time(step, *carry, sample_gradients(params))
+    for i in range(number):
+        carry = once(*carry, sample_gradients(params, i))
+    return carry
+
+
+def moved(params: Any) -> np.ndarray:
+    return np.asarray(params["dense"]["kernel"], np.float64) - 1.0
+
+
+def off_by(got: Any, expected: Any) -> float:
+    """The error of the movement, as a share of the movement."""
+    return float(np.linalg.norm(moved(got) - moved(expected)) / np.linalg.norm(moved(expected)))
+
+
+# Error of three steps of Adam at most, measured 0.018, 0.10, 0.03, 0.002.
+ERRORS = {"8bit": 0.03, "4bit": 0.2, "float8": 0.05, "bfloat16": 0.005}
+
+
+@pytest.mark.parametrize("word", ERRORS)
+def test_a_step_is_near_that_of_full_precision(word: str) -> None:
+    tx = optax.adam(0.1)
+    expected, full = steps(tx)
+    got, state = steps(quantize_state(tx, word))
+    assert off_by(got, expected) < ERRORS[word]
+    assert avals(decode_state(state)) == avals(full)
+
+
+def test_float32_is_the_transformation_itself() -> None:
+    tx = optax.adam(0.1)
+    assert_equal(steps(quantize_state(tx, "float32")), steps(tx))
+
+
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_every_optimizer_takes_storage(name: str) -> None:
+    """As many arrays are encoded as the card counts, averages of parameters excepted."""
+    row = aj.info(name)
+    if "storage" in row.refuses:
+        with pytest.raises(ValueError, match="storage"):
+            aj.create(name, 0.01, **row.example, storage="8bit")
+        return
+    extra = {"value": jnp.float32(1.0)}
+    small = aj.create(name, 0.01, **row.example, storage="8bit")
+    number = 7 if name == "radam" else 3  # RAdam's first steps are none
+    got, state = steps(small, number, **extra)
+    expected, full = steps(aj.create(name, 0.01, **row.example), number, **extra)
+    large = [x for x in jax.tree.leaves(full) if x.shape == SHAPE]
+    averages = sum(isinstance(stage, aj.IterateAverageState) for stage in state.stages.values())
+    assert len(encoded(state)) == len(large) - averages
+    if large:
+        assert off_by(got, expected) < 0.25  # ACProp, whose first steps divide by one gradient
+    else:
+        assert_equal(got, expected)
+
+
+def test_a_part_takes_storage_and_each_its_own() -> None:
+    recipe = aj.compose(
+        aj.estimate_moments(aj.ema(0.9, storage="8bit"), aj.ema_of_squares(0.999)),
+        aj.correct_bias(),
+        aj.precondition(),
+        aj.scale_by_learning_rate(0.1),
+    )
+    names = {node.layout.name for node in encoded(recipe.init(sample_params()))}
+    assert names == {"dynamic8_signed_rows256_v1"}
+    mixed = aj.adamw(0.1, storage={"first": "8bit", "second": "bfloat16"})
+    names = {node.layout.name for node in encoded(mixed.init(sample_params()))}
+    assert names == {"dynamic8_signed_rows256_v1", "bfloat16_v1"}
+    by_parts = aj.compose(
+        aj.estimate_moments(aj.ema(0.9, storage="8bit"), aj.ema_of_squares(0.999, storage="4bit")),
+        *(aj.correct_bias(), aj.precondition(), aj.scale_by_learning_rate(0.1)),
+    )
+    by_word = aj.adam(0.1, storage={"first": "8bit", "second": "4bit"})
+    assert_equal(steps(by_parts)[0], steps(by_word)[0])
+
+
+def test_a_part_with_storage_works_in_a_plain_chain() -> None:
+    stages = (
+        aj.estimate_moments(aj.ema(0.9, storage="8bit"), aj.ema_of_squares(storage="8bit")),
+        *(aj.correct_bias(), aj.precondition(), aj.scale_by_learning_rate(0.1)),
+    )
+    got, state = steps(optax.chain(*stages))
+    assert_equal(got, steps(aj.compose(*stages))[0])
+    assert len(encoded(state)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tx", "fields"),
+    [
+        (optax.lion(1e-3), {"mu": "signed"}),
+        (optax.adamw(1e-3), {"mu": "signed", "nu": "unsigned"}),
+        (optax.amsgrad(1e-3), {"mu": "signed", "nu": "unsigned", "nu_max": "unsigned"}),
+        (optax.rmsprop(1e-3), {"nu": "unsigned"}),
+        (optax.adagrad(1e-3), {"sum_of_squares": "unsigned"}),
+        (optax.sgd(1e-3, momentum=0.9), {"trace": "signed"}),
+        (optax.adan(1e-3), {"m": "signed", "v": "signed", "n": "signed", "g": "signed"}),
+        (optax.contrib.schedule_free_adamw(1e-3), {"z": "signed", "nu": "unsigned"}),
+        (optax.contrib.ademamix(1e-3), {"m1": "signed", "m2": "signed", "nu": "unsigned"}),
+    ],
+    ids=["lion", "adamw", "amsgrad", "rmsprop", "adagrad", "sgd", "adan", "free", "ademamix"],
+)
+def test_signs_of_the_states_of_optax(tx: Any, fields: dict[str, str]) -> None:
+    """Fields that are squares get the unsigned map, all others keep their sign."""
+    state = quantize_state(tx).init(sample_params())
+    found = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
+        if is_encoded(node):
+            field = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)][-1]
+            found[field] = node.layout.codec.name.split("_")[1]
+    assert {field: found[field] for field in fields if field in found} == {
+        field: sign for field, sign in fields.items() if field in found
+    }
+    assert set(fields) & set(found)
+
+
+def test_small_exempt_and_other_leaves_stay_as_they_are() -> None:
+    params = {
+        "embedding": jnp.ones(SHAPE),
+        "kernel": jnp.ones(SHAPE),
+        "complex": jnp.ones(SHAPE, jnp.complex64),
+        "small": jnp.ones((63, 65)),
+        "scalar": jnp.ones([]),
+    }
+    tx = quantize_state(optax.trace(0.9), exempt="*embedding*")
+    state = tx.init(params)
+    stored = {name for name, x in state.trace.items() if is_encoded(x)}
+    assert stored == {"kernel"}
+    every = quantize_state(optax.trace(0.9), min_size=1).init(params)
+    assert {name for name, x in every.trace.items() if is_encoded(x)} == set(params) - {"complex"}
+
+
+def test_factored_and_unrelated_arrays_stay_as_they_are() -> None:
+    params = {"kernel": jnp.ones((256, 8192))}
+    state = quantize_state(optax.adafactor(1e-3)).init(params)
+    assert encoded(state) == []
+    assert len(encoded(aj.adafactor(1e-3, b1=0.9, storage="8bit").init(params))) == 1
+
+
+def test_state_bytes_of_a_gpt2_tree() -> None:
+    """2.04 bytes a parameter in 8 bits, 1.1 in 4."""
+    d = 768
+    layers = {"qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
+    block = {name: {"kernel": shape, "bias": shape[1:]} for name, shape in layers.items()}
+    shapes = {"wte": (50257, d), "wpe": (1024, d), **{f"h{i}": block for i in range(12)}}
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    size = sum(x.size for x in jax.tree.leaves(params))
+    for word, limit in (("8bit", 2.04), ("4bit", 1.1)):
+        state = jax.eval_shape(aj.adamw(1e-3, storage=word).init, params)
+        used = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        assert used / size <= limit
+
+
+def test_bfloat16_parameters_and_state_dtype() -> None:
+    params = sample_params(jnp.bfloat16)
+    got, state = steps(quantize_state(aj.adamw(0.1)), params=params)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(got))
+    assert {node.layout.dtype.name for node in encoded(state)} == {"float32"}
+    assert np.all(np.isfinite(moved(got)))
+
+
+# What stands around a transformation.
+
+
+def quantized() -> Any:
+    return quantize_state(optax.adam(0.1))
+
+
+def plain(params: Any = None) -> Any:
+    return steps(quantized(), params=params)[0]
+
+
+def test_masked_and_partition() -> None:
+    mask = {"dense": {"bias": False, "kernel": True}}
+    got, state = steps(optax.masked(quantized(), mask))
+    assert_close(got["dense"]["kernel"], plain()["dense"]["kernel"])
+    assert len(encoded(state)) == 2
+    labels = {"dense": {"bias": "b", "kernel": "k"}}
+    got, _ = steps(optax.partition({"k": quantized(), "b": optax.sgd(0.1)}, labels))
+    assert_close(got["dense"]["kernel"], plain()["dense"]["kernel"])
+
+
+def test_inject_hyperparams_inside_and_around() -> None:
+    inside = quantize_state(optax.inject_hyperparams(optax.adam)(0.1))
+    assert_close(steps(inside)[0], plain())
+    around = optax.inject_hyperparams(lambda rate: quantize_state(optax.adam(rate)))
+    assert_close(steps(around(0.1))[0], plain())
+
+
+def test_multi_steps() -> None:
+    tx = optax.MultiSteps(quantized(), 2)
+    got, state = steps(tx.gradient_transformation(), 4)
+    assert np.any(moved(got) != 0)
+    assert len(encoded(state)) == 2
+
+
+def test_scan_of_donated_steps_and_one_trace() -> None:
+    tx, params = aj.adamw(0.1, storage="8bit"), sample_params()
+    traces = []
+
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        traces.append(None)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    gradients = jax.tree.map(
+        lambda *g: jnp.stack(g), *(sample_gradients(params, i) for i in range(3))
+    )
+    scanned, _ = jax.jit(
+        lambda p, g: jax.lax.scan(lambda c, g: (step(*c, g), None), (p, tx.init(p)), g)[0]
+    )(params, gradients)
+    traces.clear()
+    jitted, carry = jax.jit(step, donate_argnums=(0, 1)), (params, tx.init(params))
+    carry = jax.tree.map(jnp.copy, carry)
+    shapes = avals(carry)
+    for i in range(3):
+        carry = jitted(*carry, sample_gradients(sample_params(), i))
+    assert len(traces) == 1
+    assert avals(carry) == shapes
+    assert_close(carry[0], scanned, rtol=1e-4)
+    assert_close(carry[0], steps(tx)[0], rtol=2e-2)
+
+
+def test_vmap_over_learning_rates() -> None:
+    def run(learning_rate: jax.Array) -> Any:
+        return steps(quantize_state(aj.adam(learning_rate)), 2)[0]
+
+    many = jax.vmap(run)(jnp.array([0.05, 0.1]))
+    assert_close(jax.tree.map(lambda x: x[1], many), run(jnp.float32(0.1)), rtol=1e-3)
+
+
+def test_orbax_keeps_the_layout(tmp_path: Any) -> None:
+    """A checkpoint comes back bit by bit, and one of another layout is refused."""
+    tx = aj.adamw(0.1, storage="8bit")
+    params, state = steps(tx)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
+        assert_equal(back, state)
+        other = aj.adamw(0.1, storage=eight_bit(128))
+        with pytest.raises(Exception, match="rows128"):
+            checkpointer.restore(tmp_path / "state", jax.eval_shape(other.init, params))
+
+
+def test_map_params_sees_codes_and_scales() -> None:
+    tx = quantized()
+    state = tx.init(sample_params())
+    seen = []
+    optax.tree.map_params(tx, lambda x: seen.append(x.dtype.name), state)
+    assert sorted(seen) == ["float32"] * 4 + ["uint8"] * 2
+
+
+def test_eval_params_hyperparams_and_lookahead() -> None:
+    tx = aj.compose(aj.adamw(0.1, storage="8bit"), aj.lookahead(sync_period=2))
+    params, state = steps(tx, 4)
+    slow = aj.eval_params(state, params)
+    assert jax.tree.structure(slow) == jax.tree.structure(params)
+    assert float(aj.hyperparams(state)["learning_rate"]) == pytest.approx(0.1)
+    assert len(encoded(state)) == 2  # the slow weights are no accumulator
+    wrapped = aj.lookahead(inner=aj.adamw(0.1, storage="8bit"), sync_period=2)
+    assert_close(steps(wrapped, 4)[0], params, rtol=1e-4)
+
+
+def test_restarts_and_frozen_leaves() -> None:
+    rules = aj.parameter_rules({"*/bias": aj.Rule(freeze=True), "*/kernel": aj.Rule()})
+    tx = aj.adamw(0.1, storage="8bit", rules=rules)
+    params, state = steps(tx)
+    assert np.all(np.asarray(params["dense"]["bias"]) == 1.0)
+    empty = decode_state(aj.restart_moments(state)).stages["estimate_moments"]
+    assert np.all(np.asarray(empty.first.value["dense"]["kernel"]) == 0)
+
+
+def test_stochastic_rounding_keeps_a_key() -> None:
+    tx = quantize_state(optax.adam(0.1), rounding="stochastic", seed=1)
+    got, state = steps(tx)
+    assert np.any(np.asarray(state.key) != np.asarray(tx.init(sample_params()).key))
+    assert off_by(got, steps(optax.adam(0.1))[0]) < 0.05
+    assert_equal(got, steps(tx)[0])
+    other, _ = steps(quantize_state(optax.adam(0.1), rounding="stochastic", seed=2))
+    assert np.any(moved(got) != moved(other))
+
+
+def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
+    """Codes and scales lie where the parameter lies, along either axis."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
+    params = {"kernel": jax.device_put(jnp.ones((64, 1024)), sharding)}
+    tx = aj.adamw(0.1, storage="8bit")
+    state = tx.init(params)
+    for node in encoded(state):
+        assert node.codes.sharding.is_equivalent_to(sharding, 2)
+        assert node.scales.sharding.is_equivalent_to(sharding, 2)
+
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step).lower(params, state, params).compile()
+    text = compiled.as_text()
+    assert not [word for word in ("all-reduce", "all-gather", "all-to-all") if word in text]
+    _, after = compiled(params, state, params)
+    assert all(node.codes.sharding.is_equivalent_to(sharding, 2) for node in encoded(after))
+
+
+# Scratch, and the order of the parameters.
+
+
+def compiled_step(tx: Any, params: Any) -> Any:
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+
+def test_scratch_is_that_of_the_largest_array() -> None:
+    """Both moments in float32 while their scales are found: of one parameter, not of all."""
+    params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
+    size = sum(x.size for x in params.values())
+    ordered, at_once = (
+        compiled_step(quantize_state(aj.adamw(0.1), in_order=order), params)
+        for order in (True, False)
+    )
+    used = ordered.memory_analysis().temp_size_in_bytes / size
+    assert used <= 2.6  # moments of two parameters of eight, one update, scales
+    assert used < 0.5 * at_once.memory_analysis().temp_size_in_bytes / size
+
+
+def test_the_order_changes_no_result() -> None:
+    params = {f"layer{i}": jnp.ones((64, 64 * (i + 1))) for i in range(3)}
+    gradients = sample_gradients(params)
+    results = []
+    for order in (True, False):
+        inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
+        tx = quantize_state(inner, in_order=order, min_size=1)
+        updates, state = jax.jit(tx.update)(gradients, tx.init(params), params)
+        results.append((updates, decode_state(state)))
+    assert_close(*results, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"storage": "2bit"}, ValueError, "storage must be one of"),
+        ({"storage": 8}, TypeError, "storage must be one of"),
+        ({"storage": {"mu": "2bit"}}, ValueError, "storage must be one of"),
+        ({"min_size": 0}, ValueError, "min_size"),
+        ({"rounding": "up"}, ValueError, "rounding must be one of"),
+    ],
+)
+def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        quantize_state(optax.adam(0.1), **arguments)
+
+
+def test_bad_formats_and_transformations() -> None:
+    with pytest.raises(TypeError, match="optax transformation"):
+        quantize_state(optax.adam)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="block_size"):
+        eight_bit(0)
+    with pytest.raises(ValueError, match="order"):
+        four_bit(order="columns")
+    with pytest.raises(ValueError, match="storage must be one of"):
+        aj.adamw(0.1, storage="9bit")
