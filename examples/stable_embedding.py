@@ -2,7 +2,7 @@
 
 The layer of Dettmers, Lewis, Shleifer & Zettlemoyer (ICLR 2022, arXiv 2110.02861): the table is
 drawn Xavier-uniform, its output is normalised before positions are added, and the optimizer keeps
-its state in 32 bits, which is what adamw does. The language is a random chain of order two, whose
+its state in 32 bits while all other large arrays have 8. The language is a random chain of order two, whose
 entropy is the loss that no model falls below.
 
 Run with: python examples/stable_embedding.py
@@ -90,6 +90,7 @@ def main():
     model = LanguageModel(nnx.Rngs(0))
     cycle = aj.one_cycle(1e-2, total_steps=STEPS)
     tx = aj.adamw(cycle, b2=0.99, weight_decay=0.01, mask="*kernel")
+    tx = aj.quantize_state(tx, "8bit", min_size=512, exempt="embedding/*")
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for _ in range(STEPS):
         step(model, optimizer, sentences(rng, odds, BATCH, LENGTH + 1))
