@@ -16,6 +16,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import adamw_jax
 from adamw_jax.decay import FORMS
@@ -237,6 +238,16 @@ EVERY = [*PLAIN, *VARIANTS]
 def label(entry: Entry) -> str:
     """For ``pytest.mark.parametrize(..., ids=label)``."""
     return entry.label
+
+
+TYPICAL = ("adamw", "lookahead_adamw", "radam", "sgdw", "adafactor", "adan", "koala_m")
+"""The optimizers that ``make test`` takes from a long table; ``make check`` runs the other rows."""
+
+
+def rows(entries: list[Entry]) -> list[Any]:
+    """A long table for ``pytest.mark.parametrize``: every entry, those not typical marked slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(e, id=e.label, marks=() if e.name in TYPICAL else slow) for e in entries]
 
 
 # What the tables run on: a small tree with a matrix, a vector and a scalar, and gradients whose

@@ -25,9 +25,9 @@ from adamw_jax import (
 )
 from adamw_jax.moments.record import Clock
 from adamw_jax.moments.rectification import rectifier
-from tests.catalogue import PLAIN, Entry, assert_close, assert_equal, label, run
+from tests.catalogue import PLAIN, Entry, assert_close, assert_equal, rows, run
 
-table = pytest.mark.parametrize("entry", PLAIN, ids=label)
+table = pytest.mark.parametrize("entry", rows(PLAIN))
 
 # Properties of the cards.
 

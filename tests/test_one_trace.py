@@ -37,9 +37,9 @@ from tests.catalogue import (
     assert_finite,
     at,
     avals,
-    label,
     one_step,
     reference,
+    rows,
     run,
     sample_gradients,
     sample_params,
@@ -80,7 +80,7 @@ def test_the_witness_sees_a_compilation() -> None:
     assert len(names) >= 1
 
 
-@pytest.mark.parametrize("entry", EVERY, ids=label)
+@pytest.mark.parametrize("entry", rows(EVERY))
 def test_five_steps_compile_once(entry: Entry) -> None:
     """Every entry and variant: one compilation, stable state, finite parameters."""
     tx = entry.make()
@@ -113,7 +113,7 @@ def test_one_cycle_compiles_once_and_keeps_the_structure(name: str) -> None:
     assert np.argmax(rates) == np.argmin(momenta)
 
 
-@pytest.mark.parametrize("entry", PLAIN, ids=label)
+@pytest.mark.parametrize("entry", rows(PLAIN))
 def test_pinning_compiles_nothing(entry: Entry) -> None:
     """Pin, change and clear between steps: the step stays compiled, and so does the pinning."""
     tx = entry.make(optax.linear_schedule(0.1, 0.01, 10))

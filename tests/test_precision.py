@@ -21,15 +21,15 @@ from tests.catalogue import (
     assert_finite,
     at,
     avals,
-    label,
     one_operation_at_a_time,
     one_step,
+    rows,
     run,
     sample_gradients,
     sample_params,
 )
 
-table = pytest.mark.parametrize("entry", PLAIN, ids=label)
+table = pytest.mark.parametrize("entry", rows(PLAIN))
 DTYPES = ["bfloat16", "float16", "float32", "complex64"]
 
 
@@ -64,7 +64,7 @@ def test_dtypes(entry: Entry) -> None:
     assert_finite((updates, after))
 
 
-@pytest.mark.parametrize("entry", EVERY, ids=label)
+@pytest.mark.parametrize("entry", rows(EVERY))
 def test_mixed_dtypes(entry: Entry) -> None:
     """Float32 gradients of bfloat16 parameters: the update has the gradient's dtype."""
     params = {"low": jnp.ones(3, jnp.bfloat16), "high": jnp.ones(3)}
@@ -184,7 +184,7 @@ def test_x64(entry: Entry) -> None:
         assert jnp.dtype(jnp.float32) not in kinds
 
 
-@pytest.mark.parametrize("entry", [e for e in PLAIN if e.scope == "element"], ids=label)
+@pytest.mark.parametrize("entry", rows([e for e in PLAIN if e.scope == "element"]))
 def test_a_bad_gradient_stays_in_its_element(entry: Entry) -> None:
     """NaN or infinity in one element leaves every other as it would have been, bit by bit."""
     params = sample_params()["dense"]["bias"]

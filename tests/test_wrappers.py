@@ -33,10 +33,10 @@ from tests.catalogue import (
     assert_finite,
     at,
     avals,
-    label,
     one_operation_at_a_time,
     one_step,
     reference,
+    rows,
     run,
     sample_gradients,
     sample_params,
@@ -44,7 +44,7 @@ from tests.catalogue import (
     with_direction,
 )
 
-table = pytest.mark.parametrize("entry", PLAIN, ids=label)
+table = pytest.mark.parametrize("entry", rows(PLAIN))
 UNWRAPPED = [entry for entry in PLAIN if not entry.name.startswith("lookahead_")]
 
 IN_DENSE = {"dense": {"bias": True, "kernel": True}, "scale": False}
@@ -96,7 +96,7 @@ def test_partition(entry: Entry) -> None:
     assert float(hyperparams(state)["learning_rate"]) == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("entry", UNWRAPPED, ids=label)
+@pytest.mark.parametrize("entry", rows(UNWRAPPED))
 def test_inject_hyperparams_with_a_number(entry: Entry) -> None:
     """The same trajectory, and what is written to the injected record takes effect at once."""
     tx = optax.inject_hyperparams(entry.factory, static_args=whole_numbers(entry))(
@@ -116,7 +116,7 @@ def test_inject_hyperparams_with_a_number(entry: Entry) -> None:
         assert np.any(np.asarray(twice["dense"]["kernel"] != once["dense"]["kernel"]))
 
 
-@pytest.mark.parametrize("entry", UNWRAPPED, ids=label)
+@pytest.mark.parametrize("entry", rows(UNWRAPPED))
 def test_inject_hyperparams_with_a_schedule(entry: Entry) -> None:
     """An injected schedule gives the trajectory of the same schedule given directly."""
     schedule = optax.linear_schedule(0.1, 0.02, 3)

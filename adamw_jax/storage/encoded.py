@@ -94,7 +94,8 @@ class Encoded:
     @classmethod
     def tree_unflatten(cls, layout: Layout, children: Any) -> Encoded:
         """The node again."""
-        return cls(*children, layout)
+        codes, scales = children
+        return cls(codes, scales, layout)
 
 
 def is_encoded(node: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.core import Tracer
 
 from adamw_jax.checks import one_of
 from adamw_jax.storage.choice import (
@@ -135,7 +136,7 @@ def update_encoded(
         moved, new = update(updates, decode_state(state), params, **extra)
         return moved, encode_like(state, new, None if key is None else noise)
 
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(state))
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
     if traced and (jax.device_count() == 1 if in_order is None else in_order):
         return parameter_by_parameter(step, updates, state)
     return step(state)
