@@ -108,3 +108,18 @@ def rule(what: str, margin: str) -> str:
         f"95 % paired interval of {what}: above 0, shown; else mean within {margin} of 0, tie; "
         "else not shown."
     )
+
+
+def as_good(difference: Interval, margin: float) -> str:
+    """The verdict on "no worse than by ``margin``"."""
+    if difference.low >= -margin:
+        return "shown"
+    return "tie" if difference.mean >= -margin else "not shown"
+
+
+def rule_as_good(what: str, margin: float) -> str:
+    """The rule of ``as_good`` in words; the margin is a share, told in points."""
+    return (
+        f"95 % paired interval of {what}: above -{100 * margin:g} point, shown; else mean above "
+        "that, tie; else not shown."
+    )

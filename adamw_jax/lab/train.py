@@ -155,7 +155,7 @@ class Runner:
         curves = [tables(arm.schedule, arm.learning_rate, steps) for arm, _ in lanes]
         carriers = tuple(_padded(np.stack(column)) for column in zip(*curves, strict=True))
         orders = {
-            seed: _order(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds
+            seed: order_of(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds
         }
 
         params = _stack_trees([network.init(seed) for _, seed in lanes])
@@ -293,7 +293,7 @@ def _stack_trees(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
-def _order(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
+def order_of(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
     """Which examples each step sees: a new permutation every epoch; shape (steps, batch_size)."""
     rng = np.random.default_rng([seed, examples])
     per_epoch = examples // batch_size

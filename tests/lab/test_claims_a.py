@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from adamw_jax import adafactor, adam, scale_by_adafactor
-from adamw_jax.lab.experiments import acprop, adafactor as adafactor_lab, adan as adan_lab
+from adamw_jax.lab.experiments import (
+    acprop,
+    adafactor as adafactor_lab,
+    adafactor_runs,
+    adan as adan_lab,
+)
 from adamw_jax.lab.theory import reddi_drift
 
 NOISE = (0.002, -0.001, 0.001, -0.002)
@@ -96,7 +101,7 @@ def test_steps_fit_into_the_box_at_the_end():
 
 @pytest.mark.parametrize("b2", [0.9, 0.999])
 def test_exponent_makes_adafactors_second_moment_that_of_adam(b2):
-    ours = scale_by_adafactor(**adafactor_lab.arguments(jnp.float32(b2), None))
+    ours = scale_by_adafactor(**adafactor_runs.arguments(jnp.float32(b2), None))
     theirs = adam(1.0, b1=0.0, b2=b2, eps=1e-20)
     g = jnp.asarray(np.random.default_rng(0).normal(size=(60, 8)), jnp.float32)
 
@@ -111,7 +116,7 @@ def test_exponent_makes_adafactors_second_moment_that_of_adam(b2):
 
 
 def test_exponent_of_the_schedule_is_the_papers():
-    rate = adafactor_lab.exponent(jnp.float32(0))
+    rate = adafactor_runs.exponent(jnp.float32(0))
     assert [float(rate(jnp.int32(n))) for n in (0, 1, 500)] == pytest.approx([0.8] * 3)
     adafactor(0.1, decay_rate=rate)  # is a schedule as the library wants it
 
@@ -138,7 +143,7 @@ def adafactor_rows(s, *, scale=1.0, slow_peak=3.0, clipped=0.9, free=0.8):
     for b2 in (*s.b2, 0.0):
         for seed in s.seeds:
             for n in (1, 10):
-                sizes = adafactor_lab._sizes(s)[: s.before + n]
+                sizes = adafactor_runs._sizes(s)[: s.before + n]
                 rms = scale * adafactor_lab.expected_rms(b2, sizes)
                 rows.append({"part": "jump", "decay": adafactor_lab.label(b2), "seed": seed,
                              "step": n, "rms": rms, "clipped": min(rms, 1.0)})  # fmt: skip

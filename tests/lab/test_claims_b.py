@@ -6,10 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from adamw_jax.lab import train
-from adamw_jax.lab.experiments import gadam, koala, lookahead_variance as variance
+from adamw_jax.lab.experiments import gadam, koala, koala_runs, lookahead_variance as variance
 from adamw_jax.lab.progress import Silent
-from adamw_jax.lab.stats import Interval
+from adamw_jax.lab.stats import Interval, as_good
 from adamw_jax.lab.train import Runner
 
 SEEDS = (0, 1, 2, 3)
@@ -34,7 +33,7 @@ def row(group, seed, validation, test, **more):
     [(-0.009, 0.0, "shown"), (-0.02, -0.005, "tie"), (-0.02, -0.015, "not shown")],
 )
 def test_as_good_as(low, mean, word):
-    assert gadam.as_good(Interval(mean, low, 2 * mean - low, 4), 0.01) == word
+    assert as_good(Interval(mean, low, 2 * mean - low, 4), 0.01) == word
 
 
 # Lookahead
@@ -194,7 +193,7 @@ def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
         value = share * float(koala.polyak_share(q * norm**2 / noise))
         rows.append({"kind": "limit", "norm": norm, "noise": noise, "q": q, "share": value})
     for seed, e in zip(SEEDS, NOISE, strict=True):
-        for name, step in itertools.product(koala.NOISES, range(1, s.watched + 1)):
+        for name, step in itertools.product(koala_runs.NOISES, range(1, s.watched + 1)):
             length = shrinks ** (step / s.watched) * (1 + e)
             rows.append({"kind": "step", "task": "digits", "series": name, "seed": seed,
                          "step": step, "length": length, "share": 0.9 * share})  # fmt: skip
@@ -237,8 +236,8 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
         for each in koala_rows(s, wide=True, accuracy=0.9)
         if each["kind"] == "training" and each["seed"] in s.seeds
     ]
-    monkeypatch.setattr(koala.common, "train_all", lambda *_: made_up)
-    monkeypatch.setattr(koala, "_filtered", lambda *_: [])
+    monkeypatch.setattr(koala_runs.common, "train_all", lambda *_: made_up)
+    monkeypatch.setattr(koala_runs, "_filtered", lambda *_: [])
     result = koala.EXPERIMENT.analyse(s, koala.EXPERIMENT.measure(s, Runner(Silent())))
     assert result.verdicts[-2].word == "shown", result.verdicts[-2].evidence
     assert all(panel.rows for figure in result.figures for panel in figure.panels)
@@ -246,13 +245,9 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
 
 def test_koala_trains():
     s = tiny(koala, seeds=(0,), factors=(1.0,))
-    (found,) = koala._filtered(s, Runner(Silent()), "digits", koala.V)
+    (found,) = koala_runs._filtered(s, Runner(Silent()), "digits", koala.V)
     assert (found["group"], found["learning_rate"], found["step"]) == (koala.V, 1.0, 20)
     assert found["test_accuracy"] > 0.6
-
-
-def test_examples_come_in_the_runners_order():
-    np.testing.assert_array_equal(gadam.order_of(90, 3, 20, 20), train._order(90, 3, 20, 20))
 
 
 def test_gadams_tiny_preset_runs():

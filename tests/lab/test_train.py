@@ -11,7 +11,7 @@ from adamw_jax.lab.models import mlp
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.recipes import ADAM, Arm, settings, tables
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import METRICS, Plan, Runner, _order
+from adamw_jax.lab.train import METRICS, Plan, Runner, order_of
 
 PLAN = Plan(seeds=(0, 1), steps=12, points=2)
 
@@ -48,7 +48,7 @@ def plain_loop(arm_, seed, plan):
         return optax.apply_updates(params, updates), state, loss
 
     losses = []
-    for batch in _order(len(task.train), seed, plan.steps, plan.batch_size):
+    for batch in order_of(len(task.train), seed, plan.steps, plan.batch_size):
         x, y = jnp.asarray(task.train.inputs[batch]), jnp.asarray(task.train.labels[batch])
         params, state, loss = step(params, state, x, y)
         losses.append(float(loss))
@@ -124,12 +124,12 @@ def test_a_diverged_run_is_recorded_as_such(runner):
     assert 0 <= rows[-1]["test_accuracy"] <= 1
 
 
-def test_order_is_a_permutation_every_epoch():
-    order = _order(1000, seed=7, steps=25, batch_size=100)
+def testorder_of_is_a_permutation_every_epoch():
+    order = order_of(1000, seed=7, steps=25, batch_size=100)
     assert sorted(order[:10].ravel()) == list(range(1000))
     assert sorted(order[10:20].ravel()) == list(range(1000))
     assert not np.array_equal(order[:10], order[10:20])
-    np.testing.assert_array_equal(order, _order(1000, 7, 25, 100))
+    np.testing.assert_array_equal(order, order_of(1000, 7, 25, 100))
 
 
 def test_one_seed_means_the_same_weights():

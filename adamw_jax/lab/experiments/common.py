@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+import optax
+
 from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Column, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
@@ -158,6 +161,26 @@ def interval(difference: Interval, metric: str) -> str:
         return f"{d.mean:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
     d = difference
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+SPLIT_METRICS = (
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
+"""What ``split_metrics`` gives behind the training loss."""
+
+
+def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
+    """Loss and accuracy on every split, as ``SPLIT_METRICS`` names them."""
+    out = []
+    for inputs, labels in held_out:
+        logits = network.apply(weights, inputs)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        out += [loss, (logits.argmax(-1).astype(labels.dtype) == labels).astype("float32").mean()]
+    return out
 
 
 def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> Table:

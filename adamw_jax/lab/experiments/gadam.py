@@ -23,9 +23,9 @@ from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.heat import heat
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
-from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
+from adamw_jax.lab.stats import as_good, decide, paired, rule, rule_as_good, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner, finite
+from adamw_jax.lab.train import Runner, finite, order_of
 
 MARGIN = common.ACCURACY_MARGIN
 SPARSE = "Gadam, once an epoch"
@@ -131,7 +131,9 @@ def _train(s: Settings, runner: Runner, task_name: str, contender: Contender) ->
         params, state, second = carry
         weights = [params, eval_params(state, params), eval_params(second, params)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-        measured = jax.vmap(lambda w: jnp.stack(metrics_of(network, w, held_out)))(stacked)
+        measured = jax.vmap(lambda w: jnp.stack(common.split_metrics(network, w, held_out)))(
+            stacked
+        )
         loss = jnp.broadcast_to(losses.mean(), (len(weights), 1))
         return carry, jnp.concatenate([loss, measured], axis=1)
 
@@ -160,19 +162,6 @@ def _train(s: Settings, runner: Runner, task_name: str, contender: Contender) ->
     return rows
 
 
-def metrics_of(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
-    """Loss and accuracy on every split, as ``METRICS`` names them behind the training loss."""
-    out = []
-    for inputs, labels in held_out:
-        logits = network.apply(weights, inputs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        out += [loss, (logits.argmax(-1).astype(labels.dtype) == labels).astype("float32").mean()]
-    return out
-
-
-METRICS = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
-
-
 def _rows(
     task: str, contender: Contender, lane: Any, step: int, epoch: float, values: Any, last: bool
 ) -> Rows:
@@ -180,19 +169,10 @@ def _rows(
     return [
         {"task": task, "arm": f"{group}, lr {rate:g}, decay {decay:g}", "group": group,
          "learning_rate": rate, "weight_decay": decay, "seed": seed, "step": step, "epoch": epoch}
-        | {name: finite(v) for name, v in zip(METRICS, numbers, strict=True)}
+        | {name: finite(v) for name, v in zip(common.SPLIT_METRICS, numbers, strict=True)}
         for i, (group, numbers) in enumerate(zip(contender.groups, values, strict=True))
         if last or i < 2 or group == SPARSE
     ]  # fmt: skip
-
-
-def order_of(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
-    """Which examples each step sees, as the runner draws them; shape (steps, batch_size)."""
-    rng = np.random.default_rng([seed, examples])
-    per_epoch = examples // batch_size
-    epochs = -(-steps // per_epoch)
-    drawn = [rng.permutation(examples)[: per_epoch * batch_size] for _ in range(epochs)]
-    return np.concatenate(drawn).reshape(-1, batch_size)[:steps].astype(np.int32)
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
@@ -261,20 +241,6 @@ def _gains(s: Settings, task: str, rows: Sequence[Row]) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def as_good(difference: Interval, margin: float) -> str:
-    """The verdict on "no worse than by ``margin``"."""
-    if difference.low >= -margin:
-        return "shown"
-    return "tie" if difference.mean >= -margin else "not shown"
-
-
-def _as_good_rule(what: str) -> str:
-    return (
-        f"95 % paired interval of {what}: above -{100 * MARGIN:g} point, shown; else mean above "
-        "that, tie; else not shown."
-    )
-
-
 def _best(rows: Sequence[Row]) -> Row:
     """Learning rate and decay at which Gadam's average is best on the validation split."""
     return where(rows, arm=best_arm(where(rows, group=GADAM)))[0]
@@ -298,8 +264,9 @@ def _sparse(task: str, rows: Sequence[Row]) -> Verdict:
         evidence=f"Once an epoch {common.mean_sd(sparse, 'test_accuracy')}, every step "
         f"{common.mean_sd(dense, 'test_accuracy')}; difference "
         f"{common.interval(difference, 'test_accuracy')}.",
-        rule=_as_good_rule(
-            "the difference in test accuracy, at the setting with Gadam's best validation accuracy"
+        rule=rule_as_good(
+            "the difference in test accuracy, at the setting with Gadam's best validation accuracy",
+            MARGIN,
         ),
         literature=LITERATURE + "infrequent averaging is enough.",
     )
@@ -328,7 +295,7 @@ def _stopping(task: str, rows: Sequence[Row]) -> Verdict:
         f"{common.mean_sd(early, 'test_accuracy')}; difference "
         f"{common.interval(difference, 'test_accuracy')}. Against the average stopped in the same "
         f"way {common.interval(own, 'test_accuracy')}.",
-        rule=_as_good_rule("the difference in test accuracy, at the same setting and seed"),
+        rule=rule_as_good("the difference in test accuracy, at the same setting and seed", MARGIN),
     )
 
 

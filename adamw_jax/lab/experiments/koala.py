@@ -2,227 +2,38 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from adamw_jax import eval_params, koala_m, koala_v
 from adamw_jax.lab.experiments import common
 from adamw_jax.lab.experiments.common import best_arm, column, unique, where
-from adamw_jax.lab.experiments.gadam import METRICS, as_good, metrics_of, order_of
+from adamw_jax.lab.experiments.koala_runs import (
+    EACH,
+    FILTERS,
+    MARGIN,
+    NOISES,
+    RANGE_MARGIN,
+    RIVALS,
+    STEP_MARGIN,
+    TOLERANCE,
+    USUAL,
+    WHOLE,
+    WITHIN,
+    M,
+    Settings,
+    V,
+    measure,
+    polyak_share,
+)
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
-from adamw_jax.lab.models import Network, mlp
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings, tables
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
-from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
+from adamw_jax.lab.stats import Interval, as_good, decide, paired, rule, rule_as_good, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner, finite
-
-V, M, SGD, ADAMS = "KOALA-V", "KOALA-M", "SGD", "Adam"
-FILTERS, RIVALS = (V, M), (SGD, ADAMS)
-USUAL = {V: 1.0, M: 1.0, SGD: 0.1, ADAMS: 0.001}
-EACH, WHOLE = "R of every example", "R of the batch"
-NOISES = (EACH, WHOLE)
-MARGIN = common.ACCURACY_MARGIN
-WITHIN = 0.02
-RANGE_MARGIN = 0.25
-STEP_MARGIN = 0.1
-TOLERANCE = 0.001
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings(common.Training):
-    """A grid of learning rates around each one's usual one, and two looks into the filter.
-
-    Attributes:
-      factors: on the usual learning rate, in equal steps of its logarithm.
-      decades: how far apart two neighbours of the grid are.
-      norms: of the constant gradient, where the uncertainty settles.
-      noises: R there.
-      growths: q there.
-      settling: steps until it is looked at.
-      watched: steps of training at a constant learning rate of 1 in which steps are watched.
-    """
-
-    tasks: tuple[str, ...] = ("digits", "digits_noisy")
-    epochs: tuple[int, ...] = (30, 30)
-    points: int = 1
-    factors: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    decades: float = 0.5
-    norms: tuple[float, ...] = (0.1, 1.0, 10.0)
-    noises: tuple[float, ...] = (0.1, 1.0, 10.0)
-    growths: tuple[float, ...] = (0.1, 1.0)
-    settling: int = 300
-    watched: int = 300
-
-
-def polyak_share(strength: Any) -> Any:
-    """The part of Polyak's step that KOALA-V takes in the end; ``strength`` is q |g|^2 / R.
-
-    The variance before a measurement settles at P = (q + sqrt(q^2 + 4 q R / |g|^2)) / 2, so that
-    p = P |g|^2 / R = (strength + sqrt(strength^2 + 4 strength)) / 2, and the step is p / (p + 1) of
-    (loss - target) / |g|^2.
-    """
-    p = (strength + np.sqrt(strength**2 + 4 * strength)) / 2
-    return p / (p + 1)
-
-
-def measure(s: Settings, runner: Runner) -> Rows:
-    """Watches the filter, then trains."""
-    rows = [{"kind": "limit", **row} for row in _limits(s)]
-    for task in s.tasks:
-        rows += _steps(s, task)
-    trained = common.train_all(s, runner, lambda _: _arms(s))
-    jobs = list(itertools.product(s.tasks, FILTERS))
-    runner.progress.begin("KOALA", len(jobs))
-    with concurrent.futures.ThreadPoolExecutor(runner.workers) as pool:
-        trained += itertools.chain(*pool.map(lambda job: _filtered(s, runner, *job), jobs))
-    runner.progress.end()
-    return rows + [{"kind": "training", **row} for row in trained]
-
-
-def _arms(s: Settings) -> list[Arm]:
-    recipes = {
-        SGD: (catalogue("sgdw", label="sgd"), settings(momentum=0.9)),
-        ADAMS: (ADAM, settings(b2=0.999, l2=0.0, weight_decay=0.0)),
-    }
-    return [
-        Arm(group, recipe, "cosine", round(USUAL[group] * factor, 8), numbers)
-        for group, (recipe, numbers) in recipes.items()
-        for factor in s.factors
-    ]
-
-
-def _losses(network: Network, params: Any, inputs: jax.Array, labels: jax.Array) -> Any:
-    """Mean loss of a batch, and the mean of its examples' squared losses, which KOALA wants."""
-    logits = network.apply(params, inputs)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), jnp.mean(losses**2)
-
-
-def _filtered(s: Settings, runner: Runner, task_name: str, group: str) -> Rows:
-    """Trains with KOALA as the runner does with the others, whose updates know one loss only."""
-    task, plan = get_task(task_name), s.plan(task_name)
-    network = mlp(task.features, task.classes)
-    data = [
-        (jnp.asarray(split.inputs), jnp.asarray(split.labels))
-        for split in (task.train, task.validation, task.test)
-    ]
-    gradient_of = jax.value_and_grad(functools.partial(_losses, network), has_aux=True)
-
-    def run(params: Any, rates: jax.Array, order: jax.Array, data: Any) -> jax.Array:
-        (inputs, labels), *held_out = data
-        make: Any = {V: koala_v, M: koala_m}[group]
-        tx = make(lambda count: rates[count])
-
-        def step(carry: Any, batch: jax.Array) -> Any:
-            params, state = carry
-            (loss, square), gradient = gradient_of(params, inputs[batch], labels[batch])
-            updates, state = tx.update(gradient, state, params, value=loss, value_sq_mean=square)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), order)
-        weights = eval_params(state, params)
-        return jnp.stack([losses.mean(), *metrics_of(network, weights, held_out)])
-
-    run_all = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, None)))
-    rates = [round(USUAL[group] * factor, 8) for factor in s.factors]
-    lanes, rows = list(itertools.product(rates, s.seeds)), []
-    for chunk in (lanes[i : i + runner.lanes] for i in range(0, len(lanes), runner.lanes)):
-        params = _stacked([network.init(seed) for _, seed in chunk])
-        curves = np.stack([tables("cosine", rate, plan.steps)[0] for rate, _ in chunk])
-        order = [order_of(len(task.train), seed, plan.steps, plan.batch_size) for _, seed in chunk]
-        found = run_all(params, jnp.asarray(curves), jnp.asarray(np.stack(order)), data)
-        rows += [
-            {"task": task_name, "arm": f"{group}, lr {rate:g}", "group": group,
-             "learning_rate": rate, "seed": seed, "step": plan.steps,
-             "epoch": plan.steps * plan.batch_size / len(task.train)}
-            | {name: finite(v) for name, v in zip(METRICS, values, strict=True)}
-            for (rate, seed), values in zip(chunk, np.asarray(found), strict=True)
-        ]  # fmt: skip
-    runner.progress.advance(1, f"{task.title}, {group}")
-    return rows
-
-
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
-
-
-def _limits(s: Settings) -> Rows:
-    """The share of Polyak's step under a constant gradient and a constant R, at the end."""
-    rows: Rows = []
-    loss = jnp.float32(1)
-
-    def share(norm: jax.Array, noise: jax.Array, growth: jax.Array) -> jax.Array:
-        tx: Any = koala_v(q=lambda count: growth, r=lambda count: noise)
-        gradient = norm * jnp.asarray([0.6, 0.8], jnp.float32)
-
-        def step(state: Any, _: Any) -> Any:
-            updates, state = tx.update(gradient, state, gradient, value=loss)
-            return state, jnp.linalg.norm(updates) * norm / loss
-
-        return jax.lax.scan(step, tx.init(gradient), None, length=s.settling)[1][-1]
-
-    cases = list(itertools.product(s.norms, s.noises, s.growths))
-    found = jax.jit(jax.vmap(share))(*jnp.asarray(cases, jnp.float32).T)
-    for (norm, noise, growth), value in zip(cases, np.asarray(found), strict=True):
-        rows.append({"norm": norm, "noise": noise, "q": growth, "share": float(value)})
-    return rows
-
-
-def _steps(s: Settings, task_name: str) -> Rows:
-    """Step over gradient, and the largest share of Polyak's step in a leaf, along a training."""
-    task = get_task(task_name)
-    network, tx = mlp(task.features, task.classes), koala_v(1.0)
-    inputs, labels = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
-
-    gradient_of = jax.value_and_grad(functools.partial(_losses, network), has_aux=True)
-
-    @jax.jit
-    @jax.vmap
-    def run(params: Any, order: jax.Array, each: jax.Array) -> Any:
-        def step(carry: Any, batch: jax.Array) -> Any:
-            params, state = carry
-            (loss, mean), gradient = gradient_of(params, inputs[batch], labels[batch])
-            square = jnp.where(each, mean, loss**2)
-            updates, state = tx.update(gradient, state, params, value=loss, value_sq_mean=square)
-            sizes = [
-                (jnp.linalg.norm(u.ravel()), jnp.linalg.norm(g.ravel()))
-                for u, g in zip(jax.tree.leaves(updates), jax.tree.leaves(gradient), strict=True)
-            ]
-            share = jnp.max(jnp.stack([u * g / loss for u, g in sizes]))
-            u, g = (jnp.linalg.norm(jnp.stack(norms)) for norms in zip(*sizes, strict=True))
-            return (optax.apply_updates(params, updates), state), (u / g, share)
-
-        return jax.lax.scan(step, (params, tx.init(params)), order)[1]
-
-    lanes = list(itertools.product(NOISES, s.seeds))
-    orders = {
-        seed: np.random.default_rng(seed).integers(
-            0, len(task.train), (s.watched, common.BATCH_SIZE), np.int32
-        )
-        for seed in s.seeds
-    }
-    params = _stacked([network.init(seed) for _, seed in lanes])
-    order = jnp.asarray(np.stack([orders[seed] for _, seed in lanes]))
-    each = jnp.asarray([noise == EACH for noise, _ in lanes])
-    lengths, shares = (np.asarray(x) for x in run(params, order, each))
-    return [
-        {"kind": "step", "task": task_name, "series": noise, "seed": seed, "step": i + 1,
-         "length": float(lengths[j, i]), "share": float(shares[j, i])}
-        for j, (noise, seed) in enumerate(lanes)
-        for i in range(s.watched)
-    ]  # fmt: skip
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
@@ -288,9 +99,9 @@ def _untuned(task: str, rows: Sequence[Row], a: str, b: str) -> Verdict:
         f"{common.mean_sd(other, 'test_accuracy')} at its best lr "
         f"{where(rows, arm=best)[0]['learning_rate']:g}; difference "
         f"{common.interval(difference, 'test_accuracy')}.",
-        rule=f"95 % paired interval of the difference in test accuracy, {b} at its best validation "
-        f"accuracy: above -{100 * MARGIN:g} point, shown; else mean above that, tie; else not "
-        "shown.",
+        rule=rule_as_good(
+            f"the difference in test accuracy, {b} at its best validation accuracy", MARGIN
+        ),
         literature="Davtyan et al., CIFAR-100, ResNet18, 200 epochs, top-1 error: KOALA-M 22.22 %, "
         "SGD 22.44 %, Adam 25.61 %." if a == M else "",
     )  # fmt: skip
