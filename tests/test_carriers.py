@@ -14,6 +14,7 @@ import pytest
 import adamw_jax as aj
 from adamw_jax import Phase, adamw, one_cycle, phases, scale_by_one_cycle, sgdw, warm_restarts
 from tests.catalogue import (
+    TYPICAL,
     assert_close,
     one_step,
     run,
@@ -51,7 +52,14 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "preset"), [("adam", "fastai_v1"), *((name, "pytorch") for name in WITH_MOMENTUM)]
+    ("name", "preset"),
+    [
+        ("adam", "fastai_v1"),
+        *(
+            pytest.param(name, "pytorch", marks=() if name in TYPICAL else pytest.mark.slow)
+            for name in WITH_MOMENTUM
+        ),
+    ],
 )
 def test_one_cycle_in_a_plain_chain_is_the_whole_optimizer(name: str, preset: str) -> None:
     """And that is not the optimizer with a momentum that stands still."""

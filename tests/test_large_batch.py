@@ -73,6 +73,7 @@ def test_equal_to_optax_in_float64(x64: None, name: str, options: Any) -> None:
     assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [CASES[1], CASES[4]], ids=["lamb", "lars"])
 def test_equal_to_optax_in_float32(name: str, options: Any) -> None:
     params, gradients = problem(jnp.float32)
