@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import report, rounds, suite, trees, worker
 
 EPILOG = """
-contenders: [label=]library:name(argument=literal)+stage, with library ours, optax or torch, as in
+contenders: [label=]library:name(argument=literal)+stage, library one of ours, optax, torch, bnb:
   ours:adamw  'ours:adamw(weight_decay=0.1)'  optax:amsgrad  ours:adamw+lookahead
   torch:adamw-fused  torch:adamw-foreach  torch:adamw-loop
 Columns starting with x are ratios to the baseline: of medians, of minima, the median of the ratios

@@ -8,6 +8,7 @@ literals; the learning rate is 1e-3 unless the first call names one, and `+` add
     optax:adamw+lookahead                                     optax.lookahead(adamw(...), ...)
     f32m=optax:adamw(mu_dtype="float32")                      shown under the label f32m
     torch:adamw-fused  torch:amsgrad-foreach  torch:radam-loop
+    bnb:adamw8bit                                             bitsandbytes, on a CPU too
     before=ours@../old:adamw                                  adamw_jax of another checkout
 
 Nothing is imported before a contender is built.
@@ -181,11 +182,25 @@ def torch(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
     return lambda params: getattr(torch.optim, kind)(params, **options)
 
 
+def bnb(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
+    """The 8-bit AdamW of bitsandbytes, as a function of the parameters."""
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    (call,) = calls
+    if call.name != "adamw8bit":
+        raise ValueError(f"contender: bnb has adamw8bit only here, got {call.name!r}")
+    options = {"lr": LEARNING_RATE, "weight_decay": 1e-4} | call.keywords
+    return lambda params: bitsandbytes.optim.AdamW8bit(params, **options)
+
+
 LIBRARIES: dict[str, Callable[[tuple[Call, ...]], Any]] = {
     "ours": ours,
     "optax": optax,
     "torch": torch,
+    "bnb": bnb,
 }
+#: Libraries whose steps run eagerly over torch's tensors.
+EAGER = ("torch", "bnb")
 
 
 def build(contender: Contender) -> Any:

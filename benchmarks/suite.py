@@ -70,6 +70,25 @@ def _rule(tree: str, rule: str, ours: str, *others: str) -> Section:
     return Section(f"{rule}, {tree}", arguments, bounds)
 
 
+def _small_state(tree: str) -> Section:
+    """Every storage of the state against full precision, and bitsandbytes where it is."""
+    eight, four, peer = "ours:adamw(storage='8bit')", "ours:adamw(storage='4bit')", "bnb:adamw8bit"
+    others = ("ours:adamw(storage='float8')", "ours:adamw(storage='bfloat16')")
+    return Section(
+        f"adamw with small state, {tree}",
+        (
+            *("step", "--tree", tree, "--memory-gib", "12", "optax:adamw", "ours:adamw"),
+            *(eight, four, *others, peer, "again=optax:adamw"),
+        ),
+        (
+            Bound(eight, None, 2.04, "state_per_param"),
+            Bound(four, None, 1.08, "state_per_param"),
+            Bound(eight, None, 8.0, "scratch_per_param"),
+            Bound(eight, peer, 0.45),
+        ),
+    )
+
+
 def _sections() -> dict[str, Section]:
     sections = {}
     for tree in ("resnet50", "wrn22-6", "gpt2", "one67m"):
@@ -148,6 +167,8 @@ def _sections() -> dict[str, Section]:
         ("step", "--tree", "small", "optax:adamw", "ours:adamw", "again=optax:adamw"),
         (),
     )
+    for name, tree in (("small-state", "gpt2:4:512"), ("small-state-one", "one:33554432")):
+        sections[name] = _small_state(tree)
     return sections
 
 

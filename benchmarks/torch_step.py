@@ -47,17 +47,17 @@ class TorchStep:
 
     def facts(self) -> dict[str, Any]:
         """What needs no clock."""
-        held = sum(
-            value.numel() * value.element_size()
+        held = {  # by place: bitsandbytes shares its tables between parameters
+            value.data_ptr(): value.numel() * value.element_size()
             for state in self.optimizer.state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
-        )
+        }
         facts: dict[str, Any] = {
             "device": torch.cuda.get_device_name() if self.device == "cuda" else self.device,
             "leaves": len(self.shapes),
             "params": self.size,
-            "state_per_param": held / self.size,
+            "state_per_param": sum(held.values()) / self.size,
         }
         if self.device == "cuda":
             facts["device_mib"] = torch.cuda.max_memory_allocated() / 2**20

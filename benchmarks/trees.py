@@ -71,10 +71,12 @@ def _gpt2_block(width: int) -> Tree:
     return tree
 
 
-def gpt2(stacked: bool = False) -> Tree:
-    """GPT-2 small with tied embeddings: 12 layers of width 768, 148 leaves (16 when stacked)."""
-    layers, width = 12, 768
-    tree: Tree = {"wte": (50257, width), "wpe": (1024, width)}
+def gpt2(layers: int = 12, width: int = 768, *, stacked: bool = False) -> Tree:
+    """GPT-2 small with tied embeddings: 12 layers of width 768, 148 leaves (16 when stacked).
+
+    A smaller width has a smaller vocabulary in proportion, so that the embedding keeps its share.
+    """
+    tree: Tree = {"wte": (50257 * width // 768, width), "wpe": (1024, width)}
     for name, shape in _gpt2_block(width).items():
         if stacked:
             tree[f"layers.{name}"] = (layers, *shape)
@@ -121,8 +123,8 @@ def shapes(name: str) -> Tree:
         tree = TREES[kind](*(int(size) for size in sizes))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"tree: {name!r} does not fit; write tiny:LEAVES, one:SIZE, same:LEAVES:DIM:... "
-            "or a bare name"
+            f"tree: {name!r} does not fit; write tiny:LEAVES, one:SIZE, same:LEAVES:DIM:..., "
+            "gpt2:LAYERS:WIDTH or a bare name"
         ) from error
     if not tree or any(size < 1 for shape in tree.values() for size in shape):
         raise ValueError(f"tree: {name!r} is empty; give sizes of at least 1")

@@ -76,7 +76,7 @@ class StepWorker:
 
     def __init__(self, contender: contenders.Contender, options: Options):
         self.options = options
-        if contender.library == "torch":
+        if contender.library in contenders.EAGER:
             if options.in_jit > 1:
                 raise AbsentError("no jit to put several steps in")
             from benchmarks.torch_step import TorchStep
@@ -111,7 +111,7 @@ class CompileWorker:
     """Times trace, lowering and compilation of one contender, anew at each sample."""
 
     def __init__(self, contender: contenders.Contender, options: Options):
-        if contender.library == "torch":
+        if contender.library in contenders.EAGER:
             raise AbsentError("eager, nothing to compile")
         self.contender, self.options = contender, options
         self.step: Any = None
@@ -149,7 +149,7 @@ def make(name: str, options: Options) -> StepWorker | CompileWorker:
     try:
         return kind(contenders.parse(name), options)
     except ModuleNotFoundError as error:
-        if error.name not in ("adamw_jax", "optax", "torch"):
+        if error.name not in ("adamw_jax", "optax", "torch", "bitsandbytes"):
             raise  # a library that is here but broken is no absent one
         raise AbsentError(str(error)) from error
 

@@ -20,6 +20,7 @@ STEPS = {
     "table": (PYTHON, "tools/readme_table.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
+    "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
     "slow": (PYTHON, "-m", "pytest", "tests", "-m", "slow"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),

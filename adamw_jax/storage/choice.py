@@ -86,9 +86,12 @@ def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
 
 
 def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
-    """e4m3 floats under one scale a block, 1.016 bytes a value: ``storage="float8"``."""
-    codec = SmallFloat(jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order))
-    return Format(codec, codec)
+    """e4m3 floats under one scale a block, 1.016 bytes a value: ``storage="float8"``.
+
+    Positive second moments do not become 0, as for ``eight_bit``.
+    """
+    dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
+    return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, floor=True))
 
 
 def bfloat16() -> Format:

@@ -30,10 +30,12 @@ class SmallFloat:
       dtype: what is stored.
       blocks: what shares a scale that brings its largest magnitude to the dtype's; None for no
         scale.
+      floor: store no positive value as 0 (where there are blocks).
     """
 
     dtype: Any
     blocks: Blocks | None = None
+    floor: bool = False
 
     @property
     def name(self) -> str:
@@ -52,7 +54,14 @@ class SmallFloat:
         limit = lax.full_like(scaled, largest)  # a product rounded up must not overflow
         scaled = lax.clamp(-limit, scaled, limit)
         noise = None if noise is None else self.blocks.split(noise)
-        return Encoded(self.blocks.join(narrow(scaled, self.dtype, noise), x.shape), scales, layout)
+        codes = narrow(scaled, self.dtype, noise)
+        if self.floor:
+            least = lax.full_like(codes, jnp.finfo(self.dtype).smallest_subnormal)
+            vanished = lax.bitwise_and(
+                lax.gt(scaled, lax.full_like(scaled, 0)), lax.eq(codes, lax.full_like(codes, 0))
+            )
+            codes = lax.select(vanished, least, codes)
+        return Encoded(self.blocks.join(codes, x.shape), scales, layout)
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""

@@ -122,6 +122,7 @@ def test_too_small_to_be_inverted_is_zero(name: str) -> None:
 def test_a_positive_second_moment_never_becomes_zero() -> None:
     x = jnp.array([1.0, 1e-12, 0.0, 1e-30])
     assert np.array_equal(round_trip(eight_bit(4).unsigned, x) > 0, [True, True, False, True])
+    assert np.array_equal(round_trip(float8(4).unsigned, x) > 0, [True, True, False, True])
     off = round_trip(eight_bit(4, floor=False).unsigned, x)
     assert np.array_equal(off > 0, [True, False, False, False])
 

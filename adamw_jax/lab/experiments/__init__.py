@@ -7,21 +7,29 @@ from adamw_jax.lab.experiments import (
     adafactor,
     adan,
     amsgrad,
+    batch_size_rules,
     clipping,
     compare,
     decay_scale,
     decoupled_decay,
     diffgrad,
+    edge_of_stability,
     gadam,
     gradinit,
+    invariant_measures,
     koala,
+    layer_norm_scaling,
+    layer_norm_warmup,
+    local_geometry,
     lookahead,
     lookahead_variance,
     lr_find,
+    moment_estimation,
     one_cycle,
     pnm,
     radam,
     reddi,
+    small_state,
 )
 from adamw_jax.lab.experiments.registry import (
     PRESETS,
@@ -42,12 +50,22 @@ PAPERS = tuple(
     module.EXPERIMENT.name
     for module in (
         *(acprop, gadam, pnm, diffgrad, adafactor, adan, clipping, koala),
-        *(lookahead_variance, gradinit),
+        lookahead_variance,
     )
 )
-"""The claims of the other papers, each to be run by its name."""
+"""The claims of the other optimizers' papers, each to be run by its name."""
+
+ANALYSES = tuple(
+    module.EXPERIMENT.name
+    for module in (
+        *(small_state, gradinit, edge_of_stability, local_geometry, invariant_measures),
+        *(batch_size_rules, moment_estimation, layer_norm_scaling, layer_norm_warmup),
+    )
+)
+"""Small state, initialisation and the analyses of training, each to be run by its name."""
 
 __all__ = [
+    "ANALYSES",
     "DEMO",
     "PAPERS",
     "PRESETS",

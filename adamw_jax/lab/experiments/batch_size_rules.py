@@ -1,0 +1,261 @@
+"""How the learning rate must follow the batch size, for SGD and for Adam."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamw_jax import adam, scale_learning_rate, sgdw
+from adamw_jax.lab.experiments.common import where
+from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.models import mlp
+from adamw_jax.lab.plots.theory import theory
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.stats import Interval, paired, spread
+from adamw_jax.lab.tasks import get_task
+from adamw_jax.lab.train import Runner, finite
+
+SGD, ADAM = "SGD", "Adam"
+RULES = {SGD: "linear", ADAM: "sqrt"}
+POWERS = {"linear": 1.0, "sqrt": 0.5}
+BAND = 0.25
+LARGEST, BEST = "largest", "best"
+WINDOW = 1.5  # octaves to either side of the best rate, through which a parabola is laid
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One hidden network, some epochs, every batch size at every learning rate.
+
+    Attributes:
+      fitted: batch sizes over which the power is fitted.
+      beyond: larger ones, which are shown.
+      octaves: first and last learning rate of SGD and of Adam, as powers of 2.
+      per_octave: learning rates in an octave.
+      epochs: passes over 1,000 images, whatever the batch size.
+      hidden: width of both hidden layers.
+      late: share of the steps, at the end, whose mean loss counts.
+      seeds: of weights and batches.
+    """
+
+    fitted: tuple[int, ...] = (1, 2, 4, 8, 16)
+    beyond: tuple[int, ...] = (32, 64)
+    octaves: tuple[tuple[int, int], tuple[int, int]] = ((-8, 1), (-10, -1))
+    per_octave: int = 2
+    epochs: int = 3
+    hidden: int = 32
+    late: float = 0.1
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+
+    def grid(self, name: str) -> np.ndarray:
+        """Base-2 logarithms of the learning rates of an optimizer."""
+        first, last = self.octaves[(SGD, ADAM).index(name)]
+        return np.linspace(first, last, (last - first) * self.per_octave + 1)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """All batch sizes."""
+        return self.fitted + self.beyond
+
+
+def measure(s: Settings, runner: Runner) -> Rows:
+    """All learning rates and seeds of a batch size side by side."""
+    task = get_task("digits")
+    x, y = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
+    network = mlp(task.features, task.classes, s.hidden)
+    drawn = [network.init(seed) for seed in s.seeds]
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+
+    def loss_of(params: Any, chosen: jax.Array) -> jax.Array:
+        logits = network.apply(params, x[chosen])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y[chosen]).mean()
+
+    def train(name: str, late: int, params: Any, order: jax.Array, rate: jax.Array) -> jax.Array:
+        sgd = sgdw(rate, momentum=None, weight_decay=None)
+        tx = sgd if name == SGD else adam(rate)
+
+        def step(carry: Any, chosen: jax.Array) -> Any:
+            params, state = carry
+            loss, gradient = jax.value_and_grad(loss_of)(params, chosen)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (params, tx.init(params)), order)[1][-late:].mean()
+
+    runner.progress.begin("batch sizes", 2 * len(s.batches))
+    rows: Rows = []
+    for batch in s.batches:
+        steps = s.epochs * len(task.train) // batch
+        orders = [
+            np.random.default_rng([seed, batch]).integers(0, len(task.train), (steps, batch))
+            for seed in s.seeds
+        ]
+        order = jnp.asarray(np.stack(orders), jnp.int32)
+        for name in (SGD, ADAM):
+            late = max(1, round(s.late * steps))
+            one = jax.vmap(lambda p, o, r, n=name, k=late: train(n, k, p, o, r), (0, 0, None))
+            rates = jnp.asarray(2.0 ** s.grid(name), jnp.float32)
+            losses = np.asarray(jax.jit(jax.vmap(one, (None, None, 0)))(params, order, rates))
+            rows += [
+                {"series": name, "batch": batch, "octave": float(octave), "seed": seed,
+                 "loss": finite(losses[i, n])}
+                for i, octave in enumerate(s.grid(name))
+                for n, seed in enumerate(s.seeds)
+            ]  # fmt: skip
+            runner.progress.advance(1, f"{name}, batch size {batch}")
+    runner.progress.end()
+    return rows
+
+
+def largest(octaves: np.ndarray, losses: np.ndarray, bound: float) -> float:
+    """Where, coming from the best, the loss first crosses the bound, in octaves."""
+    i = int(np.argmin(losses))
+    while i + 1 < len(losses) and losses[i + 1] <= bound:
+        i += 1
+    if i + 1 == len(losses):
+        return float(octaves[i])
+    low, high = np.log(losses[i]), np.log(losses[i + 1])
+    share = np.clip((math.log(bound) - low) / (high - low), 0, 1)
+    return float(octaves[i] + share * (octaves[i + 1] - octaves[i]))
+
+
+def best(octaves: np.ndarray, losses: np.ndarray) -> float:
+    """The lowest point of a parabola through the logarithms around the smallest, in octaves."""
+    near = np.abs(octaves - octaves[np.argmin(losses)]) <= WINDOW
+    bend, slope, _ = np.polyfit(octaves[near], np.log(losses[near]), 2)
+    inside = octaves[near]
+    lowest = -slope / (2 * bend) if bend > 0 else octaves[np.argmin(losses)]
+    return float(np.clip(lowest, inside[0], inside[-1]))
+
+
+def found(s: Settings, rows: Sequence[Row], name: str, batch: int) -> dict[str, list[float]]:
+    """For each seed the largest learning rate that trains and the best one, in octaves."""
+    guess = math.log(get_task("digits").classes)
+    out: dict[str, list[float]] = {LARGEST: [], BEST: []}
+    for seed in s.seeds:
+        mine = where(rows, series=name, batch=batch, seed=seed)
+        octaves = np.array([row["octave"] for row in mine])
+        losses = np.array([guess if row["loss"] is None else row["loss"] for row in mine])
+        losses = np.minimum(losses, guess)
+        out[LARGEST].append(largest(octaves, losses, guess / 2))
+        out[BEST].append(best(octaves, losses))
+    return out
+
+
+def powers(s: Settings, octaves: dict[int, list[float]]) -> list[float]:
+    """For each seed the power of the batch size with which the learning rate grows."""
+    x = np.log2(s.fitted)
+    return [
+        float(np.polyfit(x, [octaves[batch][n] for batch in s.fitted], 1)[0])
+        for n in range(len(s.seeds))
+    ]
+
+
+def analyse(s: Settings, rows: Rows) -> Result:
+    """Fits powers."""
+    table, verdicts, panels = [], [], []
+    for which in (LARGEST, BEST):
+        drawn: list[Row] = []
+        for name in (SGD, ADAM):
+            octaves = {batch: found(s, rows, name, batch)[which] for batch in s.batches}
+            verdicts.append(_verdict(s, name, which, powers(s, octaves)))
+            means = {batch: 2 ** spread(octaves[batch]).mean for batch in s.batches}
+            first = s.fitted[0]
+            ruled = {
+                batch: scale_learning_rate(means[first], first, batch, RULES[name])
+                for batch in s.batches
+            }
+            for batch in s.batches:
+                table.append(
+                    {"series": name, "which": which, "batch": batch, "rate": means[batch],
+                     "sd": spread(octaves[batch]).sd, "rule": ruled[batch]}
+                )  # fmt: skip
+                drawn.append({"series": name, "kind": "measured", "x": batch, "y": means[batch]})
+                drawn.append({"series": name, "kind": "theory", "x": batch, "y": ruled[batch]})
+        panels.append(Panel(_words(which), _logarithmic, drawn))
+    columns = [
+        Column("series", "optimizer"),
+        Column("which", "learning rate"),
+        Column("batch", "batch size", "{:d}"),
+        Column("rate", "found", "{:.2g}"),
+        Column("sd", "± sd, octaves", "{:.2f}"),
+        Column("rule", "by rule from the first", "{:.2g}"),
+    ]
+    figure = Figure(
+        name="rules",
+        title="Learning rate against batch size",
+        alt="The largest learning rate that trains, and the best one, against the batch size on "
+        "logarithmic axes, for SGD with a line of slope 1 and for Adam with one of slope 1/2 "
+        "through the first point.",
+        panels=panels,
+    )
+    title = f"Learning rates after {s.epochs} epochs, geometric means over seeds"
+    return Result(verdicts, [Table("rules", title, columns, table)], [figure])
+
+
+def _words(which: str) -> str:
+    return "largest learning rate that trains" if which == LARGEST else "best learning rate"
+
+
+def _verdict(s: Settings, name: str, which: str, slopes: Sequence[float]) -> Verdict:
+    power = POWERS[RULES[name]]
+    found: Interval = paired(slopes, [0.0] * len(slopes))
+    if max(abs(found.low - power), abs(found.high - power)) <= BAND:
+        word = "shown"
+    else:
+        word = "tie" if abs(found.mean - power) <= BAND else "not shown"
+    return Verdict(
+        claim=f"{name}'s learning rate goes with "
+        + ("the batch size" if power == 1 else "the root of the batch size"),
+        task=f"digits, {_words(which)}",
+        word=word,
+        evidence=f"Power of the batch size {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}], "
+        f"fitted from {s.fitted[0]} to {s.fitted[-1]}.",
+        rule=f"95 % interval of the fitted power within {BAND:g} of {power:g}: shown; else its "
+        "mean within: tie; else not shown.",
+        literature="Granziol et al., abstract: linear for SGD up to a largest batch size, the "
+        "square root for adaptive methods.",
+    )
+
+
+def _logarithmic(ax: Any, rows: Sequence[Row]) -> None:
+    theory("batch size", "learning rate", xscale="log")(ax, rows)
+    ax.set_yscale("log")
+
+
+EXPERIMENT = register(
+    Experiment(
+        name="batch_size_rules",
+        title="Learning rate and batch size",
+        question="A larger batch has less noise and can bear a larger learning rate. Does SGD's "
+        "grow with the batch size, and Adam's with its root?",
+        setup="A network with two hidden layers of 32 on digits, 3 epochs whatever the batch size, "
+        "constant learning rates half an octave apart, Adam with b1 0.9, b2 0.999. What counts is "
+        "the mean loss of the last tenth of the steps. The largest learning rate that trains is "
+        "where it reaches half the loss of guessing; the best one is the lowest point of a "
+        "parabola through its logarithm, 1.5 octaves around the smallest. A first trial, with "
+        "batches from 1 to 128, settled three things: the grid; two ways to read it, since the "
+        "minima are flat; and that the power is fitted up to a batch size of 16, since SGD's "
+        "learning rates grow no further from about 32 on, as the theory has it where curvature "
+        "takes over from noise.",
+        presets={
+            "demo": Settings(),
+            "quick": Settings(fitted=(2, 4, 8, 16), beyond=(64,), seeds=(0, 1, 2)),
+            "tiny": Settings(
+                fitted=(16, 64), beyond=(), octaves=((-4, 0), (-8, -2)), epochs=1, hidden=16,
+                seeds=(0, 1),
+            ),
+        },
+        measure=measure,
+        analyse=analyse,
+        reference="Granziol, Zohren & Roberts, Learning Rates as a Function of Batch Size: A "
+        "Random Matrix Theory Approach to Neural Network Training, JMLR 2022, arXiv 2006.09092",
+    )
+)  # fmt: skip
