@@ -35,6 +35,7 @@ def test_state_and_scratch_are_measured(storage, bytes_of_state):
 
 
 def test_without_bitsandbytes_its_contender_is_absent(monkeypatch):
+    pytest.importorskip("torch", reason="bitsandbytes runs on torch, which is absent before it")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(worker.AbsentError, match="bitsandbytes"):
         worker.make("bnb:adamw8bit", worker.Options("tiny:2"))

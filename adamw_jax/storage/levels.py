@@ -14,8 +14,8 @@ between levels of a decade are the ends of its parts, so that the nearest level 
 decade's lower end e: f - 1 + ceil((x - e) / (0.9 10^(i-D+1) / n)).
 
 >>> import jax.numpy as jnp
->>> dynamic(8, signed=True).level(jnp.array([0.0, 1.0, 127.0, 128.0]))
-Array([0.000000e+00, 5.500000e-07, 9.929687e-01, 1.000000e+00], dtype=float32)
+>>> dynamic(8, signed=True).level(jnp.array([0.0, 64.0, 127.0, 128.0])).round(4)
+Array([0.   , 0.107, 0.993, 1.   ], dtype=float32)
 """
 
 from __future__ import annotations
