@@ -26,3 +26,18 @@ def x64():
     """Runs a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+MANY_PROGRAMS = ("curvature", "initialization", "test_claims_d.py", "test_codecs.py")
+"""Folders and files whose tests compile many small programs, and take as long as that takes."""
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(request):
+    """Spares XLA's optimizations where compiling is all that a test does."""
+    if not {request.path.name, request.path.parent.name} & set(MANY_PROGRAMS):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

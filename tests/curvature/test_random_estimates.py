@@ -12,6 +12,8 @@ import pytest
 from adamw_jax import curvature
 from tests.golden_cases import CASES
 
+pytestmark = pytest.mark.slow
+
 (GOLDEN,) = (case for case in CASES if case.system == "hutchinson")
 MATRIX = GOLDEN.arrays["in__A"].astype(np.float32)
 SIZE = len(MATRIX)

@@ -13,6 +13,8 @@ import pytest
 import adamw_jax as aj
 from adamw_jax import curvature
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(1)
 LR, B1, B2, EPS = 0.1, 0.8, 0.95, 1e-3
 PARAMS = {"w": jnp.array([[1.0, -2.0, 0.5]]), "b": jnp.array([0.3, 2.0])}

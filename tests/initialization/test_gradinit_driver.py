@@ -13,6 +13,8 @@ import pytest
 
 from adamw_jax.initialization import GradInit, GradInitRecord, gradinit, overlapping_pair
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {"eta": 0.1, "gamma": 1.0, "scale_lr": 0.05}
 
 

@@ -11,6 +11,8 @@ from adamw_jax.lab.experiments import gradinit
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 
+pytestmark = pytest.mark.slow
+
 TINY = gradinit.EXPERIMENT.settings("tiny")
 
 

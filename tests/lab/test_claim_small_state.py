@@ -14,6 +14,8 @@ from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 from adamw_jax.storage import eight_bit
 
+pytestmark = pytest.mark.slow
+
 TINY = small_state.EXPERIMENT.settings("tiny")
 
 

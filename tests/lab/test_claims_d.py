@@ -28,14 +28,6 @@ from adamw_jax.lab.train import Runner
 from adamw_jax.lab.transformer import POST, PRE, Shape, Transformer
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled():
-    """These programs are small and many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tiny(module, **changes):
     return dataclasses.replace(module.EXPERIMENT.settings("tiny"), **changes)
 

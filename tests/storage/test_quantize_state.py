@@ -16,6 +16,8 @@ from adamw_jax.storage import Encoded, decode_state, eight_bit, four_bit, quanti
 from adamw_jax.storage.encoded import is_encoded
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (64, 128)
 
 
