@@ -2,8 +2,8 @@
 
 The layer of Dettmers, Lewis, Shleifer & Zettlemoyer (ICLR 2022, arXiv 2110.02861): the table is
 drawn Xavier-uniform, its output is normalised before positions are added, and the optimizer keeps
-its state in 32 bits while all other large arrays have 8. The language is a random chain of order two, whose
-entropy is the loss that no model falls below.
+its state in 32 bits while all other large arrays have 8. The language is a random chain of order
+two, whose entropy is the loss that no model falls below.
 
 Run with: python examples/stable_embedding.py
 """
