@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 import adamw_jax as aj
 from adamw_jax.storage import Encoded, decode_state, eight_bit, four_bit, quantize_state
@@ -240,6 +241,29 @@ def test_inject_hyperparams_inside_and_around() -> None:
     assert_close(steps(inside)[0], plain())
     around = optax.inject_hyperparams(lambda rate: quantize_state(optax.adam(rate)))
     assert_close(steps(around(0.1))[0], plain())
+
+
+def test_nnx_optimizer() -> None:
+    """Under Flax NNX, whose boxes around arrays give way to the codes, as with plain parameters."""
+    model = nnx.Linear(*SHAPE, use_bias=False, rngs=nnx.Rngs(0))
+    params = {"kernel": model.kernel[...]}
+    optimizer = nnx.Optimizer(model, quantized(), wrt=nnx.Param)
+    gradient = sample_gradients(params)["kernel"]
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any) -> None:
+        gradients = nnx.state(model, nnx.Param)
+        gradients["kernel"].set_value(gradient)
+        optimizer.update(model, gradients)
+
+    tx, state = quantized(), quantized().init(params)
+    for _ in range(3):
+        step(model, optimizer)
+        updates, state = tx.update({"kernel": gradient}, state, params)
+        params = optax.apply_updates(params, updates)
+    dtypes = [x.dtype.name for x in jax.tree.leaves(nnx.state(optimizer))]
+    assert dtypes.count("uint8") == 2
+    np.testing.assert_allclose(model.kernel[...], params["kernel"], rtol=1e-4, atol=1e-5)
 
 
 def test_multi_steps() -> None:
