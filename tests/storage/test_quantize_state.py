@@ -252,8 +252,7 @@ def test_nnx_optimizer() -> None:
 
     @nnx.jit
     def step(model: Any, optimizer: Any) -> None:
-        gradients = nnx.state(model, nnx.Param)
-        gradients["kernel"].set_value(gradient)
+        gradients = nnx.grad(lambda m: jnp.sum(m.kernel[...] * gradient))(model)
         optimizer.update(model, gradients)
 
     tx, state = quantized(), quantized().init(params)
