@@ -126,6 +126,16 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return leaf_name(path[:-1] if boxed else path)
 
 
+def is_box(node: Any) -> bool:
+    """Whether a node is the box that Flax NNX puts around an array; its optimizer takes it off."""
+    return hasattr(node, "get_value") and hasattr(node, "get_metadata")
+
+
+def unboxed(node: Any) -> Any:
+    """The array in a box, or the node itself."""
+    return node.get_value() if is_box(node) else node
+
+
 def leaf_name(path: tuple[Any, ...]) -> str:
     """One key path as a slash-separated name, ``dense/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

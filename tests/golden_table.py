@@ -2,12 +2,11 @@
 
 A row says which function reproduces a source's form of a system, under which of its arguments each
 hyperparameter goes, and which arguments that form always has. A hyperparameter that its row does
-not name is an error, and so is a system that has no row and is not in ``PENDING``.
+not name is an error, and so is a system that has no row.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -255,22 +254,6 @@ TABLE: dict[tuple[str, str], list[Row]] = {
 }
 TABLE |= golden_other.ROWS | golden_koala.ROWS | golden_adafactor.ROWS
 TABLE["lookahead", "pytorch_optimizer"] = TABLE["lookahead", "lookahead_official"]
-
-PENDING: dict[str, str] = {}
-"""Systems that have no row yet, and the public name that will bring them."""
-
-
-def is_public(name: str) -> bool:
-    """Whether the library has a function of that (dotted) name."""
-    here: Any = aj
-    for part in name.split("."):
-        if not hasattr(here, part):
-            try:
-                importlib.import_module(f"{here.__name__}.{part}")
-            except (ImportError, AttributeError):
-                return False
-        here = getattr(here, part)
-    return True
 
 
 def row_of(case: Case) -> Row:

@@ -18,38 +18,15 @@ from tests.golden_replay import (
     replay,
 )
 from tests.golden_results import CHECKS
-from tests.golden_table import PENDING, build, is_public, row_of
-
-
-class NotInTheCatalogueYetError(Exception):
-    """The system of a case has no public function yet."""
+from tests.golden_table import build, row_of
 
 
 def label(case: Case) -> str:
     return case.label
 
 
-def parameter(case: Case) -> Any:
-    """A case as test parameter, expected to fail where its system is still to come."""
-    marks: Any = ()
-    if case.system in PENDING:
-        reason = f"{case.system}: not in the catalogue yet"
-        marks = pytest.mark.xfail(strict=True, raises=NotInTheCatalogueYetError, reason=reason)
-    return pytest.param(case, id=case.label, marks=marks)
-
-
-def refuse_pending(case: Case) -> None:
-    name = PENDING.get(case.system)
-    if name is not None:
-        assert not is_public(name), (
-            f"{name} is in the library now: give {case.system!r} a row and take it out of PENDING"
-        )
-        raise NotInTheCatalogueYetError(name)
-
-
 def check(case: Case) -> None:
     """Reproduces a case in float64, or, if it records a mistake, does not."""
-    refuse_pending(case)
     with jax.enable_x64(True):
         if case.system in CHECKS:
             CHECKS[case.system](case)
@@ -61,11 +38,7 @@ def check(case: Case) -> None:
         assert_matches(case, got)
 
 
-TRAJECTORIES = [
-    case
-    for case in CASES
-    if case.system not in PENDING and case.system not in CHECKS and not case.is_negative
-]
+TRAJECTORIES = [case for case in CASES if case.system not in CHECKS and not case.is_negative]
 
 
 def has_own_schedules(case: Case) -> bool:
@@ -79,7 +52,7 @@ def test_there_are_cases() -> None:
     require_cases(CASES, WHERE)
 
 
-@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=label)
 def test_reference(case: Case) -> None:
     check(case)
 
@@ -194,13 +167,3 @@ def test_what_is_unknown_or_wrong_fails(tmp_path: Any, changed: Any, message: st
 def test_a_mistake_of_others_passes_where_it_is_not_made(tmp_path: Any) -> None:
     wrong = {**SMALL["hyperparameters"], "lr": 0.2}
     check(only_case(write_set(tmp_path / "set", role="negative example", hyperparameters=wrong)))
-
-
-def test_a_pending_system_that_has_come_is_noticed(tmp_path: Any, monkeypatch: Any) -> None:
-    case = only_case(write_set(tmp_path / "set", system="lanczos"))
-    monkeypatch.setitem(PENDING, "lanczos", "not_a_name_of_the_library")
-    with pytest.raises(NotInTheCatalogueYetError):
-        check(case)
-    monkeypatch.setitem(PENDING, "lanczos", "adam")
-    with pytest.raises(AssertionError, match="take it out of PENDING"):
-        check(case)

@@ -171,32 +171,23 @@ def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
 
     An array belongs to the parameter whose path its own path ends with, if it has its shape.
     """
-    owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box))
+    owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
 
     def leaf(path: tuple[Any, ...], x: Any) -> Any:
-        array = _unboxed(x)
+        array = numerics.unboxed(x)
         if isinstance(x, Encoded) or not hasattr(array, "shape"):
             return x
         for start in range(len(path) + 1):
             owner = owners.get(path[start:])
-            if owner is not None and jnp.shape(_unboxed(owner)) == array.shape:
+            if owner is not None and jnp.shape(numerics.unboxed(owner)) == array.shape:
                 fields = tuple(numerics.leaf_name((key,)) for key in path[:start])
                 codec = choice.codec(fields, numerics.parameter_name(path[start:]), array)
                 return x if codec is None else codec.encode(array)
         return x
 
     return jax.tree_util.tree_map_with_path(
-        leaf, state, is_leaf=lambda x: isinstance(x, Encoded) or _is_box(x)
+        leaf, state, is_leaf=lambda x: isinstance(x, Encoded) or numerics.is_box(x)
     )
-
-
-def _is_box(node: Any) -> bool:
-    """Whether a node is the box that Flax NNX puts around an array, which an optimizer loses."""
-    return hasattr(node, "get_value") and hasattr(node, "get_metadata")
-
-
-def _unboxed(node: Any) -> Any:
-    return node.get_value() if _is_box(node) else node
 
 
 def _format(form: Any) -> Format:

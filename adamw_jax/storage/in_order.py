@@ -14,12 +14,41 @@ the same operations on the same values.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
+
+from adamw_jax.storage.encoded import is_encoded
+
+Tree = Any
+
+
+def parameter_by_parameter(
+    step: Callable[[Tree], tuple[Tree, Tree]], updates: Tree, state: Tree
+) -> tuple[Tree, Tree]:
+    """``step(state) -> updates, state``, traced and evaluated in the order of the parameters."""
+    traced, shape = jax.make_jaxpr(step, return_shape=True)(state)
+    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    members: dict[int, list[int]] = {}
+    scales: dict[int, list[int]] = {}
+    place = 0
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
+        leaves = len(jax.tree.leaves(node))
+        owner = next((i for i, end in enumerate(ends) if path[len(path) - len(end) :] == end), None)
+        if owner is not None and is_encoded(node):
+            members.setdefault(owner, []).extend(range(place, place + leaves))
+            scales.setdefault(owner, []).extend(range(place + 1, place + leaves))
+        place += leaves
+    groups = []
+    for owner in sorted(members):
+        outputs = [len(ends) + i for i in members[owner]]
+        awaited = [len(ends) + i for i in scales[owner]]
+        groups.append(Group(tuple(scales[owner]), (owner, *outputs), tuple(awaited)))
+    flat = evaluate(traced, jax.tree.leaves(state), groups)
+    return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
 
 class Group(NamedTuple):

@@ -29,7 +29,7 @@ from adamw_jax.storage.choice import (
     encode_state,
 )
 from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
-from adamw_jax.storage.in_order import Group, evaluate
+from adamw_jax.storage.in_order import parameter_by_parameter
 
 Tree = Any
 Update = Callable[..., tuple[Tree, Tree]]
@@ -140,28 +140,3 @@ def update_encoded(
     if traced and (jax.device_count() == 1 if in_order is None else in_order):
         return parameter_by_parameter(step, updates, state)
     return step(state)
-
-
-def parameter_by_parameter(
-    step: Callable[[Tree], tuple[Tree, Tree]], updates: Tree, state: Tree
-) -> tuple[Tree, Tree]:
-    """``step(state) -> updates, state``, traced and evaluated in the order of the parameters."""
-    traced, shape = jax.make_jaxpr(step, return_shape=True)(state)
-    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-    members: dict[int, list[int]] = {}
-    scales: dict[int, list[int]] = {}
-    place = 0
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
-        leaves = len(jax.tree.leaves(node))
-        owner = next((i for i, end in enumerate(ends) if path[len(path) - len(end) :] == end), None)
-        if owner is not None and is_encoded(node):
-            members.setdefault(owner, []).extend(range(place, place + leaves))
-            scales.setdefault(owner, []).extend(range(place + 1, place + leaves))
-        place += leaves
-    groups = []
-    for owner in sorted(members):
-        outputs = [len(ends) + i for i in members[owner]]
-        awaited = [len(ends) + i for i in scales[owner]]
-        groups.append(Group(tuple(scales[owner]), (owner, *outputs), tuple(awaited)))
-    flat = evaluate(traced, jax.tree.leaves(state), groups)
-    return jax.tree.unflatten(jax.tree.structure(shape), flat)
