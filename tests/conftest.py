@@ -28,16 +28,17 @@ def x64():
         yield
 
 
-MANY_PROGRAMS = ("curvature", "initialization", "test_claims_d.py", "test_codecs.py")
-"""Folders and files whose tests compile many small programs, and take as long as that takes."""
+OPTIMIZED = ("test_hlo.py", "test_precision.py", "test_rounding.py", "test_benchmarks.py")
+"""Files that judge what XLA's optimizations make of a program, or that need its exact rounding."""
 
 
 @pytest.fixture(autouse=True)
 def quickly_compiled(request):
-    """Spares XLA's optimizations where compiling is all that a test does."""
-    if not {request.path.name, request.path.parent.name} & set(MANY_PROGRAMS):
-        yield
-        return
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Spares XLA's optimizations where compiling is most of what a test does.
+
+    Slow tests, the float32 golden cases among them, compile as users do.
+    """
+    optimized = request.path.name in OPTIMIZED or request.node.get_closest_marker("slow")
+    jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -57,18 +57,25 @@ def first_direction(gradient: Any, **options: Any) -> jax.Array:
 # The factors.
 
 
+compiled_first_direction = jax.jit(first_direction)
+
+
+@jax.jit
+def whole_and_factored(steps: jax.Array) -> list[Any]:
+    """Parameters after these gradients, by all squares and by their factors."""
+    recipes = [adafactor(0.1, factored=factored, **SMALL) for factored in (False, True)]
+    return [run(tx, jnp.ones(steps.shape[1:]), steps)[0] for tx in recipes]
+
+
 @given(a=rows, b=columns, c=rows, d=columns, signs=st.integers(0, 2**12 - 1))
 def test_rank_one_is_exact(a: Any, b: Any, c: Any, d: Any, signs: int) -> None:
     """Where g^2 is an outer product the second moment is g^2, so that the first step is sign(g)."""
     sign = np.array([1.0 if signs >> i & 1 else -1.0 for i in range(12)]).reshape(4, 3)
     g = jnp.asarray(np.outer(a, b) * sign, jnp.float32)
-    np.testing.assert_allclose(first_direction(g), sign, rtol=2e-6)
+    np.testing.assert_allclose(compiled_first_direction(g), sign, rtol=2e-6)
     # And with rows that are multiples of each other at all steps, whole and factored are one.
     steps = jnp.asarray(np.stack([np.outer(a, b), np.outer(a, d)]), jnp.float32)
-    whole, parts = (
-        run(adafactor(0.1, factored=factored, **SMALL), jnp.ones((4, 3)), steps)[0]
-        for factored in (False, True)
-    )
+    whole, parts = whole_and_factored(steps)
     assert_close(parts, whole, rtol=1e-5)
 
 
@@ -129,13 +136,19 @@ def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
     by_factors, by_root = (
         compose(estimate_moments(no_moment(), part), precondition(eps)) for eps in (None, 0.0)
     )
-    states = [tx.init(g[0]) for tx in (by_factors, by_root)]
-    for gradient in g:
-        got, states[0] = by_factors.update(gradient, states[0])
-        expected, states[1] = by_root.update(gradient, states[1])
-        assert_close(got, expected)
-    clamped = first_direction(g[0], axes=axes, eps_form="clamped", eps=1e-12)
-    assert_close(first_direction(g[0], axes=axes), clamped)
+
+    @jax.jit
+    def directions(g: jax.Array) -> Any:
+        seen = [
+            jax.lax.scan(lambda state, g, tx=tx: tx.update(g, state)[::-1], tx.init(g[0]), g)[1]
+            for tx in (by_factors, by_root)
+        ]
+        clamped = first_direction(g[0], axes=axes, eps_form="clamped", eps=1e-12)
+        return *seen, first_direction(g[0], axes=axes), clamped
+
+    got, expected, first, clamped = directions(g)
+    assert_close(got, expected)
+    assert_close(first, clamped)
 
 
 def test_decay_rate_of_the_second_moment() -> None:
@@ -204,8 +217,18 @@ def test_zero_leaves_move(shape: Any) -> None:
     np.testing.assert_allclose(updates, np.full(shape, 0.5 * 1e-2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"eps": 0.0}, {"eps_form": "clamped", "eps": None}])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, jnp.float32),
+        ({"eps": 0.0}, jnp.float32),
+        ({"eps_form": "clamped", "eps": None}, jnp.float32),
+        ({}, jnp.bfloat16),
+        ({"eps_form": "clamped", "eps": None}, jnp.float16),
+        ({"eps": 0.0}, jnp.complex64),
+    ],
+    ids=str,
+)
 def test_zero_rows_are_finite(options: Any, dtype: Any) -> None:
     """No gradient, no step: rows, columns, leaves; and the step has finite derivatives."""
     g = np.asarray(gradients(4, 3)[0]) * 1.0
@@ -213,15 +236,15 @@ def test_zero_rows_are_finite(options: Any, dtype: Any) -> None:
     tree = {"w": jnp.asarray(g, dtype), "b": jnp.zeros(3, dtype), "m": jnp.zeros((2, 2), dtype)}
     tx = adafactor(0.1, **SMALL, **options)
     params = jax.tree.map(jnp.ones_like, tree)
-    updates, _ = tx.update(tree, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(tree, tx.init(params), params)
     assert_finite(updates)
     assert updates["w"].dtype == dtype
     w = np.asarray(updates["w"]).astype(np.complex64)
     assert np.all((w == 0) == (g == 0))
     assert not np.any(np.asarray(updates["b"]))
     if dtype == jnp.float32:
-        slope = jax.grad(
-            lambda x: sum(jnp.sum(u) for u in tx.update(x, tx.init(x), x)[0].values())
+        slope = jax.jit(
+            jax.grad(lambda x: sum(jnp.sum(u) for u in tx.update(x, tx.init(x), x)[0].values()))
         )(tree)
         assert_finite(slope)
 
@@ -358,8 +381,16 @@ def test_equals_optax(ours: Any, theirs: Any) -> None:
 # As a part and as a transformation.
 
 
-@pytest.mark.parametrize("options", [{}, {"b1": 0.9}, {"state_dtype": jnp.bfloat16}])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, jnp.float32),
+        ({"state_dtype": jnp.bfloat16}, jnp.float32),
+        ({}, jnp.bfloat16),
+        ({"b1": 0.9}, jnp.complex64),
+    ],
+    ids=str,
+)
 def test_stable_under_jit_vmap_and_holes(options: Any, dtype: Any) -> None:
     """Types never change, None and masked leaves stay, members of a batch are independent."""
     params = {"w": jnp.ones((4, 3), dtype), "b": jnp.ones(2, dtype), "no": None}
@@ -372,7 +403,7 @@ def test_stable_under_jit_vmap_and_holes(options: Any, dtype: Any) -> None:
     second = state.stages["estimate_moments"].second
     assert all(not jnp.iscomplexobj(x) for x in jax.tree.leaves(second))
     batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
-    many, _ = jax.vmap(lambda p: tx.update(p, tx.init(p), p))(batch)
+    many, _ = jax.jit(jax.vmap(lambda p: tx.update(p, tx.init(p), p)))(batch)
     assert_close(jax.tree.map(lambda x: x[0], many), updates, rtol=1e-2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -23,9 +24,10 @@ import adamw_jax as aj
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
 SCHEDULE = optax.linear_schedule(0.1, 0.05, 10)
+ADAMW = aj.adamw(0.1)
 
 
-def gradients(step: int) -> Any:
+def gradients(step: Any) -> Any:
     keys = jax.random.split(jax.random.key(step), 2)
     return {
         "dense": {
@@ -35,11 +37,14 @@ def gradients(step: int) -> Any:
     }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def train(tx: Any, params: Any, state: Any, steps: range) -> tuple[Any, Any]:
-    for step in steps:
-        updates, state = tx.update(gradients(step), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    def step(carry: Any, gradient: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, state), jax.vmap(gradients)(jnp.asarray(steps)))[0]
 
 
 def saved(folder: pathlib.Path, state: Any) -> pathlib.Path:
@@ -61,8 +66,7 @@ def same(a: Any, b: Any) -> None:
 @pytest.fixture(scope="module")
 def run() -> tuple[Any, Any]:
     """Parameters and state of adamw after five steps."""
-    tx = aj.adamw(0.1)
-    return train(tx, PARAMS, tx.init(PARAMS), range(5))
+    return train(ADAMW, PARAMS, ADAMW.init(PARAMS), range(5))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_migrates_over_wrapping_and_tails(
         assert "count" in report.kept
         assert not report.dropped
         got, _ = train(WRAPPED[name], params, new, range(5, 9))
-    expected, _ = train(aj.adamw(0.1), params, state, range(5, 9))
+    expected, _ = train(ADAMW, params, state, range(5, 9))
     same(got, expected)
 
 
