@@ -33,7 +33,7 @@ from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params
 from adamw_jax.state import ComposeState, LiveHyperparameter
-from adamw_jax.storage import choose, stored, update_encoded
+from adamw_jax.storage import choose, decode_state, stored, update_encoded
 
 Tree = Any
 
@@ -71,6 +71,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     frozen = _frozen_of(stages, frozen)
 
     def init(params: Tree) -> ComposeState:
+        whole = params
         if frozen is not None:
             params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
         count = jnp.zeros([], jnp.int32)
@@ -86,6 +87,9 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             if spec.name in memories:
                 raise ValueError(_twice(spec.name))
             memories[spec.name] = memory
+        for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
+            under = {s.name: memories[s.name] for s in specs if s.storage == choice}
+            choice.check_names(under, whole)
         return ComposeState(count, hyperparams, memories)
 
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
@@ -99,10 +103,18 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
                 state,
                 None if params is None else masks.hide(params, still),
                 extra,
+                decode=decode,
             )
             whole = jax.tree.map(jnp.zeros_like, updates)
             return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
-        return update_encoded(update_moving, updates, state, params, extra)
+        return update_encoded(update_moving, updates, state, params, extra, decode=decode)
+
+    def decode(state: ComposeState) -> ComposeState:
+        memories = dict(state.stages)
+        for spec in specs:
+            if spec.storage is not None:  # a transformation from elsewhere opens its own
+                memories[spec.name] = decode_state(memories[spec.name])
+        return state._replace(stages=memories)
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
         live, values = {}, {}

@@ -25,6 +25,7 @@ from adamw_jax.hyperparameters import check
 from adamw_jax.moments import AverageState, Clock, MaximumState, MomentsState
 from adamw_jax.moments.correction import one_minus_power
 from adamw_jax.state import ComposeState
+from adamw_jax.storage.encoded import decode_state, encode_like
 
 State = Any
 Tree = Any
@@ -70,7 +71,8 @@ def from_optax(
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
     theirs = _their_state(saved)
-    ours: Any = tx.init(params)
+    target = tx.init(params)
+    ours: Any = decode_state(target)
     count = _their_count(saved, theirs)
     moments = ours.stages.get("estimate_moments")
     if moments is None:
@@ -86,7 +88,7 @@ def from_optax(
         )
     elif isinstance(theirs, optax.ScaleByAmsgradState):
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
-    return ours._replace(count=count, stages=stages)
+    return encode_like(target, ours._replace(count=count, stages=stages))
 
 
 def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> State:
@@ -98,7 +100,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     found = states.find(state, ComposeState)
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
-    ours = found[0][1]
+    ours = decode_state(found[0][1])
     moments = ours.stages.get("estimate_moments")
     target = tx.init(params)
     theirs = _their_state(target)

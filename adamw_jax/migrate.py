@@ -24,11 +24,12 @@ import optax
 from adamw_jax import numerics, state as states
 from adamw_jax.compose import Composed
 from adamw_jax.state import ComposeState
+from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
 
 State = Any
 
 TAILS = (
-    *("lookahead", "average_iterates", "stochastic_rounding"),
+    *("lookahead", "average_iterates", "stochastic_rounding", "compensated_rounding"),
     *("probe", "measure_noise_scale"),
 )
 
@@ -54,7 +55,8 @@ def migrate_state(
 
     Args:
       saved: a state of a recipe of this library, also as the plain dicts and lists that a restore
-        without a target gives.
+        without a target gives. One whose arrays are stored otherwise (``storage=``) is decoded and
+        encoded anew, if it has its types.
       tx: the transformation to go on with: the recipe edited, wrapped, unwrapped, with a tail more
         or less, with other hyperparameters.
       params: current parameters; slow weights and averages that are new start here.
@@ -66,7 +68,9 @@ def migrate_state(
       ValueError: a new accumulator that is no tail, a changed parameter tree, shape or dtype, or a
         state with no recipe or several of this library.
     """
-    target = tx.init(params)
+    target = stored = tx.init(params)
+    if _layouts(saved) != _layouts(target):
+        saved, target = decode_state(saved), decode_state(target)
     tails = TAILS + (tuple(s.name for s in tx.specs if s.tail) if isinstance(tx, Composed) else ())
     (_, old), (root, new) = _recipe(saved, "saved"), _recipe(target, "the state of tx")
     kept, started, problems = [], [], []
@@ -96,7 +100,12 @@ def migrate_state(
         return jnp.asarray(old[name], leaf.dtype) if name in old else leaf
 
     report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped)))
-    return jax.tree_util.tree_map_with_path(fill, target), report
+    return encode_like(stored, jax.tree_util.tree_map_with_path(fill, target)), report
+
+
+def _layouts(state: State) -> list[str]:
+    nodes = jax.tree.leaves(state, is_leaf=is_encoded)
+    return sorted(node.layout.name for node in nodes if is_encoded(node))
 
 
 def _parts(path: Any) -> list[str]:

@@ -8,6 +8,7 @@ leaves. What leaves an optimizer is cast back to the dtype of the gradient that 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -134,6 +135,14 @@ def is_box(node: Any) -> bool:
 def unboxed(node: Any) -> Any:
     """The array in a box, or the node itself."""
     return node.get_value() if is_box(node) else node
+
+
+def owner_in(path: tuple[Any, ...], owners: Mapping[tuple[Any, ...], Any]) -> int | None:
+    """Where in the path of a state's array that of its parameter begins; None if it has none.
+
+    Its parameter is the one with the longest path that the array's path ends with.
+    """
+    return next((start for start in range(len(path) + 1) if path[start:] in owners), None)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -69,6 +69,7 @@ class Spec(NamedTuple):
     hyperparams: Mapping[str, Hyperparameter]
     needs_params: bool
     tail: bool
+    storage: Any = None  # the ``Choice`` by which its memory is encoded
 
     @property
     def kinds(self) -> str:

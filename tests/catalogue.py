@@ -240,7 +240,7 @@ def label(entry: Entry) -> str:
     return entry.label
 
 
-TYPICAL = ("adamw", "lookahead_adamw", "radam", "sgdw", "adafactor", "adan", "koala_m")
+TYPICAL = ("adamw", "lookahead_adamw", "radam", "adafactor", "koala_m")
 """The optimizers that ``make test`` takes from a long table; ``make check`` runs the other rows."""
 
 

@@ -66,7 +66,9 @@ def test_cpu_step_equals_its_twin(name: str) -> None:
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU compiler, is not installed (there are wheels for Linux on x86-64 only)",
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if i else ()) for i, n in enumerate(NAMES)]
+)
 def test_tpu_step_equals_its_twin(name: str) -> None:
     # Smaller and larger arrays the compiler may keep in fast memory, for one of the two only.
     more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (512, 1024))

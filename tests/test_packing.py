@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -140,6 +141,20 @@ def test_live_hyperparameters_and_slow_weights() -> None:
     assert_equal(aj.hyperparams(state), aj.hyperparams(other))
     assert_close(aj.eval_params(state, params), aj.eval_params(other, params))
     assert_close(repack_state(aj.restart_moments(state), recipe, params), aj.restart_moments(other))
+
+
+def test_another_limit_moves_no_value_to_another_leaf() -> None:
+    """A leaf that is large for one limit and small for the other stands between two small ones."""
+    params = {"a": jnp.ones(3), "b": jnp.ones((4, 5)), "c": jnp.ones(2), "d": jnp.ones(6)}
+    few, many, plain = (
+        pack_small_leaves(aj.adamw(0.1), limit=10, group=2),
+        pack_small_leaves(aj.adamw(0.1), limit=100),
+        aj.adamw(0.1),
+    )
+    gradients = jax.tree.map(lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params)
+    states = {tx: tx.update(gradients, tx.init(params), params)[1] for tx in (few, many, plain)}
+    for tx, other in itertools.product(states, states):
+        assert_close(repack_state(states[tx], other, params), states[other])
 
 
 def test_migrates_between_packed_recipes() -> None:

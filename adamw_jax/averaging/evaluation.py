@@ -16,6 +16,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.storage.encoded import decode_state
 
 Tree = Any
 
@@ -39,6 +40,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
         if not _averages(node):
             continue
         kept, evaluate = node.eval_params()
+        kept = decode_state(kept)
         for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
             name = numerics.parameter_name(path)
             if name in found:

@@ -11,6 +11,7 @@ import optax
 from adamw_jax import state as states
 from adamw_jax.moments.estimate import MomentsState
 from adamw_jax.state import ComposeState
+from adamw_jax.storage.encoded import decode_state, encode_like
 
 State = Any
 Tree = Any
@@ -54,9 +55,10 @@ def pulled_back(state: State, old: Tree, alpha: jax.Array) -> tuple[State, Tree]
     now = momentum_of(state)
     mixed = jax.tree.map(
         lambda m, o: (alpha.astype(m.dtype) * m + (1 - alpha).astype(m.dtype) * o).astype(m.dtype),
-        now,
-        old,
+        decode_state(now),
+        decode_state(old),
     )
+    mixed = encode_like(now, mixed)
     if states.find(state, MomentsState):
         new = states.replace(state, MomentsState, lambda _, node: node._replace(first=mixed))
     else:

@@ -1,7 +1,7 @@
 """``repack_state``: a state from one packing to another, so that checkpoints can be exchanged.
 
-The elements of all leaves that share a buffer are in the order of the tree, whatever the groups, so
-a state is cut anew without knowing how it was packed.
+Which leaves a buffer holds is seen from their sizes, so a state is cut anew without knowing how it
+was packed.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import sgdw
@@ -14,19 +14,28 @@ a state is cut anew without knowing how it was packed.
 
 from __future__ import annotations
 
-import collections
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from adamw_jax import numerics
+
 State = Any
 Tree = Any
 
 
+class Place(NamedTuple):
+    """Where the values of a leaf are: which array of the state, and from which element on."""
+
+    holder: int
+    start: int
+
+
 def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -> State:
-    """A state in the layout of ``tx``: packed, plain, or in groups of another size.
+    """A state in the layout of ``tx``: packed, plain, or packed otherwise.
 
     Args:
       saved: a state of ``tx`` with another packing, wrapped alike.
@@ -36,47 +45,72 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Raises:
       ValueError: the states differ by more than packing.
     """
-    target, structure = jax.tree.flatten(jax.eval_shape(tx.init, params), is_leaf=_is_absent)
+    want, structure = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(tx.init, params), is_leaf=_is_absent
+    )
     have, found = jax.tree.flatten(saved, is_leaf=_is_absent)
     if found != structure:
         raise ValueError(
             "saved is not the state of tx up to packing: it has the structure "
             f"{found}, expected {structure}. For other edits use migrate_state."
         )
-    pairs = list(zip(have, target, strict=True))
-    fits = [_form(x) == _form(y) for x, y in pairs]
-    moving = [pair for pair, fit in zip(pairs, fits, strict=True) if not fit]
-    pieces = [x for x, _ in moving if x is not None]
-    wanted = [y for _, y in moving if y is not None]
-    recut = iter(_recut(pieces, wanted))
-    values = [
-        x if fit else None if y is None else next(recut)
-        for (x, y), fit in zip(pairs, fits, strict=True)
-    ]
+    sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(params)}
+    trees: dict[Any, list[tuple[int, int]]] = {}  # leaves of the state, and of what length, by tree
+    for i, (path, _) in enumerate(want):
+        start = numerics.owner_in(path, sizes)
+        tree, length = (i, 0) if start is None else (path[:start], sizes[path[start:]])
+        trees.setdefault(tree, []).append((i, length))
+    values = list(have)
+    for members in trees.values():
+        old, new = [have[i] for i, _ in members], [want[i][1] for i, _ in members]
+        if [*map(_form, old)] != [*map(_form, new)]:
+            cut = _recut(old, new, [length for _, length in members])
+            for (i, _), value in zip(members, cut, strict=True):
+                values[i] = value
     return jax.tree.unflatten(structure, values)
 
 
-def _recut(pieces: list[Any], wanted: list[Any]) -> list[Any]:
-    """The elements of ``pieces``, in their order, in the shapes of ``wanted``."""
-    queue, made = collections.deque(x.reshape(-1) for x in pieces), []
-    for y in wanted:
-        parts, missing = [], y.size
-        while missing and queue:
-            piece = queue.popleft()
-            parts.append(piece[:missing])
-            if piece.size > missing:
-                queue.appendleft(piece[missing:])
-            missing -= parts[-1].size
-        if missing or any(part.dtype != y.dtype for part in parts):
-            queue.extend(parts)
-            break
-        made.append(jnp.concatenate(parts).reshape(y.shape))
-    if queue or len(made) < len(wanted):
-        raise ValueError(
-            "saved is not the state of tx up to packing: shapes, dtypes or parameters differ. "
-            "Restore with the optimizer and parameters that wrote it."
-        )
+def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    """The values of ``old`` in the layout of ``new``, for leaves of these lengths."""
+    sources, targets = _places(old, lengths), _places(new, lengths)
+    parts: dict[int, list[jax.Array]] = {}
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        values = old[source.holder].reshape(-1)[source.start : source.start + length]
+        parts.setdefault(target.holder, []).append(values)
+    made: list[Any] = []
+    for i, like in enumerate(new):
+        if like is not None and any(part.dtype != like.dtype for part in parts[i]):
+            raise _misfit()
+        made.append(None if like is None else jnp.concatenate(parts[i]).reshape(like.shape))
     return made
+
+
+def _places(leaves: Sequence[Any], lengths: Sequence[int]) -> list[Place]:
+    """Where each leaf is: in an array of its own, or in the buffer that was begun last."""
+    places, buffer, used = [], -1, 0
+    for i, (leaf, length) in enumerate(zip(leaves, lengths, strict=True)):
+        if leaf is not None and leaf.size == length:
+            places.append(Place(i, 0))
+            continue
+        if leaf is not None:
+            _check_full(leaves, buffer, used)
+            buffer, used = i, 0
+        places.append(Place(buffer, used))
+        used += length
+    _check_full(leaves, buffer, used)
+    return places
+
+
+def _check_full(leaves: Sequence[Any], buffer: int, used: int) -> None:
+    if used != (leaves[buffer].size if buffer >= 0 else 0):
+        raise _misfit()
+
+
+def _misfit() -> ValueError:
+    return ValueError(
+        "saved is not the state of tx up to packing: shapes, dtypes or parameters differ. "
+        "Restore with the optimizer and parameters that wrote it."
+    )
 
 
 def _form(x: Any) -> Any:

@@ -36,7 +36,7 @@ class BlockWise:
       levels: the map from codes to magnitudes.
       bits: 8, or 4: two codes to a byte along the last axis.
       blocks: what shares a scale.
-      signed: whether values may be negative.
+      signed: whether values may be negative; where not, negative ones are stored as 0.
       floor: store no positive value as 0 (unsigned only): a second moment that became 0 under a
         first moment that did not would make the next step up to 31 times too long.
       root: store square roots (unsigned only), which halves the decades that are needed.
@@ -58,7 +58,7 @@ class BlockWise:
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Codes and scales of a real array."""
         layout = Layout(self, x.shape, x.dtype)
-        x = finite(x)
+        x = finite(x) if self.signed else positive(x)
         blocks = self.blocks.split(lax.sqrt(x) if self.root else x)
         scales = jnp.max(lax.abs(blocks), axis=-1)
         if noise is not None:
@@ -75,6 +75,8 @@ class BlockWise:
         index = self.levels.nearest(value)
         if noise is not None:
             index = self._stochastic(index, value, noise)
+            last = lax.full_like(index, self.levels.top)
+            index = lax.clamp(lax.full_like(index, 0), index, last)
         if self.floor:
             least = lax.convert_element_type(lax.gt(x, lax.full_like(x, 0)), x.dtype)
             index = lax.max(index, least)
@@ -85,11 +87,20 @@ class BlockWise:
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""
-        codes, shape = stored.codes, stored.layout.shape
+        codes, shape = stored.codes, self.shape(stored)
         blocks = self.blocks.split(codes if self.bits == 8 else unpack(codes, shape))
         values = self.values(blocks, stored.scales[..., None])
         x = self.blocks.join(lax.mul(values, values) if self.root else values, shape)
         return lax.convert_element_type(x, stored.layout.dtype)
+
+    def shape(self, stored: Encoded) -> tuple[int, ...]:
+        """Of the array that is stored: of rows here and now, be it mapped or one shard."""
+        codes, whole = stored.codes.shape, stored.layout.shape
+        if self.blocks.order == "flat" or not whole:
+            return whole
+        if self.bits == 8:
+            return codes
+        return *codes[:-1], whole[-1] if codes[-1] == -(-whole[-1] // 2) else 2 * codes[-1]
 
     def values(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         """Values of unpacked codes with these scales."""
@@ -126,6 +137,12 @@ def finite(x: jax.Array) -> jax.Array:
     """``x`` in float32, with 0 in the place of NaN and infinities."""
     x = lax.convert_element_type(x, jnp.float32)
     return lax.select(lax.is_finite(x), x, lax.full_like(x, 0))
+
+
+def positive(x: jax.Array) -> jax.Array:
+    """``finite(x)`` with 0 in the place of negative values."""
+    x = finite(x)
+    return lax.max(x, lax.full_like(x, 0))
 
 
 def inverse(scale: jax.Array) -> jax.Array:

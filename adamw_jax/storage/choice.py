@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,8 +26,25 @@ from adamw_jax.storage.rank_one import RankOne
 
 Tree = Any
 
-UNSIGNED = ("second", "maximum", "nu", "nu_max", "sum_of_squares", "e_g", "e_x")
+UNSIGNED = (
+    *("second", "amsgrad_max"),
+    *("nu", "nu_max", "sum_of_squares", "e_g", "e_x", "exp_avg_sq", "grad_sum_sq", "step_sizes"),
+    *("sum_sq_diff_grads", "variance_grads_ema"),
+    *("ScaleByAdanState.n", "ScaleBySimplifiedAdEMAMixState.n"),
+)
 """Fields of the states of this library and of optax that are never negative."""
+
+SIGNED = ("SophiaState.nu",)
+"""Fields of those names that may be negative all the same."""
+
+AS_THEY_ARE = (
+    *("LookaheadState.slow", "LookaheadWrapperState.slow", "IterateAverageState.mean"),
+    *("MomentumFilterState.average", "CompensatedRoundingState.error"),
+    *("ScheduleFreeState.z", "MadgradState.x0", "MechanicState.x0", "ProdigyState.params0"),
+    *("DoGState.init_params", "DoWGState.init_params", "COCOBState.init_particles"),
+    *("ScaleByLBFGSState.params", "SAMState.cache", "MultiStepsState.acc_grads"),
+)
+"""Fields that hold parameters, or to which small terms are added: codes would lose those."""
 
 MIN_SIZE = 4096
 """Smaller arrays stay as they are (bitsandbytes, torchao)."""
@@ -53,8 +72,8 @@ def eight_bit(
       block_size: elements that share a scale; 256 (bitsandbytes since 0.44; the paper has 2048).
         None for one scale a row, which a TPU lays out without copies.
       order: ``"rows"``, or ``"flat"`` for the blocks of bitsandbytes (``Blocks``).
-      floor: keep positive second moments from becoming 0; bitsandbytes lets them, and then steps
-        are up to 31 times too long.
+      floor: keep positive second moments from becoming 0; bitsandbytes lets them, and then single
+        steps are tens to hundreds of learning rates long.
       root: store the roots of second moments.
 
     Dettmers et al., ICLR 2022, arXiv 2110.02861.
@@ -95,7 +114,12 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
 
 
 def bfloat16() -> Format:
-    """bfloat16, 2 bytes a value: ``storage="bfloat16"``."""
+    """bfloat16, 2 bytes a value: ``storage="bfloat16"``.
+
+    For first moments. A second moment whose decay rate is over 1 - 2^-8 stands still once gradients
+    have become small, for 0.999 v is rounded to v again: quantize it with
+    ``quantize_state(..., rounding="stochastic")``, or store it in another format.
+    """
     codec = SmallFloat(jnp.dtype(jnp.bfloat16))
     return Format(codec, codec)
 
@@ -115,7 +139,7 @@ FORMATS = {
 """What a word given as ``storage`` means."""
 
 StorageLike = Any
-"""A word of ``FORMATS``, a ``Format``, or a mapping from field names of the state to them."""
+"""A word of ``FORMATS``, a ``Format``, a mapping from fields to them, or a ``Choice``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +147,13 @@ class Choice:
     """Which array of a state gets which codec.
 
     Attributes:
-      formats: one for all, or one for each field of the state that is named.
+      formats: one for all, or pairs of a field of the state and its own.
       unsigned: fields whose arrays are never negative.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
     """
 
-    formats: Format | Mapping[str, Format]
+    formats: Format | tuple[tuple[str, Format], ...]
     unsigned: tuple[str, ...] = UNSIGNED
     min_size: int = MIN_SIZE
     exempt: tuple[str, ...] = ()
@@ -140,54 +164,126 @@ class Choice:
             return None
         if any(masks.matches(name, pattern) for pattern in self.exempt):
             return None
-        form = self.formats
-        if not isinstance(form, Format):
-            named = [form[field] for field in fields if field in form]
+        if isinstance(form := self.formats, Format):
+            if not set(fields).isdisjoint(AS_THEY_ARE):
+                return None
+        else:
+            named = [form for field in fields for name, form in self.formats if name == field]
             if not named:
                 return None
             form = named[-1]
-        never_negative = any(field in self.unsigned for field in fields)
-        return form.unsigned if never_negative else form.signed
+        unsigned = set(fields).isdisjoint(SIGNED) and not set(fields).isdisjoint(self.unsigned)
+        codec = form.unsigned if unsigned else form.signed
+        return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
+
+    def check_names(self, state: Tree, params: Tree) -> None:
+        """Refuses a field that ``state`` has not, and a pattern that no parameter matches."""
+        fields = {field for _, _, fields, _ in _owned(state, params) for field in fields}
+        named = () if isinstance(self.formats, Format) else [name for name, _ in self.formats]
+        for name in named:
+            if name not in fields and fields:
+                raise ValueError(
+                    f"storage names the field {name!r}, which the state does not have; its arrays "
+                    f"are under {sorted(fields)}."
+                )
+        names = numerics.leaf_names(params)
+        for pattern in self.exempt:
+            if not any(masks.matches(name, pattern) for name in names):
+                raise ValueError(f"exempt has {pattern!r}, which matches none of {names}.")
 
 
 def choose(
     storage: StorageLike,
     *,
-    unsigned: tuple[str, ...] = UNSIGNED,
+    unsigned: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
 ) -> Choice:
-    """``storage`` as a user gives it, checked."""
+    """A ``storage`` with options, for ``storage=`` of an optimizer or a part.
+
+    Args:
+      storage: a word, a format, or a mapping from fields of the state to them.
+      unsigned: fields that are never negative, besides those that are known (``UNSIGNED``).
+      min_size: arrays with fewer elements stay as they are.
+      exempt: patterns on names of parameters whose state stays as it is.
+
+    Raises:
+      TypeError: ``storage`` is none of these.
+      ValueError: an unknown word, or a size that is no whole number.
+    """
+    if isinstance(storage, Choice):
+        return storage
     if isinstance(storage, Mapping):
-        formats: Any = {field: _format(form) for field, form in storage.items()}
+        formats: Any = tuple((field, _format(form)) for field, form in storage.items())
     else:
         formats = _format(storage)
-    patterns = (exempt,) if isinstance(exempt, str) else tuple(exempt)
-    return Choice(formats, tuple(unsigned), whole_number("min_size", min_size), patterns)
+    return Choice(
+        formats,
+        UNSIGNED + _words(unsigned),
+        whole_number("min_size", min_size),
+        _words(exempt),
+    )
 
 
-def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
+def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, ...] = ()) -> Tree:
     """``state`` with the arrays that belong to parameters, and are chosen, encoded.
 
     An array belongs to the parameter whose path its own path ends with, if it has its shape.
+    ``within`` are the fields that ``state`` itself is under.
+    """
+    leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
+    for place, array, fields, name in _owned(state, params):
+        codec = choice.codec((*within, *fields), name, array)
+        if codec is not None:
+            leaves[place] = codec.encode(array)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _owned(state: Tree, params: Tree) -> Iterator[tuple[int, Any, tuple[str, ...], str]]:
+    """The arrays of a state that have a parameter's shape: place, array, fields, parameter's name.
+
+    Fields are the names on the way, those of a named tuple also with its type: ``AdanState.n``.
     """
     owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole)
+    for place, (path, leaf) in enumerate(leaves):
+        start, array = numerics.owner_in(path, owners), numerics.unboxed(leaf)
+        if start is None or isinstance(leaf, Encoded) or not hasattr(array, "shape"):
+            continue
+        if jnp.shape(numerics.unboxed(owners[path[start:]])) == array.shape:
+            fields = _fields(state, path[:start])
+            yield place, array, fields, numerics.parameter_name(path[start:])
 
-    def leaf(path: tuple[Any, ...], x: Any) -> Any:
-        array = numerics.unboxed(x)
-        if isinstance(x, Encoded) or not hasattr(array, "shape"):
-            return x
-        for start in range(len(path) + 1):
-            owner = owners.get(path[start:])
-            if owner is not None and jnp.shape(numerics.unboxed(owner)) == array.shape:
-                fields = tuple(numerics.leaf_name((key,)) for key in path[:start])
-                codec = choice.codec(fields, numerics.parameter_name(path[start:]), array)
-                return x if codec is None else codec.encode(array)
-        return x
 
-    return jax.tree_util.tree_map_with_path(
-        leaf, state, is_leaf=lambda x: isinstance(x, Encoded) or numerics.is_box(x)
-    )
+def _fields(state: Tree, path: tuple[Any, ...]) -> tuple[str, ...]:
+    fields: list[str] = []
+    node: Any = state
+    for key in path:
+        name = numerics.leaf_name((key,))
+        fields.append(name)
+        if hasattr(node, "_fields"):
+            fields.append(f"{type(node).__name__}.{name}")
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            node = getattr(node, key.name, None)
+        elif isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+            node = node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+    return tuple(fields)
+
+
+def _is_whole(node: Any) -> bool:
+    return isinstance(node, Encoded) or numerics.is_box(node)
+
+
+@functools.cache
+def _is_smaller(codec: Codec, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether an array takes less room encoded; one whose last axis is very short does not."""
+    stored = jax.tree.leaves(jax.eval_shape(codec.encode, jax.ShapeDtypeStruct(shape, dtype)))
+    size = sum(x.size * x.dtype.itemsize for x in stored)
+    return size < math.prod(shape) * dtype.itemsize
+
+
+def _words(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 def _format(form: Any) -> Format:

@@ -48,7 +48,8 @@ class Layout:
 
     Attributes:
       codec: the functions that wrote them.
-      shape: of the array, without axes that ``vmap`` adds.
+      shape: of the array where it was made: without axes that ``vmap`` adds, and of the whole array
+        inside ``shard_map``.
       dtype: of the array.
     """
 
@@ -83,7 +84,8 @@ class Encoded:
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Another array of the same layout."""
-        return self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
+        stored = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
+        return dataclasses.replace(stored, layout=self.layout)
 
     def tree_flatten_with_keys(self) -> Any:
         """Children, named by the layout."""
@@ -106,12 +108,13 @@ def is_encoded(node: Any) -> bool:
 def encode_like(stored: Tree, state: Tree, noise: Any = None) -> Tree:
     """``state`` with those arrays encoded that are encoded in ``stored``, a state of its structure.
 
-    ``noise(number, shape)`` gives what rounds the array of that number, if it is to be by chance.
+    What is encoded in ``state`` already stays as it is. ``noise(number, shape)`` gives what rounds
+    the array of that number, if it is to be by chance.
     """
     nodes, structure = jax.tree.flatten(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
     for number, node in enumerate(nodes):
-        if is_encoded(node):
+        if is_encoded(node) and not is_encoded(leaves[number]):
             chance = None if noise is None else noise(number, node.layout.shape)
             leaves[number] = node.encode(leaves[number], chance)
     return jax.tree.unflatten(structure, leaves)

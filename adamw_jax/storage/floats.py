@@ -65,9 +65,11 @@ class SmallFloat:
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""
-        dtype, shape = stored.layout.dtype, stored.layout.shape
+        dtype, shape = stored.layout.dtype, stored.codes.shape
         if self.blocks is None:
             return lax.convert_element_type(stored.codes, dtype)
+        if self.blocks.order == "flat":
+            shape = stored.layout.shape
         blocks = lax.convert_element_type(self.blocks.split(stored.codes), jnp.float32)
         values = lax.mul(blocks, jnp.broadcast_to(stored.scales[..., None], blocks.shape))
         return lax.convert_element_type(self.blocks.join(values, shape), dtype)

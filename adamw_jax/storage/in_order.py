@@ -21,6 +21,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
 
+from adamw_jax.numerics import owner_in
 from adamw_jax.storage.encoded import is_encoded
 
 Tree = Any
@@ -32,13 +33,15 @@ def parameter_by_parameter(
     """``step(state) -> updates, state``, traced and evaluated in the order of the parameters."""
     traced, shape = jax.make_jaxpr(step, return_shape=True)(state)
     ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    owners = {end: i for i, end in enumerate(ends)}
     members: dict[int, list[int]] = {}
     scales: dict[int, list[int]] = {}
     place = 0
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
         leaves = len(jax.tree.leaves(node))
-        owner = next((i for i, end in enumerate(ends) if path[len(path) - len(end) :] == end), None)
-        if owner is not None and is_encoded(node):
+        start = owner_in(path, owners)
+        if start is not None and is_encoded(node):
+            owner = owners[path[start:]]
             members.setdefault(owner, []).extend(range(place, place + leaves))
             scales.setdefault(owner, []).extend(range(place + 1, place + leaves))
         place += leaves

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
 from adamw_jax.checks import one_of
 from adamw_jax.storage.choice import (
     MIN_SIZE,
-    UNSIGNED,
+    Choice,
     StorageLike,
     choose,
     encode_state,
@@ -48,7 +49,7 @@ def quantize_state(
     tx: optax.GradientTransformation,
     storage: StorageLike = "8bit",
     *,
-    unsigned: tuple[str, ...] = UNSIGNED,
+    unsigned: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
     rounding: str = "nearest",
@@ -58,20 +59,22 @@ def quantize_state(
     """``tx`` with the large arrays of its state encoded, about 1 byte a value.
 
     Encoded are the arrays that belong to a parameter (their path ends with its path, and they have
-    its shape) and are real; scalars, small arrays and what ``exempt`` names stay in float32.
+    its shape), are real, and take less room encoded; scalars, small arrays and what ``exempt``
+    names stay in float32. So do copies and averages of the parameters and the gradients that
+    ``optax.MultiSteps`` accumulates, unless ``storage`` names them.
 
     Args:
       tx: any transformation; the optimizers of this library also take ``storage=`` themselves.
       storage: ``"8bit"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a format such as
         ``eight_bit(block_size=2048)``, or a mapping from field names of the state to them, such as
         ``{"mu": "8bit", "nu": "bfloat16"}``.
-      unsigned: fields of the state that are never negative and so take the unsigned map; those of
-        this library and of optax are known. A field that is not named keeps its sign.
+      unsigned: further fields of the state that are never negative and so take the unsigned map;
+        those of this library and of optax are known. Any other field keeps its sign.
       min_size: arrays with fewer elements stay as they are; 4096 (bitsandbytes, torchao).
       exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
         models, whose embeddings see rare and large gradients.
-      rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact and
-        keeps a key in the state.
+      rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
+        between the levels of a map and keeps a key in the state.
       seed: of the stochastic rounding.
       in_order: whether one parameter waits for the one before, which bounds the scratch of a step
         by its largest array; None for yes where there is a single device, since the order is a word
@@ -83,19 +86,25 @@ def quantize_state(
 
     Raises:
       TypeError: ``tx`` is no transformation, or ``storage`` is none of the above.
-      ValueError: an unknown word, or a size that is no whole number.
+      ValueError: an unknown word, a size that is no whole number; in ``init``, a field or pattern
+        that nothing matches; in ``update``, a state that is not encoded.
 
     Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
     """
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
     one_of("rounding", rounding, ROUNDINGS)
-    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
+    if isinstance(storage, Choice):
+        choice = storage
+    else:
+        choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
     inner = optax.with_extra_args_support(tx)
     stochastic = rounding == "stochastic"
 
     def init(params: Tree) -> Any:
-        state = encode_state(inner.init(params), params, choice)
+        whole = inner.init(params)
+        choice.check_names(whole, params)
+        state = encode_state(whole, params, choice)
         return (
             StochasticState(state, jax.random.key_data(jax.random.key(seed)))
             if stochastic
@@ -103,6 +112,8 @@ def quantize_state(
         )
 
     def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
+        if params is not None and not _holds_encoded(state):
+            _check_small(jax.eval_shape(init, params))
         if not stochastic:
             return update_encoded(inner.update, updates, state, params, extra, in_order=in_order)
         now, later = jax.random.split(jax.random.wrap_key_data(state.key))
@@ -123,20 +134,34 @@ def update_encoded(
     *,
     in_order: bool | None = None,
     key: jax.Array | None = None,
+    decode: Callable[[Tree], Tree] = decode_state,
 ) -> tuple[Tree, Tree]:
-    """One step of ``update`` on a state that may hold encoded arrays, which it never sees."""
-    if not any(map(is_encoded, jax.tree.leaves(state, is_leaf=is_encoded))):
+    """One step of ``update`` on a state that may hold encoded arrays, which ``decode`` opens."""
+    if not _holds_encoded(state):
         return update(updates, state, params, **extra)
 
     def noise(number: int, shape: tuple[int, ...]) -> jax.Array:
         assert key is not None
-        return jax.random.uniform(jax.random.fold_in(key, number), shape)
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
 
     def step(state: Tree) -> tuple[Tree, Tree]:
-        moved, new = update(updates, decode_state(state), params, **extra)
+        moved, new = update(updates, decode(state), params, **extra)
         return moved, encode_like(state, new, None if key is None else noise)
 
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
     if traced and (jax.device_count() == 1 if in_order is None else in_order):
         return parameter_by_parameter(step, updates, state)
     return step(state)
+
+
+def _holds_encoded(state: Tree) -> bool:
+    return any(map(is_encoded, jax.tree.leaves(state, is_leaf=is_encoded)))
+
+
+def _check_small(expected: Tree) -> None:
+    if _holds_encoded(expected):
+        raise ValueError(
+            "the state has no encoded arrays, and quantize_state would have some on these "
+            "parameters: start with its own init, or carry a state of the transformation over "
+            "with adamw_jax.storage.encode_state(state, params, choose(storage))."
+        )

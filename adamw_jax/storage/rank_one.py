@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax.storage.block_wise import BlockWise, finite
+from adamw_jax.storage.block_wise import BlockWise, finite, positive
 from adamw_jax.storage.encoded import Encoded, Layout
 from adamw_jax.storage.nibbles import pack, unpack
 
@@ -51,23 +51,23 @@ class RankOne:
             return dataclasses.replace(
                 self.flat.encode(x, noise), layout=Layout(self, x.shape, x.dtype)
             )
-        magnitude = lax.abs(finite(x))
+        values = finite(x) if self.flat.signed else positive(x)
         maxima = tuple(
-            jnp.max(magnitude, axis=[a for a in range(x.ndim) if a != axis])
+            jnp.max(lax.abs(values), axis=[a for a in range(x.ndim) if a != axis])
             for axis in range(x.ndim)
         )
-        codes = self.flat.codes(finite(x), _least(maxima), noise)
+        codes = self.flat.codes(values, _least(maxima), noise)
         return Encoded(
             codes if self.flat.bits == 8 else pack(codes), maxima, Layout(self, x.shape, x.dtype)
         )
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""
-        shape = stored.layout.shape
-        if len(shape) < 2:
+        if len(stored.layout.shape) < 2:
             return self.flat.decode(stored)
-        codes = stored.codes if self.flat.bits == 8 else unpack(stored.codes, shape)
-        values = self.flat.values(codes, _least(stored.scales))
+        scales = _least(stored.scales)
+        codes = stored.codes if self.flat.bits == 8 else unpack(stored.codes, scales.shape)
+        values = self.flat.values(codes, scales)
         return lax.convert_element_type(values, stored.layout.dtype)
 
 

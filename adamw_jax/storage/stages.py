@@ -18,10 +18,10 @@ def stored(spec: Spec, choice: Choice) -> Spec:
     start = spec.init
 
     def init(params: Tree) -> Any:
-        return encode_state(start(params), params, choice)
+        return encode_state(start(params), params, choice, within=(spec.name,))
 
     def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
         flow, new = spec.apply(flow, decode_state(memory), step)
         return flow, encode_like(memory, new)
 
-    return spec._replace(init=init, apply=apply)
+    return spec._replace(init=init, apply=apply, storage=choice)

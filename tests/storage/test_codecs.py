@@ -170,6 +170,24 @@ def test_stochastic_rounding_has_the_right_mean(name: str) -> None:
     assert np.all(error[1:] > 0)
 
 
+@scaled
+def test_stochastic_rounding_stays_inside_the_map(name: str) -> None:
+    """Zeros, the ends, and what lies under the lowest level have no neighbour beyond."""
+    x = jnp.array([1.0, 0.03, 0.0, 0.5, 1e-12, 0.999])
+    for chance in (0.0, 0.5, 1.0 - 2.0**-24):
+        noise = jnp.full(x.shape, chance)
+        stored = jax.jit(SCALED[name].encode)(x, noise)
+        got = np.asarray(stored.decode())
+        np.testing.assert_array_less(np.abs(got - x), 0.17)  # the widest gap, of 4 bits
+
+
+def test_an_unsigned_codec_has_no_negative_values() -> None:
+    for form in (eight_bit(4), eight_bit(4, root=True), four_bit(4)):
+        got = round_trip(form.unsigned, jnp.array([[1.0, -4.0, 0.5, 0.0]]))
+        np.testing.assert_array_less(got[0, 1], 0.07)
+        np.testing.assert_allclose(got[0, 0], 1.0, rtol=1e-5)
+
+
 def test_bfloat16_rounds_by_chance_with_the_right_mean() -> None:
     x = jnp.array([1.0 + 1 / 512, -3.01, 1e-20, 0.0])
     noise = jax.random.uniform(jax.random.key(2), (4000, 4))

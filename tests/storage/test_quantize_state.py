@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 import adamw_jax as aj
-from adamw_jax.storage import Encoded, decode_state, eight_bit, four_bit, quantize_state
+from adamw_jax.kalman.momentum_filter import MomentumFilterState
+from adamw_jax.storage import Encoded, choose, decode_state, eight_bit, four_bit, quantize_state
 from adamw_jax.storage.encoded import is_encoded
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 
@@ -99,7 +100,8 @@ def test_every_optimizer_takes_storage(name: str) -> None:
     got, state = steps(small, number, **extra)
     expected, full = steps(aj.create(name, 0.01, **row.example), number, **extra)
     large = [x for x in jax.tree.leaves(full) if x.shape == SHAPE]
-    averages = sum(isinstance(stage, aj.IterateAverageState) for stage in state.stages.values())
+    kinds = (aj.IterateAverageState, MomentumFilterState)
+    averages = sum(isinstance(stage, kinds) for stage in state.stages.values())
     assert len(encoded(state)) == len(large) - averages
     if large:
         assert off_by(got, expected) < 0.25  # ACProp, whose first steps divide by one gradient
@@ -146,24 +148,36 @@ def test_a_part_with_storage_works_in_a_plain_chain() -> None:
         (optax.rmsprop(1e-3), {"nu": "unsigned"}),
         (optax.adagrad(1e-3), {"sum_of_squares": "unsigned"}),
         (optax.sgd(1e-3, momentum=0.9), {"trace": "signed"}),
-        (optax.adan(1e-3), {"m": "signed", "v": "signed", "n": "signed", "g": "signed"}),
-        (optax.contrib.schedule_free_adamw(1e-3), {"z": "signed", "nu": "unsigned"}),
+        (optax.adan(1e-3), {"m": "signed", "v": "signed", "n": "unsigned", "g": "signed"}),
+        (optax.contrib.schedule_free_adamw(1e-3), {"nu": "unsigned"}),
         (optax.contrib.ademamix(1e-3), {"m1": "signed", "m2": "signed", "nu": "unsigned"}),
+        (
+            optax.contrib.prodigy(),
+            {"exp_avg": "signed", "exp_avg_sq": "unsigned", "grad_sum": "signed"},
+        ),
+        (optax.contrib.sophia(1e-3), {"mu": "signed", "nu": "signed"}),
+        (optax.contrib.dog(1.0), {}),
+        (optax.MultiSteps(optax.lion(1e-3), 2).gradient_transformation(), {"mu": "signed"}),
+        (
+            aj.adamw(1e-3, amsgrad=True),
+            {"first": "signed", "second": "unsigned", "value": "unsigned"},
+        ),
     ],
-    ids=["lion", "adamw", "amsgrad", "rmsprop", "adagrad", "sgd", "adan", "free", "ademamix"],
+    ids=[
+        *("lion", "adamw", "amsgrad", "rmsprop", "adagrad", "sgd", "adan", "free", "ademamix"),
+        *("prodigy", "sophia", "dog", "multi steps", "ours"),
+    ],
 )
-def test_signs_of_the_states_of_optax(tx: Any, fields: dict[str, str]) -> None:
-    """Fields that are squares get the unsigned map, all others keep their sign."""
+def test_signs_of_the_states(tx: Any, fields: dict[str, str]) -> None:
+    """Squares get the unsigned map, others keep their sign, and weights stay as they are."""
     state = quantize_state(tx).init(sample_params())
     found = {}
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
         if is_encoded(node):
-            field = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)][-1]
+            names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+            field = names[-2] if names[-1] == "value" and len(names) > 2 else names[-1]
             found[field] = node.layout.codec.name.split("_")[1]
-    assert {field: found[field] for field in fields if field in found} == {
-        field: sign for field, sign in fields.items() if field in found
-    }
-    assert set(fields) & set(found)
+    assert found == fields
 
 
 def test_small_exempt_and_other_leaves_stay_as_they_are() -> None:
@@ -179,7 +193,20 @@ def test_small_exempt_and_other_leaves_stay_as_they_are() -> None:
     stored = {name for name, x in state.trace.items() if is_encoded(x)}
     assert stored == {"kernel"}
     every = quantize_state(optax.trace(0.9), min_size=1).init(params)
-    assert {name for name, x in every.trace.items() if is_encoded(x)} == set(params) - {"complex"}
+    assert {name for name, x in every.trace.items() if is_encoded(x)} == set(params) - {
+        *("complex", "scalar")  # a scalar with its scale would take more room
+    }
+    by_choice = aj.adamw(0.1, storage=choose("8bit", exempt="*embedding*", min_size=1)).init(params)
+    assert len(encoded(by_choice)) == 2 * len({"kernel", "small"}) + 1  # |g|^2 is real
+
+
+def test_what_would_take_more_room_stays_as_it_is() -> None:
+    """Blocks do not reach into the next row, so that each of a short one has a scale."""
+    params = {"column": jnp.ones((4096, 1)), "thin": jnp.ones((4096, 2)), "wide": jnp.ones(SHAPE)}
+    state = quantize_state(optax.trace(0.9)).init(params)
+    assert {name for name, x in state.trace.items() if is_encoded(x)} == {"thin", "wide"}
+    flat = quantize_state(optax.trace(0.9), eight_bit(order="flat")).init(params)
+    assert {name for name, x in flat.trace.items() if is_encoded(x)} == set(params)
 
 
 def test_factored_and_unrelated_arrays_stay_as_they_are() -> None:
@@ -338,6 +365,46 @@ def test_eval_params_hyperparams_and_lookahead() -> None:
     assert len(encoded(state)) == 2  # the slow weights are no accumulator
     wrapped = aj.lookahead(inner=aj.adamw(0.1, storage="8bit"), sync_period=2)
     assert_close(steps(wrapped, 4)[0], params, rtol=1e-4)
+    around = quantize_state(aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=2)))
+    got, state = steps(around, 4)
+    assert_close(got, params, rtol=1e-4)
+    assert_close(aj.eval_params(state, got), slow, rtol=1e-4)
+
+
+@pytest.mark.parametrize("inner_state", ["keep", "reset", "pullback"])
+def test_lookahead_around_small_state(inner_state: str) -> None:
+    """The wrapper resets and pulls back moments whatever they are stored as."""
+    got, expected = (
+        steps(
+            aj.lookahead(inner=aj.adam(0.1, storage=word), sync_period=2, inner_state=inner_state),
+            4,
+        )
+        for word in ("8bit", None)
+    )
+    assert off_by(got[0], expected[0]) < 0.1
+
+
+def test_averages_that_are_encoded_on_demand_are_evaluated() -> None:
+    tx = aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=2))
+    small = quantize_state(tx, {"slow": "bfloat16"})
+    params, state = steps(small, 3)
+    assert len(encoded(state)) == 1
+    expected = aj.eval_params(steps(tx, 3)[1], params)
+    assert_close(aj.eval_params(state, params), expected, rtol=1e-2)
+    koala = aj.koala_m(0.1, storage="8bit")
+    params, state = steps(koala, value=jnp.float32(1.0))
+    expected = aj.eval_params(decode_state(state), params)
+    assert_close(aj.eval_params(state, params), expected, rtol=1e-6)
+    assert np.any(np.asarray(expected["dense"]["kernel"]) != params["dense"]["kernel"])
+
+
+def test_optaxs_own_evaluation_of_schedule_free() -> None:
+    tx = optax.contrib.schedule_free_adamw(0.1)
+    got, expected = (
+        optax.contrib.schedule_free_eval_params(state, params)
+        for params, state in (steps(quantize_state(tx)), steps(tx))
+    )
+    assert off_by(got, expected) < 0.03
 
 
 def test_restarts_and_frozen_leaves() -> None:
@@ -357,6 +424,38 @@ def test_stochastic_rounding_keeps_a_key() -> None:
     assert_equal(got, steps(tx)[0])
     other, _ = steps(quantize_state(optax.adam(0.1), rounding="stochastic", seed=2))
     assert np.any(moved(got) != moved(other))
+    composed = aj.compose(tx, aj.adamw(0.1, storage="8bit"))
+    (inner,) = (x for x in steps(composed)[1].stages.values() if hasattr(x, "key"))
+    assert_equal(inner, steps(tx)[1])  # not decoded, and encoded again to the nearest
+
+
+def test_stochastic_rounding_in_float64() -> None:
+    with jax.enable_x64(True):
+        params = sample_params(jnp.float64)
+        tx = quantize_state(optax.adam(0.1), rounding="stochastic")
+        expected = steps(optax.adam(0.1), params=params)[0]
+        assert off_by(steps(tx, params=params)[0], expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("word", "rounding", "decays"),
+    [("bfloat16", "nearest", False), ("bfloat16", "stochastic", True), ("8bit", "nearest", True)],
+)
+def test_second_moments_decay_when_gradients_vanish(word: str, rounding: str, decays: bool) -> None:
+    """In bfloat16 0.999 v is v again, to the nearest: documented, with the ways out."""
+    params = {"w": jnp.ones(SHAPE)}
+    tx = quantize_state(optax.scale_by_adam(b2=0.999), word, rounding=rounding)
+    _, state = tx.update(params, tx.init(params), params)
+
+    def silence(state: Any, _: Any) -> Any:
+        return tx.update({"w": jnp.zeros(SHAPE)}, state, params)[1], None
+
+    after = decode_state(jax.jit(lambda s: jax.lax.scan(silence, s, length=700)[0])(state))
+    before = decode_state(state)
+    left = jax.tree.leaves(after.inner if rounding == "stochastic" else after)
+    was = jax.tree.leaves(before.inner if rounding == "stochastic" else before)
+    share = float(jnp.mean(left[-1]) / jnp.mean(was[-1]))
+    assert (abs(share / 0.999**700 - 1) < 0.05) == decays
 
 
 def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
@@ -379,6 +478,53 @@ def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
     assert not [word for word in ("all-reduce", "all-gather", "all-to-all") if word in text]
     _, after = compiled(params, state, params)
     assert all(node.codes.sharding.is_equivalent_to(sharding, 2) for node in encoded(after))
+
+
+@pytest.mark.parametrize("form", [eight_bit(64), four_bit(64)], ids=["8bit", "4bit"])
+def test_inside_shard_map_and_mapped(form: Any) -> None:
+    """A shard steps on its part of the codes, and a mapped state is decoded outside the map."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("x")
+    tx = quantize_state(optax.adam(0.1), {"mu": form, "nu": eight_bit(64)})
+    params = {"kernel": jnp.linspace(0.5, 1.5, 64 * 129).reshape(64, 129)}
+    specs = jax.tree.map(lambda x: rows if jnp.ndim(x) else whole, tx.init(params))
+    places = {"in_specs": (rows, specs, rows), "out_specs": (rows, specs), "check_vma": False}
+    sharded = jax.jit(jax.shard_map(lambda g, s, p: tx.update(g, s, p), mesh=mesh, **places))
+    ends = []
+    for update in (sharded, jax.jit(tx.update)):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, after = update(params, state, params)
+            assert jax.tree.structure(after) == jax.tree.structure(state)
+            state = after
+        ends.append(updates)
+    assert_close(*ends, rtol=1e-5)
+
+    def once(params: Any) -> Any:
+        return tx.update(params, tx.init(params), params)[1]
+
+    many = jax.vmap(once)(jax.tree.map(lambda x: jnp.stack([x, x]), params))
+    alone = decode_state(once(params))
+    assert_close(jax.tree.map(lambda x: x[1], decode_state(many)), alone, rtol=1e-5)
+
+
+def test_from_optax_and_from_another_storage() -> None:
+    """States of optax and of other codecs go on, encoded as the new recipe says."""
+    params = sample_params()
+    theirs = optax.adam(0.1)
+    _, saved = steps(theirs)
+    small = aj.adam(0.1, storage="8bit")
+    state = aj.from_optax(saved, small, params)
+    assert jax.tree.structure(state) == jax.tree.structure(small.init(params))
+    back = aj.to_optax(state, theirs, params)
+    assert_close(back[0].mu, saved[0].mu, rtol=0.5, atol=1e-2)
+    full, _ = aj.migrate_state(state, aj.adam(0.1), params)
+    assert_equal(full, decode_state(state))
+    other, report = aj.migrate_state(state, aj.adam(0.1, storage="bfloat16"), params)
+    assert {node.layout.name for node in encoded(other)} == {"bfloat16_v1"}
+    assert not report.started
+    again, _ = aj.migrate_state(full, small, params)
+    assert_close(decode_state(again), full, rtol=0.01)  # -1 is stored as -0.993, each time
 
 
 # Scratch, and the order of the parameters.
@@ -406,6 +552,14 @@ def test_scratch_is_that_of_the_largest_array() -> None:
     assert used < 0.5 * at_once.memory_analysis().temp_size_in_bytes / size
 
 
+def test_storage_on_a_recipe_goes_in_order_on_one_device(monkeypatch: Any) -> None:
+    params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
+    size = sum(x.size for x in params.values())
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    memory = compiled_step(aj.adamw(0.1, storage="8bit"), params).memory_analysis()
+    assert memory.temp_size_in_bytes / size <= 2.6
+
+
 def test_the_order_changes_no_result() -> None:
     params = {f"layer{i}": jnp.ones((64, 64 * (i + 1))) for i in range(3)}
     gradients = sample_gradients(params)
@@ -431,6 +585,23 @@ def test_the_order_changes_no_result() -> None:
 def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         quantize_state(optax.adam(0.1), **arguments)
+
+
+def test_names_that_nothing_has() -> None:
+    """A field of the state, a parameter: misspelt, they would encode or exempt nothing."""
+    params = sample_params()
+    with pytest.raises(ValueError, match=r"storage names the field 'frist', .* under .*'first'"):
+        aj.adamw(0.1, storage={"frist": "8bit"}).init(params)
+    with pytest.raises(ValueError, match=r"storage names the field 'um', .* under .*'mu'"):
+        quantize_state(optax.adam(0.1), {"um": "8bit"}).init(params)
+    for tx in (
+        quantize_state(optax.adam(0.1), exempt="*embeding*"),
+        aj.compose(optax.clip(1.0), aj.adamw(0.1, storage=choose("8bit", exempt="*embeding*"))),
+    ):
+        with pytest.raises(ValueError, match=r"exempt has '\*embeding\*', which matches none of"):
+            tx.init(params)
+    with pytest.raises(ValueError, match="the state has no encoded arrays"):
+        quantize_state(optax.adam(0.1)).update(params, optax.adam(0.1).init(params), params)
 
 
 def test_bad_formats_and_transformations() -> None:
