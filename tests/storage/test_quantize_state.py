@@ -216,17 +216,21 @@ def test_factored_and_unrelated_arrays_stay_as_they_are() -> None:
     assert len(encoded(aj.adafactor(1e-3, b1=0.9, storage="8bit").init(params))) == 1
 
 
-def test_state_bytes_of_a_gpt2_tree() -> None:
-    """2.04 bytes a parameter in 8 bits, 1.1 in 4."""
+def gpt2_tree() -> Any:
     d = 768
     layers = {"qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
     block = {name: {"kernel": shape, "bias": shape[1:]} for name, shape in layers.items()}
     shapes = {"wte": (50257, d), "wpe": (1024, d), **{f"h{i}": block for i in range(12)}}
-    params = jax.tree.map(
+    return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
+
+
+def test_state_bytes_of_a_gpt2_tree() -> None:
+    """2.04 bytes a parameter in 8 bits, 1.1 in 4."""
+    params = gpt2_tree()
     size = sum(x.size for x in jax.tree.leaves(params))
     for word, limit in (("8bit", 2.04), ("4bit", 1.1)):
         state = jax.eval_shape(aj.adamw(1e-3, storage=word).init, params)
@@ -552,12 +556,13 @@ def test_scratch_is_that_of_the_largest_array() -> None:
     assert used < 0.5 * at_once.memory_analysis().temp_size_in_bytes / size
 
 
-def test_storage_on_a_recipe_goes_in_order_on_one_device(monkeypatch: Any) -> None:
-    params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
-    size = sum(x.size for x in params.values())
+def test_scratch_on_a_gpt2_tree(monkeypatch: Any) -> None:
+    """As on a machine with one device: the embedding's share of the moments, measured 2.81."""
+    params = gpt2_tree()
+    size = sum(x.size for x in jax.tree.leaves(params))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     memory = compiled_step(aj.adamw(0.1, storage="8bit"), params).memory_analysis()
-    assert memory.temp_size_in_bytes / size <= 2.6
+    assert memory.temp_size_in_bytes / size <= 3
 
 
 def test_the_order_changes_no_result() -> None:
