@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from adamw_jax import masks, numerics
 from adamw_jax.moments.record import Moments, leafwise
-from adamw_jax.stage import Stage, Step, stage
+from adamw_jax.stage import Stage, Step
 
 Tree = Any
 
@@ -59,16 +59,8 @@ def only(inner: Any, where: masks.Mask) -> Stage:
             )
         return _merge_record(chosen, part, flow), state
 
-    return stage(
-        spec.name,
-        spec.takes,
-        spec.gives,
-        apply,
-        init=None if spec.init is None else init,
-        hyperparams=spec.hyperparams,
-        needs_params=spec.needs_params,
-        tail=spec.tail,
-    )
+    start = None if spec.init is None else init
+    return Stage(spec._replace(apply=apply, init=start, storage=None, partial=True))
 
 
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:

@@ -70,6 +70,7 @@ class Spec(NamedTuple):
     needs_params: bool
     tail: bool
     storage: Any = None  # the ``Choice`` by which its memory is encoded
+    partial: bool = False  # whether ``only`` keeps it to some of the leaves
 
     @property
     def kinds(self) -> str:

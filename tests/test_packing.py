@@ -157,6 +157,18 @@ def test_another_limit_moves_no_value_to_another_leaf() -> None:
         assert_close(repack_state(states[tx], other, params), states[other])
 
 
+def test_small_leaves_packed_and_large_ones_encoded() -> None:
+    params = {"a": jnp.ones(3), "b": jnp.ones((64, 256)), "c": jnp.ones(2)}
+    tx = aj.quantize_state(pack_small_leaves(aj.adamw(0.1), limit=100))
+    first = tx.init(params).stages["estimate_moments"].first.value
+    assert first["a"].shape == (5,)
+    assert first["b"].codes.dtype == jnp.uint8
+    gradients = jax.tree.map(lambda p: jnp.linspace(1.0, 2.0, p.size).reshape(p.shape), params)
+    got, _ = tx.update(gradients, tx.init(params), params)
+    expected, _ = aj.adamw(0.1).update(gradients, aj.adamw(0.1).init(params), params)
+    assert_close(got, expected, rtol=1e-4)
+
+
 def test_migrates_between_packed_recipes() -> None:
     """An added tail is carried over; a change of the layout is refused, and says so by name."""
     params = sample_params()
@@ -242,7 +254,11 @@ REFUSED = {
         optax.masked(optax.trace(0.9), lambda t: jax.tree.map(lambda p: p.ndim > 1, t)),
         "treated differently",
     ),
-    "encoded": (aj.adamw(0.05, storage="8bit"), "another form, Encoded"),
+    "encoded": (aj.adamw(0.05, storage="8bit"), "stores its arrays small.*quantize_state"),
+    "encoded inside": (
+        aj.quantize_state(optax.adam(0.05), min_size=1),
+        "another form, Encoded",
+    ),
     "factored": (aj.adafactor(0.05, min_dim_size_to_factor=2), "not element-wise"),
 }
 

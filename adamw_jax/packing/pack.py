@@ -82,7 +82,13 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
             "nothing to pack: use it as it is."
         )
     for i in inside:
-        if tx.specs[i].apply.__qualname__.startswith("only."):
+        if tx.specs[i].storage is not None:
+            raise ValueError(
+                f"{tx.specs[i].name} stores its arrays small, by the shape of each leaf: leave "
+                'storage= out, and write quantize_state(pack_small_leaves(tx), "8bit"), which '
+                "packs the small leaves and encodes the large ones."
+            )
+        if tx.specs[i].partial:
             raise ValueError(
                 f"only({tx.specs[i].name}, ...) chooses among the leaves, which packing puts into "
                 "one buffer: leave only() out, or use optax.partition with a packed optimizer for "
