@@ -48,19 +48,24 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
         params = None if step.params is None else masks.show(step.params, chosen)
         inner_step = Step(step.count, step.values, params, step.extra, {})
-        if not isinstance(flow, Moments):
-            part, state = spec.apply(masks.show(flow, chosen), state, inner_step)
-            return masks.merge(chosen, part, flow), state
-        part, state = spec.apply(_hide_record(flow, chosen), state, inner_step)
-        still = inner_step.signals.get("stand_still")
-        if still is not None:
-            step.signals["stand_still"] = jax.tree.map(
-                lambda use: still if use else jnp.zeros_like(still), chosen
-            )
-        return _merge_record(chosen, part, flow), state
+        moments = isinstance(flow, Moments)
+        some = _hide_record(flow, chosen) if moments else masks.show(flow, chosen)
+        part, state = spec.apply(some, state, inner_step)
+        for name, told in inner_step.signals.items():
+            step.signals[name] = _of_all(chosen, told)
+        merge = _merge_record if moments else masks.merge
+        return merge(chosen, part, flow), state
 
     start = None if spec.init is None else init
     return Stage(spec._replace(apply=apply, init=start, storage=None, partial=True))
+
+
+def _of_all(chosen: Tree, told: Any) -> Tree:
+    """What a stage tells of the chosen leaves; of the others, that nothing holds: False, or 1."""
+    if isinstance(told, jax.Array):
+        return jax.tree.map(lambda use: told if use else jnp.zeros_like(told), chosen)
+    one = jnp.ones([], numerics.default_float())
+    return masks.merge(chosen, told, jax.tree.map(lambda _: one, chosen))
 
 
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:

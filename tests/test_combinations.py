@@ -211,13 +211,18 @@ def test_optax_differs_from_the_authors(case: str, ours: Any, theirs: Any, dista
     assert share(theirs) == pytest.approx(distance, rel=1e-3)
 
 
+def test_an_argument_of_another_average_is_refused() -> None:
+    for kind, options in (("equal", {"decay": 0.9}), ("ema", {"window": 3})):
+        with pytest.raises(ValueError, match=r"is an argument of kind=.*leave .* out"):
+            aj.average_iterates(kind=kind, **options)
+
+
 @pytest.mark.parametrize("kind", ["equal", "ema", "last"])
 def test_averages(kind: str) -> None:
     """Against NumPy, at every step, also between collections."""
     start, period, window, decay = 3, 2, 2, 0.75
-    tx = aj.compose(
-        aj.sgdw(0.1), aj.average_iterates(start, period, kind, decay=decay, window=window)
-    )
+    options: Any = {"ema": {"decay": decay}, "last": {"window": window}}.get(kind, {})
+    tx = aj.compose(aj.sgdw(0.1), aj.average_iterates(start, period, kind, **options))
     params = jnp.array([1.0, -1.0])
     state, collected = tx.init(params), []
     rng = np.random.default_rng(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -25,7 +27,10 @@ from adamw_jax import (
     rectify_variance,
     scale_by_adam,
     scale_by_learning_rate,
+    scale_by_parameter_rms,
+    scale_by_sgdw,
 )
+from adamw_jax.scaling.effective_decay import effective_decay
 from tests.catalogue import (
     assert_close,
     at,
@@ -96,6 +101,21 @@ def test_only_some_decay_and_some_momentum() -> None:
     plain = run(adam(0.05), *arguments)[0]
     assert_close(got["dense"]["kernel"], whole["dense"]["kernel"])
     assert_close(got["scale"], plain["scale"])
+
+
+def test_decay_knows_the_scale_of_some_parameters() -> None:
+    """A decay as long as the step sees the scale where there is one, and 1 elsewhere."""
+    params = {"a": jnp.array([3.0, -3.0]), "b": jnp.array([2.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = compose(
+        scale_by_sgdw(momentum=None),
+        only(scale_by_parameter_rms(), "a"),
+        scale_by_learning_rate(0.1),
+        effective_decay(0.5, 0.1),
+    )
+    updates, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], -0.1 * 0.5 * 3.0 * params["a"], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], -0.1 * 0.5 * params["b"], rtol=1e-6)
 
 
 def test_only_refuses_what_it_cannot_do() -> None:

@@ -84,8 +84,8 @@ def average_iterates(
     period: int = 1,
     kind: str = "equal",
     *,
-    decay: ScalarOrSchedule = 0.999,
-    window: int = 5,
+    decay: ScalarOrSchedule | None = None,
+    window: int | None = None,
 ) -> Stage:
     """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
 
@@ -94,18 +94,29 @@ def average_iterates(
       period: steps between collections, >= 1; an epoch is often enough.
       kind: ``"equal"`` weights (iterate averaging, SWA), ``"ema"`` with rate ``decay``, which
         begins as a copy of the first collected, or the ``"last"`` ``window`` collected.
-      decay: rate of ``"ema"``, in [0, 1), or a schedule of it; 0.999.
-      window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter.
+      decay: rate of ``"ema"``, in [0, 1), or a schedule of it; None for 0.999.
+      window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter; None for
+        5.
 
     Returns:
       A stage *update -> update* that leaves the update alone. The average is float32 at least, also
       under bfloat16 parameters. Where a model has batch norm, refresh its statistics for the
       averaged weights with ``refresh_batch_stats``.
+
+    Raises:
+      ValueError: a number is out of range, or belongs to another kind.
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
-    window = whole_number("window", window)
     one_of("kind", kind, KINDS)
-    declared = declare(average_decay=decay) if kind == "ema" else {}
+    for name, value, its in (("decay", decay, "ema"), ("window", window, "last")):
+        if value is not None and kind != its:
+            raise ValueError(
+                f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
+                f'got {value!r}, or give kind="{its}".'
+            )
+    window = whole_number("window", 5 if window is None else window)
+    rate = 0.999 if decay is None else decay
+    declared = declare(average_decay=rate) if kind == "ema" else {}
     every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:
