@@ -140,8 +140,8 @@ def _by_scipy(
         raise ValueError('backend="scipy" runs on the host: call it outside jax.jit.')
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        v = jnp.asarray(v.reshape(-1), vector.dtype)
-        return np.asarray(_flat_product(loss_fn, params, batch, v, product=product))
+        flat = jnp.asarray(v.reshape(-1), vector.dtype)
+        return np.asarray(_flat_product(loss_fn, params, batch, flat, product=product))
 
     start = np.asarray(vector)
     if k == size:  # ARPACK takes neither all eigenvalues nor H = 0

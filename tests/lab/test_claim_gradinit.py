@@ -35,8 +35,9 @@ def rows_of(s, gained, lowered):
             rows.append({"kind": "scale", "gain": gain, "seed": seed, "layer": 1, "scale": 2.0})
             for name, better in ((gradinit.PLAIN, 0), (gradinit.GRADINIT, 1)):
                 mine = {"gain": gain, "seed": seed, "series": name}
+                share = 1 - better * (lowered + e)
                 rows += [
-                    {"kind": "loss", **mine, "step": step, "loss": loss * (1 - better * (lowered + e))}
+                    {"kind": "loss", **mine, "step": step, "loss": loss * share}
                     for step, loss in ((1, 2.0), (2, 0.1))
                 ]
                 rows.append({"kind": "end", **mine, "test_accuracy": 0.5 + better * (gained + e),

@@ -302,8 +302,8 @@ EXPERIMENT = register(
         "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
         "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, the "
         "same batches for both starts; a seed draws weights and batches. GradInit's own steps are "
-        "not counted. Gains and settings are those of a first trial with two seeds. Speed at gain 1 "
-        "was judged by the last loss at first, which says little of it; the curves were measured "
+        "not counted. Gains and settings are those of a first trial with two seeds. Speed at gain "
+        "1 was judged by the last loss at first, which says little of it; the curves were measured "
         "already.",
         presets={
             "demo": Settings(),
