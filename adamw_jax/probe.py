@@ -1,12 +1,14 @@
 """``probe``: what an optimizer does, recorded inside its step, which stays as it is.
 
     gradient_norm |g|,  update_norm |u|,  param_norm |theta|,  update_ratio |u| / |theta|,
-    effective_learning_rate |u| / |g|,    clip_rate: share of the steps that shortened the gradient
+    effective_learning_rate |u| / |g|,    clip_rate: share of the steps that were clipped
 
-g is the gradient as it comes, before any clipping, and u the update as it leaves; clipping is what
-stands before the first stage that makes something else of the gradient. The state holds scalars
-only; the norms are one more pass over gradients, update and parameters, for which XLA may write out
-an update that it would have fused into the addition to the parameters.
+g is the gradient as it comes, before any clipping, and u the update as it leaves. A step is clipped
+where a clipping shortens what it is given: a stage on the gradient with "clip" in its name, such as
+``clip_gradient``, ``percentile_clipping`` and those of optax; what adds to the gradient or scales
+it does not count. The state holds scalars only; the norms are one more pass over gradients, update
+and parameters, for which XLA may write out an update that it would have fused into the addition to
+the parameters.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import clip_gradient, sgdw
@@ -52,8 +54,8 @@ class ProbeState(NamedTuple):
       update: of the update.
       params: of the parameters before the step.
       steps: steps recorded, int32.
-      clipped: of these, the steps whose gradient was shortened; None where no stage is known to
-        take the gradient, in a recipe of foreign transformations only.
+      clipped: of these, the steps in which a clipping shortened the gradient; None where no stage
+        is known to take the gradient, in a recipe of foreign transformations only.
     """
 
     gradient: jax.Array
@@ -68,6 +70,8 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
 
     Args:
       *stages: as for ``compose``: a whole optimizer, ours or optax's, clipping before it, tails.
+        Clippings go by their names: ``("clip", tx)`` makes one of what would not be known as such,
+        an ``optax.chain`` or a function of yours.
       per_leaf: norms of every parameter and not of the whole tree: three numbers for each.
 
     Returns:
@@ -82,9 +86,10 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     gives = [spec.gives for spec in whole.specs if spec.gives is not None]
     last = gives[-1] if gives else Kind.GRADIENT
     turn = next((i for i, spec in enumerate(whole.specs) if _turns(spec)), None)
-    body = [Stage(spec) for spec in whole.specs]
-    if turn is not None:
-        body.insert(turn, _arrival())
+    body = []
+    for i, spec in enumerate(whole.specs):
+        clips = turn is not None and i < turn and "clip" in spec.name
+        body += [_before(), Stage(spec), _after()] if clips else [Stage(spec)]
     return compose(
         _entrance(per_leaf), *body, _exit(last, per_leaf, turn is not None), frozen=whole.frozen
     )
@@ -173,13 +178,25 @@ def _entrance(per_leaf: bool) -> Stage:
     return stage("probe_gradient", Kind.GRADIENT, Kind.GRADIENT, apply)
 
 
-def _arrival() -> Stage:
+def _before() -> Stage:
+    """Before a clipping."""
+
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        before, after = jnp.sum(step.signals["probe"]), _squares(gradient, False)
-        step.signals["probe_clipped"] = after < before * _SHORTER**2
+        step.signals["probe_before"] = _squares(gradient, False)
         return gradient, state
 
-    return stage("probe_clipping", Kind.GRADIENT, Kind.GRADIENT, apply)
+    return stage("probe_before", Kind.GRADIENT, Kind.GRADIENT, apply)
+
+
+def _after() -> Stage:
+    """Behind it; one of several clippings is enough."""
+
+    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        shorter = _squares(gradient, False) < step.signals["probe_before"] * _SHORTER**2
+        step.signals["probe_clipped"] = step.signals.get("probe_clipped", False) | shorter
+        return gradient, state
+
+    return stage("probe_after", Kind.GRADIENT, Kind.GRADIENT, apply)
 
 
 def _exit(kind: Kind, per_leaf: bool, clips: bool) -> Stage:
@@ -190,9 +207,9 @@ def _exit(kind: Kind, per_leaf: bool, clips: bool) -> Stage:
         return ProbeState(gradient, update, theta, jnp.zeros([], jnp.int32), clipped)
 
     def apply(update: Tree, state: ProbeState, step: Step) -> tuple[Tree, ProbeState]:
-        clipped = state.clipped
-        if clipped is not None:
-            clipped = lax.select(step.signals["probe_clipped"], increment(clipped), clipped)
+        clipped, now = state.clipped, step.signals.get("probe_clipped")
+        if clipped is not None and now is not None:
+            clipped = lax.select(now, increment(clipped), clipped)
         return update, ProbeState(
             step.signals["probe"],
             _squares(update, per_leaf),

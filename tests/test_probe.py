@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import adamw_jax as aj
@@ -128,6 +129,43 @@ def test_clip_rate(stages: Any, rate: float | None) -> None:
     np.testing.assert_allclose(
         found["update_norm"], norm(jax.tree.map(lambda x: x[-1], updates)), rtol=1e-5
     )
+
+
+PLAIN = aj.sgdw(0.1, momentum=None)
+
+
+@pytest.mark.parametrize(
+    ("stages", "rate"),
+    [
+        ((aj.clip_gradient(1.0), aj.sgdw(0.1, momentum=None, l2=10.0)), 0.75),
+        ((aj.sgdw(0.1, momentum=None, l2=1e-3),), 0.0),
+        ((optax.scale(0.5), PLAIN), 0.0),
+        ((optax.clip(0.1), optax.scale(100.0), aj.clip_gradient(1e9), PLAIN), 0.75),
+        ((optax.scale(100.0), aj.clip_gradient(1.0), PLAIN), 1.0),
+        ((optax.chain(optax.clip(0.1), optax.scale(2.0)), PLAIN), 0.0),
+        ((("clip", optax.chain(optax.clip(0.1))), PLAIN), 0.75),
+        ((aj.only(aj.clip_gradient(1.0), "dense/*"), PLAIN), 0.75),
+    ],
+    ids=["l2 behind", "l2", "scaled", "of two", "scaled before", "hidden", "named", "only"],
+)
+def test_what_is_a_clipping(stages: Any, rate: float) -> None:
+    """Norms are compared around what is called a clipping, and around nothing else."""
+    _, _, state = train(probe(*stages))
+    assert float(read_probe(state)["clip_rate"]) == rate
+
+
+def test_orbax_round_trip(tmp_path: Any) -> None:
+    """What a probe has recorded is saved and restored bit by bit, and goes on the same."""
+    tx = probe(*RECIPE, per_leaf=True)
+    _, _, state = train(tx)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, PARAMS))
+    assert_equal(restored, state)
+    assert_equal(read_probe(restored, PARAMS), read_probe(state, PARAMS))
+    update, g = jax.jit(tx.update), jax.tree.map(lambda x: x[0], gradients())
+    assert_equal(update(g, restored, PARAMS), update(g, state, PARAMS))
 
 
 def test_where_the_norms_are_extreme() -> None:

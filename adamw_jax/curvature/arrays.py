@@ -1,4 +1,4 @@
-"""What the closed forms and the diagnostics share: array arguments, products of trees, batches.
+"""What the closed forms and the diagnostics share: array arguments, trees as vectors, batches.
 
 >>> [x.shape for x in broadcast(t=real_array("t", [1, 2]), b2=real_array("b2", 0.9, below=1.0))]
 [(2,), (2,)]
@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.gradients import square_norm_of_tree
 
 Tree = Any
 
@@ -76,7 +77,19 @@ def inner(a: Tree, b: Tree) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)), jnp.zeros([], numerics.default_float()))
 
 
+def random_direction(key: jax.Array, like: Tree) -> Tree:
+    """A random tree of length 1, uniform over directions, in the default float dtype."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [
+        jax.random.normal(k, jnp.shape(x), numerics.default_float())
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    length = jnp.sqrt(square_norm_of_tree(draws))
+    return jax.tree.unflatten(structure, [x / length for x in draws])
+
+
 def examples(batch: Any) -> int:
-    """How many examples a batch has: the length of the first axis of its first array, or 1."""
+    """How many examples a batch has: the length of the first axis of its first array, 0 without."""
     leaves = jax.tree.leaves(batch)
-    return leaves[0].shape[0] if leaves and getattr(leaves[0], "ndim", 0) else 1
+    return leaves[0].shape[0] if leaves and getattr(leaves[0], "ndim", 0) else 0

@@ -13,7 +13,7 @@ Array(2., dtype=float32)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of
+from adamw_jax.curvature.arrays import examples
 
 Tree = Any
 
@@ -48,31 +49,47 @@ class Batches:
       weights: ``"examples"`` weighs a batch by the length of the first axis of its first array, as
         is right for a loss that is a mean over examples; ``"equal"`` weighs all alike.
 
+    Make it once and keep it: a compiled program belongs to its ``Batches``, so that another one, of
+    the same data too, compiles everything anew. Iterated over, it gives its batches.
+
     Batches of different shapes are computed by one compiled program a shape: pad, drop or bucket
     odd ones where compiling is dear.
 
     Raises:
+      TypeError: ``batches`` is a mapping, which is one batch.
       ValueError: there is no batch, or a batch without examples.
     """
 
     def __init__(self, batches: Iterable[Any], weights: str = "examples") -> None:
         one_of("weights", weights, WEIGHTS)
+        if isinstance(batches, Mapping):
+            raise TypeError(
+                f"batches must be a list of batches, got one batch with the keys {list(batches)}: "
+                "Batches([batch]), or a list of its pieces."
+            )
         lazy = isinstance(batches, Sequence) or hasattr(batches, "__getitem__")
         self._batches: Any = batches if lazy else list(batches)
         if lazy and isinstance(batches, (list, tuple)):
             self._batches = [_on_host(batch) for batch in batches]
         groups: dict[Any, _Group] = {}
-        for index in range(len(self._batches)):
-            batch = _on_host(self._batches[index])
+        for index, batch in enumerate(self):
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
             kind = jax.tree.structure(like), tuple(jax.tree.leaves(like))
             group = groups.setdefault(kind, _Group([], [], like))
             group.indices.append(index)
-            group.weights.append(_examples(batch, index) if weights == "examples" else 1.0)
+            group.weights.append(_weight(batch, index) if weights == "examples" else 1.0)
         if not groups:
             raise ValueError("batches is empty: give at least one batch (an iterator runs out).")
         self._groups = tuple(groups.values())
         self._total = sum(sum(group.weights) for group in self._groups)
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Tree]:
+        """The batches, one by one, as NumPy arrays."""
+        return (self._fetch(index) for index in range(len(self)))
 
     def mean(self, fn: Callable[[Any], Tree]) -> Tree:
         """The weighted mean of ``fn(batch)``, a tree of arrays, in float32 at least."""
@@ -112,11 +129,11 @@ def _on_host(batch: Any) -> Tree:
     return jax.tree.map(leaf, batch)
 
 
-def _examples(batch: Any, index: int) -> float:
+def _weight(batch: Any, index: int) -> float:
+    if count := examples(batch):
+        return float(count)
     leaves = jax.tree.leaves(batch)
-    if not leaves or not leaves[0].ndim or not leaves[0].shape[0]:
-        raise ValueError(
-            f"batch {index} has no examples: the first axis of its first array counts them, which "
-            f'has shape {leaves[0].shape if leaves else None}; or give weights="equal".'
-        )
-    return float(leaves[0].shape[0])
+    raise ValueError(
+        f"batch {index} has no examples: the first axis of its first array counts them, which "
+        f'has shape {leaves[0].shape if leaves else None}; or give weights="equal".'
+    )

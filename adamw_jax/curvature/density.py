@@ -62,7 +62,10 @@ class SpectralDensity(NamedTuple):
         return jnp.sum(self.weights * values, axis=-1)
 
     def trace(self, fn: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """The estimate of tr fn(H) and its standard error; ``jnp.log`` gives log |det H|."""
+        """The estimate of tr fn(H) and its standard error.
+
+        ``jnp.log`` gives log det H of a positive definite H, and NaN where a node is negative.
+        """
         return mean_and_error(self.size * self.per_probe(fn))
 
     def plot(self, ax: Any = None) -> Any:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax.checks import one_of, whole_number
-from adamw_jax.curvature.lanczos import matfree
+from adamw_jax.curvature.lanczos import at_present_precision, matfree
 from adamw_jax.curvature.products import (
     LinearMap,
     LossFn,
@@ -154,5 +154,7 @@ def _xdiag(
     flat, vector, tree_of = flat_map(product(loss_fn, params, batch), params)
     sampler = stochtrace.sampler_signs(vector, num=num)
     estimate = stochtrace.estimator_leave_one_out(stochtrace.leave_one_out_xdiag(), sampler)
-    with jax.numpy_rank_promotion("allow"):  # matfree relies on it here
-        return tree_of(estimate(flat, key))
+    product_of = at_present_precision(flat)
+    # A GPU's precision is too low to take the probes' range out; matfree relies on promotion here.
+    with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
+        return tree_of(estimate(product_of, key))

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamw_jax.checks import one_of, whole_number
+from adamw_jax.curvature.arrays import random_direction
 from adamw_jax.curvature.lanczos import lanczos
 from adamw_jax.curvature.products import LinearMap, LossFn, Product, flat_map, hvp_fn, real_params
 
@@ -101,12 +102,10 @@ def extreme_pairs(
     matvec: LinearMap, like: Tree, key: jax.Array, k: int, which: str, steps: int
 ) -> Pairs:
     """The k extreme Ritz pairs of a symmetric linear map after ``steps`` Lanczos steps."""
-    _, vector, tree_of = flat_map(matvec, like)
-    start = tree_of(jax.random.normal(key, vector.shape, vector.dtype))
-    found = lanczos(matvec, start, steps)
+    found = lanczos(matvec, random_direction(key, like), steps)
     # A pair that stands in after a breakdown has no part in the Krylov space.
     inside = jnp.arange(found.alpha.size, dtype=jnp.int32) < found.krylov_dim
-    squares = found.ritz_coefficients**2 * inside[:, None].astype(vector.dtype)
+    squares = found.ritz_coefficients**2 * inside[:, None].astype(found.alpha.dtype)
     genuine = jnp.sum(squares, axis=0) > 0.5
     sign = -1.0 if which == "smallest" else 1.0
     order = jnp.where(genuine, sign * found.ritz_values, jnp.full_like(found.ritz_values, -jnp.inf))
@@ -135,15 +134,16 @@ def _by_scipy(
     """ARPACK's implicitly restarted iteration, which keeps ``steps`` vectors."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    flat, vector, tree_of = flat_map(product(loss_fn, params, batch), params)
-    flat, size = jax.jit(flat), vector.size
-    if isinstance(key, jax.core.Tracer) or isinstance(vector, jax.core.Tracer):
+    _, vector, tree_of = flat_map(lambda v: v, random_direction(key, params))
+    size = vector.size
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch, vector))):
         raise ValueError('backend="scipy" runs on the host: call it outside jax.jit.')
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        return np.asarray(flat(jnp.asarray(v.reshape(-1), vector.dtype)))
+        flat = jnp.asarray(v.reshape(-1), vector.dtype)
+        return np.asarray(_flat_product(loss_fn, params, batch, flat, product=product))
 
-    start = np.asarray(jax.random.normal(key, vector.shape, vector.dtype))
+    start = np.asarray(vector)
     if k == size:  # ARPACK takes neither all eigenvalues nor H = 0
         rows = np.stack([matvec(row) for row in np.eye(size)])
         values, vectors = np.linalg.eigh((rows + rows.T) / 2)
@@ -163,3 +163,11 @@ def _by_scipy(
         jax.vmap(tree_of)(jnp.asarray(vectors, vector.dtype)),
         jnp.asarray(residuals, vector.dtype),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "product"))
+def _flat_product(
+    loss_fn: LossFn, params: Tree, batch: Any, v: jax.Array, *, product: Product
+) -> jax.Array:
+    """One product, as a function of the module, which is compiled once for all points."""
+    return flat_map(product(loss_fn, params, batch), params)[0](v)

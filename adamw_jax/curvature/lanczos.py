@@ -9,7 +9,7 @@ to degree 2 k - 1 (Gauss quadrature; Golub & Meurant 1994).
 Where the start vector has parts in m < k eigenspaces only, beta_m is 0 up to rounding and what
 follows is noise. From there on beta is set to 0 and alpha to alpha_1: shapes stay static, the
 surplus Ritz values lie inside the spectrum and weigh nothing, and ``krylov_dim`` is m. The
-iteration itself is that of matfree (extra ``curvature``).
+iteration with reorthogonalization is that of matfree (extra ``curvature``).
 
 >>> import jax.numpy as jnp
 >>> found = lanczos(lambda v: jnp.array([1.0, 1.0, 3.0]) * v, jnp.ones(3), k=3)
@@ -23,7 +23,9 @@ import importlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import switch, whole_number
@@ -65,7 +67,8 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
 
     Args:
       matvec: the map, on trees like ``v0`` in the default float dtype; such as ``hvp_fn(...)``.
-      v0: start vector, not 0, an array or a tree of them; it is normalised.
+      v0: start vector, an array or a tree of them; it is normalised. It must not be 0, which gives
+        NaN where it cannot be known, under ``jax.jit``.
       k: steps, of one product each; at most the number of values in ``v0``, to which it is cut.
       reorthogonalize: keep the basis orthogonal to rounding (twice Gram-Schmidt, k^2 dot products).
         Without it Ritz values that have converged come back as copies.
@@ -75,28 +78,25 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
 
     Raises:
       ImportError: matfree is not installed.
-      ValueError: k is not a whole number from 1 up.
+      ValueError: k is not a whole number from 1 up, or ``v0`` is known to be 0.
     """
     k = whole_number("k", k)
     switch("reorthogonalize", reorthogonalize)
-    decomp = matfree("decomp")
     flat, start, tree_of = flat_map(matvec, v0)
+    anything = jnp.any(start)
+    if not isinstance(anything, jax.core.Tracer) and not bool(anything):
+        raise ValueError("v0 must not be 0, got a vector of zeros: no iteration starts from it.")
     k = min(k, start.size)
-    own = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-
-    def product(v: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision(own):
-            return flat(v)
-
+    product = at_present_precision(flat)
     with jax.default_matmul_precision("highest"):  # a GPU's is too low to keep q orthogonal
         if reorthogonalize:
-            found = decomp.hessenberg(k, reortho="full", custom_vjp=False)(product, start)
-            alpha, beta = jnp.diagonal(found.J_small), jnp.diagonal(found.J_small, -1)
-        else:
-            run = decomp.tridiag_sym(k, materialize=False, reortho="none", custom_vjp=False)
+            run = matfree("decomp").hessenberg(k, reortho="full", custom_vjp=False)
             found = run(product, start)
-            alpha, beta = found.J_small
-    residual_norm = jnp.linalg.norm(found.residual)
+            alpha, beta = jnp.diagonal(found.J_small), jnp.diagonal(found.J_small, -1)
+            basis, residual_norm = found.Q_tall, jnp.linalg.norm(found.residual)
+        else:
+            basis, alpha, sizes = _three_terms(product, start, k)
+            beta, residual_norm = sizes[:-1], sizes[-1]
     sound = jnp.append(beta, residual_norm) > _rounding(alpha, beta)
     sound = jnp.cumprod(sound, dtype=jnp.int32).astype(bool)
     alive = jnp.append(jnp.ones([1], bool), sound[:-1])
@@ -104,7 +104,7 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
     beta = jnp.where(sound[:-1], beta, jnp.zeros_like(beta))
     residual_norm = jnp.where(sound[-1], residual_norm, jnp.zeros_like(residual_norm))
     values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))
-    basis = jnp.where(alive[:, None], found.Q_tall, jnp.zeros_like(found.Q_tall))
+    basis = jnp.where(alive[:, None], basis, jnp.zeros_like(basis))
     return LanczosResult(
         alpha=alpha,
         beta=beta,
@@ -118,11 +118,41 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
     )
 
 
+def _three_terms(
+    product: LinearMap, start: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The bare recurrence: basis, alpha, and beta_1 to beta_k."""
+
+    # matfree's own asks for the same product twice a step.
+    def step(carry: Any, _: None) -> Any:
+        before, q, beta = carry
+        rest = product(q)
+        alpha = jnp.vdot(q, rest)
+        rest = rest - alpha * q - beta * before
+        size = jnp.linalg.norm(rest)
+        return (q, rest / numerics.nonzero(size), size), (q, alpha, size)
+
+    first = start / jnp.linalg.norm(start)
+    none = jnp.zeros([], start.dtype)
+    return lax.scan(step, (jnp.zeros_like(start), first, none), length=k)[1]
+
+
 def _rounding(alpha: jax.Array, beta: jax.Array) -> jax.Array:
     """The size of a beta that rounding alone makes; measured, 0 to 42 eps of the largest entry."""
     entries = jnp.append(jnp.abs(alpha), beta)
     largest = jnp.max(jnp.where(jnp.isnan(entries), jnp.zeros_like(entries), entries))
     return largest * numerics.scalar(100 * jnp.finfo(entries.dtype).eps)
+
+
+def at_present_precision(linear: LinearMap) -> LinearMap:
+    """``linear`` at the precision of matrix products that holds now, called under whichever."""
+    own = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+
+    def product(v: Tree) -> Tree:
+        with jax.default_matmul_precision(own):
+            return linear(v)
+
+    return product
 
 
 def matfree(module: str) -> Any:

@@ -27,11 +27,13 @@ import jax
 import jax.numpy as jnp
 
 from adamw_jax.checks import one_of
-from adamw_jax.curvature.hessian_noise import random_direction
+from adamw_jax.curvature.arrays import random_direction
 from adamw_jax.curvature.lanczos import lanczos
 from adamw_jax.curvature.products import LossFn, Product, hvp_fn
 from adamw_jax.curvature.spectrum_rates import METHODS, SMALLEST, Rates, lr_momentum_from_spectrum
 from adamw_jax.live import hyperparams, set_hyperparams
+from adamw_jax.moments.estimate import MomentsState
+from adamw_jax.state import ComposeState, find
 
 Tree = Any
 
@@ -71,10 +73,12 @@ def learn_rates(
       The state with both pinned (``clear_hyperparams`` gives them back to the code), and the rates.
 
     Raises:
-      ValueError: a name is unknown, or the curvature is zero or not finite.
+      ValueError: a name is unknown, ``state`` is that of an adaptive method, or the curvature is
+        zero or not finite.
     """
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)
+    _check_plain(state, learning_rate)
     rates = _rates(loss_fn, product, method, mu, num_steps, params, batch, key)
     if not all(bool(jnp.isfinite(x)) for x in rates):
         raise ValueError(
@@ -85,6 +89,21 @@ def learn_rates(
     if method == "sgd" and momentum not in hyperparams(state):
         del wanted[momentum]
     return set_hyperparams(state, wanted), rates
+
+
+def _check_plain(state: Any, learning_rate: str) -> None:
+    """Raises where steps are divided by a second moment, or made without ``estimate_moments``."""
+    recipes = find(state, ComposeState)
+    named = [node for path, node in recipes if learning_rate.startswith(f"{path}/")]
+    for recipe in named or [node for _, node in recipes]:
+        moments = [node for _, node in find(recipe, MomentsState)]
+        if moments and not any(jax.tree.leaves(node.second) for node in moments):
+            continue
+        raise ValueError(
+            "learn_rates is for SGD, sgdw(...), whose step is -lr m with m <- momentum m + g; the "
+            f"state has the hyperparameters {sorted(hyperparams(state))} and is that of another "
+            "method: preconditioned_sharpness tells what an adaptive one can bear."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

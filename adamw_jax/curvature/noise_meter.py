@@ -12,6 +12,10 @@ micro-gradients as the extra argument ``micro_square_norm``, one scalar:
     over devices                 ``jax.lax.pmean`` of the local gradient's squared norm
     ``optax.MultiSteps``         ``with_micro_norms(multi_steps)`` gives it by itself
 
+The stage stands before any clipping: both norms must be of gradients as they come. It believes the
+batch sizes that it is told. Only ``with_micro_norms`` knows better, and only where ``MultiSteps``
+accumulates a fixed number of micro-batches; a schedule of that number it cannot follow.
+
 McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162, with decay rates of their order.
 
 >>> import jax.numpy as jnp
@@ -83,7 +87,8 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
       is left out.
 
     Raises:
-      ValueError: the sizes are not whole with 1 <= b < B; later, without ``micro_square_norm``.
+      ValueError: the sizes are not whole with 1 <= b < B; later, without ``micro_square_norm``, or
+        where ``with_micro_norms`` accumulates another number of micro-batches than B / b.
     """
     small = whole_number("small_batch", small_batch)
     big = whole_number("big_batch", big_batch, least=small + 1)
@@ -101,6 +106,12 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
                 "measure_noise_scale needs micro_square_norm, the mean of |g|^2 over the "
                 f"micro-batches, a scalar; got {square!r}. Call tx.update(gradients, state, "
                 "params, micro_square_norm=...), or wrap optax.MultiSteps in with_micro_norms."
+            )
+        pieces = step.extra.get("micro_batches")
+        if pieces is not None and pieces * small != big:
+            raise ValueError(
+                f"optax.MultiSteps accumulates {pieces} micro-batches of small_batch={small} "
+                f"examples, which makes steps of {pieces * small}, not big_batch={big}."
             )
         seen = lax.stop_gradient((numerics.scalar(square), square_norm_of_tree(gradient)))
         found = gradient_noise_scale(*seen, small, big)
@@ -141,7 +152,8 @@ def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformat
     """``optax.MultiSteps`` that tells its optimizer the norms of what it accumulates.
 
     Args:
-      multi_steps: around a recipe with ``measure_noise_scale``, accumulating means, the default.
+      multi_steps: around a recipe with ``measure_noise_scale``, accumulating means, the default. A
+        fixed number of micro-batches must be B / b of that stage; a schedule is not checked.
 
     Returns:
       A transformation that takes micro-gradients as ``multi_steps`` does; one more scalar of state.
@@ -149,6 +161,10 @@ def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformat
     """
     if not isinstance(multi_steps, optax.MultiSteps):
         raise TypeError(f"with_micro_norms takes an optax.MultiSteps(...), got {multi_steps!r}.")
+
+    # Of a fixed number optax makes a schedule that gives the very int.
+    every = getattr(multi_steps, "_every_k_schedule", lambda step: None)(jnp.zeros([], jnp.int32))
+    known = {"micro_batches": every} if isinstance(every, int) else {}
 
     def init(params: Tree) -> MicroNormsState:
         return MicroNormsState(jnp.zeros([], numerics.default_float()), multi_steps.init(params))
@@ -158,7 +174,7 @@ def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformat
         before = state.inner
         mean = total / (numerics.scalar(before.mini_step) + 1.0)
         updates, inner = multi_steps.update(
-            updates, before, params, **{**extra, "micro_square_norm": mean}
+            updates, before, params, **{**extra, **known, "micro_square_norm": mean}
         )
         stepped = inner.gradient_step != before.gradient_step
         skipped = ~stepped & (inner.mini_step == before.mini_step)

@@ -24,7 +24,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from adamw_jax import numerics
@@ -105,8 +107,14 @@ def gradient_noise_scale(
     small = real_array("small_square", small_square, least=0)
     big = real_array("big_square", big_square, least=0)
     few = real_array("small_batch", small_batch, above=0)
-    least = float(small_batch) if isinstance(small_batch, (int, float)) else 0.0
-    many = real_array("big_batch", big_batch, above=least)
+    many = real_array("big_batch", big_batch, above=0)
+    if not any(isinstance(x, jax.core.Tracer) for x in (small_batch, big_batch)):
+        low, high = np.broadcast_arrays(np.asarray(small_batch), np.asarray(big_batch))
+        if (wrong := high <= low).any():
+            raise ValueError(
+                f"big_batch must be > small_batch everywhere, got {high[wrong][0]} and "
+                f"{low[wrong][0]}: the two norms must be of different batch sizes."
+            )
     signal = (many * big - few * small) / (many - few)
     noise = (small - big) / (1.0 / few - 1.0 / many)
     return NoiseScale(signal, noise)

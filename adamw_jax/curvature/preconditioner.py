@@ -29,6 +29,7 @@ from adamw_jax.interop import from_optax
 from adamw_jax.moments.record import Moments, Reading
 from adamw_jax.stage import Kind, Spec, Step
 from adamw_jax.state import ComposeState, find
+from adamw_jax.storage.encoded import decode_state
 
 State = Any
 Tree = Any
@@ -42,7 +43,8 @@ def preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
 
     Args:
       tx: a recipe of this library with ``estimate_moments`` in it, such as ``adamw(1e-3)``.
-      opt_state: its state under any wrapper, after an update at least; or a state of optax's
+      opt_state: its state under any wrapper, small ones included (``quantize_state``, with what
+        codes cost in precision), after an update at least; or a state of optax's
         ``adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or ``sgd`` with
         momentum, for which ``tx`` is the recipe with the same numbers.
       params: the parameters.
@@ -95,6 +97,7 @@ def _stages(tx: Composed) -> tuple[Spec, list[Spec]]:
 
 
 def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
+    opt_state = decode_state(opt_state)
     found = find(opt_state, ComposeState)
     if not found:
         return from_optax(opt_state, tx, params)

@@ -29,7 +29,7 @@ from jax.tree_util import Partial
 from adamw_jax import numerics
 from adamw_jax.checks import number
 from adamw_jax.curvature.arrays import examples, inner
-from adamw_jax.curvature.products import hvp_fn
+from adamw_jax.curvature.products import Product, hvp_fn
 from adamw_jax.gradients import check_floating, square_norm_of_tree
 
 Tree = Any
@@ -62,8 +62,15 @@ class StationarityReport(NamedTuple):
 
     @property
     def balance(self) -> jax.Array:
-        """Descent over bend: above 1 the loss falls, at 1 it stands still, below 0 is concave."""
-        return self.descent / numerics.nonzero(self.bend)
+        """Descent over bend: above 1 the loss falls, at 1 it stands still, below 1 it rises.
+
+        Where curvature takes nothing back, with a bend of 0 or less, there is no such number: inf
+        with a descent above 0, -inf with one below, and 0 without one. NaN comes of a NaN only.
+        """
+        straight = self.bend <= 0
+        ratio = self.descent / jnp.where(straight, 1.0, self.bend)
+        endless = jnp.where(ratio > 0, jnp.inf, jnp.where(ratio < 0, -jnp.inf, ratio))
+        return jnp.where(straight, endless, ratio)
 
     def verdict(
         self, settled: bool, *, gradient_tolerance: float = 1e-3, balance_tolerance: float = 0.25
@@ -77,11 +84,14 @@ class StationarityReport(NamedTuple):
 
         Returns:
           ``"stationary point"``, ``"invariant measure"``: the loss has settled where gradients have
-          not vanished, ``"descending"``, or ``"unclear"``.
+          not vanished, ``"descending"``, or ``"unclear"``, as where a step climbs to first order
+          (``descent`` not above 0).
         """
-        off = float(self.balance) - 1.0
         if settled and float(self.grad_norm_unbiased) <= gradient_tolerance:
             return "stationary point"
+        if not float(self.descent) > 0:  # the balance is one of a descent
+            return "unclear"
+        off = float(self.balance) - 1.0
         if settled and abs(off) <= balance_tolerance:
             return "invariant measure"
         return "descending" if off > balance_tolerance else "unclear"
@@ -109,6 +119,7 @@ def stationarity_report(
     learning_rate: Any = None,
     *,
     update_fn: Callable[[Tree], Tree] | None = None,
+    product: Product = hvp_fn,
 ) -> StationarityReport:
     """One pass over independent batches: gradient, noise, curvature along the steps, and balance.
 
@@ -116,11 +127,12 @@ def stationarity_report(
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
       params: the point, a tree of real floating arrays.
       batches: two or more, of the size that training has, independently drawn; they stream. The
-        first axis of a batch's first array counts its examples.
+        first axis of a batch's first array counts its examples. ``Batches`` will do.
       learning_rate: of SGD, > 0, whose update is minus the gradient times it.
       update_fn: for other optimizers, instead: a gradient's update, like ``params``. Nothing
         recompiles from call to call where ``loss_fn`` is the same function and what changes is an
         argument of a ``jax.tree_util.Partial``, such as the optimizer's state.
+      product: of which matrix ``rayleigh_g`` and ``bend`` are; ``hvp_fn`` for the Hessian.
 
     Returns:
       The report. Per batch it costs a gradient, two Hessian products and two losses; memory is
@@ -144,9 +156,9 @@ def stationarity_report(
         sums = (
             _first(loss_fn, update_fn, params, batch)
             if sums is None
-            else _next(loss_fn, update_fn, params, batch, sums)
+            else _next(loss_fn, product, update_fn, params, batch, sums)
         )
-        seen, size = seen + 1, size + examples(batch)
+        seen, size = seen + 1, size + max(1, examples(batch))
     if sums is None or seen < 2:
         raise ValueError(
             f"batches must hold two or more, got {seen}: the noise is what they differ by."
@@ -183,12 +195,14 @@ def _first(loss_fn: Any, update_fn: Any, params: Tree, batch: Any) -> _Sums:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _next(loss_fn: Any, update_fn: Any, params: Tree, batch: Any, sums: _Sums) -> _Sums:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _next(
+    loss_fn: Any, product: Product, update_fn: Any, params: Tree, batch: Any, sums: _Sums
+) -> _Sums:
     loss, gradient, update = _look(loss_fn, update_fn, params, batch)
     g, u = sums.last_gradient, sums.last_update
     moved = jax.tree.map(lambda p, d: p + d, params, u)
-    product = hvp_fn(loss_fn, params, batch)
+    linear = product(loss_fn, params, batch)
 
     def add(total: jax.Array, x: jax.Array) -> jax.Array:
         return total + numerics.widen(x)
@@ -199,8 +213,8 @@ def _next(loss_fn: Any, update_fn: Any, params: Tree, batch: Any, sums: _Sums) -
         squares=sums.squares + square_norm_of_tree(gradient),
         products=sums.products + inner(gradient, update),
         loss=sums.loss + loss,
-        rayleigh=sums.rayleigh + inner(g, product(g)) / numerics.nonzero(square_norm_of_tree(g)),
-        bend=sums.bend + 0.5 * inner(u, product(u)),
+        rayleigh=sums.rayleigh + inner(g, linear(g)) / numerics.nonzero(square_norm_of_tree(g)),
+        bend=sums.bend + 0.5 * inner(u, linear(u)),
         change=sums.change + numerics.scalar(loss_fn(moved, batch)) - loss,
         last_gradient=gradient,
         last_update=update,

@@ -2,8 +2,9 @@
 
     params -> {scale_m W_m},    the scales from ``GradInit.step`` over pairs (S, S~) of batches
 
-It is for deep networks without normalisation and for initialisations of a bad scale; a good one
-gains nothing. Zhu, Ni, Xu, Kong, Huang & Goldstein, NeurIPS 2021, arXiv 2102.08098.
+It is for deep networks without normalisation and for initialisations of a bad scale; from a good
+one training was slower for it. Zhu, Ni, Xu, Kong, Huang & Goldstein, NeurIPS 2021, arXiv
+2102.08098.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(params, batch):

@@ -168,7 +168,8 @@ class GradInit:
           pair: the batches S and S~.
 
         Returns:
-          The new state, or the old one where a slope is NaN, and what the step saw.
+          The new state, or the old one where that would not be finite (a slope is NaN, or without
+          ``grad_clip`` too large for its square), and what the step saw.
         """
         blocks = self.blocks(params)
         if state.scales.shape != (len(blocks.names),):
@@ -182,7 +183,8 @@ class GradInit:
         along, moments = direction(slope, state.moments, kind, betas=self.betas, clip=clip)
         scales = self._bounded(blocks, state.scales - self.scale_lr * along)
         moved = GradInitState(jnp.where(state.scales == 0, state.scales, scales), moments)
-        sound = ~jnp.any(jnp.isnan(slope))
+        finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(moved)]
+        sound = jnp.all(jnp.stack(finite))
         after = jax.tree.map(lambda new, old: lax.select(sound, new, old), moved, state)
         return after, GradInitRecord(constrained, norm, loss, lowered, slope, after.scales)
 

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from adamw_jax.curvature import batch_hessian_extreme, hessian_noise, minimal_damping
+from adamw_jax.curvature import (
+    Batches,
+    batch_hessian_extreme,
+    hessian_noise,
+    minimal_damping,
+)
 
 SIZE, KEY, EXTREME = 300, jax.random.key(0), jax.jit(batch_hessian_extreme)
 
@@ -67,9 +72,9 @@ def loss_fn(params: Any, batch: Any) -> jax.Array:
 PARAMS = {"a": jnp.zeros(20), "b": jnp.zeros(SIZE - 20, jnp.bfloat16)}
 
 
-def matrices(number: int, seed: int) -> np.ndarray:
-    rng, mean = np.random.default_rng(seed), np.diag(np.linspace(-1.0, 3.0, SIZE))
-    return np.stack([mean + symmetric_noise(rng, 0.2) for _ in range(number)]).astype(np.float32)
+def matrices(number: int, seed: int, sigma: float = 0.2, scale: float = 1.0) -> np.ndarray:
+    rng, mean = np.random.default_rng(seed), scale * np.diag(np.linspace(-1.0, 3.0, SIZE))
+    return np.stack([mean + symmetric_noise(rng, sigma) for _ in range(number)]).astype(np.float32)
 
 
 def test_measured_noise() -> None:
@@ -93,6 +98,41 @@ def test_alike_batches_have_no_noise() -> None:
     np.testing.assert_allclose(found.mean, 1.0, rtol=1e-2)  # the product is in bfloat16
     assert float(found.variance) < 1e-6
     assert np.isinf(found._replace(shrinkage=jnp.float32(-0.5)).damping(0.1))
+
+
+def test_noise_far_below_the_hessian() -> None:
+    """In float32, where squares of 100 have an error of 1e-3: the difference is formed first."""
+    data = np.float32(100) * np.eye(SIZE, dtype=np.float32) + matrices(12, 3, 1e-3, 0.0)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
+    found = hessian_noise(loss_fn, params, [data[i : i + 2] for i in range(0, 12, 2)], KEY)
+    np.testing.assert_allclose(found.mean, 100.0, rtol=1e-4)
+    np.testing.assert_allclose(found.dispersion, SIZE * 1e-6 / 12, rtol=0.3)
+    np.testing.assert_allclose(found.sigma, 1e-3, rtol=0.1)
+    assert -0.3 < float(found.shrinkage) < 0.5  # none of the dispersion is real
+
+
+def test_no_noise_and_nothing_but_noise() -> None:
+    """The share is 1 and minus infinity, whatever the unit."""
+    eye, e = np.eye(3, dtype=np.float32), np.diag(np.float32([1.0, -1.0, 1.0]))
+
+    def loss(w: Any, batch: Any) -> jax.Array:
+        return 0.5 * jnp.mean(jnp.einsum("i,nij,j->n", w, batch, w))
+
+    for unit in (1e-3, 1.0, 1e3):
+        one, other = (np.float32(unit) * x[None] for x in (eye + e / 2, eye - e / 2))
+        alike = hessian_noise(loss, jnp.zeros(3), [one, one], KEY)
+        assert (float(alike.variance), float(alike.shrinkage)) == (0.0, 1.0)
+        noise = hessian_noise(loss, jnp.zeros(3), [one, other], KEY)
+        assert float(noise.shrinkage) < -1e3
+        assert np.isinf(noise.damping(0.1))
+
+
+def test_batches_are_batches() -> None:
+    data = [matrices(2, seed) for seed in (0, 1)]
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
+    expected = hessian_noise(loss_fn, params, data, KEY)
+    found = hessian_noise(loss_fn, params, Batches(data), KEY)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_minimal_damping() -> None:
@@ -120,5 +160,7 @@ def test_errors(arguments: Any, message: str) -> None:
 def test_errors_of_the_others() -> None:
     with pytest.raises(ValueError, match="batches must hold two or more, got 1"):
         hessian_noise(loss_fn, PARAMS, [matrices(1, 0)], KEY)
+    with pytest.raises(ValueError, match="one size, got 1 examples after batches of 2: leave"):
+        hessian_noise(loss_fn, PARAMS, [matrices(2, 0), matrices(2, 0), matrices(1, 0)], KEY)
     with pytest.raises(ValueError, match="batch_size must be a number > 0"):
         minimal_damping(1.0, 0)

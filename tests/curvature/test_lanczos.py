@@ -116,6 +116,37 @@ def test_copies_without_reorthogonalization() -> None:
     np.testing.assert_allclose(without, 1e3, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_bare_recurrence_is_the_same_while_it_lasts() -> None:
+    diagonal, start = jnp.linspace(-1.0, 3.0, 20), jnp.linspace(1.0, 2.0, 20)
+    with_it, without = (
+        curvature.lanczos(lambda v: diagonal * v, start, 6, reorthogonalize=again)
+        for again in (True, False)
+    )
+    for a, b in zip(with_it, without, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_step_is_one_product(again: bool) -> None:
+    calls = []
+
+    def count(v: Any) -> Any:
+        calls.append(1)
+        return v
+
+    def product(v: Any) -> Any:
+        v = jax.pure_callback(count, jax.ShapeDtypeStruct(v.shape, v.dtype), v)
+        return jnp.arange(20, dtype=jnp.float32) * v
+
+    @jax.jit
+    def alpha(start: Any) -> Any:
+        return curvature.lanczos(product, start, 5, reorthogonalize=again).alpha
+
+    jax.block_until_ready(alpha(jnp.ones(20)))
+    assert len(calls) == 5
+
+
 def precisions(jaxpr: Any) -> list[Any]:
     """The precisions of all matrix products in a program."""
     found = [e.params["precision"] for e in jaxpr.eqns if e.primitive.name == "dot_general"]
@@ -135,6 +166,16 @@ def test_only_the_iteration_itself_has_the_highest_precision() -> None:
     found = precisions(program(jnp.eye(4), jnp.ones(4)).jaxpr)
     assert found.count(None) == 1
     assert found.count(highest) == len(found) - 1 >= 4
+
+
+def test_xdiag_has_the_highest_precision_too() -> None:
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    program = jax.make_jaxpr(
+        lambda a, x: curvature.hessian_diag(quadratic, x, a, method="xdiag", num=2, key=KEY)
+    )
+    found = precisions(program(jnp.eye(6), jnp.ones(6)).jaxpr)
+    assert set(found) == {None, highest}  # the products with H have the user's
+    assert found.count(highest) >= 2
 
 
 SPIKED = symmetric([9.0, 7.0, -12.0, *np.linspace(-0.3, 0.3, 27)])
@@ -182,17 +223,22 @@ def test_repeated_eigenvalues_are_seen_once_by_lanczos_and_all_by_scipy() -> Non
         assert (found[0], found[2]) == (0.0, 0.0)
 
 
-def test_one_compilation_for_many_points() -> None:
+@pytest.mark.parametrize("backend", ["lanczos", "scipy"])
+def test_one_compilation_for_many_points(backend: str) -> None:
     traces = []
 
     def loss_fn(x: Any, matrix: Any) -> jax.Array:
         traces.append(1)
         return jnp.sum(x**4) + quadratic(x, matrix)
 
-    curvature.sharpness(loss_fn, jnp.ones(30), SPIKED, key=KEY)
+    def largest(x: Any) -> jax.Array:
+        found = curvature.top_eigenvalues(loss_fn, x, SPIKED, key=KEY, backend=backend)
+        return found[0][0]
+
+    largest(jnp.ones(30))
     first = len(traces)
     for scale in (0.0, 2.0):
-        value = curvature.sharpness(loss_fn, jnp.full(30, scale, jnp.float32), SPIKED, key=KEY)
+        value = largest(jnp.full(30, scale, jnp.float32))
         expected = np.linalg.eigvalsh(SPIKED + 12 * scale**2 * np.eye(30))[-1]
         np.testing.assert_allclose(value, expected, rtol=1e-4)
     assert len(traces) == first
@@ -255,6 +301,8 @@ def test_errors(monkeypatch: Any) -> None:
         curvature.spectral_density(quadratic, jnp.ones(30), SPIKED, key=KEY, kernel_variance=0.0)
     with pytest.raises(ValueError, match="probes must be a tree with an axis in front"):
         curvature.quadrature(lambda v: v, {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}, 2)
+    with pytest.raises(ValueError, match="v0 must not be 0"):
+        curvature.lanczos(lambda v: v, {"a": jnp.zeros(3), "b": jnp.zeros(2)}, 2)
     monkeypatch.setitem(sys.modules, "matfree.decomp", None)
     with pytest.raises(ImportError, match=r"pip install adamw-jax\[curvature\]"):
         curvature.lanczos(lambda v: v, jnp.ones(3), 2)

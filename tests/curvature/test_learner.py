@@ -112,6 +112,36 @@ def test_without_momentum() -> None:
 
 
 @pytest.mark.parametrize(
+    "tx",
+    [
+        aj.adam(0.1),
+        aj.adafactor(0.1),
+        aj.koala_v(0.1),
+        aj.norm_adaptive_sgd(0.1),
+        aj.quantize_state(aj.adamax(0.1)),
+        optax.chain(optax.identity(), aj.lamb(0.1)),
+    ],
+    ids=["adam", "adafactor", "koala_v", "norm_adaptive_sgd", "quantized adamax", "chained lamb"],
+)
+def test_not_into_an_adaptive_method(tx: Any) -> None:
+    params, batch = {"a": jnp.ones(2), "b": jnp.ones(2)}, jnp.asarray(SPECTRUM, jnp.float32)
+    with pytest.raises(ValueError, match=r"learn_rates is for SGD, .*learning_rate.* of another"):
+        learn_rates(tx.init(params), loss_fn, params, batch, key=KEY, method="sgd")
+
+
+def test_into_the_sgd_beside_an_adaptive_method() -> None:
+    params, batch = {"a": jnp.ones(2), "b": jnp.ones(2)}, jnp.asarray(SPECTRUM, jnp.float32)
+    tx = optax.partition({"a": aj.sgdw(0.1), "b": aj.adam(0.1)}, {"a": "a", "b": "b"})
+    state = tx.init(params)
+    names = {name.rpartition("/")[2]: name for name in aj.hyperparams(state) if "/a/" in name}
+    state, rates = learn_rates(
+        state, loss_fn, params, batch, key=KEY,
+        learning_rate=names["learning_rate"], momentum=names["momentum"],
+    )  # fmt: skip
+    assert float(aj.hyperparams(state)[names["learning_rate"]]) == float(rates.learning_rate)
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (([1.0],), {"method": "adam"}, "method must be one of"),

@@ -99,8 +99,8 @@ def measured() -> tuple[Any, Any]:
     return jax.jit(lambda state, g: jax.lax.scan(step, state, g))(tx.init(PARAMS), draws(STEPS))
 
 
-def test_the_meter_averages_both_and_leaves_the_step() -> None:
-    state, updates = measured()
+def test_the_meter_averages_both() -> None:
+    state, _ = measured()
     small, big = jax.vmap(micro_square_norms)(draws(STEPS))
     one = gradient_noise_scale(small, big, MICRO, BATCH)
     weights = 0.98 ** np.arange(STEPS)[::-1]
@@ -109,10 +109,17 @@ def test_the_meter_averages_both_and_leaves_the_step() -> None:
         np.testing.assert_allclose(kept, np.average(each, weights=weights), rtol=1e-4)
     np.testing.assert_allclose(found.scale, NOISE / SIGNAL, rtol=0.25)
 
+
+def test_the_meter_leaves_every_step_to_the_bit() -> None:
+    _, updates = measured()
     bare = aj.compose(*RECIPE[1:])
-    first = jax.tree.map(lambda x: x[0].mean(0), draws(STEPS))
-    expected, _ = bare.update(first, bare.init(PARAMS), PARAMS)
-    assert_close(jax.tree.map(lambda x: x[0], updates), expected)
+
+    def step(state: Any, micro: Any) -> Any:
+        updates, state = bare.update(jax.tree.map(lambda x: x.mean(0), micro), state, PARAMS)
+        return state, updates
+
+    scanned = jax.jit(lambda state, g: jax.lax.scan(step, state, g))
+    assert_equal(updates, scanned(bare.init(PARAMS), draws(STEPS))[1])
 
 
 def test_multi_steps_tells_the_norms() -> None:
@@ -187,8 +194,19 @@ def test_errors() -> None:
         read_noise_scale(aj.adamw(0.1).init(PARAMS))
     with pytest.raises(TypeError, match=r"takes an optax.MultiSteps\(...\)"):
         with_micro_norms(tx)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="big_batch must be > 8 everywhere, got 8"):
-        gradient_noise_scale(1.0, 1.0, 8, 8)
+    for few, many in (
+        (8, 8),
+        (np.int32(8), np.int32(8)),
+        (jnp.int32(8), jnp.int32(8)),
+        (np.array([4, 8]), 8),
+        (np.array([4, 9]), np.array([8, 8])),
+    ):
+        with pytest.raises(ValueError, match="big_batch must be > small_batch everywhere, got 8"):
+            gradient_noise_scale(1.0, 1.0, few, many)
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        multi = with_micro_norms(optax.MultiSteps(tx, 3))
+        with pytest.raises(ValueError, match=r"3 micro-batches of small_batch=4 .* of 12, not big"):
+            multi.update(PARAMS, multi.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match="gradients must be stacked"):
         micro_square_norms({"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))})
     with pytest.raises(ValueError, match="measure_noise_scale takes gradient, but"):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from adamw_jax import curvature
-from tests.golden_cases import CASES
+from tests.golden_cases import OWN_SETS, discover
 
 pytestmark = pytest.mark.slow
 
-(GOLDEN,) = (case for case in CASES if case.system == "hutchinson")
+(GOLDEN,) = (case for case in discover(OWN_SETS) if case.system == "hutchinson")
 MATRIX = GOLDEN.arrays["in__A"].astype(np.float32)
 SIZE = len(MATRIX)
 RUNS = 3000

@@ -12,6 +12,7 @@ import pytest
 
 import adamw_jax as aj
 from adamw_jax import curvature
+from tests.catalogue import Entry, plain_entries
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +170,33 @@ def test_states_of_optax(tx: Any, theirs: Any) -> None:
         np.testing.assert_allclose(array, expected[name], rtol=1e-5)
 
 
+def test_small_state() -> None:
+    """What is stored in 8 bits is decoded first, for optax's Adam too."""
+    numbers = np.random.default_rng(0)
+    params = {"w": jnp.ones((64, 64))}
+    sizes = numbers.uniform(0.5, 2.0, (2, 64, 64)) * numbers.choice([-1, 1], (2, 64, 64))
+
+    def after(tx: Any) -> Any:
+        state = tx.init(params)
+        for g in sizes:
+            _, state = jax.jit(tx.update)({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        return state
+
+    tx, small = aj.adam(LR, B1, B2, EPS), aj.adam(LR, B1, B2, EPS, storage="8bit")
+    expected = curvature.preconditioner(tx, after(tx), params)["w"]
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        theirs = after(aj.quantize_state(optax.adam(LR, B1, B2, EPS)))
+    for recipe, state in (
+        (tx, after(aj.quantize_state(tx))),
+        (tx, after(aj.quantize_state(tx, rounding="stochastic"))),
+        (tx, theirs),
+        (small, after(small)),
+    ):
+        assert jnp.dtype(jnp.uint8) in {leaf.dtype for leaf in jax.tree.leaves(state)}
+        got = curvature.preconditioner(recipe, state, params)["w"]
+        np.testing.assert_allclose(got, expected, rtol=0.05)
+
+
 def quadratic(x: Any, matrix: Any) -> jax.Array:
     v = jnp.concatenate([x["w"][0], x["b"]])
     return 0.5 * jnp.dot(v, matrix @ v)
@@ -187,6 +215,29 @@ def test_preconditioned_sharpness() -> None:
         lambda p, s: curvature.preconditioned_sharpness(quadratic, p, matrix, tx, s, key=KEY)
     )(params, state)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+WITHOUT = ("koala_m", "koala_v", "norm_adaptive_sgd")
+"""Optimizers that divide by no second moment of ``estimate_moments``, as the docstring says."""
+
+
+@pytest.mark.parametrize("entry", plain_entries(), ids=lambda entry: entry.label)
+def test_every_optimizer(entry: Entry) -> None:
+    """A positive P and a sharpness, or an error that says why there is none."""
+    tx = entry.make(LR)
+    state, params = trained(tx)
+    if entry.name in WITHOUT:
+        with pytest.raises(ValueError, match=r"one estimate_moments stage; tx has 0 among"):
+            curvature.preconditioner(tx, state, params)
+        return
+    for leaf in jax.tree.leaves(curvature.preconditioner(tx, state, params)):
+        assert np.isfinite(leaf).all()
+        assert (leaf > 0).all()
+    matrix = jnp.diag(jnp.arange(1.0, 6.0))
+    found = curvature.preconditioned_sharpness(
+        quadratic, params, matrix, tx, state, key=KEY, steps=5
+    )
+    assert 0 < float(found) < np.inf
 
 
 @pytest.mark.parametrize(

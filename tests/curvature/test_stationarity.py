@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from adamw_jax.curvature import RunningMeasure, stationarity_report
+from adamw_jax.curvature import (
+    Batches,
+    RunningMeasure,
+    StationarityReport,
+    stationarity_report,
+)
 
 CURVATURE = np.array([0.5, 1.0, 4.0], np.float32)
 TRUE = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
@@ -130,13 +135,49 @@ def test_an_invariant_measure() -> None:
     assert report.verdict(True) != "stationary point"
 
 
-def test_verdicts() -> None:
-    report = stationarity_report(quadratic, TRUE, points(4), 0.1)
-    one = jnp.float32(1.0)
-    assert report.verdict(settled=False) == "descending"
-    assert report._replace(descent=one, bend=one).verdict(True) == "invariant measure"
-    assert report._replace(descent=one, bend=one).verdict(False) == "unclear"
-    assert report._replace(descent=-one, bend=one).verdict(True) == "unclear"
+def report_of(descent: float, bend: float, gradient: float = 1.0) -> StationarityReport:
+    names = dict.fromkeys(StationarityReport._fields, jnp.float32(1.0))
+    found = {"descent": descent, "bend": bend, "grad_norm_unbiased": gradient}
+    return StationarityReport(**names | {k: jnp.float32(x) for k, x in found.items()})
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(
+    ("descent", "bend", "balance", "settled", "running"),
+    [
+        (1.0, 1.0, 1.0, "invariant measure", "unclear"),
+        (1.2, 1.0, 1.2, "invariant measure", "unclear"),
+        (2.0, 1.0, 2.0, "descending", "descending"),
+        (0.5, 1.0, 0.5, "unclear", "unclear"),
+        (1.0, 0.0, np.inf, "descending", "descending"),
+        (1.0, -1.0, np.inf, "descending", "descending"),
+        (0.0, 1.0, 0.0, "unclear", "unclear"),
+        (0.0, 0.0, 0.0, "unclear", "unclear"),
+        (0.0, -1.0, 0.0, "unclear", "unclear"),
+        (-1.0, 1.0, -1.0, "unclear", "unclear"),
+        (-1.0, 0.0, -np.inf, "unclear", "unclear"),
+        (-1.0, -1.0, -np.inf, "unclear", "unclear"),
+        (-2.0, -1.0, -np.inf, "unclear", "unclear"),
+    ],
+)
+def test_verdicts(
+    descent: float, bend: float, balance: float, settled: str, running: str, unit: float
+) -> None:
+    """Of every sign, in any unit of the loss."""
+    with jax.debug_nans(True):
+        report = report_of(descent * unit, bend * unit)
+        np.testing.assert_allclose(report.balance, balance, rtol=1e-6)
+    assert report.verdict(True) == settled
+    assert report.verdict(False) == running
+    assert report._replace(grad_norm_unbiased=jnp.float32(0)).verdict(True) == "stationary point"
+    assert report.verdict(True, balance_tolerance=10.0) != "invariant measure" or descent > 0
+
+
+def test_what_is_not_a_number_is_unclear() -> None:
+    for descent, bend in ((np.nan, 1.0), (1.0, np.nan), (np.nan, -1.0)):
+        report = report_of(descent, bend)
+        assert np.isnan(report.balance)
+        assert report.verdict(True) == "unclear"
 
 
 def test_other_optimizers_and_narrow_parameters() -> None:
@@ -159,6 +200,12 @@ def test_other_optimizers_and_narrow_parameters() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5)
     np.testing.assert_allclose(found[1].descent, 2 * plain.descent, rtol=1e-5)
     np.testing.assert_allclose(found[1].bend, 4 * plain.bend, rtol=1e-5)
+
+
+def test_batches_are_batches() -> None:
+    report = stationarity_report(quadratic, TRUE, points(3), 0.1)
+    found = stationarity_report(quadratic, TRUE, Batches(points(3)), 0.1)
+    np.testing.assert_array_equal(jax.tree.leaves(found), jax.tree.leaves(report))
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,21 @@ def test_what_is_not_a_number_changes_nothing() -> None:
     assert np.isfinite(step(PARAMS, state, PAIR)[0].scales).all()
 
 
+@pytest.mark.parametrize("factor", [1e25, 1e38], ids=["its square", "the slope itself"])
+def test_what_overflows_changes_nothing_or_is_clipped(factor: float) -> None:
+    def steep(params: Any, batch: Any) -> jax.Array:
+        return jnp.float32(factor) * jnp.sum(params["w"]) + 0.0 * batch
+
+    params = {"w": jnp.ones(1)}
+    search = search_of(steep, grad_clip=None)
+    before = search.init(params)
+    state, record = one_step(search, params)
+    assert not np.isfinite(record.slope * record.slope).all()
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+    state, _ = one_step(search_of(steep), params)
+    np.testing.assert_allclose(state.scales, [0.9], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "gamma"), [("sgd", 0.0), ("sgd", math.inf), ("adam", math.inf)]
 )

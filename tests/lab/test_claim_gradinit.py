@@ -26,7 +26,7 @@ def test_weights_have_the_scale_of_their_gain() -> None:
 
 
 def rows_of(s, gained, lowered):
-    """Ends where GradInit gains so much accuracy at a bad gain and loss at the good one."""
+    """Rows where GradInit gains so much accuracy, and so large a share of the losses."""
     rows = []
     for gain in s.gains:
         for seed in s.seeds:
@@ -35,9 +35,13 @@ def rows_of(s, gained, lowered):
             rows.append({"kind": "scale", "gain": gain, "seed": seed, "layer": 1, "scale": 2.0})
             for name, better in ((gradinit.PLAIN, 0), (gradinit.GRADINIT, 1)):
                 mine = {"gain": gain, "seed": seed, "series": name}
-                rows.append({"kind": "loss", **mine, "step": 1, "loss": 1.0})
+                share = 1 - better * (lowered + e)
+                rows += [
+                    {"kind": "loss", **mine, "step": step, "loss": loss * share}
+                    for step, loss in ((1, 2.0), (2, 0.1))
+                ]
                 rows.append({"kind": "end", **mine, "test_accuracy": 0.5 + better * (gained + e),
-                             "train_loss": 1.0 - better * (lowered + e)})  # fmt: skip
+                             "train_loss": 0.1})  # fmt: skip
     return rows
 
 
@@ -50,8 +54,10 @@ def rows_of(s, gained, lowered):
     ],
 )
 def test_verdicts(gained, lowered, words) -> None:
+    """Speed is judged by the whole curve: the loss at the end is one and the same."""
     result = gradinit.EXPERIMENT.analyse(TINY, rows_of(TINY, gained, lowered))
     assert [verdict.word for verdict in result.verdicts] == words
+    assert ("is slower" in result.verdicts[1].evidence) == (lowered < -0.1)
 
 
 def test_a_diverged_run_loses() -> None:

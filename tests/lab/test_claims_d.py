@@ -99,6 +99,26 @@ def test_geometry_verdicts_go_by_the_worse_layer(uneven, even, found):
     assert words(local_geometry, s, rows) == [found[0]] * 2 + [found[1]] * 2
 
 
+def test_geometry_is_that_of_the_mean():
+    """One seed below the bound is told, and does not decide."""
+    s = tiny(local_geometry, seeds=(0, 1, 2, 3))
+    ends = [
+        {"series": "Adam", "seed": seed, "first": 20.0, "second": second}
+        for seed, second in zip(s.seeds, (7.0, 14.0, 14.0, 28.0), strict=True)
+    ]
+    uneven = local_geometry._verdict(s, ends, local_geometry.MOMENTUM)
+    assert uneven.claim.endswith("above 8 in the geometric mean over seeds")
+    assert "the smaller of the two 12.87 [" in uneven.evidence
+    assert "from 7.00 to 20.00 over seeds" in uneven.evidence
+    low, high = map(float, uneven.evidence.partition("[")[2].partition("]")[0].split(", "))
+    np.testing.assert_allclose(low * high, 12.87**2, rtol=2e-3)
+    assert (low > 8) == (uneven.word == "shown")
+    even = local_geometry._verdict(s, ends, local_geometry.ADAM)
+    assert "the larger of the two 21.76 [" in even.evidence
+    low, high = map(float, even.evidence.partition("[")[2].partition("]")[0].split(", "))
+    assert low < 21.76 < high
+
+
 # Invariant measures
 
 
@@ -176,6 +196,24 @@ def test_a_wide_interval_of_the_power_is_a_tie():
     s = tiny(batch_size_rules)
     verdict = batch_size_rules._verdict(s, batch_size_rules.ADAM, batch_size_rules.BEST, [0.4, 0.7])
     assert verdict.word == "tie"
+
+
+def test_a_power_between_the_two_is_neither():
+    """The bands do not meet, and an interval without the power is no tie."""
+    s = tiny(batch_size_rules)
+    for name in batch_size_rules.RULES:
+        verdict = batch_size_rules._verdict(s, name, batch_size_rules.BEST, [0.74, 0.75, 0.76])
+        assert verdict.word == "not shown"
+    close = batch_size_rules._verdict(s, batch_size_rules.SGD, batch_size_rules.BEST, [0.95, 0.951])
+    assert close.word == "shown"
+
+
+def test_what_becomes_of_the_power_is_told():
+    s = tiny(batch_size_rules, octaves=((-8, 1), (-10, -1)), fitted=(8, 16), beyond=(32, 64))
+    rows = loss_rows(s, {batch_size_rules.SGD: 1.0, batch_size_rules.ADAM: 0.5})
+    (remark,) = batch_size_rules.EXPERIMENT.analyse(s, rows).remarks
+    assert remark.startswith("From a batch size of 16 to 64 the power is 1.0")
+    assert "0.50 for Adam's best learning rate." in remark
 
 
 # Moment estimation

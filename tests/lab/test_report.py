@@ -19,8 +19,8 @@ from adamw_jax.lab.plots.heat import heat
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.style import INK, SERIES
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.report import build
-from adamw_jax.lab.results import Figure, Panel
+from adamw_jax.lab.report import build, markdown
+from adamw_jax.lab.results import Column, Figure, Panel, Table
 from adamw_jax.lab.runs import new_folder, perform, say
 
 NAMES = ("decay_scale", "decoupled_decay")
@@ -102,7 +102,18 @@ def test_markdown_tables_have_equal_rows(report):
     text = (report.folder / "report.md").read_text("utf-8").splitlines()
     for above, line in itertools.pairwise(text):
         if above.startswith("|") and line.startswith("|"):
-            assert above.count("|") == line.count("|")
+            assert bars(above) == bars(line)
+
+
+def bars(line):
+    return len(re.findall(r"(?<!\\)\|", line))
+
+
+def test_a_bar_in_a_markdown_table_is_escaped():
+    columns = [Column("norm", "|x|^2 / d"), Column("b", "b")]
+    lines = markdown.of_table(Table("t", "t", columns, [{"norm": "|g|", "b": "1"}])).splitlines()
+    assert [bars(line) for line in lines] == [3, 3, 3]
+    assert lines[0] == r"| \|x\|^2 / d | b |"
 
 
 def test_report_is_rebuilt_from_the_logs_alone(report):

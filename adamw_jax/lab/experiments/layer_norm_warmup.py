@@ -145,6 +145,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
         [_verdict(s, ends, arm, rate) for arm in (PRE, WARM) for rate in s.rates],
         [Table("training", title, columns, table)],
         [_figure(s, rows)],
+        [
+            f"After {s.steps} steps, {s.warmup} of them at a lower learning rate, Post-LN with "
+            "warm-up is still on its way: whether warm-up helps it in the end, these runs do not "
+            "tell."
+        ],
     )
 
 
@@ -154,7 +159,7 @@ def _verdict(s: Settings, ends: Sequence[Row], arm: str, rate: float) -> Verdict
     return Verdict(
         claim="Without warm-up Pre-LN trains faster than Post-LN"
         if arm == PRE
-        else "Warm-up helps Post-LN",
+        else f"Warm-up lowers the loss of Post-LN within {s.steps} steps",
         task=f"repeated sequences, lr {rate:g}",
         word=decide(gap, LOSS_MARGIN),
         evidence=f"{arm} {mean_sd(mine, 'train_loss')}, {POST} {mean_sd(post, 'train_loss')}; "

@@ -168,17 +168,23 @@ def _verdict(s: Settings, ends: Sequence[Row], name: str) -> Verdict:
     gap = paired([math.log(r) if uneven else bound for r in decisive],
                  [bound if uneven else math.log(r) for r in decisive])  # fmt: skip
     word = "smaller" if uneven else "larger"
+    sign = 1 if uneven else -1
+    low, mean, high = (
+        math.exp(sign * (x + sign * bound)) for x in (gap.low, gap.mean, gap.high)[::sign]
+    )
     return Verdict(
         claim=f"{name} leads to "
-        + (f"an uneven diagonal, R_med above {HIGH:g}" if uneven else f"R_med below {LOW:g}"),
+        + (f"an uneven diagonal, R_med above {HIGH:g}" if uneven else f"R_med below {LOW:g}")
+        + " in the geometric mean over seeds",
         task=f"two linear layers of {s.size}",
         word=decide(gap, MARGIN),
         evidence=f"First layer {spread(layers[0]).mean:.2f}, second {spread(layers[1]).mean:.2f}; "
-        f"the {word} of the two from {min(decisive):.2f} to {max(decisive):.2f} over seeds.",
+        f"the {word} of the two {mean:.2f} [{low:.2f}, {high:.2f}] in the geometric mean, from "
+        f"{min(decisive):.2f} to {max(decisive):.2f} over seeds.",
         rule=rule(
-            f"log(R_med / {HIGH:g}) of the smaller layer's"
+            f"the mean of log(R_med / {HIGH:g}) of the smaller layer's"
             if uneven
-            else f"log({LOW:g} / R_med) of the larger layer's",
+            else f"the mean of log({LOW:g} / R_med) of the larger layer's",
             f"{MARGIN:g}",
         ),
         literature="Jiang et al., abstract: adaptive methods bias the trajectory towards regions "

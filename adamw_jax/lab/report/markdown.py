@@ -71,10 +71,12 @@ def of_table(table: Table) -> str:
 
 
 def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+    """A Markdown table; a bar in a heading or a cell is escaped, which would begin the next one."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(titles), "|" + "---|" * len(titles), *map(line, rows)])
 
 
 def _lines(texts: Iterable[str]) -> str:
