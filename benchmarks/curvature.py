@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import adamw_jax
 from adamw_jax import curvature
 
 SIZES = (64, 310, 310, 100, 10)
@@ -52,8 +53,32 @@ def make() -> tuple[Any, Any]:
     return params, (x, jax.random.randint(keys[-2], (EXAMPLES,), 0, SIZES[-1]))
 
 
+ADAM = adamw_jax.adam(1e-3)
+
+
+def preconditioned(params: Any, batch: Any, how: Any) -> jax.Array:
+    """The sharpness under Adam's preconditioner after one step."""
+    _, state = ADAM.update(params, ADAM.init(params), params)
+    return curvature.preconditioned_sharpness(
+        LOSS, params, batch, ADAM, state, key=KEY, product=how
+    )
+
+
+def in_four(batch: Any) -> list[Any]:
+    """The batch in four pieces."""
+    return [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "hvp": lambda p, b, how: how(LOSS, p, b)(p),
+    "sharpness": lambda p, b, how: curvature.sharpness(LOSS, p, b, key=KEY, product=how),
+    "preconditioned_sharpness": preconditioned,
+    "hessian_noise, 4 batches": lambda p, b, how: curvature.hessian_noise(
+        LOSS, p, in_four(b), KEY, product=how
+    ),
+    "stationarity_report, 4 batches": lambda p, b, how: curvature.stationarity_report(
+        LOSS, p, in_four(b), 0.1, product=how
+    ),
     "top_eigenvalues(k=1)": lambda p, b, how: curvature.top_eigenvalues(
         LOSS, p, b, key=KEY, product=how
     ),

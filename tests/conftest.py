@@ -28,17 +28,14 @@ def x64():
         yield
 
 
-OPTIMIZED = ("test_hlo.py", "test_precision.py", "test_rounding.py", "test_benchmarks.py")
-"""Files that judge what XLA's optimizations make of a program, or that need its exact rounding."""
-
-
 @pytest.fixture(autouse=True)
 def quickly_compiled(request):
-    """Spares XLA's optimizations where compiling is most of what a test does.
+    """Spares XLA's optimizations, for compiling is most of what nearly all tests do.
 
-    Slow tests, the float32 golden cases among them, compile as users do.
+    Tests marked ``optimized`` compile as users do: they judge what XLA makes of a program, or need
+    its exact rounding.
     """
-    optimized = request.path.name in OPTIMIZED or request.node.get_closest_marker("slow")
+    optimized = request.node.get_closest_marker("optimized") is not None
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -18,6 +18,8 @@ import pytest
 from benchmarks import cli, contenders, hlo, report, rounds, suite, trees, worker
 from benchmarks.jax_step import JaxStep
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(__file__).resolve().parent.parent
 
 CPU_HLO = """HloModule jit_step, is_scheduled=true

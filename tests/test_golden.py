@@ -58,6 +58,7 @@ def test_reference(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", TRAJECTORIES, ids=label)
 def test_in_float32(case: Case) -> None:
     assert_matches_in_float32(case, replay(case, build(case)))

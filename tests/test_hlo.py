@@ -18,6 +18,8 @@ from benchmarks import hlo
 from tests.catalogue import FACTORED
 from tests.hand_written import FORMULAS, state_of, step_of
 
+pytestmark = pytest.mark.optimized
+
 NAMES = ("adamw", "amsgrad", "adamax", "adabelief", "radam")
 SCALARS = 4096  # bytes a step
 TILE = 128  # a TPU keeps a scalar in a tile of 128 words, and its cost model counts all of it

@@ -72,6 +72,7 @@ def test_optax_alias_test_passes_with_ours(group: Any, tmp_path: pathlib.Path) -
         **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JAX_NUMPY"))},
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a hundred programs that run for a moment
         CHOSEN: "|".join(group),
     }
     command = [sys.executable, "-m", "pytest", "-p", here.stem, "-p", "no:cacheprovider"]

@@ -29,6 +29,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.optimized
+
 table = pytest.mark.parametrize("entry", rows(PLAIN))
 DTYPES = ["bfloat16", "float16", "float32", "complex64"]
 

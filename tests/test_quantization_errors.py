@@ -41,6 +41,7 @@ def errors(form, arrays) -> dict[str, float]:
     return {key: float(value) for key, value in tool.errors(form, arrays).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [256, 2048])
 @pytest.mark.parametrize("levels", ["dynamic", "linear"])
 def test_errors_are_those_of_the_tables(levels, size, arrays) -> None:
@@ -65,6 +66,7 @@ def test_the_page_has_the_figures_of_a_million_values() -> None:
             assert float(row[key]) == pytest.approx(want, rel=within), (levels, size, key)
 
 
+@pytest.mark.slow
 def test_each_code_costs_what_its_spacing_says(arrays) -> None:
     eight, root, four, small, half = (
         errors(form, arrays)

@@ -17,7 +17,7 @@ from adamw_jax.rounding import compensated_rounding, stochastic_rounding
 from tests.catalogue import assert_equal, avals, one_step, run
 from tests.test_rounding_grid import gaps, wide
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 TAILS = {"stochastic": stochastic_rounding, "compensated": compensated_rounding}
 BF16 = jnp.bfloat16

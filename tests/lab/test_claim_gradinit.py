@@ -11,7 +11,7 @@ from adamw_jax.lab.experiments import gradinit
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 TINY = gradinit.EXPERIMENT.settings("tiny")
 

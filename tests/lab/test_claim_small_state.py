@@ -14,7 +14,7 @@ from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 from adamw_jax.storage import eight_bit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 TINY = small_state.EXPERIMENT.settings("tiny")
 

@@ -543,6 +543,7 @@ def compiled_step(tx: Any, params: Any) -> Any:
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
 
 
+@pytest.mark.optimized
 def test_scratch_is_that_of_the_largest_array() -> None:
     """Both moments in float32 while their scales are found: of one parameter, not of all."""
     params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
@@ -556,6 +557,7 @@ def test_scratch_is_that_of_the_largest_array() -> None:
     assert used < 0.5 * at_once.memory_analysis().temp_size_in_bytes / size
 
 
+@pytest.mark.optimized
 def test_scratch_on_a_gpt2_tree(monkeypatch: Any) -> None:
     """As on a machine with one device: the embedding's share of the moments, measured 2.81."""
     params = gpt2_tree()
@@ -565,6 +567,7 @@ def test_scratch_on_a_gpt2_tree(monkeypatch: Any) -> None:
     assert memory.temp_size_in_bytes / size <= 3
 
 
+@pytest.mark.optimized
 def test_the_order_changes_no_result() -> None:
     params = {f"layer{i}": jnp.ones((64, 64 * (i + 1))) for i in range(3)}
     gradients = sample_gradients(params)
