@@ -178,10 +178,14 @@ class Choice:
 
     def check_names(self, state: Tree, params: Tree) -> None:
         """Refuses a field that ``state`` has not, and a pattern that no parameter matches."""
-        fields = {field for _, _, fields, _ in _owned(state, params) for field in fields}
+        owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
+        fields = set[str]()
+        for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole):
+            start = numerics.owner_in(path, owners)
+            fields.update(() if start is None else _fields(state, path[:start]))
         named = () if isinstance(self.formats, Format) else [name for name, _ in self.formats]
         for name in named:
-            if name not in fields and fields:
+            if name not in fields and fields:  # without parameters there is nothing to name
                 raise ValueError(
                     f"storage names the field {name!r}, which the state does not have; its arrays "
                     f"are under {sorted(fields)}."

@@ -121,6 +121,8 @@ def test_a_part_takes_storage_and_each_its_own() -> None:
     mixed = aj.adamw(0.1, storage={"first": "8bit", "second": "bfloat16"})
     names = {node.layout.name for node in encoded(mixed.init(sample_params()))}
     assert names == {"dynamic8_signed_rows256_v1", "bfloat16_v1"}
+    one = aj.adamw(0.1, storage={"first": "8bit"}).init({"kernel": jnp.ones(SHAPE)})
+    assert len(encoded(one)) == 1
     by_parts = aj.compose(
         aj.estimate_moments(aj.ema(0.9, storage="8bit"), aj.ema_of_squares(0.999, storage="4bit")),
         *(aj.correct_bias(), aj.precondition(), aj.scale_by_learning_rate(0.1)),
