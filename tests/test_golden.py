@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import adamw_jax as aj
-from tests.golden_cases import CASES, WHERE, Case, discover, require_cases
+from tests import golden_curvature, golden_initialization
+from tests.golden_cases import CASES, VARIABLE, WHERE, Case, discover, require_cases
 from tests.golden_replay import (
     assert_matches,
     assert_matches_in_float32,
@@ -48,11 +50,24 @@ def has_own_schedules(case: Case) -> bool:
         return False  # what is unknown fails in test_reference
 
 
+LONG = {*golden_curvature.CHECKS, *golden_initialization.CHECKS}
+"""Systems whose cases `make check` runs; where a set is named to be tested, all cases run."""
+
+
+def every_case() -> list[Any]:
+    named = VARIABLE in os.environ
+    slow = pytest.mark.slow
+    return [
+        pytest.param(case, id=case.label, marks=slow if case.system in LONG and not named else ())
+        for case in CASES
+    ]
+
+
 def test_there_are_cases() -> None:
     require_cases(CASES, WHERE)
 
 
-@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize("case", every_case())
 def test_reference(case: Case) -> None:
     check(case)
 

@@ -66,7 +66,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_equal_to_optax_in_float64(x64: None, name: str, options: Any) -> None:
-    params, gradients = problem(jnp.float64, 12)
+    params, gradients = problem(jnp.float64)
     got, _ = run(FACTORIES[name](SCHEDULE, **options), params, gradients)
     with jax.numpy_dtype_promotion("standard"):
         expected, _ = run(getattr(optax, name)(SCHEDULE, **options), params, gradients)

@@ -14,6 +14,8 @@ from adamw_jax.rounding.grid import gap, nearest
 from adamw_jax.rounding.stochastic import rounding_update
 from tests.catalogue import assert_equal
 
+pytestmark = pytest.mark.slow
+
 NARROW = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 
 

@@ -27,6 +27,8 @@ from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 from adamw_jax.lab.transformer import POST, PRE, Shape, Transformer
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(module, **changes):
     return dataclasses.replace(module.EXPERIMENT.settings("tiny"), **changes)
