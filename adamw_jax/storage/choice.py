@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,11 +178,7 @@ class Choice:
 
     def check_names(self, state: Tree, params: Tree) -> None:
         """Refuses a field that ``state`` has not, and a pattern that no parameter matches."""
-        owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
-        fields = set[str]()
-        for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole):
-            start = numerics.owner_in(path, owners)
-            fields.update(() if start is None else _fields(state, path[:start]))
+        fields = {field for owned in _owned(state, params) for field in owned.fields}
         named = () if isinstance(self.formats, Format) else [name for name, _ in self.formats]
         for name in named:
             if name not in fields and fields:  # without parameters there is nothing to name
@@ -213,9 +209,15 @@ def choose(
 
     Raises:
       TypeError: ``storage`` is none of these.
-      ValueError: an unknown word, or a size that is no whole number.
+      ValueError: an unknown word, a size that is no whole number, or options of a ``storage`` that
+        ``choose`` has made already.
     """
     if isinstance(storage, Choice):
+        if (unsigned, min_size, exempt) != ((), MIN_SIZE, ()):
+            raise ValueError(
+                "storage is what choose() has made, with its own options: give unsigned, min_size "
+                f"and exempt there, got {unsigned!r}, {min_size!r} and {exempt!r} beside it."
+            )
         return storage
     if isinstance(storage, Mapping):
         formats: Any = tuple((field, _format(form)) for field, form in storage.items())
@@ -236,27 +238,40 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
     ``within`` are the fields that ``state`` itself is under.
     """
     leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
-    for place, array, fields, name in _owned(state, params):
-        codec = choice.codec((*within, *fields), name, array)
+    for owned in _owned(state, params):
+        array = numerics.unboxed(leaves[owned.place])
+        if getattr(array, "shape", None) != jnp.shape(numerics.unboxed(owned.param)):
+            continue  # factors, scalars, and what is encoded already
+        codec = choice.codec((*within, *owned.fields), owned.name, array)
         if codec is not None:
-            leaves[place] = codec.encode(array)
+            leaves[owned.place] = codec.encode(array)
     return jax.tree.unflatten(structure, leaves)
 
 
-def _owned(state: Tree, params: Tree) -> Iterator[tuple[int, Any, tuple[str, ...], str]]:
-    """The arrays of a state that have a parameter's shape: place, array, fields, parameter's name.
+class _Owned(NamedTuple):
+    """A leaf of a state that belongs to a parameter.
 
-    Fields are the names on the way, those of a named tuple also with its type: ``AdanState.n``.
+    Attributes:
+      place: among the leaves of the state.
+      param: the parameter.
+      name: the parameter's.
+      fields: the names on the way, those of a named tuple also with its type: ``AdanState.n``.
     """
+
+    place: int
+    param: Any
+    name: str
+    fields: tuple[str, ...]
+
+
+def _owned(state: Tree, params: Tree) -> Iterator[_Owned]:
     owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole)
-    for place, (path, leaf) in enumerate(leaves):
-        start, array = numerics.owner_in(path, owners), numerics.unboxed(leaf)
-        if start is None or isinstance(leaf, Encoded) or not hasattr(array, "shape"):
-            continue
-        if jnp.shape(numerics.unboxed(owners[path[start:]])) == array.shape:
-            fields = _fields(state, path[:start])
-            yield place, array, fields, numerics.parameter_name(path[start:])
+    for place, (path, _) in enumerate(leaves):
+        if (start := numerics.owner_in(path, owners)) is not None:
+            rest = path[start:]
+            name = numerics.parameter_name(rest)
+            yield _Owned(place, owners[rest], name, _fields(state, path[:start]))
 
 
 def _fields(state: Tree, path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from jax.core import Tracer
 from adamw_jax.checks import one_of
 from adamw_jax.storage.choice import (
     MIN_SIZE,
-    Choice,
     StorageLike,
     choose,
     encode_state,
@@ -94,10 +93,7 @@ def quantize_state(
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
     one_of("rounding", rounding, ROUNDINGS)
-    if isinstance(storage, Choice):
-        choice = storage
-    else:
-        choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
+    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
     inner = optax.with_extra_args_support(tx)
     stochastic = rounding == "stochastic"
 
@@ -112,7 +108,8 @@ def quantize_state(
         )
 
     def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
-        if params is not None and not _holds_encoded(state):
+        large = any(jnp.size(p) >= choice.min_size for p in jax.tree.leaves(params))
+        if large and not _holds_encoded(state):
             _check_small(jax.eval_shape(init, params))
         if not stochastic:
             return update_encoded(inner.update, updates, state, params, extra, in_order=in_order)

@@ -610,6 +610,8 @@ def test_names_that_nothing_has() -> None:
     ):
         with pytest.raises(ValueError, match=r"exempt has '\*embeding\*', which matches none of"):
             tx.init(params)
+    with pytest.raises(ValueError, match=r"storage is what choose\(\) has made"):
+        quantize_state(optax.adam(0.1), choose("8bit"), exempt="*kernel*")
     with pytest.raises(ValueError, match="the state has no encoded arrays"):
         quantize_state(optax.adam(0.1)).update(params, optax.adam(0.1).init(params), params)
 
