@@ -170,6 +170,10 @@ def test_decay_rate_of_the_second_moment() -> None:
     assert moments() == expected(b2, b3, b4)
     assert moments(max_b2=0.5) == expected(b2, 0.5, 0.5)
     assert moments(decay_offset=1)[1:] == [0.0, 0.0, 0.0]
+    adam = [0.9 * (1 - 0.9 ** (t - 1)) / (1 - 0.9**t) for t in (2, 3, 4)]
+    assert moments(b2=0.9) == expected(*adam)
+    assert moments(b2=0.9, max_b2=0.5) == expected(adam[0], 0.5, 0.5)
+    assert moments(b2=0.0)[1:] == [0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match=r"decay_rate must be a number in \(0, 1\]"):
         adafactor(decay_rate=0.0)
 
@@ -215,6 +219,16 @@ def test_zero_leaves_move(shape: Any) -> None:
     np.testing.assert_allclose(updates, np.full(shape, 1e-3 * 1e-2), rtol=1e-5)
     updates, _ = tx.update(g, tx.init(g), jnp.full(shape, -0.5))
     np.testing.assert_allclose(updates, np.full(shape, 0.5 * 1e-2), rtol=1e-5)
+
+
+def test_the_parameter_scale_has_bounds() -> None:
+    g = jnp.full((3,), -3.0)
+    tx = adafactor(min_scale=0.1, max_scale=2.0)
+    for size, factor in ((0.0, 0.1), (0.5, 0.5), (7.0, 2.0)):
+        updates, _ = tx.update(g, tx.init(g), jnp.full((3,), size))
+        np.testing.assert_allclose(updates, np.full((3,), factor * 1e-2), rtol=1e-5)
+    state = set_hyperparams(tx.init(g), max_scale=1.0)
+    np.testing.assert_allclose(tx.update(g, state, 7.0 * g)[0], np.full((3,), 1e-2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +467,12 @@ def test_a_step_stores_no_square() -> None:
         ({"decay_offset": -1}, "decay_offset must be a whole number >= 0, got -1"),
         ({"decay_rate": 0.0}, r"decay_rate must be a number in \(0, 1\].*got 0.0"),
         ({"clipping_threshold": 0.5}, "clipping_threshold must be a number >= 1 .*got 0.5"),
+        ({"b2": 1.0}, r"b2 must be a number in \[0, 1\).*got 1.0"),
+        ({"max_scale": 0.0}, "max_scale must be a number > 0.*got 0.0"),
+        (
+            {"max_scale": 1.0, "multiply_by_parameter_scale": False},
+            "max_scale=1.0 bounds the parameter scale, which multiply_by_parameter_scale=False",
+        ),
         ({"max_b2": 1.0}, r"max_b2 must be a number in \[0, 1\).*got 1.0"),
         ({"mask": "w"}, "mask says which leaves decay, but neither weight_decay nor l2"),
         ({"weight_decay": 0.1, "decay": "schedule"}, "the relative step is none"),

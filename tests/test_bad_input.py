@@ -61,6 +61,7 @@ ABOVE_ZERO = (
     "max_step",
     "max_grad_norm",
     "max_ratio",
+    "max_scale",
     "trust_coefficient",
     "max_weight_norm",
     "decay_rate",

@@ -212,17 +212,27 @@ def test_optax_differs_from_the_authors(case: str, ours: Any, theirs: Any, dista
 
 
 def test_an_argument_of_another_average_is_refused() -> None:
-    for kind, options in (("equal", {"decay": 0.9}), ("ema", {"window": 3})):
+    for kind, options in (
+        ("equal", {"decay": 0.9}),
+        ("ema", {"window": 3}),
+        ("last", {"weights": 1.0}),
+    ):
         with pytest.raises(ValueError, match=r"is an argument of kind=.*leave .* out"):
             aj.average_iterates(kind=kind, **options)
 
 
-@pytest.mark.parametrize("kind", ["equal", "ema", "last"])
+@pytest.mark.parametrize("kind", ["equal", "weighted", "by number", "ema", "last"])
 def test_averages(kind: str) -> None:
     """Against NumPy, at every step, also between collections."""
     start, period, window, decay = 3, 2, 2, 0.75
-    options: Any = {"ema": {"decay": decay}, "last": {"window": window}}.get(kind, {})
-    tx = aj.compose(aj.sgdw(0.1), aj.average_iterates(start, period, kind, **options))
+    weights = np.array([3.0, 0.0, 0.0, 2.0, 1.5, 4.0] * 3)
+    options: Any = {
+        "ema": {"decay": decay},
+        "last": {"window": window},
+        "weighted": {"weights": lambda count: jnp.asarray(weights, jnp.float32)[count]},
+    }.get(kind, {})
+    name = "weighted" if kind == "by number" else kind
+    tx = aj.compose(aj.sgdw(0.1), aj.average_iterates(start, period, name, **options))
     params = jnp.array([1.0, -1.0])
     state, collected = tx.init(params), []
     rng = np.random.default_rng(1)
@@ -237,6 +247,10 @@ def test_averages(kind: str) -> None:
             expected = np.mean(collected, axis=0)
         elif collected and kind == "last":
             expected = np.mean(collected[-window:], axis=0)
+        elif collected and name == "weighted":
+            numbers = start + period * np.arange(1, len(collected) + 1)
+            shares = weights[numbers - 1] if kind == "weighted" else numbers
+            expected = np.average(collected, axis=0, weights=shares)
         elif collected:
             expected = collected[0]
             for theta in collected[1:]:
@@ -289,7 +303,24 @@ def test_pnm_without_its_negative_part_is_two_momenta_by_turns() -> None:
     np.testing.assert_allclose(got, theta, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["equal", "ema", "last"])
+def test_iterates_of_no_weight() -> None:
+    """They are given until one has a weight, which then stands alone."""
+    seen, nothing = jnp.float32(0.25), jnp.float32(0.0)
+    tx = aj.compose(
+        aj.sgdw(0.1),
+        aj.average_iterates(kind="weighted", weights=lambda t: jnp.where(t == 2, seen, nothing)),
+    )
+    params, states = jnp.array([1.0, -1.0]), []
+    state = tx.init(params)
+    for _ in range(4):
+        updates, state = tx.update(jnp.ones(2), state, params)
+        params = optax.apply_updates(params, updates)
+        states.append(params)
+        expected = states[2] if len(states) > 2 else states[-1]
+        assert_close(aj.eval_params(state, params), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["equal", "weighted", "ema", "last"])
 def test_the_average_of_parameters_that_stand_still(kind: str) -> None:
     tx = aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind))
     params = jnp.array([1.5, -2.0])

@@ -237,6 +237,42 @@ def test_masks_and_rules(factory: Any) -> None:
     assert np.all(frozen["dense"]["kernel"] * gradient["dense"]["kernel"] <= 0)
 
 
+@both
+def test_stacked_layers_are_as_layers_of_their_own(factory: Any) -> None:
+    """Also a silent one, and one that alone has a gradient worth hearing."""
+    options: dict[str, Any] = {"weight_decay": 0.1}
+    rows = [jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0]), jnp.array([0.0, 0.0])]
+    alone = {"b": jnp.ones(2), **{f"w{i}": row for i, row in enumerate(rows)}}
+    held = {"b": jnp.ones(2), "w": jnp.stack(rows)}
+    one, other = factory(**options), factory(stacked="w", **options)
+    state, other_state = one.init(alone), other.init(held)
+    for t in range(3):
+        value = jnp.float32(2.0 - t)
+        gradients = {"b": 0.1 * alone["b"], "w0": alone["w0"], "w1": 9.0 * alone["w1"]}
+        gradients["w2"] = jnp.zeros(2)
+        both_gradients = {
+            "b": gradients["b"],
+            "w": jnp.stack([gradients[f"w{i}"] for i in range(3)]),
+        }
+        alone, state = step(one, gradients, state, alone, value=value)
+        held, other_state = step(other, both_gradients, other_state, held, value=value)
+        assert_close(held["w"], jnp.stack([alone[f"w{i}"] for i in range(3)]), rtol=1e-6)
+        assert_close(held["b"], alone["b"], rtol=1e-6)
+    shared = factory(**options)
+    updates = shared.update(both_gradients, shared.init(held), held, value=ONE)[0]
+    own = other.update(both_gradients, other.init(held), held, value=ONE)[0]
+    assert not np.allclose(updates["w"], own["w"])
+    assert_equal(updates["b"], own["b"])
+
+
+@both
+def test_a_scalar_stacks_no_layers(factory: Any) -> None:
+    tx = factory(stacked=lambda params: jax.tree.map(lambda _: True, params))
+    params = {"scale": jnp.ones([])}
+    with pytest.raises(ValueError, match="stacked names 'scale', a scalar"):
+        tx.update(params, tx.init(params), params, value=ONE)
+
+
 # KOALA-M.
 
 

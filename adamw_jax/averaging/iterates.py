@@ -1,4 +1,4 @@
-"""Averages of the parameters along the way: equal weights, exponential, or the last k.
+"""Averages of the parameters on their way: equal or given weights, exponential, or the last k.
 
     every period steps after start:   mean <- mean + (theta - mean) / (n + 1),   n <- n + 1
 
@@ -35,7 +35,7 @@ from adamw_jax.stage import Kind, Stage, Step, increment, stage
 
 Tree = Any
 
-KINDS = ("equal", "ema", "last")
+KINDS = ("equal", "weighted", "ema", "last")
 
 
 class Weights(NamedTuple):
@@ -54,12 +54,14 @@ class IterateAverageState(NamedTuple):
       collected: iterates in it, int32.
       due: whether the present parameters are still to be collected.
       next: what their collection will do.
+      total: sum of the weights so far, of the kind ``"weighted"``; None of the others.
     """
 
     mean: Tree
     collected: jax.Array
     due: jax.Array
     next: Weights
+    total: jax.Array | None = None
 
     def eval_params(self) -> tuple[Tree, Any]:
         """The average, with the present parameters in it where they are due."""
@@ -86,17 +88,22 @@ def average_iterates(
     *,
     decay: ScalarOrSchedule | None = None,
     window: int | None = None,
+    weights: ScalarOrSchedule | None = None,
 ) -> Stage:
     """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
 
     Args:
       start: steps before averaging, >= 0; about half a run (the authors: 161 of 300 epochs).
       period: steps between collections, >= 1; an epoch is often enough.
-      kind: ``"equal"`` weights (iterate averaging, SWA), ``"ema"`` with rate ``decay``, which
-        begins as a copy of the first collected, or the ``"last"`` ``window`` collected.
+      kind: ``"equal"`` weights (iterate averaging, SWA); ``"weighted"`` by ``weights``; ``"ema"``
+        with rate ``decay``, which begins as a copy of the first collected; or the ``"last"``
+        ``window`` collected.
       decay: rate of ``"ema"``, in [0, 1), or a schedule of it; None for 0.999.
       window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter; None for
         5.
+      weights: of ``"weighted"``, >= 0, a schedule of the steps before the one whose parameters it
+        weighs, such as the learning rate's; None for t after step t (Lacoste-Julien et al.,
+        1212.2002).
 
     Returns:
       A stage *update -> update* that leaves the update alone. The average is float32 at least, also
@@ -108,15 +115,23 @@ def average_iterates(
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
     one_of("kind", kind, KINDS)
-    for name, value, its in (("decay", decay, "ema"), ("window", window, "last")):
+    options = {
+        "ema": ("decay", decay),
+        "last": ("window", window),
+        "weighted": ("weights", weights),
+    }
+    for its, (name, value) in options.items():
         if value is not None and kind != its:
             raise ValueError(
                 f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
                 f'got {value!r}, or give kind="{its}".'
             )
     window = whole_number("window", 5 if window is None else window)
-    rate = 0.999 if decay is None else decay
-    declared = declare(average_decay=rate) if kind == "ema" else {}
+    declared = {}
+    if kind == "ema":
+        declared = declare(average_decay=0.999 if decay is None else decay)
+    elif kind == "weighted":
+        declared = declare(average_weight=_number_of_step if weights is None else weights)
     every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:
@@ -126,7 +141,8 @@ def average_iterates(
         none = jnp.zeros([], jnp.int32)
         share = jnp.ones([], numerics.default_float())
         due = jnp.zeros([], jnp.bool_)
-        return IterateAverageState(mean, none, due, Weights(share, jnp.zeros([], jnp.int32)))
+        total = jnp.zeros_like(share) if kind == "weighted" else None
+        return IterateAverageState(mean, none, due, Weights(share, jnp.zeros([], jnp.int32)), total)
 
     def apply(
         update: Tree, state: IterateAverageState, step: Step
@@ -153,13 +169,18 @@ def average_iterates(
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)
         due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
-        if kind == "ema":
+        total = state.total
+        if total is not None:
+            weight = lax.select(due, step["average_weight"], jnp.zeros_like(total))
+            total = total + weight
+            share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.ones_like(total))
+        elif kind == "ema":
             rate = step["average_decay"]
             share = lax.select(collected == 0, jnp.ones_like(rate), jnp.ones_like(rate) - rate)
         else:
             share = 1.0 / (numerics.scalar(collected) + 1.0)
         slot = lax.rem(collected, lax.full_like(collected, window))
-        return update, IterateAverageState(mean, collected, due, Weights(share, slot))
+        return update, IterateAverageState(mean, collected, due, Weights(share, slot), total)
 
     return stage(
         "average_iterates",
@@ -171,6 +192,10 @@ def average_iterates(
         needs_params=True,
         tail=True,
     )
+
+
+def _number_of_step(count: jax.Array) -> jax.Array:
+    return count + 1
 
 
 def _steps(name: str, value: Any, least: int) -> Any:

@@ -161,6 +161,6 @@ def matfree(module: str) -> Any:
         return importlib.import_module(f"matfree.{module}")
     except ImportError as error:
         raise ImportError(
-            "Lanczos' iteration and XDiag run on matfree, which is not installed: "
+            "Lanczos' iteration, the trace and XDiag run on matfree, which is not installed: "
             "pip install adamw-jax[curvature]"
         ) from error

@@ -3,7 +3,8 @@
     tr H = E[z^T H z],      E[z z^T] = I
 
 With entries +-1 the variance of one probe is 2 (|H|_F^2 - sum_i H_ii^2), with Gaussian ones
-2 |H|_F^2.
+2 |H|_F^2. The estimator is that of matfree (extra ``curvature``), asked for one probe at a time,
+since it makes the products of all its probes at once.
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax.checks import whole_number
+from adamw_jax.curvature.lanczos import at_present_precision, matfree
 from adamw_jax.curvature.products import LinearMap, LossFn, Product, flat_map, hvp_fn
 
 Tree = Any
@@ -54,6 +56,7 @@ def hessian_trace(
       The estimate and its standard error, scalars of float32 at least.
 
     Raises:
+      ImportError: matfree is not installed.
       ValueError: a number is out of range.
     """
     num, chunk = whole_number("num", num, least=2), whole_number("chunk", chunk)
@@ -73,6 +76,9 @@ def hutchinson_trace(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Est
 
     Returns:
       The mean of z^T H z over the probes, and its standard error.
+
+    Raises:
+      ImportError: matfree is not installed.
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)
@@ -80,11 +86,14 @@ def hutchinson_trace(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Est
 
 
 def _mean(flat: LinearMap, probe_of: Callable[[Any], Any], num: int, chunk: int) -> Estimate:
-    def form(index: jax.Array) -> jax.Array:
-        z = probe_of(index)
-        return jnp.sum(z * flat(z))
-
-    return mean_and_error(lax.map(form, jnp.arange(num), batch_size=min(chunk, num)))
+    stochtrace = matfree("stochtrace")
+    form = stochtrace.estimator_monte_carlo(
+        stochtrace.monte_carlo_trace(), lambda index: probe_of(index)[None]
+    )
+    product = at_present_precision(flat)
+    with jax.default_matmul_precision("highest"):  # a GPU's is too low for one long dot product
+        samples = lax.map(lambda i: form(product, i), jnp.arange(num), batch_size=min(chunk, num))
+    return mean_and_error(samples)
 
 
 def mean_and_error(samples: jax.Array) -> Estimate:

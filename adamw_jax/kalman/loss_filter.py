@@ -56,6 +56,7 @@ def loss_filter(
     weight_decay: ScalarOrSchedule | None = None,
     mask: masks.Mask = None,
     decay_in_direction: bool = False,
+    stacked: masks.Mask = None,
     rules: ParameterRules | None = None,
 ) -> Stage:
     """The stage of ``koala_v``: *gradient -> direction*; see there for the arguments.
@@ -80,7 +81,7 @@ def loss_filter(
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
-        found = gains(gradient, shares, step, measurement, variance, noise)
+        found = gains(gradient, shares, step, measurement, variance, noise, stacked)
         along = found.error if decay_in_direction else jax.tree.map(numerics.widen, gradient)
         direction = jax.tree.map(
             lambda gain, x: numerics.scaled(lax.mul(variance, gain), x), found.gain, along

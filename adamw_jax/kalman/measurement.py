@@ -4,9 +4,9 @@
     e = g + wd theta;    l = loss - target + wd/2 |theta|^2                leaf by leaf
     S = P |e|^2 + R;     gain = l / S
 
-Leaves are the layers of the paper: each has its own S, P is shared. The leaf whose |e|^2 / S is
-largest, h, is that of the largest |e|, so P - P^2 h = P R / (P max |e|^2 + R), which cancels
-nothing and stays positive in float32.
+Leaves, or the entries of a leaf that stacks them, are the layers of the paper: each has its own S,
+P is shared. The leaf whose |e|^2 / S is largest, h, is that of the largest |e|, so
+P - P^2 h = P R / (P max |e|^2 + R), which cancels nothing and stays positive in float32.
 
 >>> import jax.numpy as jnp
 >>> measured("koala_v", {"value": jnp.float32(2.0)}, jnp.float32(0.5))
@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import masks, numerics
-from adamw_jax.gradients import square_norm
 from adamw_jax.hyperparameters import (
     Hyperparameter,
     ScalarOrSchedule,
@@ -52,8 +51,8 @@ class Gains(NamedTuple):
 
     Attributes:
       error: gradient with decay in it, params-shaped.
-      gain: l / S, a scalar per leaf; 0 where the leaf is silent.
-      heard: whether the leaf is not silent, a scalar per leaf.
+      gain: l / S, a scalar per leaf, or shaped like a leaf of stacked layers; 0 where silent.
+      heard: whether the leaf, or its layer, is not silent; likewise.
       shrink: R / S of the leaf that says most, by which the variance of the state falls.
       information: its |e|^2 / S.
     """
@@ -143,28 +142,39 @@ def gains(
     measurement: Measurement,
     variance: jax.Array,
     noise: jax.Array,
+    stacked: masks.Mask = None,
 ) -> Gains:
-    """Every leaf's gain, and how much the shared variance learns."""
+    """Every leaf's gain, and how much the shared variance learns.
+
+    Of the leaves that ``stacked`` names, every index of the first axis is a layer of its own.
+    """
     leaves, structure = jax.tree.flatten(gradient)
+    layered = structure.flatten_up_to(_layered(stacked, gradient))
     nothing = [None] * len(leaves)
     params = nothing if shares is None else structure.flatten_up_to(step.params)
     factors = nothing if shares is None else structure.flatten_up_to(shares)
     errors, factor_of, heard_by = [], [], []
     loudest = zero = jnp.zeros([], numerics.default_float())
-    for g, p, share in zip(leaves, params, factors, strict=True):
+    for g, p, share, own in zip(leaves, params, factors, layered, strict=True):
         error, residual = numerics.widen(g), measurement.residual
-        size = square = square_norm(error)
+        size = square = _square(error, own)
         if share:
             rate, wide = step["weight_decay"] * share, numerics.widen(jnp.asarray(p))
             error = lax.add(error, numerics.scaled(rate, wide))
-            residual = residual + 0.5 * rate * square_norm(wide)
-            square = square_norm(error)
+            residual = residual + 0.5 * rate * _square(wide, own)
+            square = _square(error, own)
         spread = variance * square + noise
         heard = ~((size < SILENT**2) | (spread <= 0.0))  # NaN is heard: it must not pass unseen
         errors.append(error)
-        factor_of.append(lax.select(heard, residual / numerics.nonzero(spread), zero))
+        gain = residual / numerics.nonzero(spread)
+        gain = lax.select(heard, gain, lax.full_like(gain, 0))
+        square = lax.select(heard, square, lax.full_like(square, 0))
+        if own:
+            square = lax.reduce_max(square, (0,))
+            gain, heard = (lax.broadcast_in_dim(x, error.shape, (0,)) for x in (gain, heard))
+        factor_of.append(gain)
         heard_by.append(heard)
-        loudest = lax.max(loudest, lax.select(heard, square, zero))
+        loudest = lax.max(loudest, square)
     spread = variance * loudest + noise
     learns, safe = ~(loudest <= 0.0), numerics.nonzero(spread)
     return Gains(
@@ -172,3 +182,23 @@ def gains(
         shrink=lax.select(learns, noise / safe, jnp.ones_like(noise)),
         information=lax.select(learns, loudest / safe, zero),
     )
+
+
+def _square(x: jax.Array, layered: bool) -> jax.Array:
+    """|x|^2 of a leaf, or of every layer in it."""
+    return lax.reduce_sum(numerics.abs_square(x), tuple(range(int(layered), x.ndim)))
+
+
+def _layered(stacked: masks.Mask, gradient: Tree) -> Tree:
+    """Which leaves stack layers along their first axis, as a tree of bools."""
+    if stacked is None:
+        return jax.tree.map(lambda _: False, gradient)
+    chosen = masks.resolve(stacked, gradient, "stacked")
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    for (path, g), own in zip(leaves, jax.tree.leaves(chosen), strict=True):
+        if own and not g.ndim:
+            raise ValueError(
+                f"stacked names {numerics.parameter_name(path)!r}, a scalar, which has no axis of "
+                "layers: leave it out."
+            )
+    return chosen

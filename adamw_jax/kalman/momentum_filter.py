@@ -109,6 +109,7 @@ def momentum_filter(
     squared_drift: bool = False,
     weight_decay: ScalarOrSchedule | None = None,
     mask: masks.Mask = None,
+    stacked: masks.Mask = None,
     rules: ParameterRules | None = None,
     dtype: Any = None,
 ) -> Stage:
@@ -154,7 +155,7 @@ def momentum_filter(
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
-        found = gains(gradient, shares, step, measurement, covariance.parameter, noise)
+        found = gains(gradient, shares, step, measurement, covariance.parameter, noise, stacked)
         pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
         if rules is not None:
             table = rules.for_tree(step.params)

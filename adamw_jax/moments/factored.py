@@ -64,6 +64,7 @@ def factored_squares(
     factored: bool = True,
     decay_offset: int = 0,
     max_b2: ScalarOrSchedule | None = None,
+    b2: ScalarOrSchedule | None = None,
     dtype: Any = None,
 ) -> Part:
     """Second moment of squares from row and column means, with a decay rate that tends to 1.
@@ -84,6 +85,9 @@ def factored_squares(
         ``restart_moments`` it counts from the restart.
       max_b2: what b_t is at most, in [0, 1), or a schedule of it; Zhai et al., 2106.04560, take
         0.999. None for no bound.
+      b2: Adam's decay rate, in [0, 1), or a schedule of it, in the place of ``decay_rate``:
+        ``b_t = b2 (1 - b2^(t-1)) / (1 - b2^t)``, an average without bias (an option of the paper's
+        code).
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Raises:
@@ -102,7 +106,8 @@ def factored_squares(
             'eps=None is the machine epsilon, by which eps_form="clamped" bounds the root: give a '
             'number to add to the square, or eps_form="clamped".'
         )
-    given = {"decay_rate": decay_rate, "eps": eps, "max_b2": max_b2}
+    rate = {"decay_rate": decay_rate} if b2 is None else {"b2": b2}
+    given = {**rate, "eps": eps, "max_b2": max_b2}
     declared = declare(**{name: x for name, x in given.items() if x is not None})
 
     def factored_axes(shape: Shape) -> tuple[int, int] | None:
@@ -197,7 +202,12 @@ def factored_squares(
     def span_of(count: jax.Array, step: Step) -> jax.Array:
         """1 / (1 - b_t): over how many steps the average reaches, as it were."""
         counted = lax.max(count - jnp.asarray(offset, count.dtype), jnp.ones_like(count))
-        span = lax.pow(numerics.scalar(counted), step["decay_rate"])
+        counted = numerics.scalar(counted)
+        if b2 is None:
+            span = lax.pow(counted, step["decay_rate"])
+        else:
+            share = 1.0 - step["b2"]
+            span = -jnp.expm1(counted * jnp.log1p(-share)) / share
         return span if max_b2 is None else lax.min(span, 1.0 / (1.0 - step["max_b2"]))
 
     def least_root(g: jax.Array, step: Step) -> jax.Array:

@@ -40,12 +40,14 @@ def scale_by_adafactor(
     clipping_threshold: ScalarOrSchedule | None = 1.0,
     *,
     multiply_by_parameter_scale: bool = True,
+    max_scale: ScalarOrSchedule | None = None,
     min_dim_size_to_factor: int = 128,
     axes: str = "last",
     eps_form: str = "added",
     factored: bool = True,
     decay_offset: int = 0,
     max_b2: ScalarOrSchedule | None = None,
+    b2: ScalarOrSchedule | None = None,
     state_dtype: Any = None,
     amsgrad: bool = False,
     rectify: bool = False,
@@ -60,6 +62,11 @@ def scale_by_adafactor(
     why = "has a second moment without bias, which amsgrad would store whole"
     refuse("adafactor", why, amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     switch("multiply_by_parameter_scale", multiply_by_parameter_scale)
+    if max_scale is not None and not multiply_by_parameter_scale:
+        raise ValueError(
+            f"max_scale={max_scale!r} bounds the parameter scale, which "
+            "multiply_by_parameter_scale=False leaves out: give one of the two."
+        )
     squares = factored_squares(
         decay_rate,
         eps,
@@ -69,13 +76,14 @@ def scale_by_adafactor(
         factored=factored,
         decay_offset=decay_offset,
         max_b2=max_b2,
+        b2=b2,
         dtype=storage_dtype("state_dtype", state_dtype),
     )
     return compose(
         estimate_moments(no_moment(), squares),
         precondition(None),
         None if clipping_threshold is None else clip_by_rms(clipping_threshold),
-        scale_by_parameter_rms(min_scale) if multiply_by_parameter_scale else None,
+        scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
     )
 
 
@@ -112,12 +120,14 @@ def adafactor(
     relative_step: bool | None = None,
     warmup_init: bool = False,
     multiply_by_parameter_scale: bool = True,
+    max_scale: ScalarOrSchedule | None = None,
     min_dim_size_to_factor: int = 128,
     axes: str = "last",
     eps_form: str = "added",
     factored: bool = True,
     decay_offset: int = 0,
     max_b2: ScalarOrSchedule | None = None,
+    b2: ScalarOrSchedule | None = None,
     decay: str = "learning_rate",
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
@@ -138,7 +148,8 @@ def adafactor(
         ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras); None, only where none is given.
       warmup_init: start the relative step slowly, ``min(1e-6 t, 1 / sqrt(t))``.
       multiply_by_parameter_scale: multiply the step by ``max(min_scale, RMS(theta))``, leaf by
-        leaf; False for steps of an absolute size.
+        leaf; False for steps of an absolute size (tensor2tensor takes 0.05 of them).
+      max_scale: what that factor is at most, > 0 (T5X); None for no bound.
       min_dim_size_to_factor: what both factored axes measure at least; 128 as in optax and T5X,
         where the paper has 1. Smaller leaves keep their whole second moment.
       axes: factor over the ``"last"`` two axes or the two ``"largest"``.
@@ -146,6 +157,8 @@ def adafactor(
       factored: False keeps every second moment whole.
       decay_offset: t of ``decay_rate`` counts from the step after this one.
       max_b2: what the decay rate of the second moment is at most, such as 0.999; None for no bound.
+      b2: Adam's decay rate in the place of ``decay_rate``, without bias, as in tensor2tensor:
+        ``b2 (1 - b2^(t-1)) / (1 - b2^t)``.
       decay: what multiplies ``weight_decay theta``: ``"learning_rate"``, the effective one with
         relative step and parameter scale; ``"raw_learning_rate"``, as it is given (PyTorch);
         ``"fixed"``, nothing (optax, T5X); ``"schedule"``, lr_t/lr_0; ``"proximal"``, division by
@@ -179,12 +192,14 @@ def adafactor(
                 min_scale,
                 clipping_threshold,
                 multiply_by_parameter_scale=multiply_by_parameter_scale,
+                max_scale=max_scale,
                 min_dim_size_to_factor=min_dim_size_to_factor,
                 axes=axes,
                 eps_form=eps_form,
                 factored=factored,
                 decay_offset=decay_offset,
                 max_b2=max_b2,
+                b2=b2,
                 **direction,
             ),
             learning_rate,

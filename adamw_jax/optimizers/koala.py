@@ -47,6 +47,7 @@ def scale_by_koala_v(
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask = None,
     decay_in_direction: bool = False,
+    stacked: Mask = None,
     rules: ParameterRules | None = None,
 ) -> Composed:
     """KOALA-V's direction: gradient in, direction out; needs ``value``. Arguments as ``koala_v``.
@@ -63,6 +64,7 @@ def scale_by_koala_v(
             weight_decay=weight_decay,
             mask=mask,
             decay_in_direction=decay_in_direction,
+            stacked=stacked,
             rules=rules,
         )
     )
@@ -93,6 +95,7 @@ def koala_v(
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask = None,
     decay_in_direction: bool = False,
+    stacked: Mask = None,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
 ) -> Composed:
     """KOALA-V: a step that the loss and the gradient's norm set, with next to no state.
@@ -116,11 +119,13 @@ def koala_v(
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
       decay_in_direction: step along the gradient of the loss with that term, g + wd theta; the
         authors step along g.
+      stacked: which leaves stack layers along their first axis (``nnx.scan``), so that each layer
+        has its own S; given like ``mask``. None for no leaf.
 
     Returns:
-      The transformation; its state is two scalars. Every leaf has its own S, and P is shared: stack
-      layers in one leaf and they share S. A leaf whose gradient is shorter than 1e-9 stays still.
-      Under ``optax.partition`` and ``optax.masked`` P is that of the leaves of the part.
+      The transformation; its state is two scalars. Every leaf has its own S, P is shared. A leaf
+      whose gradient is shorter than 1e-9 stays still. Under ``optax.partition`` and
+      ``optax.masked`` P is that of the leaves of the part.
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
@@ -135,6 +140,7 @@ def koala_v(
         weight_decay=weight_decay,
         mask=mask,
         decay_in_direction=decay_in_direction,
+        stacked=stacked,
         rules=rules if rules is None else rules.without_frozen(),
     )
     return finish(direction, learning_rate, rules=rules)
@@ -169,6 +175,7 @@ def koala_m(
     squared_drift: bool = False,
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask = None,
+    stacked: Mask = None,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
 ) -> Composed:
     """KOALA-M: a Kalman filter of the parameters and their velocity.
@@ -196,6 +203,8 @@ def koala_m(
       weight_decay: coefficient of the term wd/2 |theta|^2 of the loss of a leaf, a number or
         schedule; None for none. It enters loss, norm and direction.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+      stacked: which leaves stack layers along their first axis (``nnx.scan``), so that each layer
+        has its own S; given like ``mask``. None for no leaf.
 
     Returns:
       The transformation; its state has two values per parameter. Every leaf has its own S, P is
@@ -221,6 +230,7 @@ def koala_m(
         squared_drift=squared_drift,
         weight_decay=weight_decay,
         mask=mask,
+        stacked=stacked,
         rules=moving if moving is not None and moving.table else None,
         dtype=storage_dtype("state_dtype", small["state_dtype"]),
     )

@@ -2,8 +2,8 @@
 
     u <- max(min_scale, RMS(theta)) u                        RMS over the whole leaf
 
-``min_scale`` is what lets a leaf of zeros leave zero. Shazeer & Stern, ICML 2018, arXiv 1804.04235,
-section 8.
+``min_scale`` is what lets a leaf of zeros leave zero; T5X has an upper bound, too.
+Shazeer & Stern, ICML 2018, arXiv 1804.04235, section 8.
 
 >>> import jax.numpy as jnp
 >>> stage = scale_by_parameter_rms(1e-3)
@@ -30,19 +30,27 @@ SIGNAL = "parameter_scale"
 """The signal with the factor of every leaf, for a decay that is scaled like the step."""
 
 
-def scale_by_parameter_rms(min_scale: ScalarOrSchedule = 1e-3) -> Stage:
+def scale_by_parameter_rms(
+    min_scale: ScalarOrSchedule = 1e-3, max_scale: ScalarOrSchedule | None = None
+) -> Stage:
     """Multiplies the direction of every leaf by the root mean square of the parameter.
 
     Args:
       min_scale: what the factor is at least, >= 0; 1e-3 (paper's eps2).
+      max_scale: what it is at most, > 0 (T5X's option); None for no bound.
 
     Returns:
       A stage *direction -> direction*, without state; it needs the parameters and sees leaves
       whole.
     """
+    bounds = {"min_scale": min_scale} | ({} if max_scale is None else {"max_scale": max_scale})
+
+    def factor_of(p: Any, step: Step) -> jax.Array:
+        factor = lax.max(rms(p), step["min_scale"])
+        return factor if max_scale is None else lax.min(factor, step["max_scale"])
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        factors = jax.tree.map(lambda p: lax.max(rms(p), step["min_scale"]), step.params)
+        factors = jax.tree.map(lambda p: factor_of(p, step), step.params)
         step.signals[SIGNAL] = factors
         return jax.tree.map(
             lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction
@@ -53,6 +61,6 @@ def scale_by_parameter_rms(min_scale: ScalarOrSchedule = 1e-3) -> Stage:
         Kind.DIRECTION,
         Kind.DIRECTION,
         apply,
-        hyperparams=declare(min_scale=min_scale),
+        hyperparams=declare(**bounds),
         needs_params=True,
     )
