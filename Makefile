@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/adamw-jax demo $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python tools/run_tests.py $(TEST_ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/python tools/check.py $(STEPS)

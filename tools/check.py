@@ -1,6 +1,7 @@
-"""`make check`: everything but the tests. Prints each step and its time; the first failure ends it.
+"""`make check`: everything but the quick tests. Prints each step and its time.
 
-`python tools/check.py lint types` runs only the steps named.
+Two steps run at a time, but for the slow tests, which have two workers of their own. After a
+failure no other step begins. `python tools/check.py lint types` runs only the steps named.
 """
 
 from __future__ import annotations
@@ -10,42 +11,57 @@ import pathlib
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = sys.executable
 STEPS = {
     "lint": (PYTHON, "-m", "ruff", "check", "."),
     "format": (PYTHON, "-m", "ruff", "format", "--check", "."),
+    "wheel": (PYTHON, "tools/try_wheel.py"),
     "types": (PYTHON, "-m", "pyright", "--pythonpath", PYTHON),
     "table": (PYTHON, "tools/readme_table.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
-    "slow": (PYTHON, "-m", "pytest", "tests", "-m", "slow"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),
     "notebooks": (PYTHON, "tools/run_notebooks.py"),
-    "wheel": (PYTHON, "tools/try_wheel.py"),
+    "slow": (PYTHON, "tools/run_tests.py", "--slow", "tests"),
 }
+ALONE = "slow"
 
 
 def main(names: list[str]) -> int:
-    """Runs the steps in order and returns the exit status of the first that fails."""
+    """Runs the steps and returns the exit status of the first that fails."""
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         raise SystemExit(f"unknown step {unknown[0]!r}; there are {', '.join(STEPS)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     begin = time.perf_counter()
-    for name in names or STEPS:
-        print(f"-- {name}", flush=True)
-        start = time.perf_counter()
-        status = subprocess.run(STEPS[name], cwd=ROOT, check=False).returncode
-        print(f"   {name}: {time.perf_counter() - start:.0f} s", flush=True)
-        if status:
-            print(f"check: {name} failed", file=sys.stderr)
-            return status
+    chosen = names or list(STEPS)
+    with futures.ThreadPoolExecutor(max_workers=2) as pool:
+        runs = [pool.submit(run, name) for name in chosen if name != ALONE]
+        for done in futures.as_completed(runs):
+            if done.result():
+                pool.shutdown(cancel_futures=True)
+                return done.result()
+    if ALONE in chosen and (status := run(ALONE, shown_at_once=True)):
+        return status
     print(f"check: all is well after {time.perf_counter() - begin:.0f} s", flush=True)
     return 0
+
+
+def run(name: str, *, shown_at_once: bool = False) -> int:
+    """Runs a step, shows what it printed, as it goes or in one piece, and returns its status."""
+    start, where = time.perf_counter(), None if shown_at_once else subprocess.PIPE
+    ended = subprocess.run(
+        STEPS[name], cwd=ROOT, check=False, text=True, stdout=where, stderr=subprocess.STDOUT
+    )
+    verdict = "failed" if ended.returncode else "done"
+    text = f"-- {name}\n{ended.stdout or ''}   {name}: {verdict}, "
+    print(f"{text}{time.perf_counter() - start:.0f} s", flush=True)
+    return ended.returncode
 
 
 if __name__ == "__main__":
