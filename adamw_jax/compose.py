@@ -31,7 +31,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
-from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params
+from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params, stage_of
 from adamw_jax.state import ComposeState, LiveHyperparameter
 from adamw_jax.storage import choose, decode_state, stored, update_encoded
 
@@ -146,8 +146,8 @@ def store(recipe: Any, storage: Any) -> Any:
         return recipe
     choice = choose(storage)
     if isinstance(recipe, Stage):
-        return Stage(stored(recipe.spec, choice))
-    return compose(*(Stage(stored(spec, choice)) for spec in recipe.specs), frozen=recipe.frozen)
+        return stage_of(stored(recipe.spec, choice))
+    return compose(*(stage_of(stored(spec, choice)) for spec in recipe.specs), frozen=recipe.frozen)
 
 
 def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:

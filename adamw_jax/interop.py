@@ -16,7 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adamw_jax import numerics, state as states
@@ -177,8 +179,12 @@ def _filled(
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:
     """The clock of an average with constant rate ``b`` after ``count`` entries."""
     mass = one_minus_power(b, count)
-    steps = numerics.scalar(count)
-    return Clock(mass, b * mass / (1 - b) - steps * (1 - mass))
+    if isinstance(b, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
+        return Clock(mass, b * mass / (1 - b) - numerics.scalar(count) * (1 - mass))
+    # The age of a young average is the small difference of the two: in float64, on the host.
+    rate, steps = np.asarray(b, np.float64), np.asarray(count, np.float64)
+    kept = rate**steps
+    return Clock(mass, jnp.asarray(rate * (1 - kept) / (1 - rate) - steps * kept, mass.dtype))
 
 
 def _fit(values: Tree, like: Tree, what: str) -> Tree:

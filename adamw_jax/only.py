@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from adamw_jax import masks, numerics
 from adamw_jax.moments.record import Moments, leafwise
-from adamw_jax.stage import Stage, Step
+from adamw_jax.stage import Stage, Step, stage_of
 
 Tree = Any
 
@@ -47,25 +47,37 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         tree = flow.gradient if isinstance(flow, Moments) else flow
         chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
         params = None if step.params is None else masks.show(step.params, chosen)
-        inner_step = Step(step.count, step.values, params, step.extra, {})
+        heard = {name: _of_chosen(chosen, told) for name, told in step.signals.items()}
+        inner_step = Step(step.count, step.values, params, step.extra, dict(heard))
         moments = isinstance(flow, Moments)
         some = _hide_record(flow, chosen) if moments else masks.show(flow, chosen)
         part, state = spec.apply(some, state, inner_step)
         for name, told in inner_step.signals.items():
-            step.signals[name] = _of_all(chosen, told)
+            if told is not heard.get(name):
+                step.signals[name] = _of_all(chosen, told, step.signals.get(name))
         merge = _merge_record if moments else masks.merge
         return merge(chosen, part, flow), state
 
     start = None if spec.init is None else init
-    return Stage(spec._replace(apply=apply, init=start, storage=None, partial=True))
+    return stage_of(spec._replace(apply=apply, init=start, storage=None, partial=True))
 
 
-def _of_all(chosen: Tree, told: Any) -> Tree:
-    """What a stage tells of the chosen leaves; of the others, that nothing holds: False, or 1."""
+def _of_chosen(chosen: Tree, told: Any) -> Any:
+    """What earlier stages have told, of the chosen leaves."""
+    of_leaves = jax.tree.structure(told) == jax.tree.structure(chosen)
+    return masks.show(told, chosen) if of_leaves and not isinstance(told, jax.Array) else told
+
+
+def _of_all(chosen: Tree, told: Any, before: Any) -> Tree:
+    """What a stage tells of the chosen leaves, beside what was told of the others before.
+
+    Where nothing was, nothing holds: False, or a scale of 1.
+    """
+    nothing = jnp.ones([], numerics.default_float())
     if isinstance(told, jax.Array):
-        return jax.tree.map(lambda use: told if use else jnp.zeros_like(told), chosen)
-    one = jnp.ones([], numerics.default_float())
-    return masks.merge(chosen, told, jax.tree.map(lambda _: one, chosen))
+        nothing = jnp.zeros_like(told)
+        told = jax.tree.map(lambda _: told, chosen)
+    return masks.merge(chosen, told, leafwise(nothing if before is None else before, chosen))
 
 
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:
@@ -73,17 +85,15 @@ def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moment
         old = getattr(record, field)
         return None if old is None else old._replace(raw=change(old.raw, field), inverse_root=None)
 
-    return Moments(
+    return dataclasses.replace(
+        record,
         gradient=change(record.gradient, "gradient"),
-        count=record.count,
         first=reading("first"),
         second=reading("second"),
         prior_second=reading("prior_second"),
-        magnitude=record.magnitude,
         numerator=None if record.numerator is None else change(record.numerator, "numerator"),
         gain=_by_leaf(record.gain, change),
         adaptive=_by_leaf(record.adaptive, change),
-        fallback=record.fallback,
     )
 
 
@@ -132,16 +142,10 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
             whole = dataclasses.replace(whole, **{field: settled})
     if whole.numerator is None and part.numerator is not None:
         whole = dataclasses.replace(whole, numerator=whole.first.value)
-    merged = _over_record(whole, values)
     one = jnp.ones([], numerics.default_float())
-    return Moments(
-        **{
-            **{f: getattr(merged, f) for f in ("gradient", "count", "first", "second")},
-            "prior_second": merged.prior_second,
-            "magnitude": whole.magnitude,
-            "numerator": merged.numerator,
-            "gain": scalars(part.gain, whole.gain, one),
-            "adaptive": scalars(part.adaptive, whole.adaptive, True),
-            "fallback": part.fallback,
-        }
+    return dataclasses.replace(
+        _over_record(whole, values),
+        gain=scalars(part.gain, whole.gain, one),
+        adaptive=scalars(part.adaptive, whole.adaptive, True),
+        fallback=part.fallback,
     )

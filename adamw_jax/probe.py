@@ -3,12 +3,12 @@
     gradient_norm |g|,  update_norm |u|,  param_norm |theta|,  update_ratio |u| / |theta|,
     effective_learning_rate |u| / |g|,    clip_rate: share of the steps that were clipped
 
-g is the gradient as it comes, before any clipping, and u the update as it leaves. A step is clipped
-where a clipping shortens what it is given: a stage on the gradient with "clip" in its name, such as
-``clip_gradient``, ``percentile_clipping`` and those of optax; what adds to the gradient or scales
-it does not count. The state holds scalars only; the norms are one more pass over gradients, update
-and parameters, for which XLA may write out an update that it would have fused into the addition to
-the parameters.
+g is the gradient as it comes into the probe, before the clippings in it, and u the update as it
+leaves. A step is clipped where a clipping shortens what it is given: a stage with "clip" in its
+name, such as ``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms`` and those
+of optax; what adds to the gradient or scales it does not count. The state holds scalars only; the
+norms are one more pass over gradients, update and parameters, for which XLA may write out an update
+that it would have fused into the addition to the parameters.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import clip_gradient, sgdw
@@ -37,7 +37,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.compose import Composed, compose
 from adamw_jax.gradients import square_norm
-from adamw_jax.stage import Kind, Spec, Stage, Step, increment, stage
+from adamw_jax.stage import Kind, Spec, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import find
 
 Tree = Any
@@ -54,8 +54,8 @@ class ProbeState(NamedTuple):
       update: of the update.
       params: of the parameters before the step.
       steps: steps recorded, int32.
-      clipped: of these, the steps in which a clipping shortened the gradient; None where no stage
-        is known to take the gradient, in a recipe of foreign transformations only.
+      clipped: of these, the steps in which a clipping shortened something; None in a recipe of
+        foreign transformations of which none is known to clip.
     """
 
     gradient: jax.Array
@@ -69,7 +69,8 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     """``compose(*stages)`` that records norms of what goes in and what comes out.
 
     Args:
-      *stages: as for ``compose``: a whole optimizer, ours or optax's, clipping before it, tails.
+      *stages: as for ``compose``: a whole optimizer, ours or optax's, clipping before it, tails. A
+        clipping that stands before the probe, and not in it, is not seen.
         Clippings go by their names: ``("clip", tx)`` makes one of what would not be known as such,
         an ``optax.chain`` or a function of yours.
       per_leaf: norms of every parameter and not of the whole tree: three numbers for each.
@@ -85,14 +86,13 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     whole = compose(*stages)
     gives = [spec.gives for spec in whole.specs if spec.gives is not None]
     last = gives[-1] if gives else Kind.GRADIENT
-    turn = next((i for i, spec in enumerate(whole.specs) if _turns(spec)), None)
-    body = []
-    for i, spec in enumerate(whole.specs):
-        clips = turn is not None and i < turn and "clip" in spec.name
-        body += [_before(), Stage(spec), _after()] if clips else [Stage(spec)]
-    return compose(
-        _entrance(per_leaf), *body, _exit(last, per_leaf, turn is not None), frozen=whole.frozen
-    )
+    body, flow, known = [], Kind.GRADIENT, any(_turns(spec) for spec in whole.specs)
+    for spec in whole.specs:
+        clips = "clip" in spec.name and spec.takes is spec.gives and flow is not Kind.MOMENTS
+        known = known or clips
+        body += [_before(flow), stage_of(spec), _after(flow)] if clips else [stage_of(spec)]
+        flow = spec.gives or flow
+    return compose(_entrance(per_leaf), *body, _exit(last, per_leaf, known), frozen=whole.frozen)
 
 
 def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
@@ -178,25 +178,25 @@ def _entrance(per_leaf: bool) -> Stage:
     return stage("probe_gradient", Kind.GRADIENT, Kind.GRADIENT, apply)
 
 
-def _before() -> Stage:
+def _before(kind: Kind) -> Stage:
     """Before a clipping."""
 
-    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        step.signals["probe_before"] = _squares(gradient, False)
-        return gradient, state
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        step.signals["probe_before"] = _squares(flow, False)
+        return flow, state
 
-    return stage("probe_before", Kind.GRADIENT, Kind.GRADIENT, apply)
+    return stage("probe_before", kind, kind, apply)
 
 
-def _after() -> Stage:
+def _after(kind: Kind) -> Stage:
     """Behind it; one of several clippings is enough."""
 
-    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        shorter = _squares(gradient, False) < step.signals["probe_before"] * _SHORTER**2
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        shorter = _squares(flow, False) < step.signals["probe_before"] * _SHORTER**2
         step.signals["probe_clipped"] = step.signals.get("probe_clipped", False) | shorter
-        return gradient, state
+        return flow, state
 
-    return stage("probe_after", Kind.GRADIENT, Kind.GRADIENT, apply)
+    return stage("probe_after", kind, kind, apply)
 
 
 def _exit(kind: Kind, per_leaf: bool, clips: bool) -> Stage:

@@ -92,13 +92,6 @@ class Stage(optax.GradientTransformationExtraArgs):
 
     spec: Spec
 
-    def __new__(cls, spec: Spec) -> Stage:
-        """Builds the transformation that runs the declared stage alone."""
-        init, update = _alone(spec)
-        self = super().__new__(cls, init, update)
-        self.spec = spec
-        return self
-
 
 def stage(
     name: str,
@@ -112,7 +105,14 @@ def stage(
     tail: bool = False,
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory."""
-    return Stage(Spec(name, takes, gives, apply, init, hyperparams or {}, needs_params, tail))
+    return stage_of(Spec(name, takes, gives, apply, init, hyperparams or {}, needs_params, tail))
+
+
+def stage_of(spec: Spec) -> Stage:
+    """The transformation that runs a declared stage alone."""
+    made = Stage(*_alone(spec))
+    made.spec = spec
+    return made
 
 
 def require_params(spec_name: str, params: Tree | None) -> None:

@@ -159,9 +159,14 @@ EXTRA = {"value": 1.0}
 
 
 def plain_entries() -> list[Entry]:
-    """Every optimizer with its defaults, and one with Lookahead at its end."""
+    """Every optimizer with its defaults, one with factors of small leaves, one with Lookahead."""
     entries = [Entry(name, name) for name in adamw_jax.list_optimizers()]
-    return [*entries, Entry("lookahead_adamw", "lookahead_adamw", {"sync_period": 2})]
+    small = {"min_dim_size_to_factor": 1, "relative_step": True, "b1": 0.9}
+    return [
+        *entries,
+        Entry("adafactor-factored", "adafactor", small),
+        Entry("lookahead_adamw", "lookahead_adamw", {"sync_period": 2}),
+    ]
 
 
 def with_direction() -> list[str]:

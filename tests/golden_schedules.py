@@ -133,8 +133,9 @@ def _finder(source: str, h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndar
     """The public test on a step that replays the recorded losses."""
     recorded = arrays["raw_loss"]
     steps = h.pop("nb") if "nb" in h else h.pop("num_it")
-    for told in ("stop_div", "trim", "float64"):
+    for told in ("trim", "float64"):  # of the plot, and of how it was recorded
         h.pop(told, None)
+    stops = h.pop("stop_div", True)
     found = aj.lr_range_test(
         lambda index, rate, batch: (index + 1, recorded[index]),
         0,
@@ -142,6 +143,7 @@ def _finder(source: str, h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndar
         start=h.pop("start_lr"),
         end=h.pop("end_lr"),
         num_steps=steps,
+        **({} if stops else {"stop_factor": float("inf")}),
         best_after=11 if source == "fastai07" else 0,
     )
     result = {

@@ -352,3 +352,16 @@ def test_migrates_parameters_called_stages() -> None:
     assert "stages/lookahead/since_sync" in report.started
     back, _ = aj.migrate_state(migrated, plain, params)
     chex.assert_trees_all_equal(back, state)
+
+
+@pytest.mark.parametrize("b2", [0.9, 0.999, 0.9999])
+def test_the_age_of_a_young_average_is_exact(b2: float) -> None:
+    """What RAdam's length is made of, read from a count alone, without cancellation."""
+    theirs, ours = optax.radam(0.1, b2=b2), aj.radam(0.1, b2=b2)
+    state = theirs.init(PARAMS)
+    rate = float(np.float32(b2))
+    for t in (1, 2, 10):
+        counted = optax.tree.set(state, count=jnp.asarray(t, jnp.int32))
+        clock = aj.from_optax(counted, ours, PARAMS).stages["estimate_moments"].second.clock
+        expected = (1 - rate) * sum(k * rate**k for k in range(t))
+        np.testing.assert_allclose(clock.age, expected, rtol=1e-6)

@@ -328,6 +328,33 @@ def test_the_average_of_parameters_that_stand_still(kind: str) -> None:
     np.testing.assert_array_equal(aj.eval_params(state, got), params)
 
 
+def test_decay_and_rules_are_not_clipped() -> None:
+    """A huge gradient elsewhere leaves the decay, and a multiplier shortens a clipped step."""
+    params = {"a": jnp.array([3.0, 4.0]), "b": jnp.full(2, 3.0)}
+    gradient = {"a": jnp.array([600.0, 800.0]), "b": jnp.zeros(2)}
+
+    def step(**options: Any) -> Any:
+        tx = aj.clipped_sgd(0.1, max_step=0.5, **options)
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    assert_close(step(weight_decay=0.1)["b"], -0.1 * 0.1 * params["b"])
+    assert_close(optax.tree.norm(step()), 0.5)
+    rules = aj.parameter_rules({"a": aj.Rule(learning_rate=0.5), "b": aj.Rule()})
+    assert_close(optax.tree.norm(step(rules=rules)), 0.25)
+
+
+@pytest.mark.parametrize("name", ["clipped_sgd", "normalized_sgd"])
+def test_lengths_leaf_by_leaf(name: str) -> None:
+    """As one optimizer for every leaf."""
+    params, gradient = sample_params(), jax.tree.map(lambda g: g[0], sample_gradients())
+    options = {"max_step": 0.05} if name == "clipped_sgd" else {}
+    tx = aj.create(name, 0.1, per_leaf=True, **options)
+    alone = aj.create(name, 0.1, **options)
+    got = tx.update(gradient, tx.init(params), params)[0]
+    expected = jax.tree.map(lambda g, p: alone.update(g, alone.init(p), p)[0], gradient, params)
+    assert_close(got, expected)
+
+
 def test_clipped_sgd_is_a_clip_by_the_global_norm() -> None:
     """At the norm max_step / learning_rate."""
     params, gradients = sample_params(), sample_gradients(6)

@@ -132,3 +132,53 @@ def test_only_refuses_what_it_cannot_do() -> None:
     state = tx.init(params)
     with pytest.raises(ValueError, match=r"only\(\) cannot correct the bias of some leaves"):
         tx.update(at(sample_gradients(), 0), state, params)
+
+
+def test_a_stage_kept_to_some_hears_what_was_told() -> None:
+    """Decay of some leaves stands still with the step, as decay with a mask does."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+
+    def first_step(decay: Any) -> Any:
+        tx = compose(
+            estimate_moments(), correct_bias(), rectify_variance(), precondition(), decay,
+            scale_by_learning_rate(0.1),
+        )  # fmt: skip
+        return tx.update(params, tx.init(params), params)[0]
+
+    partial = first_step(only(decoupled_decay(0.5), "a"))
+    assert_close(partial, first_step(decoupled_decay(0.5, mask="a")))
+    assert_close(partial["a"], jnp.zeros(2))
+
+
+def test_two_stages_kept_to_some_tell_of_both() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = compose(
+        estimate_moments(), correct_bias(), only(rectify_variance(), "a"),
+        ("other", only(rectify_variance(), "b")), precondition(), decoupled_decay(0.5),
+        scale_by_learning_rate(0.1),
+    )  # fmt: skip
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert_close(updates, {"a": jnp.zeros(2), "b": jnp.zeros(2)})
+
+
+def test_a_maximum_for_some_is_emptied_at_a_restart() -> None:
+    """Also one behind a stage that is kept to some leaves."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+
+    def after(*stages: Any) -> Any:
+        tx = compose(
+            estimate_moments(restart_period=3), *stages, correct_bias(), precondition(),
+            scale_by_learning_rate(0.1),
+        )  # fmt: skip
+        state, theta = tx.init(params), params
+        for size in (100.0, 100.0, 100.0, 1.0, 1.0):
+            updates, state = tx.update(jax.tree.map(lambda x, s=size: s * x, params), state, theta)
+            theta = optax.apply_updates(theta, updates)
+        return theta
+
+    whole, plain = after(amsgrad_max()), after()
+    partial = after(only(amsgrad_max(), "a"))
+    assert_close(partial["a"], whole["a"])
+    assert_close(partial["b"], plain["b"])
+    both = after(only(amsgrad_max(), "a"), ("other", only(amsgrad_max(), "b")))
+    assert_close(both, whole)

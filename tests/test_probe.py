@@ -115,9 +115,10 @@ def test_every_leaf() -> None:
     [
         ((optax.clip_by_global_norm(1.0), aj.sgdw(0.1, momentum=None)), 0.75),
         ((aj.sgdw(0.1, momentum=None),), 0.0),
-        ((optax.clip_by_global_norm(1.0), optax.sgd(0.1)), None),
+        ((optax.clip_by_global_norm(1.0), optax.sgd(0.1)), 0.75),
+        ((optax.sgd(0.1),), None),
     ],
-    ids=["foreign clip", "no clip", "foreign only"],
+    ids=["foreign clip", "no clip", "foreign only", "nothing known"],
 )
 def test_clip_rate(stages: Any, rate: float | None) -> None:
     updates, _, state = train(probe(*stages))
@@ -145,8 +146,14 @@ PLAIN = aj.sgdw(0.1, momentum=None)
         ((optax.chain(optax.clip(0.1), optax.scale(2.0)), PLAIN), 0.0),
         ((("clip", optax.chain(optax.clip(0.1))), PLAIN), 0.75),
         ((aj.only(aj.clip_gradient(1.0), "dense/*"), PLAIN), 0.75),
+        ((aj.clipped_sgd(0.1, max_step=0.1),), 0.75),
+        ((aj.clipped_sgd(0.1, max_step=1e9),), 0.0),
+        ((PLAIN, optax.clip_by_global_norm(0.1)), 0.75),
     ],
-    ids=["l2 behind", "l2", "scaled", "of two", "scaled before", "hidden", "named", "only"],
+    ids=[
+        *("l2 behind", "l2", "scaled", "of two", "scaled before", "hidden", "named", "only"),
+        *("of the step", "of no step", "of the update"),
+    ],
 )
 def test_what_is_a_clipping(stages: Any, rate: float) -> None:
     """Norms are compared around what is called a clipping, and around nothing else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from adamw_jax import (
     scale_by_learning_rate,
     summary,
 )
-from adamw_jax.stage import Kind, Stage
+from adamw_jax.stage import Kind, Stage, stage_of
 from tests.catalogue import (
     PLAIN,
     Entry,
@@ -62,6 +63,16 @@ STAGES: dict[str, tuple[Stage, str, str]] = {
     "lookahead": (lookahead(), "update", "update"),
 }
 RANK = {"gradient": 0, "moments": 1, "direction": 2, "update": 3}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_copy_of_a_stage_is_as_good(name: str) -> None:
+    made, _, _ = STAGES[name]
+    for twin in (copy.copy(made), copy.deepcopy(made)):
+        assert isinstance(twin, Stage)
+        assert twin.spec.name == made.spec.name
+        assert tuple(twin) == tuple(made)
+    assert tuple(jax.tree.map(lambda x: x, made)) == tuple(made)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -174,7 +185,7 @@ def test_none_is_dropped_and_recipes_are_flattened() -> None:
 def test_a_chain_of_the_stages_is_the_composed_recipe(entry: Entry) -> None:
     """Each stage alone in ``optax.chain`` counts and evaluates for itself: the same trajectory."""
     tx = entry.make(optax.linear_schedule(0.1, 0.02, 4))
-    chained = optax.chain(*(Stage(spec) for spec in tx.specs))
+    chained = optax.chain(*(stage_of(spec) for spec in tx.specs))
     arguments = sample_params(), sample_gradients(4)
     assert_close(run(chained, *arguments)[0], run(tx, *arguments)[0])
 

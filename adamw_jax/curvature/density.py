@@ -115,7 +115,7 @@ def spectral_density(
       product: of which matrix; ``hvp_fn`` for the Hessian.
 
     Returns:
-      A ``SpectralDensity``. Memory: k + 1 vectors.
+      A ``SpectralDensity``. Memory: about 2 k vectors.
 
     Raises:
       ImportError: matfree is not installed.

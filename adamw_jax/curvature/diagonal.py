@@ -56,7 +56,7 @@ def hessian_diag(
 
     Args:
       loss_fn: ``(params, batch) -> scalar``. For the diagonal of one block, pass the block as
-        ``params`` and close over the rest.
+        ``params`` and the rest with ``batch``.
       params: a tree of real floating-point arrays, P values in all.
       batch: what ``loss_fn`` takes, or ``Batches``.
       method: ``"exact"`` makes P products, ``"hutchinson"`` num, ``"xdiag"`` 2 num, at once, or P

@@ -114,7 +114,8 @@ def extreme_pairs(
         jnp.where(genuine, x, jnp.full_like(x, jnp.nan))[chosen]
         for x in (found.ritz_values, found.residuals)
     )
-    coefficients = found.ritz_coefficients[:, chosen]
+    present = jnp.where(genuine, found.ritz_coefficients, jnp.full_like(squares, jnp.nan))
+    coefficients = present[:, chosen]
     with jax.default_matmul_precision("highest"):
         vectors = jax.tree.map(lambda q: jnp.tensordot(coefficients, q, axes=(0, 0)), found.basis)
     return values, vectors, residuals
@@ -152,7 +153,7 @@ def _by_scipy(
     else:
         operator = LinearOperator((size, size), matvec, dtype=vector.dtype)  # pyright: ignore[reportCallIssue]
         end = {"largest": "LA", "smallest": "SA"}[which]
-        values, vectors = eigsh(operator, k, which=end, v0=start, ncv=min(size, steps))
+        values, vectors = eigsh(operator, k, which=end, v0=start, ncv=min(size, max(steps, k + 1)))
     order = np.argsort(values if which == "smallest" else -values)[:k]
     values, vectors = values[order], vectors.T[order]
     residuals = [

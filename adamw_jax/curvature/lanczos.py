@@ -74,7 +74,7 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
         Without it Ritz values that have converged come back as copies.
 
     Returns:
-      A ``LanczosResult``. Memory: k + 1 vectors.
+      A ``LanczosResult``. Memory: about 2 k vectors, of which it keeps k.
 
     Raises:
       ImportError: matfree is not installed.

@@ -29,6 +29,8 @@ from adamw_jax.curvature.batches import Batches
 
 Tree = Any
 LossFn = Callable[[Tree, Any], jax.Array]
+"""``(params, batch) -> scalar``. What is compiled for it is kept, as by ``jax.jit``: arrays that it
+closes over are constants, and what changes between calls belongs into ``batch``."""
 LinearMap = Callable[[Tree], Tree]
 Product = Callable[[Any, Tree, Any], LinearMap]
 """``(loss_fn, params, batch) -> linear map``: ``hvp_fn``, ``gauss_newton_fn``, or your own."""
@@ -150,7 +152,7 @@ def real_params(params: Tree) -> Tree:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"the parameter {numerics.parameter_name(path)!r} has dtype {leaf.dtype}; "
-                "curvature is that of real floating-point leaves: close over the others in loss_fn."
+                "curvature is that of real floating-point leaves: give the others with the batch."
             )
     if not jax.tree.leaves(params):
         raise ValueError("params has no leaves: give the parameters that loss_fn differentiates.")

@@ -30,7 +30,7 @@ from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Moments, emptied
-from adamw_jax.stage import Kind, Stage, Step, increment, stage
+from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import replace
 from adamw_jax.storage import choose, stored
 
@@ -117,7 +117,7 @@ def estimate_moments(
     )
     parts = {"first": first, "second": second}
     formats = {name: part.storage for name, part in parts.items() if part.storage is not None}
-    return Stage(stored(made.spec, choose(formats))) if formats else made
+    return stage_of(stored(made.spec, choose(formats))) if formats else made
 
 
 def restart_moments(state: Any) -> Any:

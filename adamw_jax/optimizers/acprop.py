@@ -101,7 +101,8 @@ def acprop(
 
     Returns:
       The transformation; its state has two values per parameter. With ``rectify`` it is the form
-      of the authors' constructor. The authors' CIFAR runs use ``l2``.
+      of the authors' constructor, but that a skipped step does not decay and ``amsgrad`` divides by
+      the maximum there, too. The authors' CIFAR runs use ``l2``.
     """
     learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
     direction, rest = split(common)

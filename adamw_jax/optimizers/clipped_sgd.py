@@ -5,7 +5,7 @@
 
 The baselines of Crawshaw et al., NeurIPS 2022, arXiv 2208.11195, for (L0, L1)-smooth losses.
 
->>> clipped_sgd(0.1, max_step=1.0).specs[-1].name
+>>> clipped_sgd(0.1, max_step=1.0).specs[1].name
 'clip_step'
 """
 
@@ -27,9 +27,11 @@ _CITATION = (
 _REFUSES = ("amsgrad", "rectify", "eps_hat", "bias_correction")
 
 
-def scale_by_normalized_sgd(momentum: ScalarOrSchedule | None = None, **options: Any) -> Composed:
+def scale_by_normalized_sgd(
+    momentum: ScalarOrSchedule | None = None, *, per_leaf: bool = False, **options: Any
+) -> Composed:
     """The momentum buffer, 1 long over all parameters. Arguments as for ``normalized_sgd``."""
-    return compose(scale_by_sgdw(momentum, **options), normalize())
+    return compose(scale_by_sgdw(momentum, **options), normalize(per_leaf=per_leaf))
 
 
 @register(
@@ -37,7 +39,7 @@ def scale_by_normalized_sgd(momentum: ScalarOrSchedule | None = None, **options:
     equation="theta <- theta - min(lr, max_step / |u|) u, u <- momentum u + g",
     citation=_CITATION,
     arxiv="2208.11195",
-    direction=None,  # the learning rate stands inside the minimum
+    direction=None,  # the learning rate is in it
     state_values=0,
     differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
     "step may then be lr c / (1 - mu) long.",
@@ -53,6 +55,7 @@ def clipped_sgd(
     *,
     nesterov: bool = False,
     dampening: ScalarOrSchedule | None = None,
+    per_leaf: bool = False,
     **common: Unpack[Common],
 ) -> Composed:
     """SGD whose step over all parameters is at most ``max_step`` long, without decay and rules.
@@ -63,6 +66,7 @@ def clipped_sgd(
       momentum: factor on the buffer, in [0, 1]; None for none.
       nesterov: step along ``g + momentum m``.
       dampening: what is withheld of every gradient but the first; None for nothing.
+      per_leaf: a length of its own for every leaf.
 
     Returns:
       The transformation; its state has one value per parameter with momentum, none without. Under
@@ -71,9 +75,11 @@ def clipped_sgd(
     learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
     direction, rest = split(common)
     return finish(
-        scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        compose(
+            scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
+            clip_step(learning_rate, max_step, per_leaf=per_leaf),
+        ),
         learning_rate,
-        step=clip_step(learning_rate, max_step),
         **rest,
     )
 
@@ -95,6 +101,7 @@ def normalized_sgd(
     *,
     nesterov: bool = False,
     dampening: ScalarOrSchedule | None = None,
+    per_leaf: bool = False,
     **common: Unpack[Common],
 ) -> Composed:
     """SGD whose step over all parameters is ``learning_rate`` long, without decay and rules.
@@ -106,6 +113,7 @@ def normalized_sgd(
       momentum: factor on the buffer, in [0, 1]; None for none.
       nesterov: step along ``g + momentum m``.
       dampening: what is withheld of every gradient but the first; None for nothing.
+      per_leaf: a length of its own for every leaf.
 
     Returns:
       The transformation; its state has one value per parameter with momentum, none without.
@@ -113,7 +121,9 @@ def normalized_sgd(
     learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
     direction, rest = split(common)
     return finish(
-        scale_by_normalized_sgd(momentum, nesterov=nesterov, dampening=dampening, **direction),
+        scale_by_normalized_sgd(
+            momentum, nesterov=nesterov, dampening=dampening, per_leaf=per_leaf, **direction
+        ),
         learning_rate,
         **rest,
     )

@@ -53,7 +53,7 @@ def scale_by_norm_adaptive_sgd(
     state_values=0,
     differs="built from the idea and its bound, not from the authors' pseudo-code. RMSProp has a "
     "norm per element and puts the present gradient into it.",
-    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype"),
+    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype", "storage"),
     degree=None,  # the floor stands beside the norm
     scope="tree",
 )
@@ -75,8 +75,7 @@ def norm_adaptive_sgd(
         the length of a step over all parameters: the theory takes R / sqrt(T) for a start at
         distance R and T steps, and the average of the iterates weighted by lr / (m + floor).
       beta: decay rate of the average of squared norms, in [0, 1).
-      floor: added to the estimate, >= 0; well below the norm of a typical gradient. After a first
-        gradient of 0 a step may be 1/floor times as long as the gradient.
+      floor: added to the estimate, >= 0; well below the norm of a typical gradient.
       use_previous: the estimate without the present gradient; the first step has |g_1|.
 
     Returns:
@@ -85,6 +84,7 @@ def norm_adaptive_sgd(
     """
     learning_rate, _, _, common = unpack(learning_rate, None, None, common)
     direction, rest = split(common)
+    refuse("norm_adaptive_sgd", "has one scalar of state", storage=rest.pop("storage", None))
     return finish(
         scale_by_norm_adaptive_sgd(beta, floor, use_previous=use_previous, **direction),
         learning_rate,

@@ -163,8 +163,8 @@ def create(name: str, learning_rate: Any, **options: Any) -> Composed:
     Args:
       name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name.
       learning_rate: as for the optimizer.
-      **options: keyword arguments of the optimizer, and with the prefix also ``sync_period`` and
-        ``slow_step_size`` of ``lookahead``.
+      **options: keyword arguments of the optimizer, and with the prefix also ``sync_period``,
+        ``slow_step_size`` and ``inner_state`` of ``lookahead``; the last makes it the wrapper.
 
     >>> import jax.numpy as jnp
     >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
@@ -173,8 +173,12 @@ def create(name: str, learning_rate: Any, **options: Any) -> Composed:
     inner = name.removeprefix("lookahead_")
     if inner == name:
         return info(name).factory(learning_rate, **options)
-    tail = {k: options.pop(k) for k in ("sync_period", "slow_step_size") if k in options}
-    return compose(info(inner).factory(learning_rate, **options), lookahead(**tail))
+    names = ("sync_period", "slow_step_size", "inner_state")
+    given = {name: options.pop(name) for name in names if name in options}
+    made = info(inner).factory(learning_rate, **options)
+    if "inner_state" in given:
+        return lookahead(made, **given)
+    return compose(made, lookahead(**given))
 
 
 def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:

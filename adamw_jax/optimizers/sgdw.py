@@ -54,7 +54,8 @@ def scale_by_sgdw(
     state_values=1,
     differs="the learning rate multiplies the buffer, as in the authors' code, PyTorch and optax; "
     'the paper\'s Algorithm 1 puts it inside (schedule_inside=True with decay="schedule"). '
-    "PyTorch's weight_decay is our l2.",
+    "PyTorch's weight_decay is our l2. Momentum is 0.9 where optax has None and PyTorch 0; there "
+    "is no decay unless weight_decay is given.",
     refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
     twin="sgd",
     degree=1,

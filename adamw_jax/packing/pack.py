@@ -34,7 +34,7 @@ from adamw_jax.compose import Composed, compose
 from adamw_jax.gradients import check_gradient
 from adamw_jax.packing.buffers import Packer
 from adamw_jax.packing.checks import check_recipe, check_whole
-from adamw_jax.stage import Kind, Spec, Stage, Step
+from adamw_jax.stage import Kind, Spec, Step, stage_of
 
 Tree = Any
 State = Any
@@ -95,13 +95,13 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
                 "each part."
             )
     first, last = inside[0], inside[-1]
-    moments = compose(*(Stage(spec) for spec in tx.specs[first : last + 1]))
+    moments = compose(*(stage_of(spec) for spec in tx.specs[first : last + 1]))
     specs = [*tx.specs]
     for i in inside:
         specs[i] = _packed_init(specs[i], moments if i == first else None, packer)
     specs[first] = specs[first]._replace(apply=_entering(specs[first], packer))
     specs[last] = specs[last]._replace(apply=_leaving(specs[last], packer))
-    return compose(*(Stage(spec) for spec in specs), frozen=tx.frozen)
+    return compose(*(stage_of(spec) for spec in specs), frozen=tx.frozen)
 
 
 def _packed_init(spec: Spec, checked: Composed | None, packer: Packer) -> Spec:

@@ -1,19 +1,21 @@
 """Step lengths from the norm over all leaves: clipping and normalisation.
 
     clip_gradient    g      <- g min(1, max_grad_norm / (|g| + eps))
-    clip_step        update  = -min(lr, max_step / (|u| + 1e-10)) u
+    clip_step        u      <- u min(1, max_step / (lr (|u| + 1e-10)))
     normalize        u      <- u / (|u| + 1e-10)
 
 ``clip_step`` differs from clipping the gradient by its norm before momentum: no step is longer than
 ``max_step``, whatever the learning rate and the momentum. Norms are over the whole tree that the
-stage sees; under ``optax.partition`` and ``optax.masked`` each part has its own.
+stage sees, so under ``optax.partition`` and ``optax.masked`` each part has its own; ``per_leaf``
+takes those of the leaves.
 
 >>> clip_step(0.1, 1.0).spec.kinds
-'direction -> update'
+'direction -> direction'
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.checks import switch
 from adamw_jax.gradients import square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -52,30 +55,54 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
     return stage("clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
 
 
-def clip_step(learning_rate: ScalarOrSchedule, max_step: ScalarOrSchedule) -> Stage:
-    """Learning rate whose step is at most ``max_step`` long: *direction -> update*.
+def clip_step(
+    learning_rate: ScalarOrSchedule, max_step: ScalarOrSchedule, *, per_leaf: bool = False
+) -> Stage:
+    """Shortens a direction whose step, ``learning_rate`` times it, were longer than ``max_step``.
 
     Args:
-      learning_rate: number >= 0, or a schedule of the step count.
+      learning_rate: that of the recipe, a number >= 0 or a schedule of the step count.
       max_step: largest Euclidean length of a step over all parameters, > 0.
+      per_leaf: of a step of every leaf, instead.
+
+    Returns:
+      A stage *direction -> direction*; decay and rules behind it are not clipped.
     """
+    switch("per_leaf", per_leaf)
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        longest = step["max_step"] / (global_norm(direction) + _FLOOR)
-        return _times(-lax.min(step["learning_rate"], longest), direction), state
+        longest = step["max_step"]
+
+        def shortened(tree: Tree) -> Tree:
+            length = step["learning_rate"] * (global_norm(tree) + _FLOOR)
+            return _times(longest / lax.max(length, longest), tree)
+
+        return _over(per_leaf, shortened, direction), state
 
     declared = declare(learning_rate=learning_rate, max_step=max_step)
-    return stage("clip_step", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+    return stage("clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared)
 
 
-def normalize() -> Stage:
-    """Makes the direction 1 long over all parameters: *direction -> direction*."""
+def normalize(*, per_leaf: bool = False) -> Stage:
+    """Makes the direction 1 long over all parameters: *direction -> direction*.
+
+    Args:
+      per_leaf: every leaf 1 long, instead.
+    """
+    switch("per_leaf", per_leaf)
+
+    def normalized(tree: Tree) -> Tree:
+        return _times(1.0 / (global_norm(tree) + _FLOOR), tree)
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         del step
-        return _times(1.0 / (global_norm(direction) + _FLOOR), direction), state
+        return _over(per_leaf, normalized, direction), state
 
     return stage("normalize", Kind.DIRECTION, Kind.DIRECTION, apply)
+
+
+def _over(per_leaf: bool, change: Callable[[Tree], Tree], tree: Tree) -> Tree:
+    return jax.tree.map(change, tree) if per_leaf else change(tree)
 
 
 def _times(factor: jax.Array, tree: Tree) -> Tree:

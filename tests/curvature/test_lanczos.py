@@ -207,16 +207,28 @@ def test_the_residual_bounds_the_error_of_too_few_steps() -> None:
     assert 0.01 < residuals[0] < 0.3
 
 
+def test_scipy_gets_the_vectors_that_it_needs() -> None:
+    """ARPACK wants more than k, also where ``steps`` asks for k."""
+    matrix = np.diag(np.arange(1.0, 31.0, dtype=np.float32))
+    values, _, _ = curvature.top_eigenvalues(
+        quadratic, jnp.ones(30), matrix, k=5, steps=5, key=KEY, backend="scipy"
+    )
+    np.testing.assert_allclose(values, [30.0, 29.0, 28.0, 27.0, 26.0], rtol=1e-4)
+
+
 def test_repeated_eigenvalues_are_seen_once_by_lanczos_and_all_by_scipy() -> None:
     identity = np.eye(6, dtype=np.float32)
-    values = {
+    found = {
         backend: curvature.top_eigenvalues(
             quadratic, jnp.ones(6), identity, k=2, key=KEY, backend=backend
-        )[0]
+        )
         for backend in ("lanczos", "scipy")
     }
-    np.testing.assert_allclose(values["lanczos"], [1.0, np.nan], rtol=1e-5)
-    np.testing.assert_allclose(values["scipy"], [1.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(found["lanczos"][0], [1.0, np.nan], rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(found["lanczos"][1], axis=1), [1.0, np.nan], rtol=1e-5
+    )
+    np.testing.assert_allclose(found["scipy"][0], [1.0, 1.0], rtol=1e-5)
     zero = np.zeros((6, 6), np.float32)
     for backend in ("lanczos", "scipy"):
         found = curvature.top_eigenvalues(quadratic, jnp.ones(6), zero, key=KEY, backend=backend)
