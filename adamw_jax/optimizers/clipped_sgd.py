@@ -5,8 +5,8 @@
 
 The baselines of Crawshaw et al., NeurIPS 2022, arXiv 2208.11195, for (L0, L1)-smooth losses.
 
->>> clipped_sgd(0.1, max_step=1.0).specs[1].name
-'clip_step'
+>>> [spec.name for spec in clipped_sgd(0.1, max_step=1.0).specs][-2:]
+['clip_step', 'scale_by_learning_rate']
 """
 
 from __future__ import annotations
