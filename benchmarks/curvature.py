@@ -69,6 +69,11 @@ def in_four(batch: Any) -> list[Any]:
     return [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
 
 
+def of_last_layer(last: Any, rest: Any) -> jax.Array:
+    """The loss as a function of one layer, the others given with the batch."""
+    return LOSS([*rest["others"], last], rest["batch"])
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "hvp": lambda p, b, how: how(LOSS, p, b)(p),
     "sharpness": lambda p, b, how: curvature.sharpness(LOSS, p, b, key=KEY, product=how),
@@ -93,6 +98,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "hessian_trace(num=64, chunk=1)": lambda p, b, how: curvature.hessian_trace(
         LOSS, p, b, key=KEY, chunk=1, product=how
+    ),
+    "hessian_diag(chunk=64), the last 1,010 values": lambda p, b, how: curvature.hessian_diag(
+        of_last_layer, p[-1], {"others": p[:-1], "batch": b}, product=how
     ),
     'hessian_diag(method="hutchinson", num=64, chunk=8)': lambda p, b, how: curvature.hessian_diag(
         LOSS, p, b, method="hutchinson", num=64, key=KEY, chunk=8, product=how

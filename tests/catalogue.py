@@ -161,7 +161,7 @@ EXTRA = {"value": 1.0}
 def plain_entries() -> list[Entry]:
     """Every optimizer with its defaults, one with factors of small leaves, one with Lookahead."""
     entries = [Entry(name, name) for name in adamw_jax.list_optimizers()]
-    small = {"min_dim_size_to_factor": 1, "relative_step": True, "b1": 0.9}
+    small = {"min_dim_size_to_factor": 1, "relative_step": True}
     return [
         *entries,
         Entry("adafactor-factored", "adafactor", small),

@@ -11,7 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from adamw_jax import compose, eval_params, hyperparams, lookahead
+from adamw_jax import (
+    compensated_rounding,
+    compose,
+    eval_params,
+    hyperparams,
+    lookahead,
+    quantize_state,
+    stochastic_rounding,
+)
 from adamw_jax.kalman import MomentumFilterState
 from adamw_jax.kalman.momentum_filter import Covariance
 from adamw_jax.optimizers.koala import koala_m, koala_v, scale_by_koala_v
@@ -49,8 +57,8 @@ def test_a_missing_loss_is_named(factory: Any) -> None:
 def test_wrappers_pass_the_loss_on(factory: Any) -> None:
     params, gradient = sample_params(), at(sample_gradients(), 0)
     make = functools.partial(factory, r=1.0)
-    plain = make()
-    expected, _ = plain.update(gradient, plain.init(params), params, value=ONE)
+    plain, loss = make(), jnp.float32(2.5)
+    expected, _ = plain.update(gradient, plain.init(params), params, value=loss)
     for tx in (
         optax.chain(optax.clip(1e9), make()),
         compose(optax.clip(1e9), make()),
@@ -59,9 +67,13 @@ def test_wrappers_pass_the_loss_on(factory: Any) -> None:
         optax.inject_hyperparams(make)(learning_rate=1.0),
         optax.MultiSteps(make(), 1),
         lookahead(make(), 5, 0.5),
+        optax.partition({"all": make()}, jax.tree.map(lambda _: "all", params)),
+        quantize_state(make()),
+        compose(make(), stochastic_rounding(0)),
+        compose(make(), compensated_rounding()),
     ):
         with jax.numpy_dtype_promotion("standard"):  # for MultiSteps
-            updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params, value=ONE)
+            updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params, value=loss)
         assert_close(updates, expected, rtol=1e-5)
 
 
