@@ -5,7 +5,8 @@
     density(x) = mean over probes of sum_i w_i N(x; theta_i, variance)
 
 Golub & Welsch 1969; Ubaru, Chen & Saad 2017; for networks Ghorbani, Krishnan & Xiao 2019,
-1901.10159.
+1901.10159. The iteration is that of matfree behind ``lanczos``' guard against breakdown, which
+matfree's own quadrature has not.
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
