@@ -328,6 +328,16 @@ def test_the_average_of_parameters_that_stand_still(kind: str) -> None:
     np.testing.assert_array_equal(aj.eval_params(state, got), params)
 
 
+def test_lookahead_by_name_takes_the_fate_of_the_inner_state() -> None:
+    """``inner_state`` makes the wrapper."""
+    arguments = sample_params(), sample_gradients(5)
+    made = aj.create("lookahead_adamw", 0.05, sync_period=2, inner_state="reset")
+    wrapped = aj.lookahead(aj.adamw(0.05), 2, inner_state="reset")
+    kept = aj.create("lookahead_adamw", 0.05, sync_period=2)
+    assert_close(run(made, *arguments)[0], run(wrapped, *arguments)[0])
+    assert not np.allclose(run(made, *arguments)[0]["scale"], run(kept, *arguments)[0]["scale"])
+
+
 def test_decay_and_rules_are_not_clipped() -> None:
     """A huge gradient elsewhere leaves the decay, and a multiplier shortens a clipped step."""
     params = {"a": jnp.array([3.0, 4.0]), "b": jnp.full(2, 3.0)}

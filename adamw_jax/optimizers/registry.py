@@ -157,14 +157,17 @@ def info(name: str) -> OptimizerInfo:
     return _REGISTRY[name]
 
 
-def create(name: str, learning_rate: Any, **options: Any) -> Composed:
+def create(name: str, learning_rate: Any, **options: Any) -> Any:
     """An optimizer by name; the prefix ``lookahead_`` adds Lookahead at its end.
 
     Args:
       name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name.
       learning_rate: as for the optimizer.
       **options: keyword arguments of the optimizer, and with the prefix also ``sync_period``,
-        ``slow_step_size`` and ``inner_state`` of ``lookahead``; the last makes it the wrapper.
+        ``slow_step_size`` and ``inner_state`` of ``lookahead``.
+
+    Returns:
+      A ``Composed`` recipe; with ``inner_state``, ``lookahead(...)`` around one.
 
     >>> import jax.numpy as jnp
     >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
