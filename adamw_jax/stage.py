@@ -58,6 +58,19 @@ class Step:
         return self.values[name]
 
 
+class Slopes(NamedTuple):
+    """By what a stage that makes its direction without moments multiplies the gradient.
+
+    Attributes:
+      of: ``(gradient, memory, step) -> tree`` of what broadcasts to the leaves of ``step.params``;
+        for ``curvature.preconditioner``.
+      needs_loss: whether that depends on the gradient, and on the loss in ``step.extra``.
+    """
+
+    of: Callable[[Any, Any, Step], Tree]
+    needs_loss: bool
+
+
 class Spec(NamedTuple):
     """The declaration of a stage."""
 
@@ -71,6 +84,7 @@ class Spec(NamedTuple):
     tail: bool
     storage: Any = None  # the ``Choice`` by which its memory is encoded
     partial: bool = False  # whether ``only`` keeps it to some of the leaves
+    slopes: Slopes | None = None
 
     @property
     def kinds(self) -> str:
@@ -103,9 +117,12 @@ def stage(
     hyperparams: Mapping[str, Hyperparameter] | None = None,
     needs_params: bool = False,
     tail: bool = False,
+    slopes: Slopes | None = None,
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory."""
-    return stage_of(Spec(name, takes, gives, apply, init, hyperparams or {}, needs_params, tail))
+    declared = hyperparams or {}
+    spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail, slopes=slopes)
+    return stage_of(spec)
 
 
 def stage_of(spec: Spec) -> Stage:

@@ -4,7 +4,8 @@
 
 with m the first moment as stored, so that its bias correction is part of P, as in Cohen et al.
 2022, arXiv 2207.14484. Nothing is rewritten for it: the stages of the recipe that follow the
-accumulators are run on a first moment of ones, and what comes out is 1 / P.
+accumulators are run on a first moment of ones, and what comes out is 1 / P. Recipes without moments
+have a stage that says its ``slopes``.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adam
@@ -16,6 +17,7 @@ Array([0.2, 0.8], dtype=float32)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,16 +40,20 @@ OF_THE_GRADIENT = ("nesterov", "friction")
 """Stages that mix the next gradient into the numerator or the gain, which a state does not tell."""
 
 
-def preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
-    """P of the last update of ``tx``.
+def preconditioner(
+    tx: Composed, opt_state: State, params: Tree, *, gradient: Tree | None = None, value: Any = None
+) -> Tree:
+    """P of the last update of ``tx``; of the next one where that is what its state holds.
 
     Args:
-      tx: a recipe of this library with ``estimate_moments`` in it, such as ``adamw(1e-3)``.
+      tx: a recipe of this library, such as ``adamw(1e-3)``.
       opt_state: its state under any wrapper, small ones included (``quantize_state``, with what
         codes cost in precision), after an update at least; or a state of optax's
         ``adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or ``sgd`` with
         momentum, for which ``tx`` is the recipe with the same numbers.
       params: the parameters.
+      gradient: for ``koala_v`` and ``koala_m``: the gradient at ``params``.
+      value: likewise the loss, of which both filters make the length of their steps.
 
     Returns:
       A tree like ``params``, float32 at least. It has what stands between ``estimate_moments`` and
@@ -56,15 +62,23 @@ def preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
       has not what multiplies a whole leaf or the whole step later (trust ratios, clipping, the
       learning rate), nor Nesterov's look-ahead and diffGrad's friction, which need a gradient.
 
+      Of the others it is what the next step divides the gradient by: the estimated norm and the
+      floor (``norm_adaptive_sgd``), S / (P_11 l) of a leaf (``koala_v``), S / ((P_11 + P_21) l)
+      (``koala_m``, whose gradient moves parameters and velocity); negative for a loss l below its
+      target.
+
     Raises:
       TypeError: ``tx`` is no recipe of this library.
-      ValueError: it has no ``estimate_moments`` (KOALA, ``norm_adaptive_sgd``), ``opt_state`` is
-        not its state, or no update has been made.
+      ValueError: it has no stage of a known preconditioner, ``opt_state`` is not its state, no
+        update has been made, or KOALA got no ``gradient`` and ``value``.
     """
-    return jax.tree.map(lambda slope: 1.0 / slope, inverse_preconditioner(tx, opt_state, params))
+    slopes = inverse_preconditioner(tx, opt_state, params, gradient=gradient, value=value)
+    return jax.tree.map(lambda slope: 1.0 / slope, slopes)
 
 
-def inverse_preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree:
+def inverse_preconditioner(
+    tx: Composed, opt_state: State, params: Tree, *, gradient: Tree | None = None, value: Any = None
+) -> Tree:
     """1 / P; arguments and errors as for ``preconditioner``."""
     if not isinstance(tx, Composed):
         raise TypeError(
@@ -72,25 +86,38 @@ def inverse_preconditioner(tx: Composed, opt_state: State, params: Tree) -> Tree
             f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
         )
     params = real_params(params)
-    estimate, stages = _stages(tx)
+    source, after = _stages(tx)
     state = _state(tx, opt_state, params)
-    ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
     if tx.frozen is None:
-        return _run(tx, estimate, stages, state, ones)
+        return _slopes(source, after, state, params, gradient, value)
     still = masks.resolve(tx.frozen, params, "frozen")
-    slopes = _run(tx, estimate, stages, state, masks.hide(ones, still))
+    if gradient is not None:
+        gradient = masks.hide(gradient, still)
+    some = _slopes(source, after, state, masks.hide(params, still), gradient, value)
     moving = jax.tree.map(lambda frozen: not frozen, still)
-    return masks.merge(moving, slopes, jax.tree.map(jnp.zeros_like, ones))
+    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, numerics.default_float()), params)
+    return masks.merge(moving, some, nothing)
+
+
+def measures_loss(tx: Any) -> bool:
+    """Whether the preconditioner of ``tx`` depends on the gradient and the loss."""
+    specs = tx.specs if isinstance(tx, Composed) else ()
+    return any(spec.slopes is not None and spec.slopes.needs_loss for spec in specs)
 
 
 def _stages(tx: Composed) -> tuple[Spec, list[Spec]]:
     """The stage that owns the accumulators, and those from it to the direction."""
     specs = list(tx.specs)
-    starts = [i for i, s in enumerate(specs) if s.gives is Kind.MOMENTS is not s.takes]
+    starts = [
+        i
+        for i, spec in enumerate(specs)
+        if spec.gives is Kind.MOMENTS is not spec.takes or spec.slopes is not None
+    ]
     if len(starts) != 1:
         raise ValueError(
-            "a preconditioner is read from a recipe with one estimate_moments stage; tx has "
-            f"{len(starts)} among {[spec.name for spec in specs]}."
+            "a preconditioner is read from a recipe with one estimate_moments stage, or one filter "
+            f"or norm estimate in its place; tx has {len(starts)} among "
+            f"{[spec.name for spec in specs]}."
         )
     after = [spec for spec in specs[starts[0] + 1 :] if spec.takes is Kind.MOMENTS]
     return specs[starts[0]], [spec for spec in after if spec.name not in OF_THE_GRADIENT]
@@ -115,8 +142,18 @@ def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
     return state
 
 
-def _run(tx: Composed, estimate: Spec, stages: list[Spec], state: ComposeState, ones: Tree) -> Tree:
-    """The direction of the recipe for a first moment of ones and the stored second moment."""
+def _slopes(
+    source: Spec, after: list[Spec], state: ComposeState, params: Tree, gradient: Tree, value: Any
+) -> Tree:
+    """1 / P of the parameters that move."""
+    memory = state.stages[source.name]
+    count = memory.count if source.slopes is None else state.count
+    if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
+        raise ValueError(
+            "opt_state is that of an optimizer that has made no update, and so has no moments to "
+            "divide by: make a step first."
+        )
+    signals: dict[str, Any] = {}
 
     def step(spec: Spec) -> Step:
         values = {}
@@ -124,19 +161,35 @@ def _run(tx: Composed, estimate: Spec, stages: list[Spec], state: ComposeState, 
             own = f"{spec.name}.{name}"
             live = state.hyperparams[own if own in state.hyperparams else name]
             values[name] = jax.tree.leaves(live.value)[0]
-        return Step(state.count, values, None, {}, {})
+        return Step(state.count, values, params, {"value": value}, signals)
 
-    memory = state.stages[estimate.name]
-    if not isinstance(memory.count, jax.core.Tracer) and not jnp.all(memory.count > 0):
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
+    if source.slopes is None:
+        return _of_moments(source, after, state, ones, step)
+    if source.slopes.needs_loss and (gradient is None or value is None):
         raise ValueError(
-            "opt_state is that of an optimizer that has made no update, and so has no moments to "
-            "divide by: make a step first."
+            f"{source.name} makes the length of its step of the loss: give gradient= and value=, "
+            "the gradient and the loss at params."
         )
+    factors = source.slopes.of(gradient, memory, step(source))
+    return jax.tree.map(lambda one, factor: one * factor, ones, factors)
+
+
+def _of_moments(
+    estimate: Spec,
+    stages: list[Spec],
+    state: ComposeState,
+    ones: Tree,
+    step: Callable[[Spec], Step],
+) -> Tree:
+    """The direction of the recipe for a first moment of ones and the stored second moment."""
+    memory = state.stages[estimate.name]
     # What the stage reads before it takes a gradient in is what is stored; the count it compares
     # with a restart period must not call for one now.
     unstarted = memory._replace(count=jnp.full_like(memory.count, -2))
     record, _ = estimate.apply(ones, unstarted, step(estimate))
     delayed = any(spec.name == "delay_second" for spec in stages)
+    ones = record.gradient  # as accumulators lie, also where small leaves are packed
     record = Moments(
         gradient=ones,
         count=memory.count + 1 if delayed else memory.count,

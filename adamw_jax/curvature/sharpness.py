@@ -33,8 +33,14 @@ from adamw_jax import numerics
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.compose import Composed
 from adamw_jax.curvature.eigenvalues import extreme_pairs, top_eigenvalues
-from adamw_jax.curvature.preconditioner import inverse_preconditioner
-from adamw_jax.curvature.products import LossFn, Product, hvp_fn, real_params
+from adamw_jax.curvature.preconditioner import inverse_preconditioner, measures_loss
+from adamw_jax.curvature.products import (
+    LossFn,
+    Product,
+    hvp_fn,
+    loss_and_gradient,
+    real_params,
+)
 from adamw_jax.hyperparameters import DECAY_RATE, POSITIVE, Domain, in_domain, real_number
 
 Tree = Any
@@ -73,6 +79,9 @@ def preconditioned_sharpness(
 ) -> jax.Array:
     """The largest eigenvalue of P^-1 H, P the diagonal by which the optimizer divides.
 
+    P is read from the state of any recipe of this library. KOALA's depends on loss and gradient,
+    too, which are computed from ``loss_fn`` and ``batch``.
+
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays.
@@ -85,14 +94,18 @@ def preconditioned_sharpness(
 
     Returns:
       A scalar of float32 at least. It is computed from P^(-1/2) H P^(-1/2), which has the same
-      eigenvalues. Compare it with ``stability_threshold("adam", learning_rate, b1)``.
+      eigenvalues; NaN where KOALA's loss is below its target. Compare it with
+      ``stability_threshold("adam", learning_rate, b1)``.
 
     Raises:
       ImportError: matfree is not installed.
       TypeError, ValueError: as ``preconditioner``, or ``steps`` is out of range.
     """
     steps = whole_number("steps", steps)
-    slopes = inverse_preconditioner(tx, opt_state, params)
+    value = gradient = None
+    if measures_loss(tx):
+        value, gradient = loss_and_gradient(loss_fn, params, batch)
+    slopes = inverse_preconditioner(tx, opt_state, params, gradient=gradient, value=value)
     return _scaled_sharpness(loss_fn, params, batch, slopes, key, steps=steps, product=product)
 
 

@@ -25,6 +25,7 @@ from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.kalman.measurement import (
+    Gains,
     decay_shares,
     declare_decay,
     declare_noise,
@@ -34,7 +35,7 @@ from adamw_jax.kalman.measurement import (
     start_value,
 )
 from adamw_jax.rules import ParameterRules
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 
@@ -75,18 +76,26 @@ def loss_filter(
         check_floating(params, "parameter")
         return LossFilterState(first_variance(), jnp.ones([], numerics.default_float()))
 
-    def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:
+    def read(gradient: Tree, state: LossFilterState, step: Step) -> tuple[LossFilterState, Gains]:
         check_gradient(gradient, step.params)
         measurement = measured("koala_v", step.extra, step["target"])
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
         found = gains(gradient, shares, step, measurement, variance, noise, stacked)
+        return LossFilterState(variance, noise), found
+
+    def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:
+        (variance, noise), found = read(gradient, state, step)
         along = found.error if decay_in_direction else jax.tree.map(numerics.widen, gradient)
         direction = jax.tree.map(
             lambda gain, x: numerics.scaled(lax.mul(variance, gain), x), found.gain, along
         )
         return direction, LossFilterState(variance * found.shrink, noise)
+
+    def slopes(gradient: Tree, state: LossFilterState, step: Step) -> Tree:
+        predicted, found = read(gradient, state, step)
+        return jax.tree.map(lambda gain: lax.mul(predicted.variance, gain), found.gain)
 
     return stage(
         "loss_filter",
@@ -96,4 +105,5 @@ def loss_filter(
         init=init,
         hyperparams=declared,
         needs_params=weight_decay is not None,
+        slopes=Slopes(slopes, needs_loss=True),
     )

@@ -25,6 +25,7 @@ from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.kalman.measurement import (
+    Gains,
     decay_shares,
     declare_decay,
     declare_noise,
@@ -35,7 +36,7 @@ from adamw_jax.kalman.measurement import (
 )
 from adamw_jax.moments.parts import zeros
 from adamw_jax.rules import ParameterRules
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 
@@ -136,9 +137,10 @@ def momentum_filter(
             covariance, first_drift(), one, zeros(params, dtype), zeros(params, dtype)
         )
 
-    def apply(
+    def read(
         gradient: Tree, state: MomentumFilterState, step: Step
-    ) -> tuple[Tree, MomentumFilterState]:
+    ) -> tuple[MomentumFilterState, Tree, Gains]:
+        """The state as predicted, the parameters, and what the loss says of them."""
         check_gradient(gradient, state.velocity)
         params = jax.tree.map(lambda p: numerics.widen(jnp.asarray(p)), step.params)
         velocity = jax.tree.map(numerics.widen, state.velocity)
@@ -156,6 +158,12 @@ def momentum_filter(
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
         found = gains(gradient, shares, step, measurement, covariance.parameter, noise, stacked)
+        return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
+
+    def apply(
+        gradient: Tree, state: MomentumFilterState, step: Step
+    ) -> tuple[Tree, MomentumFilterState]:
+        (covariance, drift, noise, velocity, average), params, found = read(gradient, state, step)
         pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
         if rules is not None:
             table = rules.for_tree(step.params)
@@ -188,6 +196,11 @@ def momentum_filter(
             numerics.cast_like(average, state.average),
         )
 
+    def slopes(gradient: Tree, state: MomentumFilterState, step: Step) -> Tree:
+        predicted, _, found = read(gradient, state, step)
+        both = lax.add(predicted.covariance.parameter, predicted.covariance.cross)
+        return jax.tree.map(lambda gain: lax.mul(both, gain), found.gain)
+
     return stage(
         "momentum_filter",
         Kind.GRADIENT,
@@ -196,6 +209,7 @@ def momentum_filter(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        slopes=Slopes(slopes, needs_loss=True),
     )
 
 

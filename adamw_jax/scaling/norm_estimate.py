@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -24,7 +25,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 
@@ -70,6 +71,14 @@ def scale_by_norm_estimate(
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(after)
 
+    def slopes(gradient: None, state: NormEstimateState, step: Step) -> Tree:
+        del gradient  # what is stored is the estimate of the step that comes
+        empty = state.square == 0
+        if not isinstance(empty, jax.core.Tracer) and empty:
+            raise ValueError("the norm estimate has seen no gradient: make a step first.")
+        slope = 1.0 / (numerics.root(state.square) + step["floor"])
+        return jax.tree.map(lambda _: slope, step.params)
+
     return stage(
         "scale_by_norm_estimate",
         Kind.GRADIENT,
@@ -77,4 +86,5 @@ def scale_by_norm_estimate(
         apply,
         init=init,
         hyperparams=declare(beta=beta, floor=floor),
+        slopes=Slopes(slopes, needs_loss=False),
     )

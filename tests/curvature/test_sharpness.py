@@ -31,9 +31,10 @@ def gradients(step: int) -> Any:
 
 def trained(tx: Any, steps: int = STEPS, params: Any = PARAMS) -> tuple[Any, Any]:
     """State and parameters after some steps."""
+    tx = optax.with_extra_args_support(tx)
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
-        updates, state = update(gradients(step), state, params)
+        updates, state = update(gradients(step), state, params, value=jnp.float32(2.0))
         params = optax.apply_updates(params, updates)
     return state, params
 
@@ -197,6 +198,17 @@ def test_small_state() -> None:
         np.testing.assert_allclose(got, expected, rtol=0.05)
 
 
+@pytest.mark.parametrize("make", [aj.adam, aj.radam, aj.amsgrad])
+def test_packed_leaves(make: Any) -> None:
+    """It has the shapes of the parameters, though the accumulators lie in buffers."""
+    expected, got = (
+        curvature.preconditioner(tx, *trained(tx))
+        for tx in (make(LR), aj.pack_small_leaves(make(LR)))
+    )
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-6)
+
+
 def quadratic(x: Any, matrix: Any) -> jax.Array:
     v = jnp.concatenate([x["w"][0], x["b"]])
     return 0.5 * jnp.dot(v, matrix @ v)
@@ -217,27 +229,85 @@ def test_preconditioned_sharpness() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
-WITHOUT = ("koala_m", "koala_v", "norm_adaptive_sgd")
-"""Optimizers that divide by no second moment of ``estimate_moments``, as the docstring says."""
-
-
 @pytest.mark.parametrize("entry", plain_entries(), ids=lambda entry: entry.label)
 def test_every_optimizer(entry: Entry) -> None:
-    """A positive P and a sharpness, or an error that says why there is none."""
+    """A positive P, and the sharpness that it gives."""
     tx = entry.make(LR)
     state, params = trained(tx)
-    if entry.name in WITHOUT:
-        with pytest.raises(ValueError, match=r"one estimate_moments stage; tx has 0 among"):
-            curvature.preconditioner(tx, state, params)
-        return
-    for leaf in jax.tree.leaves(curvature.preconditioner(tx, state, params)):
+    matrix = jnp.diag(jnp.arange(1.0, 6.0))
+    value, gradient = jax.value_and_grad(quadratic)(params, matrix)
+    found = curvature.preconditioner(tx, state, params, gradient=gradient, value=value)
+    for leaf in jax.tree.leaves(found):
         assert np.isfinite(leaf).all()
         assert (leaf > 0).all()
+    scale = np.concatenate([found["w"][0], found["b"]])
+    got = curvature.preconditioned_sharpness(quadratic, params, matrix, tx, state, key=KEY, steps=5)
+    np.testing.assert_allclose(got, (np.diag(matrix) / scale).max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.norm_adaptive_sgd(LR),
+        aj.koala_v(),
+        aj.koala_v(r=0.1, weight_decay=0.1, decay_in_direction=False, target=0.5),
+        aj.koala_v(stacked=lambda p: {"w": True, "b": False}),
+    ],
+    ids=["norm", "koala_v", "decayed", "stacked"],
+)
+def test_the_next_step_of_those_without_moments(tx: Any) -> None:
+    """It is the learning rate times the gradient over P."""
+    state, params = trained(tx)
+    g, value = gradients(99), jnp.float32(3.0)
+    lr = float(aj.hyperparams(state).get("learning_rate", 1.0))
+    got = curvature.preconditioner(tx, state, params, gradient=g, value=value)
+    updates, _ = tx.update(g, state, params, value=value)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, -lr * g[name] / got[name], rtol=1e-5)
+
+
+def test_the_next_step_of_koala_m() -> None:
+    """Gradient and velocity: update = kappa p - lr g / P."""
+    tx = aj.koala_m(LR, kappa=0.7)
+    state, params = trained(tx)
+    g, value = gradients(99), jnp.float32(3.0)
+    got = curvature.preconditioner(tx, state, params, gradient=g, value=value)
+    updates, _ = tx.update(g, state, params, value=value)
+    velocity = state.stages["momentum_filter"].velocity
+    for name, update in updates.items():
+        expected = 0.7 * velocity[name] - LR * g[name] / got[name]
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_those_without_moments_under_jit_frozen_and_in_pieces() -> None:
+    tx = aj.compose(aj.koala_v(), frozen=lambda p: {"w": True, "b": False})
+    state, params = trained(tx)
     matrix = jnp.diag(jnp.arange(1.0, 6.0))
-    found = curvature.preconditioned_sharpness(
-        quadratic, params, matrix, tx, state, key=KEY, steps=5
-    )
-    assert 0 < float(found) < np.inf
+    value, gradient = jax.value_and_grad(quadratic)(params, matrix)
+    scale = curvature.preconditioner(tx, state, params, gradient=gradient, value=value)
+    assert np.isinf(scale["w"]).all()
+    expected = (np.diag(matrix)[3:] / scale["b"]).max()
+
+    def measure(p: Any, s: Any, batch: Any = matrix) -> Any:
+        return curvature.preconditioned_sharpness(quadratic, p, batch, tx, s, key=KEY, steps=5)
+
+    pieces = curvature.Batches([matrix * 0.5, matrix * 1.5], weights="equal")
+    for got in (jax.jit(measure)(params, state), measure(params, state, pieces)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_what_a_preconditioner_without_moments_lacks() -> None:
+    tx = aj.koala_m()
+    state, params = trained(tx)
+    with pytest.raises(ValueError, match=r"momentum_filter .* give gradient= and value="):
+        curvature.preconditioner(tx, state, params, value=jnp.float32(1.0))
+    with pytest.raises(ValueError, match="make a step first"):
+        curvature.preconditioner(tx, tx.init(params), params)
+    tx = aj.norm_adaptive_sgd(LR)
+    state = aj.lookahead(tx, inner_state="reset", sync_period=1)
+    state, params = trained(state)
+    with pytest.raises(ValueError, match="make a step first"):
+        curvature.preconditioner(tx, state, params)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +354,8 @@ def test_errors() -> None:
         curvature.preconditioner(optax.adam(LR), state, params)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has made no update"):
         curvature.preconditioner(tx, tx.init(params), params)
-    with pytest.raises(ValueError, match=r"one estimate_moments stage; tx has 0 among"):
-        curvature.preconditioner(aj.norm_adaptive_sgd(LR), state, params)
+    with pytest.raises(ValueError, match=r"one estimate_moments stage, or .* tx has 0 among"):
+        curvature.preconditioner(aj.compose(optax.sgd(LR)), state, params)
     with pytest.raises(ValueError, match="opt_state has hyperparameters"):
         curvature.preconditioner(aj.sgdw(LR), state, params)
     with pytest.raises(ValueError, match="opt_state has 2 recipes"):
