@@ -115,7 +115,21 @@ def analyse(s: Settings, rows: Rows) -> Result:
     ]
     verdicts = [f(s, rows, placement) for f in (_power, _size) for placement in (PRE, POST)]
     table = Table("start", "Before the first step", columns, table)
-    return Result(verdicts, [table], [_figure(s, rows)])
+    return Result(verdicts, [table], [_figure(s, rows)], [_limit(s, rows)])
+
+
+def _limit(s: Settings, rows: Sequence[Row]) -> str:
+    """What the measured streams predict for these depths."""
+    squares = [
+        spread(column(where(rows, series=PRE, depth=depth, layer=depth), "square")).mean
+        for depth in s.depths
+    ]
+    power = -0.5 * np.polyfit(np.log(s.depths), np.log(squares), 1)[0]
+    return (
+        "The theorem's gradient is inversely proportional to the size of the last stream, which "
+        f"begins at 1: for the measured streams of these depths that is a power of {power:.3f}, "
+        "and -1/2 in the limit of many layers."
+    )
 
 
 def _power(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
