@@ -262,8 +262,7 @@ EXPERIMENT = register(
         "minima are flat; and that the power is fitted up to a batch size of 16, since SGD's "
         "learning rates grow more slowly beyond, as the theory has it where curvature takes over "
         "from noise. The rule of the verdicts was narrowed after this run: bands of 0.25 around 1 "
-        "and 1/2, as they were, meet. Four seeds left Adam's powers undecided; these "
-        "are twelve.",
+        "and 1/2, as they were, meet. Four seeds left Adam's powers undecided; these are twelve.",
         presets={
             "demo": Settings(),
             "quick": Settings(fitted=(2, 4, 8, 16), beyond=(64,), seeds=(0, 1, 2)),
