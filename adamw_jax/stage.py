@@ -71,6 +71,11 @@ class Slopes(NamedTuple):
     needs_loss: bool
 
 
+Settle = Callable[[Any, Tree, Step], Any]
+"""``(memory, direction, step) -> memory``: the same values, written only when the direction is,
+which reads what they overwrite (``numerics.after``)."""
+
+
 class Spec(NamedTuple):
     """The declaration of a stage."""
 
@@ -85,6 +90,7 @@ class Spec(NamedTuple):
     storage: Any = None  # the ``Choice`` by which its memory is encoded
     partial: bool = False  # whether ``only`` keeps it to some of the leaves
     slopes: Slopes | None = None
+    settle: Settle | None = None
 
     @property
     def kinds(self) -> str:
@@ -118,11 +124,12 @@ def stage(
     needs_params: bool = False,
     tail: bool = False,
     slopes: Slopes | None = None,
+    settle: Settle | None = None,
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory."""
     declared = hyperparams or {}
-    spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail, slopes=slopes)
-    return stage_of(spec)
+    spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail)
+    return stage_of(spec._replace(slopes=slopes, settle=settle))
 
 
 def stage_of(spec: Spec) -> Stage:

@@ -73,4 +73,7 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
         )
         return record.scaled(factor), FrictionState(previous)
 
-    return stage("friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init)
+    def settle(state: FrictionState, direction: Tree, step: Step) -> FrictionState:
+        return FrictionState(numerics.after(state.previous, step.count, direction))
+
+    return stage("friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, settle=settle)

@@ -19,7 +19,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.moments.precondition import completed, numerator, quotient
+from adamw_jax.moments.precondition import factors, numerator, quotient, times, where_adaptive
 from adamw_jax.moments.record import Moments, leafwise
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -53,14 +53,14 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
             factor = (1.0 if factor is None else factor) / top.due
         power = 2.0 * step["partial"]
 
-        def leaf(m: jax.Array, v: jax.Array, use: Any) -> jax.Array:
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...]) -> jax.Array:
             root = lax.add(numerics.root(v), step["eps"])
             scale = numerics.power_of(root, power)
-            m = m if factor is None else numerics.scaled(factor, m)
-            return quotient(m, scale, use)
+            return quotient(times(m, by), scale, use)
 
         uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
-        return completed(jax.tree.map(leaf, top.raw, second.raw, uses), record), state
+        by = factors(record, factor, top.raw)
+        return where_adaptive(jax.tree.map(leaf, top.raw, second.raw, uses, by), record), state
 
     declared = declare(partial=partial, eps=eps)
     return stage(

@@ -53,10 +53,11 @@ def precondition(
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
         if record.second is None:
-            direction = record.first.value
+            value = record.first.value
+            direction = jax.tree.map(times, value, factors(record, None, value))
         else:
             direction = divided(record, record.second, step)
-        return completed(direction, record), state
+        return where_adaptive(direction, record), state
 
     def divided(record: Moments, second: Reading, step: Step) -> Tree:
         top, magnitude = numerator(record), record.magnitude
@@ -74,9 +75,9 @@ def precondition(
         if top.due is not None:
             factor = (1.0 if factor is None else factor) / top.due
 
-        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...]) -> jax.Array:
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...], f: Any) -> Any:
+            m = times(m, f)
             if by and added is None and under is None and power == 0.5:
-                m = m if factor is None else numerics.scaled(factor, m)
                 return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), by, m)
             if not magnitude:
                 scale = numerics.root(v, power, under)
@@ -85,14 +86,14 @@ def precondition(
             scale = scale if added is None else lax.add(scale, added)
             if magnitude:
                 scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
-            m = m if factor is None else numerics.scaled(factor, m)
             return quotient(m, scale, use)
 
         uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
         inverse = second.inverse_root
         if inverse is None:
             inverse = jax.tree.map(lambda _: (), top.raw)
-        return jax.tree.map(leaf, top.raw, second.raw, uses, inverse)
+        by = factors(record, factor, top.raw)
+        return jax.tree.map(leaf, top.raw, second.raw, uses, inverse, by)
 
     return stage(
         "precondition",
@@ -115,12 +116,23 @@ def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
     return lax.div(m, numerics.like(scale, m))
 
 
-def completed(direction: Tree, record: Moments) -> Tree:
-    """The divided direction with the record's gain, and the fallback where it is not adaptive."""
-    if record.gain is not None:
-        direction = jax.tree.map(
-            lambda d, gain: numerics.scaled(gain, d), direction, leafwise(record.gain, direction)
-        )
+def factors(record: Moments, factor: jax.Array | None, like: Tree) -> Tree:
+    """What multiplies each leaf of the numerator: the record's gain and ``factor``, or nothing."""
+    gain = factor if record.gain is None else record.gain
+    if gain is None:
+        return jax.tree.map(lambda _: (), like)
+    if factor is not None and record.gain is not None:
+        gain = jax.tree.map(lambda x: numerics.scaled(factor, x), gain)
+    return jax.tree.map(lambda x: (x,), leafwise(gain, like))
+
+
+def times(m: jax.Array, by: tuple[jax.Array, ...]) -> jax.Array:
+    """``m`` times one factor or none."""
+    return functools.reduce(lambda x, factor: numerics.scaled(factor, x), by, m)
+
+
+def where_adaptive(direction: Tree, record: Moments) -> Tree:
+    """The divided direction, or the record's fallback where that is not adaptive."""
     if record.adaptive is None:
         return direction
     if record.fallback == "skip":

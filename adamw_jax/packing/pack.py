@@ -98,6 +98,7 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
     moments = compose(*(stage_of(spec) for spec in tx.specs[first : last + 1]))
     specs = [*tx.specs]
     for i in inside:
+        specs[i] = specs[i]._replace(settle=None)
         specs[i] = _packed_init(specs[i], moments if i == first else None, packer)
     specs[first] = specs[first]._replace(apply=_entering(specs[first], packer))
     specs[last] = specs[last]._replace(apply=_leaving(specs[last], packer))
