@@ -126,9 +126,8 @@ def _limit(s: Settings, rows: Sequence[Row]) -> str:
     ]
     power = -0.5 * np.polyfit(np.log(s.depths), np.log(squares), 1)[0]
     return (
-        "The theorem's gradient is inversely proportional to the size of the last stream, which "
-        f"begins at 1: for the measured streams of these depths that is a power of {power:.3f}, "
-        "and -1/2 in the limit of many layers."
+        "In inverse proportion to the size of the last stream, as the theorem has it, the gradient "
+        f"would fall with a power of {power:.3f} over these depths."
     )
 
 
