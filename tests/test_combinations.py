@@ -279,6 +279,33 @@ def test_restart_by_hand_is_the_restart_by_period() -> None:
     assert_close(theta, by_period)
 
 
+def test_adan_of_the_paper_starts_with_the_first_gradient() -> None:
+    """Algorithm 1, whose betas are 1 minus ours: m_0 = g_0, v_1 = g_1 - g_0, n_0 = g_0^2."""
+    gradients = sample_gradients(6)["dense"]["bias"]
+    tx = aj.adan(0.05, 0.7, 0.6, 0.8, eps=1e-3, start="first_gradient")
+    got, _ = run(tx, jnp.ones(3), gradients)
+    g = np.asarray(gradients, np.float64)
+    theta, m, v, n = np.ones(3), g[0], 0.0, g[0] ** 2
+    for t in range(6):
+        if t > 0:
+            change = g[t] - g[t - 1]
+            m = 0.7 * m + 0.3 * g[t]
+            v = change if t == 1 else 0.6 * v + 0.4 * change
+            n = 0.8 * n + 0.2 * (g[t] + 0.6 * change) ** 2
+        theta = theta - 0.05 * (m + 0.6 * v) / (np.sqrt(n) + 1e-3)
+    np.testing.assert_allclose(got, theta, rtol=1e-5)
+    by_period, _ = run(
+        aj.adan(0.05, 0.7, 0.6, 0.8, eps=1e-3, start="first_gradient", restart_period=6),
+        jnp.ones(3),
+        jnp.concatenate([gradients, gradients]),
+    )
+    np.testing.assert_allclose(by_period - got, got - 1.0, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r'start="first_gradient" leaves nothing to correct'):
+        aj.adan(0.05, start="first_gradient", bias_correction="current")
+    with pytest.raises(ValueError, match="start must be one of"):
+        aj.adan(0.05, start="gradient")
+
+
 def test_two_averages_are_asked_for_by_part() -> None:
     """The error says to name the part of the state, and the part gives its average."""
     params, gradients = sample_params(), sample_gradients(5)

@@ -266,6 +266,25 @@ def test_stacked_layers_are_as_layers_of_their_own(factory: Any) -> None:
 
 
 @both
+def test_one_layer_of_all_leaves_is_one_long_leaf(factory: Any) -> None:
+    options: dict[str, Any] = {"weight_decay": 0.1, "r": 0.3}
+    apart, long = (
+        {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5]])},
+        jnp.array([1.0, -2.0, 0.5]),
+    )
+    tx, other = factory(per_leaf=False, **options), factory(**options)
+    state, other_state = tx.init(apart), other.init(long)
+    for value in (3.0, 2.0, 2.5):
+        gradient = 0.7 * long + 0.1
+        pieces = {"a": gradient[:2], "b": gradient[2:].reshape(1, 1)}
+        apart, state = step(tx, pieces, state, apart, value=jnp.float32(value))
+        long, other_state = step(other, gradient, other_state, long, value=jnp.float32(value))
+        assert_close(jnp.append(apart["a"], apart["b"]), long, rtol=1e-5)
+    with pytest.raises(ValueError, match="stacked says which leaves hold several layers"):
+        factory(per_leaf=False, stacked="*")
+
+
+@both
 def test_a_scalar_stacks_no_layers(factory: Any) -> None:
     tx = factory(stacked=lambda params: jax.tree.map(lambda _: True, params))
     params = {"scale": jnp.ones([])}

@@ -26,6 +26,7 @@ from adamw_jax.gradients import check_floating, check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.kalman.measurement import (
     Gains,
+    Layers,
     decay_shares,
     declare_decay,
     declare_noise,
@@ -58,6 +59,7 @@ def loss_filter(
     mask: masks.Mask = None,
     decay_in_direction: bool = False,
     stacked: masks.Mask = None,
+    per_leaf: bool = True,
     rules: ParameterRules | None = None,
 ) -> Stage:
     """The stage of ``koala_v``: *gradient -> direction*; see there for the arguments.
@@ -65,6 +67,7 @@ def loss_filter(
     ``rules`` are read for their multipliers of the decay alone.
     """
     switch("decay_in_direction", decay_in_direction)
+    layers = Layers.of(stacked, per_leaf)
     declared = {
         **declare(q=q, target=target),
         **declare_noise(r, alpha_r),
@@ -82,7 +85,7 @@ def loss_filter(
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
-        found = gains(gradient, shares, step, measurement, variance, noise, stacked)
+        found = gains(gradient, shares, step, measurement, variance, noise, layers)
         return LossFilterState(variance, noise), found
 
     def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:

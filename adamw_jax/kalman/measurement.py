@@ -5,8 +5,9 @@
     S = P |e|^2 + R;     gain = l / S
 
 Leaves, or the entries of a leaf that stacks them, are the layers of the paper: each has its own S,
-P is shared. The leaf whose |e|^2 / S is largest, h, is that of the largest |e|, so
-P - P^2 h = P R / (P max |e|^2 + R), which cancels nothing and stays positive in float32.
+P is shared; ``per_leaf=False`` makes all leaves one layer. The leaf whose |e|^2 / S is largest, h,
+is that of the largest |e|, so P - P^2 h = P R / (P max |e|^2 + R), which cancels nothing and stays
+positive in float32.
 
 >>> import jax.numpy as jnp
 >>> measured("koala_v", {"value": jnp.float32(2.0)}, jnp.float32(0.5))
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import masks, numerics
+from adamw_jax.checks import switch
 from adamw_jax.hyperparameters import (
     Hyperparameter,
     ScalarOrSchedule,
@@ -62,6 +64,33 @@ class Gains(NamedTuple):
     heard: Tree
     shrink: jax.Array
     information: jax.Array
+
+
+class Layers(NamedTuple):
+    """What has an S of its own.
+
+    Attributes:
+      stacked: the leaves of which every index of the first axis is a layer.
+      per_leaf: whether the other leaves are one layer each; otherwise all of them are one.
+    """
+
+    stacked: masks.Mask
+    per_leaf: bool
+
+    @classmethod
+    def of(cls, stacked: masks.Mask, per_leaf: bool) -> Layers:
+        """Checked.
+
+        Raises:
+          ValueError: ``per_leaf`` is no bool, or False where leaves are stacked.
+        """
+        switch("per_leaf", per_leaf)
+        if stacked is not None and not per_leaf:
+            raise ValueError(
+                "stacked says which leaves hold several layers, but per_leaf=False makes one layer "
+                "of all leaves: leave one of the two out."
+            )
+        return cls(stacked, per_leaf)
 
 
 def measured(name: str, extra: Mapping[str, Any], target: jax.Array) -> Measurement:
@@ -142,31 +171,33 @@ def gains(
     measurement: Measurement,
     variance: jax.Array,
     noise: jax.Array,
-    stacked: masks.Mask = None,
+    layers: Layers,
 ) -> Gains:
-    """Every leaf's gain, and how much the shared variance learns.
-
-    Of the leaves that ``stacked`` names, every index of the first axis is a layer of its own.
-    """
+    """Every leaf's gain, and how much the shared variance learns."""
     leaves, structure = jax.tree.flatten(gradient)
-    layered = structure.flatten_up_to(_layered(stacked, gradient))
+    layered = structure.flatten_up_to(_layered(layers.stacked, gradient))
     nothing = [None] * len(leaves)
     params = nothing if shares is None else structure.flatten_up_to(step.params)
     factors = nothing if shares is None else structure.flatten_up_to(shares)
-    errors, factor_of, heard_by = [], [], []
-    loudest = zero = jnp.zeros([], numerics.default_float())
+    zero = jnp.zeros([], numerics.default_float())
+    errors, heard_in = [], []
     for g, p, share, own in zip(leaves, params, factors, layered, strict=True):
-        error, residual = numerics.widen(g), measurement.residual
+        error, decay = numerics.widen(g), zero
         size = square = _square(error, own)
         if share:
             rate, wide = step["weight_decay"] * share, numerics.widen(jnp.asarray(p))
             error = lax.add(error, numerics.scaled(rate, wide))
-            residual = residual + 0.5 * rate * _square(wide, own)
+            decay = 0.5 * rate * _square(wide, own)
             square = _square(error, own)
+        errors.append(error)
+        heard_in.append((size, square, decay))
+    if not layers.per_leaf:
+        heard_in = [tuple(map(sum, zip(*heard_in, strict=True)))] * len(leaves)
+    factor_of, heard_by, loudest = [], [], zero
+    for error, own, (size, square, decay) in zip(errors, layered, heard_in, strict=True):
         spread = variance * square + noise
         heard = ~((size < SILENT**2) | (spread <= 0.0))  # NaN is heard: it must not pass unseen
-        errors.append(error)
-        gain = residual / numerics.nonzero(spread)
+        gain = (measurement.residual + decay) / numerics.nonzero(spread)
         gain = lax.select(heard, gain, lax.full_like(gain, 0))
         square = lax.select(heard, square, lax.full_like(square, 0))
         if own:

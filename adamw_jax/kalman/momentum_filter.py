@@ -26,6 +26,7 @@ from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_t
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.kalman.measurement import (
     Gains,
+    Layers,
     decay_shares,
     declare_decay,
     declare_noise,
@@ -111,6 +112,7 @@ def momentum_filter(
     weight_decay: ScalarOrSchedule | None = None,
     mask: masks.Mask = None,
     stacked: masks.Mask = None,
+    per_leaf: bool = True,
     rules: ParameterRules | None = None,
     dtype: Any = None,
 ) -> Stage:
@@ -120,6 +122,7 @@ def momentum_filter(
     ``compose(frozen=...)``; their multipliers are read here.
     """
     switch("squared_drift", squared_drift)
+    layers = Layers.of(stacked, per_leaf)
     declared = {
         **declare(learning_rate=learning_rate, kappa=kappa, qv=qv, target=target),
         **declare_noise(r, alpha_r),
@@ -157,7 +160,7 @@ def momentum_filter(
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(mask, rules, step.params, step)
-        found = gains(gradient, shares, step, measurement, covariance.parameter, noise, stacked)
+        found = gains(gradient, shares, step, measurement, covariance.parameter, noise, layers)
         return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
 
     def apply(

@@ -53,11 +53,13 @@ def ema_of_squares(
     dtype: Any = None,
     storage: Any = None,
     rate_name: str = "b2",
+    from_first: bool = False,
 ) -> Part:
     """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``.
 
-    ``rate_name`` is what the decay rate is called among the live hyperparameters (Adan's is b3). A
-    first moment with a gradient of its own, such as ``gradient_differences``, has that one squared.
+    ``rate_name`` is what the decay rate is called among the live hyperparameters (Adan's is b3).
+    With ``from_first`` the first entry is the first value, in place of 0. A first moment with a
+    gradient of its own, such as ``gradient_differences``, has that one squared.
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -71,6 +73,7 @@ def ema_of_squares(
         squares,
         dtype=dtype,
         real=True,
+        from_first=from_first,
         storage=storage,
     )
 

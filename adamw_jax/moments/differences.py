@@ -13,6 +13,7 @@ paper's betas are 1 minus them, and averages start at 0 and are corrected.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.moments.parts import Part, zeros
+from adamw_jax.moments.parts import Part, started, zeros
 from adamw_jax.moments.record import Clock, Reading, divided
 from adamw_jax.stage import Step
 
@@ -42,6 +43,7 @@ def gradient_differences(
     b1: ScalarOrSchedule = 0.98,
     b2: ScalarOrSchedule = 0.92,
     *,
+    from_first: bool = False,
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
@@ -51,6 +53,8 @@ def gradient_differences(
       b1: decay rate of the average of gradients, in [0, 1), or a schedule of it.
       b2: decay rate of the average of differences, and their weight, in [0, 1). With 0 the moment
         is ``ema(b1)``, corrected.
+      from_first: the averages begin with the first gradient and with the first difference, at the
+        second step, in place of 0 (the paper's Algorithm 1); then nothing is to be corrected.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
@@ -70,7 +74,17 @@ def gradient_differences(
 
     def update(gradient: Tree, state: DifferencesState, step: Step, first: Reading | None):
         del first
-        difference = changes(gradient, state.previous, state.difference_clock.mass == 0)
+        difference = changes(gradient, state.previous, state.clock.mass == 0)
+        b1, b2 = step["b1"], step["b2"]
+        if from_first:
+            b1, b2 = started(b1, state.clock), started(b2, state.difference_clock)
+        difference_clock = state.difference_clock.tick(b2)
+        if from_first:  # the first step has no difference to begin with
+            difference_clock = jax.tree.map(
+                functools.partial(lax.select, state.clock.mass == 0),
+                state.difference_clock,
+                difference_clock,
+            )
 
         def mixed(rate: jax.Array, old: Tree, new: Tree) -> Tree:
             rest = jnp.ones([], rate.dtype) - rate
@@ -87,11 +101,11 @@ def gradient_differences(
             )
 
         return DifferencesState(
-            mixed(step["b1"], state.value, gradient),
-            mixed(step["b2"], state.difference, difference),
+            mixed(b1, state.value, gradient),
+            mixed(b2, state.difference, difference),
             jax.tree.map(lambda g, old: numerics.cast(g, old.dtype), gradient, state.previous),
-            state.clock.tick(step["b1"]),
-            state.difference_clock.tick(step["b2"]),
+            state.clock.tick(b1),
+            difference_clock,
         )
 
     def read(state: DifferencesState, gradient: Tree, step: Step) -> Reading:
@@ -109,7 +123,7 @@ def gradient_differences(
         return Reading(value, state.clock, step["b1"], divisor=one)
 
     def entry(state: DifferencesState, gradient: Tree, step: Step) -> Tree:
-        change = changes(gradient, state.previous, state.difference_clock.mass == 0)
+        change = changes(gradient, state.previous, state.clock.mass == 0)
         return jax.tree.map(
             lambda g, d: lax.add(numerics.widen(g), numerics.scaled(step["b2"], d)),
             gradient,

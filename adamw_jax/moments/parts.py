@@ -84,11 +84,13 @@ def average(
     dtype: Any = None,
     real: bool,
     floor: Callable[[Step], jax.Array] | None = None,
+    from_first: bool = False,
     storage: Any = None,
 ) -> Part:
     """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
 
-    ``floor`` gives what is added to the accumulator at every step.
+    ``floor`` gives what is added to the accumulator at every step; ``from_first`` makes the first
+    entry the first value.
     """
 
     def init(params: Tree) -> AverageState:
@@ -96,6 +98,8 @@ def average(
 
     def update(gradient: Tree, state: AverageState, step: Step, first: Reading | None):
         b = step[rate_name]
+        if from_first:
+            b = started(b, state.clock)
         rest = jnp.ones([], b.dtype) - b
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
@@ -113,6 +117,11 @@ def average(
         return Reading(jax.tree.map(numerics.widen, state.value), state.clock, step[rate_name])
 
     return Part(name, hyperparams, init, update, read, storage=storage)
+
+
+def started(b: jax.Array, clock: Clock) -> jax.Array:
+    """The decay rate of an average that begins with its first entry, and so needs no correction."""
+    return lax.select(clock.mass == 0, jnp.zeros_like(b), b)
 
 
 def no_moment() -> Part:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
@@ -28,6 +29,8 @@ from adamw_jax.optimizers.common import Common, finish, split, unpack
 from adamw_jax.optimizers.registry import register
 from adamw_jax.scaling.clipping import clip_gradient
 
+STARTS = ("zero", "first_gradient")
+
 
 def scale_by_adan(
     b1: ScalarOrSchedule = 0.98,
@@ -37,6 +40,7 @@ def scale_by_adan(
     *,
     max_grad_norm: ScalarOrSchedule | None = None,
     restart_period: int | None = None,
+    start: str = "zero",
     amsgrad: bool = False,
     rectify: bool = False,
     eps_hat: bool = False,
@@ -45,11 +49,18 @@ def scale_by_adan(
 ) -> Composed:
     """Adan's direction: gradient in, direction out. Arguments as for ``adan``; jit it alone."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
+    one_of("start", start, STARTS)
+    from_first = start == "first_gradient"
+    if from_first and bias_correction != "exact":
+        raise ValueError(
+            'start="first_gradient" leaves nothing to correct, so bias_correction must be "exact", '
+            f"which is 1 there; got {bias_correction!r}."
+        )
     return compose(
         None if max_grad_norm is None else clip_gradient(max_grad_norm, eps),
         estimate_moments(
-            gradient_differences(b1, b2, dtype=state_dtype),
-            ema_of_squares(b3, dtype=state_dtype, rate_name="b3"),
+            gradient_differences(b1, b2, from_first=from_first, dtype=state_dtype),
+            ema_of_squares(b3, dtype=state_dtype, rate_name="b3", from_first=from_first),
             restart_period=restart_period,
         ),
         amsgrad_max(dtype=state_dtype) if amsgrad else None,
@@ -80,6 +91,7 @@ def adan(
     *,
     max_grad_norm: ScalarOrSchedule | None = None,
     restart_period: int | None = None,
+    start: str = "zero",
     decay: str = "proximal",
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
@@ -96,6 +108,9 @@ def adan(
         ``optax.partition``); None for no clipping.
       restart_period: steps after which the moments start anew; None for never. A restart by hand
         is ``restart_moments(state)``.
+      start: what the averages begin with: ``"zero"``, to be corrected (the code behind the
+        published numbers), or the ``"first_gradient"``, its square and, at the second step, the
+        first difference, uncorrected (the paper's Algorithm 1).
       decay: ``"proximal"`` (the code's default), ``"learning_rate"`` (its ``no_prox``), or another
         form of ``decoupled_decay``.
 
@@ -106,7 +121,14 @@ def adan(
     direction, rest = split(common)
     return finish(
         scale_by_adan(
-            b1, b2, b3, eps, max_grad_norm=max_grad_norm, restart_period=restart_period, **direction
+            b1,
+            b2,
+            b3,
+            eps,
+            max_grad_norm=max_grad_norm,
+            restart_period=restart_period,
+            start=start,
+            **direction,
         ),
         learning_rate,
         decay=decay,

@@ -48,6 +48,7 @@ def scale_by_koala_v(
     mask: Mask = None,
     decay_in_direction: bool = False,
     stacked: Mask = None,
+    per_leaf: bool = True,
     rules: ParameterRules | None = None,
 ) -> Composed:
     """KOALA-V's direction: gradient in, direction out; needs ``value``. Arguments as ``koala_v``.
@@ -65,6 +66,7 @@ def scale_by_koala_v(
             mask=mask,
             decay_in_direction=decay_in_direction,
             stacked=stacked,
+            per_leaf=per_leaf,
             rules=rules,
         )
     )
@@ -96,6 +98,7 @@ def koala_v(
     mask: Mask = None,
     decay_in_direction: bool = False,
     stacked: Mask = None,
+    per_leaf: bool = True,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
 ) -> Composed:
     """KOALA-V: a step that the loss and the gradient's norm set, with next to no state.
@@ -121,9 +124,11 @@ def koala_v(
         authors step along g.
       stacked: which leaves stack layers along their first axis (``nnx.scan``), so that each layer
         has its own S; given like ``mask``. None for no leaf.
+      per_leaf: every leaf is a layer with its own S (the paper's layer-wise form, and the code's);
+        False gives all leaves together one S.
 
     Returns:
-      The transformation; its state is two scalars. Every leaf has its own S, P is shared. A leaf
+      The transformation; its state is two scalars. P is shared by all leaves. A leaf
       whose gradient is shorter than 1e-9 stays still. Under ``optax.partition`` and
       ``optax.masked`` P is that of the leaves of the part.
     """
@@ -141,6 +146,7 @@ def koala_v(
         mask=mask,
         decay_in_direction=decay_in_direction,
         stacked=stacked,
+        per_leaf=per_leaf,
         rules=rules if rules is None else rules.without_frozen(),
     )
     return finish(direction, learning_rate, rules=rules)
@@ -176,6 +182,7 @@ def koala_m(
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask = None,
     stacked: Mask = None,
+    per_leaf: bool = True,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
 ) -> Composed:
     """KOALA-M: a Kalman filter of the parameters and their velocity.
@@ -205,10 +212,12 @@ def koala_m(
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
       stacked: which leaves stack layers along their first axis (``nnx.scan``), so that each layer
         has its own S; given like ``mask``. None for no leaf.
+      per_leaf: every leaf is a layer with its own S (the paper's layer-wise form, and the code's);
+        False gives all leaves together one S.
 
     Returns:
-      The transformation; its state has two values per parameter. Every leaf has its own S, P is
-      shared. A leaf whose gradient is shorter than 1e-9 only coasts. Under ``optax.partition`` and
+      The transformation; its state has two values per parameter. P is shared by all
+      leaves. A leaf whose gradient is shorter than 1e-9 only coasts. Under ``optax.partition`` and
       ``optax.masked`` covariance and process noise are those of the leaves of the part. Lookahead
       or an average behind it would average predicted parameters: ``eval_params`` refuses to choose.
     """
@@ -231,6 +240,7 @@ def koala_m(
         weight_decay=weight_decay,
         mask=mask,
         stacked=stacked,
+        per_leaf=per_leaf,
         rules=moving if moving is not None and moving.table else None,
         dtype=storage_dtype("state_dtype", small["state_dtype"]),
     )
