@@ -2,7 +2,7 @@
 
 Accumulators match by stage and leaf; wrappers around the recipe, hyperparameters and tails may
 come and go. What is new starts at its initial value, what was dropped is reported, and anything
-else is refused by name.
+else, such as AMSGrad's maximum or diffGrad's previous gradient, is refused by name.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, lookahead
@@ -65,8 +65,8 @@ def migrate_state(
       The state and a report of what was kept, started and dropped.
 
     Raises:
-      ValueError: a new accumulator that is no tail, a changed parameter tree, shape or dtype, or a
-        state with no recipe or several of this library.
+      ValueError: an accumulator more or less, which is no tail's, a changed parameter tree, shape
+        or dtype, or a state with no recipe or several of this library.
     """
     target = stored = tx.init(params)
     if _layouts(saved) != _layouts(target):
@@ -83,9 +83,15 @@ def migrate_state(
             if not _may_start(name, tails):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
     dropped = [name for name in old if name not in new]
+    stages = {_stage_of(name) for name in new}
+    shapes = zip(numerics.leaf_names(params), jax.tree.leaves(params), strict=True)
+    owned = {name and f"/{name}": jnp.shape(leaf) for name, leaf in shapes}
     for name in dropped:
         stage = _stage_of(name)
-        if stage and any(_stage_of(other) == stage for other in new):
+        accumulator = stage not in tails and any(
+            name.endswith(end) and jnp.shape(old[name]) == shape for end, shape in owned.items()
+        )
+        if stage and (stage in stages or accumulator):
             problems.append(f"{name} is in the checkpoint but not in the new recipe")
     if problems:
         raise ValueError(

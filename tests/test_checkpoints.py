@@ -159,6 +159,20 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("params", [PARAMS, jnp.ones(3)], ids=["tree", "bare"])
+@pytest.mark.parametrize(
+    ("tx", "without", "lost"),
+    [
+        (aj.adamw(0.1, amsgrad=True), aj.adamw(0.1), "stages/amsgrad_max/value"),
+        (aj.diffgrad(0.1), aj.adam(0.1), "stages/friction/previous"),
+    ],
+    ids=["maximum", "friction"],
+)
+def test_an_accumulator_is_not_dropped(tx: Any, without: Any, lost: str, params: Any) -> None:
+    with pytest.raises(ValueError, match=f"{lost}.* is in the checkpoint but not in the new"):
+        aj.migrate_state(tx.init(params), without, params)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_anything_else_is_refused_by_name(run: Any, name: str) -> None:
     tx, params, message = REFUSED[name]
