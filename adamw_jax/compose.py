@@ -132,8 +132,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
-            if spec.takes is Kind.MOMENTS is not spec.gives:
-                for early in specs:
+            if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
+                for early in specs:  # those with something to settle stood before it
                     if early.settle is not None:
                         memories[early.name] = early.settle(memories[early.name], flow, step)
         new_state = ComposeState(increment(state.count), live, memories)

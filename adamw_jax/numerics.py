@@ -95,8 +95,10 @@ def after(x: Tree, count: jax.Array, *readers: Tree) -> Tree:
     always = lax.ge(count, lax.full_like(count, 0))
 
     def leaf(new: jax.Array, *arrays: jax.Array) -> jax.Array:
-        waited = [cast(lax.stop_gradient(a), new.dtype) for a in arrays]
-        return lax.select(always, new, functools.reduce(lax.add, waited))
+        # In the compute dtype: a reader may be too large for that of ``new``.
+        wide = widen(new)
+        waited = [cast(lax.stop_gradient(a), wide.dtype) for a in arrays]
+        return cast(lax.select(always, wide, functools.reduce(lax.add, waited)), new.dtype)
 
     return jax.tree.map(leaf, x, *readers)
 

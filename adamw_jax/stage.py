@@ -59,12 +59,13 @@ class Step:
 
 
 class Slopes(NamedTuple):
-    """By what a stage that makes its direction without moments multiplies the gradient.
+    """1 / P of a stage that makes its direction without moments, for ``curvature.preconditioner``.
 
     Attributes:
-      of: ``(gradient, memory, step) -> tree`` of what broadcasts to the leaves of ``step.params``;
-        for ``curvature.preconditioner``.
-      needs_loss: whether that depends on the gradient, and on the loss in ``step.extra``.
+      of: ``(gradient, memory, step) -> tree``, what multiplies the gradient in the step to come,
+        leaf by leaf an array that broadcasts to the leaf of ``step.params``.
+      needs_loss: whether that depends on the gradient, and on the loss in ``step.extra``; without,
+        the gradient may be None.
     """
 
     of: Callable[[Any, Any, Step], Tree]
@@ -89,8 +90,9 @@ class Spec(NamedTuple):
     tail: bool
     storage: Any = None  # the ``Choice`` by which its memory is encoded
     partial: bool = False  # whether ``only`` keeps it to some of the leaves
-    slopes: Slopes | None = None
-    settle: Settle | None = None
+    rule: str = ""  # the name that it was made with, whatever it is called now
+    slopes: Slopes | None = None  # of one that makes its direction without moments
+    settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
 
     @property
     def kinds(self) -> str:
@@ -126,10 +128,10 @@ def stage(
     slopes: Slopes | None = None,
     settle: Settle | None = None,
 ) -> Stage:
-    """Declares a stage; ``init`` is None for one without memory."""
+    """Declares a stage; ``init`` is None for one without memory, see ``Spec`` for the rest."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail)
-    return stage_of(spec._replace(slopes=slopes, settle=settle))
+    return stage_of(spec._replace(rule=name, slopes=slopes, settle=settle))
 
 
 def stage_of(spec: Spec) -> Stage:

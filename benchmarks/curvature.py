@@ -69,6 +69,13 @@ def in_four(batch: Any) -> list[Any]:
     return [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
 
 
+def noise(params: Any, batch: Any, how: Any) -> Any:
+    """The noise of four gradients as the curvature weighs it."""
+    gradients = [jax.grad(LOSS)(params, piece) for piece in in_four(batch)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+    return curvature.curvature_noise_scale(stacked, how(LOSS, params, batch))
+
+
 def of_last_layer(last: Any, rest: Any) -> jax.Array:
     """The loss as a function of one layer, the others given with the batch."""
     return LOSS([*rest["others"], last], rest["batch"])
@@ -83,6 +90,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     ),
     "stationarity_report, 4 batches": lambda p, b, how: curvature.stationarity_report(
         LOSS, p, in_four(b), 0.1, product=how
+    ),
+    "curvature_noise_scale, 4 gradients": noise,
+    "lanczos(num_steps=20), as in learn_rates": lambda p, b, how: (
+        curvature.lanczos(how(LOSS, p, b), jax.tree.map(jnp.ones_like, p), 20).ritz_values
     ),
     "top_eigenvalues(k=1)": lambda p, b, how: curvature.top_eigenvalues(
         LOSS, p, b, key=KEY, product=how

@@ -37,6 +37,9 @@ from adamw_jax.state import ComposeState, find
 
 Tree = Any
 
+OTHER_STEPS = {"trust_coefficient", "max_step", "b0"}
+"""Hyperparameters of steps that are no -lr m: LARS's, those clipped to a length, PNM's."""
+
 
 def learn_rates(
     state: Any,
@@ -56,7 +59,8 @@ def learn_rates(
 
     Args:
       state: of a recipe whose step is ``-lr m`` with m <- momentum m + g, such as ``sgdw``, under
-        any wrapper; not of an adaptive method, whose curvature is another.
+        any wrapper; not of an adaptive method, whose curvature is another. Of a normalized step
+        (``normalized_sgd``) the state shows nothing: that one is for you to see.
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
       params: the present parameters.
       batch: for the curvature; the same each time. Small batches see too large a curvature, see
@@ -73,7 +77,7 @@ def learn_rates(
       The state with both pinned (``clear_hyperparams`` gives them back to the code), and the rates.
 
     Raises:
-      ValueError: a name is unknown, ``state`` is that of an adaptive method, or the curvature is
+      ValueError: a name is unknown, ``state`` is that of another method, or the curvature is
         zero or not finite.
     """
     one_of("method", method, METHODS)
@@ -97,7 +101,8 @@ def _check_plain(state: Any, learning_rate: str) -> None:
     named = [node for path, node in recipes if learning_rate.startswith(f"{path}/")]
     for recipe in named or [node for _, node in recipes]:
         moments = [node for _, node in find(recipe, MomentsState)]
-        if moments and not any(jax.tree.leaves(node.second) for node in moments):
+        plain = moments and not any(jax.tree.leaves(node.second) for node in moments)
+        if plain and not {name.split(".")[-1] for name in recipe.hyperparams} & OTHER_STEPS:
             continue
         raise ValueError(
             "learn_rates is for SGD, sgdw(...), whose step is -lr m with m <- momentum m + g; the "

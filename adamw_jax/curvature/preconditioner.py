@@ -8,6 +8,7 @@ accumulators are run on a first moment of ones, and what comes out is 1 / P. Rec
 have a stage that says its ``slopes``.
 
 >>> import jax.numpy as jnp
+from jax import lax
 >>> from adamw_jax import adam
 >>> tx, params = adam(0.1, b1=0.9, eps=0.0), jnp.ones(2)
 >>> _, state = tx.update(jnp.array([2.0, 8.0]), tx.init(params), params)
@@ -17,12 +18,14 @@ Array([0.2, 0.8], dtype=float32)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import optax
+from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.compose import Composed
@@ -37,11 +40,17 @@ State = Any
 Tree = Any
 
 OF_THE_GRADIENT = ("nesterov", "friction")
-"""Stages that mix the next gradient into the numerator or the gain, which a state does not tell."""
+"""Rules that mix the next gradient into the numerator or the gain, which a state does not tell."""
 
 
 def preconditioner(
-    tx: Composed, opt_state: State, params: Tree, *, gradient: Tree | None = None, value: Any = None
+    tx: Composed,
+    opt_state: State,
+    params: Tree,
+    *,
+    gradient: Tree | None = None,
+    value: Any = None,
+    value_sq_mean: Any = None,
 ) -> Tree:
     """P of the last update of ``tx``; of the next one where that is what its state holds.
 
@@ -54,6 +63,7 @@ def preconditioner(
       params: the parameters.
       gradient: for ``koala_v`` and ``koala_m``: the gradient at ``params``.
       value: likewise the loss, of which both filters make the length of their steps.
+      value_sq_mean: likewise, where ``update`` gets one.
 
     Returns:
       A tree like ``params``, float32 at least. It has what stands between ``estimate_moments`` and
@@ -63,37 +73,39 @@ def preconditioner(
       learning rate), nor Nesterov's look-ahead and diffGrad's friction, which need a gradient.
 
       Of the others it is what the next step divides the gradient by: the estimated norm and the
-      floor (``norm_adaptive_sgd``), S / (P_11 l) of a leaf (``koala_v``), S / ((P_11 + P_21) l)
-      (``koala_m``, whose gradient moves parameters and velocity); negative for a loss l below its
-      target.
+      floor (``norm_adaptive_sgd``; of the last step with ``use_previous=False``), S / (P_11 l) of a
+      leaf (``koala_v``), S / ((P_11 + P_21) l) (``koala_m``, whose gradient moves parameters and
+      velocity). For KOALA that is the gradient as clipping and L2 leave it, l the loss above its
+      target, with decay; P is negative where l is.
 
     Raises:
       TypeError: ``tx`` is no recipe of this library.
       ValueError: it has no stage of a known preconditioner, ``opt_state`` is not its state, no
         update has been made, or KOALA got no ``gradient`` and ``value``.
     """
-    slopes = inverse_preconditioner(tx, opt_state, params, gradient=gradient, value=value)
+    loss = {"value": value, "value_sq_mean": value_sq_mean}
+    slopes = inverse_preconditioner(tx, opt_state, params, gradient, loss)
     return jax.tree.map(lambda slope: 1.0 / slope, slopes)
 
 
 def inverse_preconditioner(
-    tx: Composed, opt_state: State, params: Tree, *, gradient: Tree | None = None, value: Any = None
+    tx: Composed, opt_state: State, params: Tree, gradient: Tree | None, loss: Mapping[str, Any]
 ) -> Tree:
-    """1 / P; arguments and errors as for ``preconditioner``."""
+    """1 / P; arguments and errors as for ``preconditioner``, with the loss as extra arguments."""
     if not isinstance(tx, Composed):
         raise TypeError(
             "tx must be a recipe of adamw_jax, for a state of optax the one with the same numbers, "
             f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
         )
     params = real_params(params)
-    source, after = _stages(tx)
+    at = _stages(tx)
     state = _state(tx, opt_state, params)
     if tx.frozen is None:
-        return _slopes(source, after, state, params, gradient, value)
+        return _slopes(tx, at, state, params, gradient, loss)
     still = masks.resolve(tx.frozen, params, "frozen")
     if gradient is not None:
         gradient = masks.hide(gradient, still)
-    some = _slopes(source, after, state, masks.hide(params, still), gradient, value)
+    some = _slopes(tx, at, state, masks.hide(params, still), gradient, loss)
     moving = jax.tree.map(lambda frozen: not frozen, still)
     nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, numerics.default_float()), params)
     return masks.merge(moving, some, nothing)
@@ -105,8 +117,8 @@ def measures_loss(tx: Any) -> bool:
     return any(spec.slopes is not None and spec.slopes.needs_loss for spec in specs)
 
 
-def _stages(tx: Composed) -> tuple[Spec, list[Spec]]:
-    """The stage that owns the accumulators, and those from it to the direction."""
+def _stages(tx: Composed) -> int:
+    """The place of the stage that owns the accumulators."""
     specs = list(tx.specs)
     starts = [
         i
@@ -119,8 +131,7 @@ def _stages(tx: Composed) -> tuple[Spec, list[Spec]]:
             f"or norm estimate in its place; tx has {len(starts)} among "
             f"{[spec.name for spec in specs]}."
         )
-    after = [spec for spec in specs[starts[0] + 1 :] if spec.takes is Kind.MOMENTS]
-    return specs[starts[0]], [spec for spec in after if spec.name not in OF_THE_GRADIENT]
+    return starts[0]
 
 
 def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
@@ -134,43 +145,60 @@ def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
             "of one, and the parameters it moves."
         )
     state = found[0][1]
-    if set(state.hyperparams) != set(tx.hyperparams):
+    memories = {spec.name for spec in tx.specs if spec.init is not None and spec.takes is not None}
+    foreign = {spec.name for spec in tx.specs if spec.takes is None}
+    other = set(state.hyperparams) != set(tx.hyperparams)
+    if other or set(state.stages) - foreign != memories:
         raise ValueError(
-            f"opt_state has hyperparameters {sorted(state.hyperparams)}, tx has "
-            f"{sorted(tx.hyperparams)}: give the recipe that the state belongs to."
+            f"opt_state has hyperparameters {sorted(state.hyperparams)} and stages "
+            f"{sorted(state.stages)}, tx has {sorted(tx.hyperparams)} and "
+            f"{sorted(memories | foreign)}: give the recipe that the state belongs to."
         )
     return state
 
 
 def _slopes(
-    source: Spec, after: list[Spec], state: ComposeState, params: Tree, gradient: Tree, value: Any
+    tx: Composed,
+    at: int,
+    state: ComposeState,
+    params: Tree,
+    gradient: Tree | None,
+    loss: Mapping[str, Any],
 ) -> Tree:
     """1 / P of the parameters that move."""
-    memory = state.stages[source.name]
+    source, memory = tx.specs[at], state.stages[tx.specs[at].name]
     count = memory.count if source.slopes is None else state.count
     if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
-        raise ValueError(
-            "opt_state is that of an optimizer that has made no update, and so has no moments to "
-            "divide by: make a step first."
-        )
+        raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
     signals: dict[str, Any] = {}
 
     def step(spec: Spec) -> Step:
         values = {}
         for name in spec.hyperparams:
             own = f"{spec.name}.{name}"
-            live = state.hyperparams[own if own in state.hyperparams else name]
+            own = own if own in state.hyperparams else name
+            live = state.hyperparams[own]
             values[name] = jax.tree.leaves(live.value)[0]
-        return Step(state.count, values, params, {"value": value}, signals)
+            if source.slopes is not None:  # those of the step to come
+                coming = tx.hyperparams[own].at(state.count)
+                values[name] = lax.select(live.pinned, values[name], coming)
+        return Step(state.count, values, params, loss, signals)
 
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
     if source.slopes is None:
+        after = [spec for spec in tx.specs[at + 1 :] if spec.takes is Kind.MOMENTS]
+        after = [spec for spec in after if spec.rule not in OF_THE_GRADIENT]
         return _of_moments(source, after, state, ones, step)
-    if source.slopes.needs_loss and (gradient is None or value is None):
-        raise ValueError(
-            f"{source.name} makes the length of its step of the loss: give gradient= and value=, "
-            "the gradient and the loss at params."
-        )
+    if source.slopes.needs_loss:
+        if gradient is None or loss["value"] is None:
+            raise ValueError(
+                f"{source.name} makes the length of its step of the loss: give gradient= and "
+                "value=, the gradient and the loss at params."
+            )
+        for spec in tx.specs[:at]:
+            gradient, _ = spec.apply(
+                gradient, state.stages.get(spec.name, optax.EmptyState()), step(spec)
+            )
     factors = source.slopes.of(gradient, memory, step(source))
     return jax.tree.map(lambda one, factor: one * factor, ones, factors)
 
@@ -188,7 +216,7 @@ def _of_moments(
     # with a restart period must not call for one now.
     unstarted = memory._replace(count=jnp.full_like(memory.count, -2))
     record, _ = estimate.apply(ones, unstarted, step(estimate))
-    delayed = any(spec.name == "delay_second" for spec in stages)
+    delayed = any(spec.rule == "delay_second" for spec in stages)
     ones = record.gradient  # as accumulators lie, also where small leaves are packed
     record = Moments(
         gradient=ones,

@@ -76,6 +76,7 @@ def preconditioned_sharpness(
     key: jax.Array,
     steps: int = 32,
     product: Product = hvp_fn,
+    value_sq_mean: Any = None,
 ) -> jax.Array:
     """The largest eigenvalue of P^-1 H, P the diagonal by which the optimizer divides.
 
@@ -91,11 +92,14 @@ def preconditioned_sharpness(
       key: of the random start vector.
       steps: Lanczos steps; 32.
       product: of which matrix; ``hvp_fn`` for the Hessian.
+      value_sq_mean: what KOALA's ``update`` gets beside the loss, if anything.
 
     Returns:
       A scalar of float32 at least. It is computed from P^(-1/2) H P^(-1/2), which has the same
-      eigenvalues; NaN where KOALA's loss is below its target. Compare it with
-      ``stability_threshold("adam", learning_rate, b1)``.
+      eigenvalues; NaN where KOALA's P is negative. Compare it with
+      ``stability_threshold("adam", learning_rate, b1)`` where the first moment is an average, with
+      ``"sgd"`` after heavy-ball momentum, and b1 = 0 for none (KOALA-V, ``norm_adaptive_sgd``).
+      KOALA-M and what comes behind the direction (trust ratios, clipping) have other thresholds.
 
     Raises:
       ImportError: matfree is not installed.
@@ -105,7 +109,8 @@ def preconditioned_sharpness(
     value = gradient = None
     if measures_loss(tx):
         value, gradient = loss_and_gradient(loss_fn, params, batch)
-    slopes = inverse_preconditioner(tx, opt_state, params, gradient=gradient, value=value)
+    loss = {"value": value, "value_sq_mean": value_sq_mean}
+    slopes = inverse_preconditioner(tx, opt_state, params, gradient, loss)
     return _scaled_sharpness(loss_fn, params, batch, slopes, key, steps=steps, product=product)
 
 

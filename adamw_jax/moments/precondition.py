@@ -75,10 +75,10 @@ def precondition(
         if top.due is not None:
             factor = (1.0 if factor is None else factor) / top.due
 
-        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...], f: Any) -> Any:
-            m = times(m, f)
-            if by and added is None and under is None and power == 0.5:
-                return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), by, m)
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: Any, inverse: Any) -> jax.Array:
+            m = times(m, by)
+            if inverse and added is None and under is None and power == 0.5:
+                return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), inverse, m)
             if not magnitude:
                 scale = numerics.root(v, power, under)
             else:
@@ -93,7 +93,7 @@ def precondition(
         if inverse is None:
             inverse = jax.tree.map(lambda _: (), top.raw)
         by = factors(record, factor, top.raw)
-        return jax.tree.map(leaf, top.raw, second.raw, uses, inverse, by)
+        return jax.tree.map(leaf, top.raw, second.raw, uses, by, inverse)
 
     return stage(
         "precondition",
@@ -128,7 +128,7 @@ def factors(record: Moments, factor: jax.Array | None, like: Tree) -> Tree:
 
 def times(m: jax.Array, by: tuple[jax.Array, ...]) -> jax.Array:
     """``m`` times one factor or none."""
-    return functools.reduce(lambda x, factor: numerics.scaled(factor, x), by, m)
+    return numerics.scaled(by[0], m) if by else m
 
 
 def where_adaptive(direction: Tree, record: Moments) -> Tree:

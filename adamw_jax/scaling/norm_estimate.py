@@ -71,12 +71,16 @@ def scale_by_norm_estimate(
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(after)
 
-    def slopes(gradient: None, state: NormEstimateState, step: Step) -> Tree:
-        del gradient  # what is stored is the estimate of the step that comes
+    def slopes(gradient: Tree | None, state: NormEstimateState, step: Step) -> Tree:
+        del gradient  # what is stored divides the step to come or, without use_previous, the last
         empty = state.square == 0
         if not isinstance(empty, jax.core.Tracer) and empty:
-            raise ValueError("the norm estimate has seen no gradient: make a step first.")
+            raise ValueError(
+                "the norm estimate has seen no gradient but zeros since it started: make a step "
+                "first."
+            )
         slope = 1.0 / (numerics.root(state.square) + step["floor"])
+        slope = lax.select(empty, lax.full_like(slope, jnp.nan), slope)
         return jax.tree.map(lambda _: slope, step.params)
 
     return stage(

@@ -120,10 +120,16 @@ def test_without_momentum() -> None:
         aj.norm_adaptive_sgd(0.1),
         aj.quantize_state(aj.adamax(0.1)),
         optax.chain(optax.identity(), aj.lamb(0.1)),
+        aj.lars(0.1),
+        aj.pnm(0.1),
+        aj.clipped_sgd(0.1, max_step=1.0),
     ],
-    ids=["adam", "adafactor", "koala_v", "norm_adaptive_sgd", "quantized adamax", "chained lamb"],
+    ids=[
+        *("adam", "adafactor", "koala_v", "norm_adaptive_sgd", "quantized adamax", "chained lamb"),
+        *("lars", "pnm", "clipped_sgd"),
+    ],
 )
-def test_not_into_an_adaptive_method(tx: Any) -> None:
+def test_not_into_another_method(tx: Any) -> None:
     params, batch = {"a": jnp.ones(2), "b": jnp.ones(2)}, jnp.asarray(SPECTRUM, jnp.float32)
     with pytest.raises(ValueError, match=r"learn_rates is for SGD, .*learning_rate.* of another"):
         learn_rates(tx.init(params), loss_fn, params, batch, key=KEY, method="sgd")

@@ -252,18 +252,54 @@ def test_every_optimizer(entry: Entry) -> None:
         aj.koala_v(),
         aj.koala_v(r=0.1, weight_decay=0.1, decay_in_direction=False, target=0.5),
         aj.koala_v(stacked=lambda p: {"w": True, "b": False}),
+        aj.koala_v(q=optax.linear_schedule(1.0, 90.0, 9)),
+        aj.norm_adaptive_sgd(LR, floor=optax.linear_schedule(0.1, 9.0, 9)),
     ],
-    ids=["norm", "koala_v", "decayed", "stacked"],
+    ids=["norm", "koala_v", "decayed", "stacked", "scheduled", "scheduled norm"],
 )
-def test_the_next_step_of_those_without_moments(tx: Any) -> None:
+@pytest.mark.parametrize("more", [{}, {"value_sq_mean": jnp.float32(30.0)}], ids=["", "noise"])
+def test_the_next_step_of_those_without_moments(tx: Any, more: dict[str, Any]) -> None:
     """It is the learning rate times the gradient over P."""
     state, params = trained(tx)
     g, value = gradients(99), jnp.float32(3.0)
     lr = float(aj.hyperparams(state).get("learning_rate", 1.0))
+    got = curvature.preconditioner(tx, state, params, gradient=g, value=value, **more)
+    updates, _ = tx.update(g, state, params, value=value, **more)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, -lr * g[name] / got[name], rtol=1e-5)
+
+
+def test_the_last_step_of_a_norm_estimate_with_the_present_gradient() -> None:
+    tx = aj.norm_adaptive_sgd(LR, use_previous=False)
+    before, params = trained(tx)
+    updates, state = tx.update(gradients(99), before, params)
+    got = curvature.preconditioner(tx, state, params)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, -LR * gradients(99)[name] / got[name], rtol=1e-5)
+
+
+def test_a_filter_behind_other_stages_and_edited_code() -> None:
+    """What divides the gradient that clipping leaves; the code wins over the state."""
+    tx = aj.compose(aj.clip_gradient(0.1), optax.identity(), aj.koala_v(q=50.0))
+    state, params = trained(aj.compose(aj.clip_gradient(0.1), optax.identity(), aj.koala_v()))
+    g, value = gradients(99), jnp.float32(3.0)
+    clipped, _ = optax.clip_by_global_norm(0.1).update(g, optax.EmptyState())
     got = curvature.preconditioner(tx, state, params, gradient=g, value=value)
     updates, _ = tx.update(g, state, params, value=value)
     for name, update in updates.items():
-        np.testing.assert_allclose(update, -lr * g[name] / got[name], rtol=1e-5)
+        np.testing.assert_allclose(update, -clipped[name] / got[name], rtol=1e-5)
+
+
+def test_stages_by_other_names() -> None:
+    """A stage is known by what it is, not by what it is called."""
+    parts = (aj.correct_bias(), aj.precondition(), aj.scale_by_learning_rate(LR))
+    tx, other = (
+        aj.compose(aj.estimate_moments(), braked, *parts)
+        for braked in (aj.friction(), ("mine", aj.friction()))
+    )
+    expected, got = (curvature.preconditioner(t, *trained(t)) for t in (tx, other))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(got[name], array)
 
 
 def test_the_next_step_of_koala_m() -> None:
@@ -301,13 +337,21 @@ def test_what_a_preconditioner_without_moments_lacks() -> None:
     state, params = trained(tx)
     with pytest.raises(ValueError, match=r"momentum_filter .* give gradient= and value="):
         curvature.preconditioner(tx, state, params, value=jnp.float32(1.0))
-    with pytest.raises(ValueError, match="make a step first"):
+    with pytest.raises(ValueError, match="has made no update"):
         curvature.preconditioner(tx, tx.init(params), params)
     tx = aj.norm_adaptive_sgd(LR)
-    state = aj.lookahead(tx, inner_state="reset", sync_period=1)
-    state, params = trained(state)
-    with pytest.raises(ValueError, match="make a step first"):
+    state, params = trained(aj.lookahead(tx, inner_state="reset", sync_period=1))
+    with pytest.raises(ValueError, match=r"no gradient but zeros .* make a step first"):
         curvature.preconditioner(tx, state, params)
+    unseen = jax.jit(lambda s: curvature.preconditioner(tx, s, params))(state)
+    assert all(np.isnan(leaf).all() for leaf in unseen.values())
+    state, params = trained(aj.koala_v())
+    tx = aj.compose(("k", aj.scale_by_koala_v()), aj.scale_by_learning_rate(1.0))
+    with pytest.raises(ValueError, match=r"stages \['loss_filter'\], tx has .* \['k'\]"):
+        curvature.preconditioner(tx, state, params)
+    for one, another in ((aj.adam(LR), aj.amsgrad(LR)), (aj.amsgrad(LR), aj.adam(LR))):
+        with pytest.raises(ValueError, match="give the recipe that the state belongs to"):
+            curvature.preconditioner(one, *trained(another))
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ EXPERIMENT = register(
         "batches from 1 to 128, settled three things: the grid; two ways to read it, since the "
         "minima are flat; and that the power is fitted up to a batch size of 16, since SGD's "
         "learning rates grow more slowly beyond, as the theory has it where curvature takes over "
-        "from noise. The rule of the verdicts was narrowed after this run: bands of 0.25 around 1 "
+        "from noise. The rule of the verdicts was narrowed after a run: bands of 0.25 around 1 "
         "and 1/2, as they were, meet. Four seeds left Adam's powers undecided; these are twelve.",
         presets={
             "demo": Settings(),

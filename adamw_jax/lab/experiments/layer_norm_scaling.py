@@ -126,8 +126,8 @@ def _limit(s: Settings, rows: Sequence[Row]) -> str:
     ]
     power = -0.5 * np.polyfit(np.log(s.depths), np.log(squares), 1)[0]
     return (
-        "In inverse proportion to the size of the last stream, as the theorem has it, the gradient "
-        f"would fall with a power of {power:.3f} over these depths."
+        "In inverse proportion to the size of the measured last stream the gradient would go with "
+        f"a power of {power:.3f} of these depths."
     )
 
 
@@ -199,8 +199,8 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
         name="start",
         title="Before the first step",
         alt="Left: gradient of the last layer's second feed-forward matrix against the number of "
-        "layers, level for Post-LN, falling for Pre-LN. Right: mean square of the stream against "
-        "the layer, level at 1.5 for Post-LN, growing for Pre-LN.",
+        "layers, rising a little for Post-LN, falling for Pre-LN. Right: mean square of the stream "
+        "against the layer, level at 1.5 for Post-LN, growing for Pre-LN.",
         panels=[
             Panel("gradient of the last layer", draw, gradient),
             Panel(f"{depth} layers", lines("layer", "|x|^2 / d"), square),
