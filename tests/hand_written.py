@@ -135,6 +135,22 @@ def koala_m(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p + velocity - back, (velocity, mean(average, p - back, B1))
 
 
+def trusted(p: jax.Array, u: jax.Array) -> jax.Array:
+    """A step as long as the leaf is, or as it was where either has no length."""
+    ours, theirs = jnp.sqrt(jnp.sum(p * p)), jnp.sqrt(jnp.sum(u * u))
+    return jnp.where((ours == 0) | (theirs == 0), ONE, ours / theirs) * u
+
+
+def lars(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m = B1 * s[0] + LR * trusted(p, g)
+    return p - m, (m,)
+
+
+def lamb(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m, v = mean(s[0], g, B1), mean(s[1], g * g, B2)
+    return p - LR * trusted(p, m / (jnp.sqrt(v) + EPS)), (m, v)
+
+
 FORMULAS: dict[str, tuple[int, Formula]] = {
     "adam": (2, adam),
     "radam": (2, adam),
@@ -154,6 +170,8 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "norm_adaptive_sgd": (0, norm_adaptive_sgd),
     "koala_v": (0, koala_v),
     "koala_m": (2, koala_m),
+    "lars": (1, lars),
+    "lamb": (2, lamb),
     "padam": (3, padam),
     "gadam": (3, averaged(adamw)),
     "gadamx": (4, averaged(padam)),

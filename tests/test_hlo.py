@@ -128,7 +128,7 @@ SCRATCH = {"acprop": 1, "lamb": 1, "adafactor": 1}
 def test_a_step_moves_no_more_than_the_formula(name: str) -> None:
     """Array traffic, scratch and copies are at most those of the formula written by hand.
 
-    For layer-wise and factored rules the formula is optax's.
+    For Adafactor the formula is optax's.
     """
     params, row = _params(), aj.info(name)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
