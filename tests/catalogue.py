@@ -25,6 +25,7 @@ from adamw_jax.moments.delayed import NUMERATORS
 from adamw_jax.moments.factored import AXES, EPS_FORMS
 from adamw_jax.moments.friction import VARIANTS as FRICTIONS
 from adamw_jax.moments.rectification import FALLBACKS
+from adamw_jax.optimizers.adan import STARTS
 from adamw_jax.optimizers.amsgrad import MAXIMA
 from adamw_jax.optimizers.common import Common
 
@@ -37,11 +38,17 @@ CHOICES = {
     "eps_form": EPS_FORMS,
     "numerator": NUMERATORS,
     "variant": FRICTIONS,
+    "start": STARTS,
 }
 """The words that a keyword may take, where it takes words."""
 
-COMPANIONS: dict[str, dict[str, Any]] = {"decay": {"weight_decay": 0.1}}
-"""What else must be given for a keyword to have an effect."""
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "decay": {"weight_decay": 0.1},
+    "nesterov": {"momentum": 0.9},
+    "dampening": {"momentum": 0.9},
+    "mu_dtype": {"b1": 0.9},
+}
+"""What else must be given, where an optimizer takes it, for a keyword to have an effect."""
 
 NUMBERS = {
     "weight_decay": 0.1,
@@ -49,6 +56,17 @@ NUMBERS = {
     "eps_root": 1e-6,
     "dampening": 0.1,
     "max_grad_norm": 1.0,
+    "restart_period": 2,
+    "r": 0.5,
+    "b1": 0.9,
+    "b2": 0.99,
+    "momentum": 0.9,
+    "max_scale": 1.0,
+    "max_b2": 0.9,
+    "min_weight_norm": 0.1,
+    "max_weight_norm": 2.0,
+    "min_ratio": 0.1,
+    "max_ratio": 5.0,
 }
 """Values for the numbers whose default is None."""
 
@@ -195,18 +213,14 @@ def variants() -> tuple[list[Entry], list[Entry]]:
     """Every optimizer with one option changed: those it takes, and those it refuses."""
     taken, refused = [], []
     for name in adamw_jax.list_optimizers():
-        for argument, parameter in inspect.signature(
-            adamw_jax.info(name).factory
-        ).parameters.items():
+        keywords = inspect.signature(adamw_jax.info(name).factory).parameters
+        for argument, parameter in keywords.items():
             if argument in SHARED and name not in REPRESENTATIVES:
                 continue
             for value in _other_values(argument, parameter):
                 shown = getattr(value, "__name__", str(value))
-                entry = Entry(
-                    f"{name}-{argument}={shown}",
-                    name,
-                    {**COMPANIONS.get(argument, {}), argument: value},
-                )
+                beside = {k: v for k, v in COMPANIONS.get(argument, {}).items() if k in keywords}
+                entry = Entry(f"{name}-{argument}={shown}", name, {**beside, argument: value})
                 try:
                     entry.make()
                 except ValueError:
@@ -218,7 +232,7 @@ def variants() -> tuple[list[Entry], list[Entry]]:
 
 def _other_values(name: str, parameter: inspect.Parameter) -> list[Any]:
     default = parameter.default
-    if name in CHOICES:
+    if name in CHOICES and isinstance(default, str):
         return [word for word in CHOICES[name] if word != default]
     if isinstance(default, bool):
         return [not default]
