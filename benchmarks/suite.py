@@ -122,7 +122,7 @@ def _sections() -> dict[str, Section]:
         *("ours:koala_v", "ours:koala_m"),
     )
     sections["others-resnet50"] = Section(
-        "optimizers that optax does not have, against adamw, resnet50",
+        "the other optimizers against adamw, resnet50",
         (*("step", "--tree", "resnet50", "ours:adamw", *others, "again=ours:adamw"),),
         tuple(Bound(name, None, 1.0, "scratch_per_param") for name in others),
     )
