@@ -8,7 +8,6 @@ accumulators are run on a first moment of ones, and what comes out is 1 / P. Rec
 have a stage that says its ``slopes``.
 
 >>> import jax.numpy as jnp
-from jax import lax
 >>> from adamw_jax import adam
 >>> tx, params = adam(0.1, b1=0.9, eps=0.0), jnp.ones(2)
 >>> _, state = tx.update(jnp.array([2.0, 8.0]), tx.init(params), params)
@@ -98,7 +97,7 @@ def inverse_preconditioner(
             f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
         )
     params = real_params(params)
-    at = _stages(tx)
+    at = _place(tx)
     state = _state(tx, opt_state, params)
     if tx.frozen is None:
         return _slopes(tx, at, state, params, gradient, loss)
@@ -117,7 +116,7 @@ def measures_loss(tx: Any) -> bool:
     return any(spec.slopes is not None and spec.slopes.needs_loss for spec in specs)
 
 
-def _stages(tx: Composed) -> int:
+def _place(tx: Composed) -> int:
     """The place of the stage that owns the accumulators."""
     specs = list(tx.specs)
     starts = [
