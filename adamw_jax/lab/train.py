@@ -227,17 +227,21 @@ def _stretch(
     """Some steps for all lanes, then the metrics, of shape (lanes, len(METRICS))."""
     (inputs, labels), *held_out = data
 
-    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = network.apply(params, inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (losses * losses).mean()
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def lane(carry: Any, numbers: Any, carriers: Any, order: jax.Array) -> Any:
         tx = optax.with_extra_args_support(recipe.build(Carrier(*carriers), numbers))
 
         def step(carry: Any, batch: jax.Array) -> Any:
             params, state = carry
-            loss, gradient = jax.value_and_grad(loss_of)(params, inputs[batch], labels[batch])
-            updates, state = tx.update(gradient, state, params, value=loss)
+            (loss, squares), gradient = gradient_of(params, inputs[batch], labels[batch])
+            extra = {"value": loss, "value_sq_mean": squares}  # KOALA's
+            updates, state = tx.update(gradient, state, params, **extra)
             return (optax.apply_updates(params, updates), state), loss
 
         carry, losses = jax.lax.scan(step, carry, order)

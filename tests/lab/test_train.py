@@ -9,7 +9,7 @@ import pytest
 from adamw_jax import adamw
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.progress import Silent
-from adamw_jax.lab.recipes import ADAM, Arm, settings, tables
+from adamw_jax.lab.recipes import ADAM, Arm, Recipe, settings, tables
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import METRICS, Plan, Runner, order_of
 
@@ -65,6 +65,20 @@ def test_equals_a_plain_loop(runner):
     np.testing.assert_allclose([r["train_loss"] for r in mine], np.reshape(losses, (2, 6)).mean(1),
                                rtol=1e-4)  # fmt: skip
     assert mine[-1]["test_accuracy"] == pytest.approx(accuracy, abs=0.006)
+
+
+def test_the_step_is_told_the_losses(runner):
+    """The mean loss, and the mean of the examples' squares, which differs from its square."""
+
+    def update(updates, state, params, *, value, value_sq_mean):
+        spread = jnp.where(value_sq_mean > value**2, 1.0, jnp.nan)
+        return jax.tree.map(lambda g: -0.1 * spread * g, updates), state
+
+    told = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    recipe = Recipe("told", lambda carrier, numbers: told)
+    rows = runner.train("digits", [Arm("told", recipe, "constant", 0.1)], PLAN)
+    assert rows[-1]["train_loss"] is not None
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
 
 
 def test_company_does_not_matter(runner):
