@@ -98,9 +98,11 @@ def _sections() -> dict[str, Section]:
     for tree in ("resnet50", "wrn22-6", "gpt2", "one67m"):
         torch = ["torch:adamw-fused", "torch:adamw-foreach", "torch:adamw-loop"]
         torch = torch[:1] if tree in ("gpt2", "one67m") else torch
+        amsgrad = ("ours:amsgrad", "torch:amsgrad-fused")
+        radam = ("ours:radam", "torch:radam-foreach")  # which has no fused form
         sections[f"adamw-{tree}"] = _rule(tree, "adamw", "ours:adamw", *torch)
-        sections[f"amsgrad-{tree}"] = _rule(tree, "amsgrad", OUR_AMSGRAD, "ours:amsgrad")
-        sections[f"radam-{tree}"] = _rule(tree, "radam", OUR_RADAM, "ours:radam")
+        sections[f"amsgrad-{tree}"] = _rule(tree, "amsgrad", OUR_AMSGRAD, *amsgrad)
+        sections[f"radam-{tree}"] = _rule(tree, "radam", OUR_RADAM, *radam)
     for rule, ours, limit, scratch in (
         ("adan", "ours:adan", 1.0, 1.0),
         ("lamb", "ours:lamb", 0.65, 4.01),
