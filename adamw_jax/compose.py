@@ -93,7 +93,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         return ComposeState(count, hyperparams, memories)
 
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
-        _check_state(state, declared, specs)
+        check_state(state, declared, specs)
         if frozen is not None:
             still = masks.resolve(frozen, updates if params is None else params, "frozen")
             moving = masks.hide(updates, still)
@@ -117,11 +117,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         return state._replace(stages=memories)
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
-        live, values = {}, {}
-        for name, hyper in declared.items():
-            value, pinned = state.hyperparams[name]
-            values[name] = lax.select(pinned, value, hyper.at(state.count))
-            live[name] = LiveHyperparameter(values[name], pinned)
+        live = live_at(state, declared)
+        values = {name: value for name, (value, _) in live.items()}
         flow, memories, signals = updates, dict(state.stages), {}
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
@@ -307,9 +304,21 @@ def _share_hyperparams(
     return tuple(names), declared
 
 
-def _check_state(
+def live_at(
+    state: ComposeState, declared: Mapping[str, Hyperparameter]
+) -> dict[str, LiveHyperparameter]:
+    """The hyperparameters of the step to come: the code's, unless the user pinned a value."""
+    live = {}
+    for name, hyper in declared.items():
+        value, pinned = state.hyperparams[name]
+        live[name] = LiveHyperparameter(lax.select(pinned, value, hyper.at(state.count)), pinned)
+    return live
+
+
+def check_state(
     state: Any, declared: Mapping[str, Hyperparameter], specs: tuple[Spec, ...]
 ) -> None:
+    """Raises unless ``state`` is one of the recipe of these hyperparameters and stages."""
     if not isinstance(state, ComposeState):
         raise TypeError(
             f"the state is a {type(state).__name__}, not the ComposeState that init of this recipe "

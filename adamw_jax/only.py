@@ -59,7 +59,7 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         return merge(chosen, part, flow), state
 
     start = None if spec.init is None else init
-    return stage_of(spec._replace(apply=apply, init=start, storage=None, partial=True, settle=None))
+    return stage_of(spec.around(apply, start, storage=None, partial=True))
 
 
 def _of_chosen(chosen: Tree, told: Any) -> Any:

@@ -94,6 +94,10 @@ class Spec(NamedTuple):
     slopes: Slopes | None = None  # of one that makes its direction without moments
     settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
 
+    def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
+        """The declaration of a stage that wraps this one; its memory is another, to be settled."""
+        return self._replace(apply=apply, init=init, settle=None, **changes)
+
     @property
     def kinds(self) -> str:
         """``takes -> gives`` in words."""

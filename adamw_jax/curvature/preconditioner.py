@@ -24,10 +24,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from adamw_jax import masks, numerics
-from adamw_jax.compose import Composed
+from adamw_jax.compose import Composed, check_state, live_at
 from adamw_jax.curvature.products import real_params
 from adamw_jax.interop import from_optax
 from adamw_jax.moments.record import Moments, Reading
@@ -144,15 +143,7 @@ def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
             "of one, and the parameters it moves."
         )
     state = found[0][1]
-    memories = {spec.name for spec in tx.specs if spec.init is not None and spec.takes is not None}
-    foreign = {spec.name for spec in tx.specs if spec.takes is None}
-    other = set(state.hyperparams) != set(tx.hyperparams)
-    if other or set(state.stages) - foreign != memories:
-        raise ValueError(
-            f"opt_state has hyperparameters {sorted(state.hyperparams)} and stages "
-            f"{sorted(state.stages)}, tx has {sorted(tx.hyperparams)} and "
-            f"{sorted(memories | foreign)}: give the recipe that the state belongs to."
-        )
+    check_state(state, tx.hyperparams, tx.specs)
     return state
 
 
@@ -171,16 +162,14 @@ def _slopes(
         raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
     signals: dict[str, Any] = {}
 
+    # Moments divided the last step, the others divide the step to come.
+    live = state.hyperparams if source.slopes is None else live_at(state, tx.hyperparams)
+
     def step(spec: Spec) -> Step:
         values = {}
         for name in spec.hyperparams:
             own = f"{spec.name}.{name}"
-            own = own if own in state.hyperparams else name
-            live = state.hyperparams[own]
-            values[name] = jax.tree.leaves(live.value)[0]
-            if source.slopes is not None:  # those of the step to come
-                coming = tx.hyperparams[own].at(state.count)
-                values[name] = lax.select(live.pinned, values[name], coming)
+            values[name] = jax.tree.leaves(live[own if own in live else name].value)[0]
         return Step(state.count, values, params, loss, signals)
 
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)

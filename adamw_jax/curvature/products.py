@@ -17,7 +17,6 @@ Array([2., 6.], dtype=float32)
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -110,16 +109,6 @@ def gauss_newton_fn(loss_fn: CompositeLoss, params: Tree, batch: Any) -> LinearM
         return lambda v: pull(bend(push(v)))[0]
 
     return _averaged(at, params, batch)
-
-
-@functools.partial(jax.jit, static_argnames="loss_fn")
-def loss_and_gradient(loss_fn: LossFn, params: Tree, batch: Any) -> tuple[jax.Array, Tree]:
-    """Loss and gradient at real parameters, the mean over ``Batches``."""
-
-    def at(one: Any) -> tuple[jax.Array, Tree]:
-        return jax.value_and_grad(loss_fn)(real_params(params), one)
-
-    return batch.mean(at) if isinstance(batch, Batches) else at(batch)
 
 
 def _averaged(at: Callable[[Tree, Any], LinearMap], params: Tree, batch: Any) -> LinearMap:

@@ -32,15 +32,10 @@ import jax.numpy as jnp
 from adamw_jax import numerics
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.compose import Composed
+from adamw_jax.curvature.batches import Batches
 from adamw_jax.curvature.eigenvalues import extreme_pairs, top_eigenvalues
 from adamw_jax.curvature.preconditioner import inverse_preconditioner, measures_loss
-from adamw_jax.curvature.products import (
-    LossFn,
-    Product,
-    hvp_fn,
-    loss_and_gradient,
-    real_params,
-)
+from adamw_jax.curvature.products import LossFn, Product, hvp_fn, real_params
 from adamw_jax.hyperparameters import DECAY_RATE, POSITIVE, Domain, in_domain, real_number
 
 Tree = Any
@@ -108,10 +103,16 @@ def preconditioned_sharpness(
     steps = whole_number("steps", steps)
     value = gradient = None
     if measures_loss(tx):
-        value, gradient = loss_and_gradient(loss_fn, params, batch)
+        value, gradient = _loss_and_gradient(loss_fn, params, batch)
     loss = {"value": value, "value_sq_mean": value_sq_mean}
     slopes = inverse_preconditioner(tx, opt_state, params, gradient, loss)
     return _scaled_sharpness(loss_fn, params, batch, slopes, key, steps=steps, product=product)
+
+
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def _loss_and_gradient(loss_fn: LossFn, params: Tree, batch: Any) -> tuple[jax.Array, Tree]:
+    gradient_of = functools.partial(jax.value_and_grad(loss_fn), real_params(params))
+    return batch.mean(gradient_of) if isinstance(batch, Batches) else gradient_of(batch)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "steps", "product"))

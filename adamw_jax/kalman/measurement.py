@@ -180,7 +180,7 @@ def gains(
     params = nothing if shares is None else structure.flatten_up_to(step.params)
     factors = nothing if shares is None else structure.flatten_up_to(shares)
     zero = jnp.zeros([], numerics.default_float())
-    errors, heard_in = [], []
+    errors, sizes = [], []
     for g, p, share, own in zip(leaves, params, factors, layered, strict=True):
         error, decay = numerics.widen(g), zero
         size = square = _square(error, own)
@@ -190,11 +190,11 @@ def gains(
             decay = 0.5 * rate * _square(wide, own)
             square = _square(error, own)
         errors.append(error)
-        heard_in.append((size, square, decay))
+        sizes.append((size, square, decay))
     if not layers.per_leaf:
-        heard_in = [tuple(map(sum, zip(*heard_in, strict=True)))] * len(leaves)
+        sizes = [tuple(map(sum, zip(*sizes, strict=True)))] * len(leaves)
     factor_of, heard_by, loudest = [], [], zero
-    for error, own, (size, square, decay) in zip(errors, layered, heard_in, strict=True):
+    for error, own, (size, square, decay) in zip(errors, layered, sizes, strict=True):
         spread = variance * square + noise
         heard = ~((size < SILENT**2) | (spread <= 0.0))  # NaN is heard: it must not pass unseen
         gain = (measurement.residual + decay) / numerics.nonzero(spread)

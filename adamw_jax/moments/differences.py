@@ -13,7 +13,6 @@ paper's betas are 1 minus them, and averages start at 0 and are corrected.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -77,14 +76,10 @@ def gradient_differences(
         difference = changes(gradient, state.previous, state.clock.mass == 0)
         b1, b2 = step["b1"], step["b2"]
         if from_first:
-            b1, b2 = started(b1, state.clock), started(b2, state.difference_clock)
-        difference_clock = state.difference_clock.tick(b2)
-        if from_first:  # the first step has no difference to begin with
-            difference_clock = jax.tree.map(
-                functools.partial(lax.select, state.clock.mass == 0),
-                state.difference_clock,
-                difference_clock,
-            )
+            # The first step has no difference: a rate of 1 leaves its average and clock empty.
+            b2 = started(b2, state.difference_clock)
+            b2 = lax.select(state.clock.mass == 0, lax.full_like(b2, 1), b2)
+            b1 = started(b1, state.clock)
 
         def mixed(rate: jax.Array, old: Tree, new: Tree) -> Tree:
             rest = jnp.ones([], rate.dtype) - rate
@@ -105,7 +100,7 @@ def gradient_differences(
             mixed(b2, state.difference, difference),
             jax.tree.map(lambda g, old: numerics.cast(g, old.dtype), gradient, state.previous),
             state.clock.tick(b1),
-            difference_clock,
+            state.difference_clock.tick(b2),
         )
 
     def read(state: DifferencesState, gradient: Tree, step: Step) -> Reading:

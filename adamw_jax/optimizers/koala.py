@@ -128,9 +128,9 @@ def koala_v(
         False gives all leaves together one S.
 
     Returns:
-      The transformation; its state is two scalars. P is shared by all leaves. A leaf
-      whose gradient is shorter than 1e-9 stays still. Under ``optax.partition`` and
-      ``optax.masked`` P is that of the leaves of the part.
+      The transformation; its state is two scalars. P is shared by all leaves. A leaf whose gradient
+      is shorter than 1e-9 stays still. Under ``optax.partition`` and ``optax.masked`` P is that of
+      the leaves of the part.
     """
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
@@ -216,8 +216,8 @@ def koala_m(
         False gives all leaves together one S.
 
     Returns:
-      The transformation; its state has two values per parameter. P is shared by all
-      leaves. A leaf whose gradient is shorter than 1e-9 only coasts. Under ``optax.partition`` and
+      The transformation; its state has two values per parameter. P is shared by all leaves. A leaf
+      whose gradient is shorter than 1e-9 only coasts. Under ``optax.partition`` and
       ``optax.masked`` covariance and process noise are those of the leaves of the part. Lookahead
       or an average behind it would average predicted parameters: ``eval_params`` refuses to choose.
     """

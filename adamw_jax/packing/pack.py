@@ -98,7 +98,6 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
     moments = compose(*(stage_of(spec) for spec in tx.specs[first : last + 1]))
     specs = [*tx.specs]
     for i in inside:
-        specs[i] = specs[i]._replace(settle=None)
         specs[i] = _packed_init(specs[i], moments if i == first else None, packer)
     specs[first] = specs[first]._replace(apply=_entering(specs[first], packer))
     specs[last] = specs[last]._replace(apply=_leaving(specs[last], packer))
@@ -115,7 +114,7 @@ def _packed_init(spec: Spec, checked: Composed | None, packer: Packer) -> Spec:
             check_recipe(checked, packer, params)
         return make(packer.pack(params))
 
-    return spec._replace(init=init)
+    return spec.around(spec.apply, init)
 
 
 def _entering(spec: Spec, packer: Packer) -> Any:

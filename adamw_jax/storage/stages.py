@@ -24,4 +24,4 @@ def stored(spec: Spec, choice: Choice) -> Spec:
         flow, new = spec.apply(flow, decode_state(memory), step)
         return flow, encode_like(memory, new)
 
-    return spec._replace(init=init, apply=apply, storage=choice, settle=None)
+    return spec.around(apply, init, storage=choice)

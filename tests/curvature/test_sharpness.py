@@ -347,10 +347,10 @@ def test_what_a_preconditioner_without_moments_lacks() -> None:
     assert all(np.isnan(leaf).all() for leaf in unseen.values())
     state, params = trained(aj.koala_v())
     tx = aj.compose(("k", aj.scale_by_koala_v()), aj.scale_by_learning_rate(1.0))
-    with pytest.raises(ValueError, match=r"stages \['loss_filter'\], tx has .* \['k'\]"):
+    with pytest.raises(ValueError, match=r"has stages \['loss_filter'\].* recipe has \['k'\]"):
         curvature.preconditioner(tx, state, params)
     for one, another in ((aj.adam(LR), aj.amsgrad(LR)), (aj.amsgrad(LR), aj.adam(LR))):
-        with pytest.raises(ValueError, match="give the recipe that the state belongs to"):
+        with pytest.raises(ValueError, match="the state belongs to another recipe"):
             curvature.preconditioner(one, *trained(another))
 
 
@@ -400,7 +400,7 @@ def test_errors() -> None:
         curvature.preconditioner(tx, tx.init(params), params)
     with pytest.raises(ValueError, match=r"one estimate_moments stage, or .* tx has 0 among"):
         curvature.preconditioner(aj.compose(optax.sgd(LR)), state, params)
-    with pytest.raises(ValueError, match="opt_state has hyperparameters"):
+    with pytest.raises(ValueError, match="the state belongs to another recipe"):
         curvature.preconditioner(aj.sgdw(LR), state, params)
     with pytest.raises(ValueError, match="opt_state has 2 recipes"):
         curvature.preconditioner(tx, (state, state), params)
