@@ -58,11 +58,12 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         forms of a mask); None for no leaf.
 
     Returns:
-      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``.
+      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. A hyperparameter that
+      several stages have is ``stage.name`` in it; a learning rate that is given to several is one.
 
     Raises:
       TypeError: something is neither a stage nor an optax transformation.
-      ValueError: the kinds do not fit, or two stages with state have the same name.
+      ValueError: the kinds do not fit, or two stages with state or hyperparameters have one name.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     _check_kinds(specs)
@@ -282,7 +283,11 @@ def _twice(name: str) -> str:
 def _share_hyperparams(
     specs: tuple[Spec, ...],
 ) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
-    """Names in the live record: shared where equal, told apart by the stage's name where not."""
+    """Names in the live record: of a name that several stages have, ``stage.name`` for each.
+
+    One learning rate given to several stages is one. Of no other name do the values decide, so that
+    a changed number, or a schedule in its place, leaves the state as it is.
+    """
     users: dict[str, list[Hyperparameter]] = {}
     for spec in specs:
         for name, hyper in spec.hyperparams.items():
@@ -292,12 +297,12 @@ def _share_hyperparams(
     for spec in specs:
         own = {}
         for name, hyper in spec.hyperparams.items():
-            clash = any(not hyper.same_as(other) for other in users[name])
-            own[name] = f"{spec.name}.{name}" if clash else name
-            if own[name] in declared and not declared[own[name]].same_as(hyper):
+            one = name == "learning_rate" and all(hyper.same_as(other) for other in users[name])
+            own[name] = name if one or len(users[name]) == 1 else f"{spec.name}.{name}"
+            if own[name] in declared and not one:
                 raise ValueError(
-                    f"two stages called {spec.name!r} have different values of {name!r}: name one "
-                    f"of them with a pair, ('other_{spec.name}', stage)."
+                    f"two stages called {spec.name!r} have a hyperparameter {name!r}: name one of "
+                    f"them with a pair, ('other_{spec.name}', stage)."
                 )
             declared[own[name]] = hyper
         names.append(own)

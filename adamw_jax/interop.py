@@ -79,8 +79,9 @@ def from_optax(
     moments = ours.stages.get("estimate_moments")
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
-    first = _filled(moments.first, theirs, _FIRST, "first moment", count, tx, ("b1", b1))
-    second = _filled(moments.second, theirs, _SECOND, "second moment", count, tx, ("b2", b2))
+    rates = next(spec.hyperparams for spec in tx.specs if spec.name == "estimate_moments")
+    first = _filled(moments.first, theirs, _FIRST, "first moment", count, rates, ("b1", b1))
+    second = _filled(moments.second, theirs, _SECOND, "second moment", count, rates, ("b2", b2))
     stages = {**ours.stages, "estimate_moments": MomentsState(first, second, count)}
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
@@ -154,7 +155,7 @@ def _their_count(saved: State, theirs: Any) -> jax.Array:
 
 
 def _filled(
-    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, tx: Composed, rate: Any
+    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, rates: Any, rate: Any
 ) -> Any:
     field = fields.get(type(theirs))
     if not hasattr(part, "value"):
@@ -167,12 +168,12 @@ def _filled(
     if not isinstance(part, AverageState):
         return part._replace(value=value)
     name, given = rate
-    if given is None and callable(tx.hyperparams[name].value):
+    if given is None and callable(rates[name].value):
         raise ValueError(
             f"{name} of tx is a schedule, and the saved state does not tell what it was: give "
             f"from_optax(..., {name}=...), the rate of the saved run."
         )
-    b = tx.hyperparams[name] if given is None else check(name, given)
+    b = rates[name] if given is None else check(name, given)
     return AverageState(value, clock_after(b.at(count), count))
 
 

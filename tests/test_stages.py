@@ -35,6 +35,7 @@ from adamw_jax import (
     scale_by_learning_rate,
     summary,
 )
+from adamw_jax.compose import Composed
 from adamw_jax.stage import Kind, Stage, stage_of
 from tests.catalogue import (
     PLAIN,
@@ -362,15 +363,24 @@ def test_names_of_hyperparameters_are_shared_or_told_apart() -> None:
     schedule = optax.constant_schedule(0.1)
     tx = adamw(schedule, weight_decay=0.1, decay="proximal")
     assert sorted(tx.hyperparams) == ["b1", "b2", "eps", "learning_rate", "weight_decay"]
-    two = compose(
-        scale_by_adam(),
-        ("kernels", decoupled_decay(0.1, "*/kernel")),
-        ("others", decoupled_decay(0.2, "*/bias")),
-        scale_by_learning_rate(0.1),
-    )
-    assert {"kernels.weight_decay", "others.weight_decay"} <= set(two.hyperparams)
-    with pytest.raises(ValueError, match=r"different values of 'weight_decay': name one"):
-        compose(scale_by_adam(), decoupled_decay(0.1), decoupled_decay(0.2))
+
+    def two(kernels: Any, others: Any) -> Composed:
+        return compose(
+            scale_by_adam(),
+            ("kernels", decoupled_decay(kernels, "*/kernel")),
+            ("others", decoupled_decay(others, "*/bias")),
+            scale_by_learning_rate(0.1),
+        )
+
+    # Whether they are equal, or numbers at all, is no matter of the state.
+    for kernels, others in ((0.1, 0.2), (0.1, 0.1), (schedule, 0.1), (schedule, schedule)):
+        names = set(two(kernels, others).hyperparams)
+        assert names == {"b1", "b2", "eps", "learning_rate"} | {
+            f"{stage}.weight_decay" for stage in ("kernels", "others")
+        }
+    for other in (0.1, 0.2):
+        with pytest.raises(ValueError, match=r"have a hyperparameter 'weight_decay': name one"):
+            compose(scale_by_adam(), decoupled_decay(0.1), decoupled_decay(other))
 
 
 def test_tails_take_updates_and_params() -> None:
