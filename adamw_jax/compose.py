@@ -70,6 +70,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     _check_names(specs)
     names, declared = _share_hyperparams(specs)
     frozen = _frozen_of(stages, frozen)
+    orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
+    in_order = next((order for order in orders if order is not None), None)
 
     def init(params: Tree) -> ComposeState:
         whole = params
@@ -104,11 +106,12 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
                 state,
                 None if params is None else masks.hide(params, still),
                 extra,
+                in_order,
                 decode=decode,
             )
             whole = jax.tree.map(jnp.zeros_like, updates)
             return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
-        return update_encoded(update_moving, updates, state, params, extra, decode=decode)
+        return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
 
     def decode(state: ComposeState) -> ComposeState:
         memories = dict(state.stages)

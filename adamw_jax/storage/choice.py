@@ -151,12 +151,14 @@ class Choice:
       unsigned: fields whose arrays are never negative.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
+      in_order: whether a step goes one array after the other; None for yes on a single device.
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
     unsigned: tuple[str, ...] = UNSIGNED
     min_size: int = MIN_SIZE
     exempt: tuple[str, ...] = ()
+    in_order: bool | None = None
 
     def codec(self, fields: tuple[str, ...], name: str, leaf: Any) -> Codec | None:
         """The codec of an array under ``fields`` that belongs to the parameter ``name``."""
@@ -198,6 +200,7 @@ def choose(
     unsigned: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
+    in_order: bool | None = None,
 ) -> Choice:
     """A ``storage`` with options, for ``storage=`` of an optimizer or a part.
 
@@ -206,6 +209,9 @@ def choose(
       unsigned: fields that are never negative, besides those that are known (``UNSIGNED``).
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
+      in_order: whether a step goes one array after the other, which bounds its scratch by the
+        largest array; None for yes where there is a single device, since the order is a word
+        between devices that hold different parts of an array.
 
     Raises:
       TypeError: ``storage`` is none of these.
@@ -213,12 +219,15 @@ def choose(
         ``choose`` has made already.
     """
     if isinstance(storage, Choice):
-        if (unsigned, min_size, exempt) != ((), MIN_SIZE, ()):
+        if (unsigned, min_size, exempt, in_order) != ((), MIN_SIZE, (), None):
             raise ValueError(
-                "storage is what choose() has made, with its own options: give unsigned, min_size "
-                f"and exempt there, got {unsigned!r}, {min_size!r} and {exempt!r} beside it."
+                "storage is what choose() has made, with its own options: give unsigned, min_size, "
+                f"exempt and in_order there, got {unsigned!r}, {min_size!r}, {exempt!r} and "
+                f"{in_order!r} beside it."
             )
         return storage
+    if in_order is not None:
+        switch("in_order", in_order)
     if isinstance(storage, Mapping):
         formats: Any = tuple((field, _format(form)) for field, form in storage.items())
     else:
@@ -228,6 +237,7 @@ def choose(
         UNSIGNED + _words(unsigned),
         whole_number("min_size", min_size),
         _words(exempt),
+        in_order,
     )
 
 

@@ -13,6 +13,7 @@ one written with another block size or map is refused where it is restored.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +21,8 @@ from jax import lax
 from jax.tree_util import GetAttrKey
 
 Tree = Any
+Noise = Callable[[int, tuple[int, ...]], jax.Array]
+"""By the number of an array in the state and its shape, uniform numbers that round it by chance."""
 
 VERSION = 1
 """Of the meaning of codes; a change of it makes older checkpoints unreadable, by name."""
@@ -105,19 +108,22 @@ def is_encoded(node: Any) -> bool:
     return isinstance(node, Encoded)
 
 
-def encode_like(stored: Tree, state: Tree, noise: Any = None) -> Tree:
+def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
     """``state`` with those arrays encoded that are encoded in ``stored``, a state of its structure.
 
-    What is encoded in ``state`` already stays as it is. ``noise(number, shape)`` gives what rounds
-    the array of that number, if it is to be by chance.
+    What is encoded in ``state`` already stays as it is. With ``noise`` it is rounded by chance.
     """
     nodes, structure = jax.tree.flatten(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
     for number, node in enumerate(nodes):
         if is_encoded(node) and not is_encoded(leaves[number]):
-            chance = None if noise is None else noise(number, node.layout.shape)
-            leaves[number] = node.encode(leaves[number], chance)
+            leaves[number] = encoded_as(node, leaves[number], number, noise)
     return jax.tree.unflatten(structure, leaves)
+
+
+def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) -> Encoded:
+    """``x``, the array of this number in a state, in the layout of ``stored``."""
+    return stored.encode(x, None if noise is None else noise(number, stored.layout.shape))
 
 
 def decode_state(state: Tree) -> Tree:

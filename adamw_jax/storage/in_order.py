@@ -1,119 +1,140 @@
-"""One parameter after the other: a step whose scratch is that of its largest array.
+"""One array after the other: a step whose scratch is that of its largest array.
 
 A scale needs the largest element of its block before the first code can be written, so XLA keeps
-whole moments in float32 between the two, and left alone it does so for all parameters at once. Here
-a traced step is put in the order of the parameters, each waiting for the scales of the one before:
-the same operations on the same values.
+whole moments in float32 between the two, and left alone it does so for all of them at once. Here a
+traced step is put in order: each array waits for the scales of the one before, parameter by
+parameter. The operations and the values are the same.
 
 >>> import jax, jax.numpy as jnp
 >>> double = jax.make_jaxpr(lambda x, y: (2 * x, 2 * y))(1.0, 2.0)
->>> evaluate(double, [jnp.float32(1), jnp.float32(2)], [Group((), (0,), ()), Group((), (1,), ())])
-[Array(2., dtype=float32), Array(4., dtype=float32)]
+>>> Calls(double, [jnp.float32(1), jnp.float32(2)]).outputs([1])
+[Array(4., dtype=float32)]
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
 
 from adamw_jax.numerics import owner_in
-from adamw_jax.storage.encoded import is_encoded
+from adamw_jax.storage.encoded import Noise, encoded_as, is_encoded
 
 Tree = Any
 
 
 def parameter_by_parameter(
-    step: Callable[[Tree], tuple[Tree, Tree]], updates: Tree, state: Tree
+    step: Callable[[Tree], tuple[Tree, Tree]], state: Tree, noise: Noise | None
 ) -> tuple[Tree, Tree]:
-    """``step(state) -> updates, state``, traced and evaluated in the order of the parameters."""
-    traced, shape = jax.make_jaxpr(step, return_shape=True)(state)
-    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    """``step(state) -> updates, state``, traced, and the new state encoded like the old one."""
+    traced, (moved, new) = jax.make_jaxpr(step, return_shape=True)(state)
+    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(moved)]
     owners = {end: i for i, end in enumerate(ends)}
-    members: dict[int, list[int]] = {}
-    scales: dict[int, list[int]] = {}
-    place = 0
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
-        leaves = len(jax.tree.leaves(node))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded)]
+    nodes, structure = jax.tree.flatten(state, is_leaf=is_encoded)
+    results = structure.flatten_up_to(new)
+    inputs, outputs = _places(nodes, 0), _places(results, len(ends))
+
+    held: dict[int, list[int]] = {}
+    for number, (path, node) in enumerate(zip(paths, nodes, strict=True)):
         start = owner_in(path, owners)
         if start is not None and is_encoded(node):
-            owner = owners[path[start:]]
-            members.setdefault(owner, []).extend(range(place, place + leaves))
-            scales.setdefault(owner, []).extend(range(place + 1, place + leaves))
-        place += leaves
-    groups = []
-    for owner in sorted(members):
-        outputs = [len(ends) + i for i in members[owner]]
-        awaited = [len(ends) + i for i in scales[owner]]
-        groups.append(Group(tuple(scales[owner]), (owner, *outputs), tuple(awaited)))
-    flat = evaluate(traced, jax.tree.leaves(state), groups)
-    return jax.tree.unflatten(jax.tree.structure(shape), flat)
+            held.setdefault(owners[path[start:]], []).append(number)
+
+    calls = Calls(traced, jax.tree.leaves(state))
+    before: list[jax.Array] = []
+
+    def result(number: int) -> Any:
+        arrays = calls.outputs(outputs[number])
+        made = jax.tree.unflatten(jax.tree.structure(results[number]), arrays)
+        if is_encoded(nodes[number]) and not is_encoded(made):
+            made = encoded_as(nodes[number], _after(made, before), number, noise)
+        return made
+
+    done: dict[int, Any] = {}
+    for owner in sorted(held):
+        for i in (i for number in held[owner] for i in inputs[number][1:]):
+            calls.inputs[i] = _after(calls.inputs[i], before)
+        for number in held[owner]:
+            done[number] = result(number)
+            before = jax.tree.leaves(done[number].scales) or before
+        calls.outputs([owner])
+    rest = [done[number] if number in done else result(number) for number in range(len(nodes))]
+    whole = calls.outputs(range(len(ends)), effects=True)
+    return jax.tree.unflatten(jax.tree.structure(moved), whole), jax.tree.unflatten(structure, rest)
 
 
-class Group(NamedTuple):
-    """What belongs to one parameter, as positions among the inputs and outputs of a traced step.
+class Calls:
+    """A traced function of which outputs are computed as they are asked for.
 
     Attributes:
-      waiting: inputs, small ones, that the first use of waits for the group before.
-      outputs: what is computed together.
-      awaited: those of the outputs that the next group waits for.
+      inputs: its arguments; one may be replaced as long as nothing has read it.
     """
 
-    waiting: tuple[int, ...]
-    outputs: tuple[int, ...]
-    awaited: tuple[int, ...]
+    def __init__(self, traced: ClosedJaxpr, inputs: Sequence[jax.Array]) -> None:
+        self.inputs = list(inputs)
+        self._jaxpr = traced.jaxpr
+        self._values: dict[Any, Any] = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+        self._places = {var: i for i, var in enumerate(traced.jaxpr.invars)}
+        self._makers = {
+            var: i for i, equation in enumerate(traced.jaxpr.eqns) for var in equation.outvars
+        }
+        self._ran: set[int] = set()
 
-
-def evaluate(
-    traced: ClosedJaxpr, inputs: Sequence[jax.Array], groups: Sequence[Group]
-) -> list[jax.Array]:
-    """The outputs of a traced function, computed group by group."""
-    jaxpr = traced.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, traced.consts, strict=True))
-    values.update(zip(jaxpr.invars, inputs, strict=True))
-    maker = {var: i for i, equation in enumerate(jaxpr.eqns) for var in equation.outvars}
-    ran: set[int] = set()
-
-    def known(atom: Any) -> bool:
-        return isinstance(atom, Literal) or atom in values
-
-    def compute(atoms: Sequence[Any], effects: bool = False) -> None:
-        wanted = {i for i, e in enumerate(jaxpr.eqns) if effects and e.effects and i not in ran}
-        left = [*atoms, *(var for i in wanted for var in jaxpr.eqns[i].invars)]
+    def outputs(self, places: Iterable[int], *, effects: bool = False) -> list[Any]:
+        """The outputs at these places; with ``effects``, after whatever has an effect."""
+        equations = self._jaxpr.eqns
+        atoms = [self._jaxpr.outvars[i] for i in places]
+        wanted = {
+            i for i, e in enumerate(equations) if effects and e.effects and i not in self._ran
+        }
+        left = [*atoms, *(var for i in wanted for var in equations[i].invars)]
         while left:
             atom = left.pop()
-            if known(atom) or maker[atom] in wanted:
+            if self._known(atom) or self._makers[atom] in wanted:
                 continue
-            wanted.add(maker[atom])
-            left += jaxpr.eqns[maker[atom]].invars
+            wanted.add(self._makers[atom])
+            left += equations[self._makers[atom]].invars
         if wanted:
-            ran.update(wanted)
-            _run(jaxpr, [jaxpr.eqns[i] for i in sorted(wanted)], values)
+            self._ran |= wanted
+            self._run([equations[i] for i in sorted(wanted)])
+        return [self._value(atom) for atom in atoms]
 
-    before: list[jax.Array] = []
-    for group in groups:
-        for i in group.waiting if before else ():
-            values[jaxpr.invars[i]] = _after(values[jaxpr.invars[i]], before)
-        compute([jaxpr.outvars[i] for i in group.outputs])
-        before = [values[jaxpr.outvars[i]] for i in group.awaited] or before
-    compute(jaxpr.outvars, effects=True)
-    return [v.val if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
+    def _known(self, atom: Any) -> bool:
+        if isinstance(atom, Literal) or atom in self._values:
+            return True
+        if atom in self._places:
+            self._values[atom] = self.inputs[self._places[atom]]
+            return True
+        return False
+
+    def _value(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else self._values[atom]
+
+    def _run(self, equations: list[Any]) -> None:
+        """Adds to the values what some of the equations compute."""
+        made = [var for equation in equations for var in equation.outvars]
+        made = [var for var in made if not isinstance(var, DropVar)]
+        read = [v for equation in equations for v in equation.invars if not isinstance(v, Literal)]
+        inputs = [var for var in dict.fromkeys(read) if var in self._values]
+        names = self._jaxpr.debug_info.with_unknown_names()
+        part = Jaxpr((), inputs, made, equations, self._jaxpr.effects, names)
+        results = jaxpr_as_fun(ClosedJaxpr(part, ()))(*(self._values[var] for var in inputs))
+        self._values.update(zip(made, results, strict=True))
 
 
-def _run(jaxpr: Jaxpr, equations: list[Any], values: dict[Any, Any]) -> None:
-    """Adds to ``values`` what some of the equations compute."""
-    made = [var for equation in equations for var in equation.outvars]
-    made = [var for var in made if not isinstance(var, DropVar)]
-    read = [v for equation in equations for v in equation.invars if not isinstance(v, Literal)]
-    inputs = [var for var in dict.fromkeys(read) if var in values]
-    names = jaxpr.debug_info.with_unknown_names()
-    part = Jaxpr((), inputs, made, equations, jaxpr.effects, names)
-    results = jaxpr_as_fun(ClosedJaxpr(part, ()))(*(values[var] for var in inputs))
-    values.update(zip(made, results, strict=True))
+def _places(nodes: Sequence[Any], start: int) -> list[range]:
+    """Where in a flat list the leaves of each node are."""
+    places = []
+    for node in nodes:
+        stop = start + len(jax.tree.leaves(node))
+        places.append(range(start, stop))
+        start = stop
+    return places
 
 
 def _after(x: jax.Array, readers: Sequence[jax.Array]) -> jax.Array:
@@ -121,5 +142,7 @@ def _after(x: jax.Array, readers: Sequence[jax.Array]) -> jax.Array:
 
     The select always takes ``x``, since no scale is negative, but XLA does not know that.
     """
+    if not readers:
+        return x
     total = functools.reduce(lax.add, [r.ravel()[0] for r in readers])
     return lax.select(lax.ge(total, lax.full_like(total, -1.0)), x, lax.full_like(x, 0))

@@ -75,8 +75,8 @@ def quantize_state(
       rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
         between the levels of a map and keeps a key in the state.
       seed: of the stochastic rounding.
-      in_order: whether one parameter waits for the one before, which bounds the scratch of a step
-        by its largest array; None for yes where there is a single device, since the order is a word
+      in_order: whether a step goes one array after the other, which bounds its scratch by the
+        largest array; None for yes where there is a single device, since the order is a word
         between devices that hold different parts of an array.
 
     Returns:
@@ -93,7 +93,7 @@ def quantize_state(
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
     one_of("rounding", rounding, ROUNDINGS)
-    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt)
+    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt, in_order=in_order)
     inner = optax.with_extra_args_support(tx)
     stochastic = rounding == "stochastic"
 
@@ -112,10 +112,10 @@ def quantize_state(
         if large and not _holds_encoded(state):
             _check_small(jax.eval_shape(init, params))
         if not stochastic:
-            return update_encoded(inner.update, updates, state, params, extra, in_order=in_order)
+            return update_encoded(inner.update, updates, state, params, extra, choice.in_order)
         now, later = jax.random.split(jax.random.wrap_key_data(state.key))
         updates, stored = update_encoded(
-            inner.update, updates, state.inner, params, extra, in_order=in_order, key=now
+            inner.update, updates, state.inner, params, extra, choice.in_order, key=now
         )
         return updates, StochasticState(stored, jax.random.key_data(later))
 
@@ -128,8 +128,8 @@ def update_encoded(
     state: Tree,
     params: Tree | None,
     extra: dict[str, Any],
+    in_order: bool | None,
     *,
-    in_order: bool | None = None,
     key: jax.Array | None = None,
     decode: Callable[[Tree], Tree] = decode_state,
 ) -> tuple[Tree, Tree]:
@@ -142,13 +142,14 @@ def update_encoded(
         return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
 
     def step(state: Tree) -> tuple[Tree, Tree]:
-        moved, new = update(updates, decode(state), params, **extra)
-        return moved, encode_like(state, new, None if key is None else noise)
+        return update(updates, decode(state), params, **extra)
 
+    chance = None if key is None else noise
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
     if traced and (jax.device_count() == 1 if in_order is None else in_order):
-        return parameter_by_parameter(step, updates, state)
-    return step(state)
+        return parameter_by_parameter(step, state, chance)
+    moved, new = step(state)
+    return moved, encode_like(state, new, chance)
 
 
 def _holds_encoded(state: Tree) -> bool:

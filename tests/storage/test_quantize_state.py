@@ -555,18 +555,19 @@ def test_scratch_is_that_of_the_largest_array() -> None:
         for order in (True, False)
     )
     used = ordered.memory_analysis().temp_size_in_bytes / size
-    assert used <= 2.6  # moments of two parameters of eight, one update, scales
-    assert used < 0.5 * at_once.memory_analysis().temp_size_in_bytes / size
+    assert used <= 2.2  # of all parameters copies of the codes, of one a moment
+    assert used < 0.25 * at_once.memory_analysis().temp_size_in_bytes / size
 
 
 @pytest.mark.optimized
-def test_scratch_on_a_gpt2_tree(monkeypatch: Any) -> None:
-    """As on a machine with one device: the embedding's share of the moments, measured 2.81."""
-    params = gpt2_tree()
-    size = sum(x.size for x in jax.tree.leaves(params))
+def test_scratch_of_a_gpt2_tree_and_of_one_leaf(monkeypatch: Any) -> None:
+    """On a single device; measured 1.88 of the tree, and 6.03 of the leaf."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    memory = compiled_step(aj.adamw(0.1, storage="8bit"), params).memory_analysis()
-    assert memory.temp_size_in_bytes / size <= 3
+    one = {"w": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}
+    for params, bound in ((gpt2_tree(), 2.5), (one, 8)):
+        size = sum(x.size for x in jax.tree.leaves(params))
+        memory = compiled_step(aj.adamw(0.1, storage="8bit"), params).memory_analysis()
+        assert memory.temp_size_in_bytes / size <= bound
 
 
 @pytest.mark.optimized
