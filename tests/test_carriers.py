@@ -26,16 +26,13 @@ from tests.catalogue import (
 STEPS = 12
 
 
-def momentum_name(direction: Any) -> str:
-    """The argument of a ``scale_by_...`` that a 1cycle drives."""
-    return next(iter(inspect.signature(direction).parameters))
+def drives(direction: Any) -> bool:
+    """Whether a 1cycle has a momentum to drive; None is no buffer."""
+    parameters = inspect.signature(direction).parameters
+    return any(parameters[n].default is not None for n in ("b1", "momentum") if n in parameters)
 
 
-WITH_MOMENTUM = [
-    name
-    for name in with_direction()
-    if momentum_name(aj.info(name).direction) in ("b1", "momentum")
-]
+WITH_MOMENTUM = [name for name in with_direction() if drives(aj.info(name).direction)]
 
 
 def test_every_optimizer_so_far_has_a_momentum() -> None:
@@ -75,6 +72,40 @@ def test_one_cycle_in_a_plain_chain_is_the_whole_optimizer(name: str, preset: st
     rate_only = factory(cycle.learning_rate, weight_decay=None, **options)
     still, _ = run(rate_only, params, gradients)
     assert not np.allclose(got["scale"], still["scale"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in with_direction() if n not in WITH_MOMENTUM])
+def test_one_cycle_gives_no_buffer_where_there_is_none(name: str) -> None:
+    """It drives the learning rate alone, and no other argument that happens to come first."""
+    params, gradients = sample_params(), sample_gradients(3)
+    row, cycle = aj.info(name), one_cycle(0.1, STEPS)
+    options = {"relative_step": False} if name == "adafactor" else {}
+    whole = row.factory(cycle.learning_rate, **row.example, **options)
+    chained = scale_by_one_cycle(cycle, row.direction)
+    expected, state = run(whole, params, gradients)
+    for tx in (row.factory(cycle, **row.example, **options), chained):
+        got, after = run(tx, params, gradients)
+        assert_close(got, expected, rtol=1e-6)
+        assert sorted(after.stages) == sorted(state.stages)
+
+
+def test_a_momentum_of_none_stays_none_and_the_cycle_s_can_be_asked_for() -> None:
+    cycle, params = one_cycle(0.1, STEPS), sample_params()
+    arrays = [x for x in jax.tree.leaves(sgdw(cycle, None).init(params)) if x.ndim]
+    assert not arrays
+    for tx, name in (
+        (aj.clipped_sgd(cycle, 0.5, cycle.momentum), "momentum"),
+        (aj.adafactor(cycle, b1=cycle.momentum), "b1"),
+        (
+            scale_by_one_cycle(cycle, aj.scale_by_normalized_sgd, momentum=cycle.momentum),
+            "momentum",
+        ),
+    ):
+        assert tx.hyperparams[name].value is cycle.momentum
+    with pytest.raises(ValueError, match=r"momentum=0\.9, but .* give momentum=that\.momentum"):
+        aj.clipped_sgd(cycle, 0.5, 0.9)
+    with pytest.raises(ValueError, match=r"b1=0\.8, but .* leave b1 out"):
+        scale_by_one_cycle(cycle, aj.scale_by_adam, b1=0.8)
 
 
 def test_one_cycle_stage_by_stage_in_a_plain_chain() -> None:

@@ -142,7 +142,8 @@ def adafactor(
       clipping_threshold: d >= 1, the largest root mean square of a leaf's direction; 1. None for no
         clipping.
       b1: decay rate of a moving average of the updates, in [0, 1): momentum behind the learning
-        rate, without bias correction (as in the authors' code). None, the default, for none.
+        rate, without bias correction (as in the authors' code). None, the default, for none, also
+        where the learning rate carries one: ``b1=cycle.momentum`` takes it.
       mu_dtype: storage dtype of that average; None for ``state_dtype``.
       relative_step: True makes a given learning rate the cap of the relative step,
         ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras); None, only where none is given.

@@ -63,7 +63,8 @@ def clipped_sgd(
     Args:
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
       max_step: largest length of a step, > 0: the authors' gamma (their default, 0, would freeze).
-      momentum: factor on the buffer, in [0, 1]; None for none.
+      momentum: factor on the buffer, in [0, 1]; None for none, also where the learning rate carries
+        one: ``momentum=cycle.momentum`` takes it.
       nesterov: step along ``g + momentum m``.
       dampening: what is withheld of every gradient but the first; None for nothing.
       per_leaf: a length of its own for every leaf.
@@ -110,7 +111,8 @@ def normalized_sgd(
 
     Args:
       learning_rate: length of the step: number, schedule, or an object that carries several.
-      momentum: factor on the buffer, in [0, 1]; None for none.
+      momentum: factor on the buffer, in [0, 1]; None for none, also where the learning rate carries
+        one: ``momentum=cycle.momentum`` takes it.
       nesterov: step along ``g + momentum m``.
       dampening: what is withheld of every gradient but the first; None for nothing.
       per_leaf: a length of its own for every leaf.

@@ -187,7 +187,7 @@ def unpack(
 
     ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of
     ``momentum``, ``b2``, ``weight_decay`` and ``l2``; those they have take the place of the
-    optimizer's own.
+    optimizer's own. A momentum of None, no buffer, stays None.
     """
     if isinstance(learning_rate, optax.GradientTransformation):
         raise TypeError(
@@ -210,7 +210,8 @@ def unpack(
             if getattr(carrier, name, None) is not None:
                 merged["base_learning_rate"] = getattr(carrier, name)
                 break
-    momentum = momentum if getattr(carrier, "momentum", None) is None else carrier.momentum
+    if momentum is not None and getattr(carrier, "momentum", None) is not None:
+        momentum = carrier.momentum
     b2 = b2 if getattr(carrier, "b2", None) is None else carrier.b2
     return carrier.learning_rate, momentum, b2, merged
 

@@ -209,10 +209,13 @@ def _check_carried(
         if carried is None or value is carried or not isinstance(value, (int, float)):
             continue
         parameter = signature.parameters.get(key)
-        if value != (COMMON.get(key) if parameter is None else parameter.default):
+        default = COMMON.get(key) if parameter is None else parameter.default
+        if value != default:
+            # Without a default there would be no buffer that the carried momentum could drive.
+            remedy = f"leave {key} out" if default is not None else f"give {key}=that.{field}"
             raise ValueError(
                 f"{name}() got {key}={value!r}, but {type(carrier).__name__} brings its own "
-                f"{field}: leave {key} out, or build the schedules without {field}."
+                f"{field}: {remedy}, or build the schedules without {field}."
             )
 
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,8 @@ def scale_by_one_cycle(
     Args:
       cycle: from ``one_cycle(...)``, or any object with ``learning_rate`` and ``momentum``.
       direction: a ``scale_by_...`` of this library, whose ``b1`` (``momentum`` for SGD) follows the
-        cycle: gradients in, updates out. None only multiplies by minus the learning rate, for a
-        chain whose stages already take ``cycle.momentum``.
+        cycle, if it has one that is not None: gradients in, updates out. None only multiplies by
+        minus the learning rate, for a chain whose stages already take ``cycle.momentum``.
       **options: further arguments of ``direction``.
 
     Returns:
@@ -39,6 +40,7 @@ def scale_by_one_cycle(
 
     Raises:
       TypeError: ``cycle`` has no schedules, or options without a direction.
+      ValueError: the options have a momentum besides the cycle's.
     """
     if not callable(getattr(cycle, "learning_rate", None)):
         raise TypeError(f"cycle must come from one_cycle(...), got {cycle!r}.")
@@ -48,6 +50,21 @@ def scale_by_one_cycle(
         return scale_by_learning_rate(cycle.learning_rate)
     if isinstance(direction, optax.GradientTransformation):
         raise TypeError("direction must be the function, scale_by_adam, not its result.")
-    momentum = getattr(cycle, "momentum", None)
-    made = direction(**options) if momentum is None else direction(momentum, **options)
+    made = direction(**{**options, **_momentum(cycle, direction, options)})
     return compose(made, scale_by_learning_rate(cycle.learning_rate))
+
+
+def _momentum(cycle: Any, direction: Callable[..., Composed], options: Any) -> dict[str, Any]:
+    """The argument of ``direction`` that the cycle drives; None, no buffer, stays None."""
+    momentum = getattr(cycle, "momentum", None)
+    parameters = inspect.signature(direction).parameters
+    name = next((name for name in ("b1", "momentum") if name in parameters), None)
+    if momentum is None or name is None:
+        return {}
+    given = options.get(name)
+    if given is not None and given is not momentum:
+        raise ValueError(
+            f"scale_by_one_cycle() got {name}={given!r}, but {type(cycle).__name__} brings its own "
+            f"momentum: leave {name} out, or build the schedules without momentum."
+        )
+    return {} if options.get(name, parameters[name].default) is None else {name: momentum}
