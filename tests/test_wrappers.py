@@ -42,6 +42,7 @@ from tests.catalogue import (
     sample_params,
     whole_numbers,
     with_direction,
+    with_needs,
 )
 
 table = pytest.mark.parametrize("entry", rows(PLAIN))
@@ -356,6 +357,46 @@ def test_lookahead_wraps(inner: Any, inner_state: str) -> None:
     tx = lookahead(inner, 2, 0.5, inner_state=inner_state)
     with jax.numpy_dtype_promotion("standard"):  # optax.adam itself is not strict
         check_lookahead(tx)
+
+
+WITHOUT_MOMENTUM = {
+    "adafactor", "clipped_sgd", "normalized_sgd", "koala_v", "koala_m", "norm_adaptive_sgd"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", adamw_jax.list_optimizers())
+def test_pullback_mixes_momenta_and_nothing_else(name: str) -> None:
+    """With alpha 1 it is keeping, to the bit: flags and previous gradients are not averaged."""
+    row = adamw_jax.info(name)
+    inner = with_needs(row, row.factory(0.05, **row.example))
+    pulled = lookahead(inner, 3, 1.0, inner_state="pullback")
+    if name in WITHOUT_MOMENTUM:
+        with pytest.raises(ValueError, match=r"pullback.*one momentum.*has 0: keep or reset it"):
+            pulled.init(sample_params())
+        return
+    got = run(pulled, sample_params(), sample_gradients(8))
+    kept = run(lookahead(inner, 3, 1.0), sample_params(), sample_gradients(8))
+    assert_close(got[0], kept[0], rtol=1e-6)
+    assert_close(got[1].inner, kept[1].inner, rtol=1e-6)
+
+
+def test_pullback_of_alternating_and_previous_arrays() -> None:
+    """PNM's parity advances with every step, and Adan's previous gradient is the last one."""
+    gradients = sample_gradients(8)
+    tx = lookahead(adamw_jax.pnm(0.05), 3, inner_state="pullback")
+    params, state = sample_params(), None
+    state, parities = tx.init(params), []
+    step = jax.jit(one_step(tx))
+    for i in range(8):
+        params, state = step(params, state, at(gradients, i))
+        parities.append(bool(state.inner.stages["estimate_moments"].first.odd))
+    assert parities == [True, False] * 4
+    tx = lookahead(adamw_jax.adan(0.05), 2, inner_state="pullback")
+    _, state = run(tx, sample_params(), gradients)
+    assert_equal(state.inner.stages["estimate_moments"].first.previous, at(gradients, 7))
+    tx = lookahead(adamw_jax.adafactor(0.05, b1=0.9), 2, inner_state="pullback")
+    _, state = run(tx, sample_params(), gradients)
+    assert sorted(state.momentum) == ["value"]
 
 
 def check_lookahead(tx: Any) -> None:

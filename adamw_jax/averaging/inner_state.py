@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,61 +34,72 @@ def restarted(state: State, fresh: State) -> State:
     )
 
 
-def momentum_of(state: State) -> Tree:
-    """The first moments in a state: of this library, ``optax.trace`` and optax's Adam family.
+def momentum_of(state: State) -> dict[str, Tree]:
+    """The momentum in a state, by field: of this library, ``optax.trace`` and optax's Adam family.
+
+    A state of this library names its momenta, and their clocks, as ``momenta``: flags and previous
+    gradients are none.
 
     Raises:
       ValueError: there is none, or more than one.
     """
-    found = states.find(state, MomentsState) or _optax_momenta(state)
-    if len(found) != 1:
-        raise ValueError(
-            'inner_state="pullback" needs an inner optimizer with one momentum (an optimizer of '
-            f"adamw_jax, optax.sgd with momentum, optax.adam, ...), its state has {len(found)}."
-        )
-    node = found[0][1]
-    return node.first if isinstance(node, MomentsState) else _momentum_field(node)
+    _, fields = _holder(state)
+    return fields
 
 
-def pulled_back(state: State, old: Tree, alpha: jax.Array) -> tuple[State, Tree]:
+def pulled_back(
+    state: State, old: dict[str, Tree], alpha: jax.Array
+) -> tuple[State, dict[str, Tree]]:
     """The state with momentum alpha m + (1 - alpha) old, and that momentum."""
-    now = momentum_of(state)
+    path, now = _holder(state)
     mixed = jax.tree.map(
         lambda m, o: (alpha.astype(m.dtype) * m + (1 - alpha).astype(m.dtype) * o).astype(m.dtype),
         decode_state(now),
         decode_state(old),
     )
     mixed = encode_like(now, mixed)
-    if states.find(state, MomentsState):
-        new = states.replace(state, MomentsState, lambda _, node: node._replace(first=mixed))
-    else:
-        path = _optax_momenta(state)[0][0]
-        new = states.replace(
-            state,
-            _HOLDERS,
-            lambda p, node: _with_momentum(node, mixed) if p == path else node,
+
+    def change(p: str, node: Any) -> Any:
+        if p != path:
+            return node
+        if isinstance(node, MomentsState):
+            return node._replace(first=node.first._replace(**mixed))
+        return node._replace(**mixed)
+
+    return states.replace(state, _HOLDERS, change), jax.tree.map(jnp.copy, mixed)
+
+
+_OPTAX: dict[Any, tuple[str, ...]] = {
+    optax.TraceState: ("trace",),
+    optax.ScaleByAdamState: ("mu",),
+    optax.ScaleByAmsgradState: ("mu",),
+    optax.ScaleByBeliefState: ("mu",),
+    optax.ScaleByLionState: ("mu",),
+}
+
+
+@runtime_checkable
+class _WithMomenta(Protocol):
+    """A state that names the fields that are its momentum."""
+
+    momenta: tuple[str, ...]
+
+
+_HOLDERS: Any = (MomentsState, _WithMomenta, *_OPTAX)
+
+
+def _holder(state: State) -> tuple[str, dict[str, Tree]]:
+    """Where the momentum is, and its fields."""
+    found = []
+    for path, node in states.find(state, _HOLDERS):
+        inner = node.first if isinstance(node, MomentsState) else node
+        names = _OPTAX.get(type(inner), getattr(inner, "momenta", ()))
+        if names:
+            found.append((path, {name: getattr(inner, name) for name in names}))
+    if len(found) != 1:
+        raise ValueError(
+            'inner_state="pullback" needs an inner optimizer with one momentum (an optimizer of '
+            f"adamw_jax with one, optax.sgd with momentum, optax.adam, ...), its state has "
+            f"{len(found)}: keep or reset it, or give it a momentum."
         )
-    return new, jax.tree.map(jnp.copy, mixed)
-
-
-_HOLDERS: Any = (
-    optax.TraceState,
-    optax.ScaleByAdamState,
-    optax.ScaleByAmsgradState,
-    optax.ScaleByBeliefState,
-    optax.ScaleByLionState,
-)
-
-
-def _optax_momenta(state: State) -> list[tuple[str, Any]]:
-    return states.find(state, _HOLDERS)
-
-
-def _momentum_field(node: Any) -> Tree:
-    return node.trace if isinstance(node, optax.TraceState) else node.mu
-
-
-def _with_momentum(node: Any, value: Tree) -> Any:
-    if isinstance(node, optax.TraceState):
-        return node._replace(trace=value)
-    return node._replace(mu=value)
+    return found[0]

@@ -36,6 +36,7 @@ class DifferencesState(NamedTuple):
     previous: Tree
     clock: Clock
     difference_clock: Clock
+    momenta = ("value", "difference", "clock", "difference_clock")
 
 
 def gradient_differences(

@@ -30,6 +30,7 @@ class HeavyBallState(NamedTuple):
     """The momentum buffer, params-shaped."""
 
     value: Tree
+    momenta = ("value",)
 
 
 def heavy_ball(

@@ -58,6 +58,7 @@ class AverageState(NamedTuple):
 
     value: Tree
     clock: Clock
+    momenta = ("value", "clock")
 
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:

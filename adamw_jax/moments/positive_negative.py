@@ -35,6 +35,7 @@ class PositiveNegativeState(NamedTuple):
     other: Tree
     odd: jax.Array
     clock: Clock
+    momenta = ("value", "other", "clock")
 
 
 def positive_negative(

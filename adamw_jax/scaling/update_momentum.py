@@ -30,6 +30,7 @@ class AverageUpdatesState(NamedTuple):
     """The moving average, params-shaped."""
 
     value: Tree
+    momenta = ("value",)
 
 
 def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
