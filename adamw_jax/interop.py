@@ -1,7 +1,7 @@
 """To and from the states of optax, for the Adam family and SGD.
 
-Accumulators are the same arrays under other names; the clocks follow from optax's step count for
-constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t.
+Accumulators of one meaning are the same arrays under other names; the clocks follow from optax's
+step count for constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t.
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import adamw
@@ -24,7 +24,15 @@ import optax
 from adamw_jax import numerics, state as states
 from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import check
-from adamw_jax.moments import AverageState, Clock, MaximumState, MomentsState
+from adamw_jax.moments import (
+    AverageState,
+    CenteredSquaresState,
+    Clock,
+    HeavyBallState,
+    InfinityNormState,
+    MaximumState,
+    MomentsState,
+)
 from adamw_jax.moments.correction import one_minus_power
 from adamw_jax.state import ComposeState
 from adamw_jax.storage.encoded import decode_state, encode_like
@@ -43,6 +51,13 @@ _SECOND = {
     optax.ScaleByAmsgradState: "nu",
     optax.ScaleByBeliefState: "nu",
 }
+_MEANINGS: dict[Any, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    optax.ScaleByAdamState: ((AverageState,), (AverageState, InfinityNormState)),
+    optax.ScaleByAmsgradState: ((AverageState,), (AverageState,)),
+    optax.ScaleByBeliefState: ((AverageState,), (CenteredSquaresState,)),
+    optax.TraceState: ((HeavyBallState,), ()),
+}
+"""The parts of ours that hold what an optax state holds, for the first and the second moment."""
 
 
 def from_optax(
@@ -66,9 +81,10 @@ def from_optax(
 
     Raises:
       TypeError: ``tx`` is no recipe of this library.
-      ValueError: there is no state of that family in ``saved``, there are several, or its
-        accumulators do not fit those of ``tx``, or a decay rate of ``tx`` is a schedule and the
-        saved run's is not given.
+      ValueError: there is no state of that family in ``saved``, or there are several; its
+        accumulators are not those of ``tx`` in number, meaning or shape (what optax keeps for
+        ``adam``, ``adamax`` and ``radam`` looks the same, and is taken for that of ``tx``); or a
+        decay rate of ``tx`` is a schedule and the saved run's is not given.
     """
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
@@ -79,6 +95,8 @@ def from_optax(
     moments = ours.stages.get("estimate_moments")
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
+    _check_meaning(moments, theirs)
+    _check_stages(tx, ours.stages)
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == "estimate_moments")
     first = _filled(moments.first, theirs, _FIRST, "first moment", count, rates, ("b1", b1))
     second = _filled(moments.second, theirs, _SECOND, "second moment", count, rates, ("b2", b2))
@@ -86,6 +104,12 @@ def from_optax(
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
             raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")
+        order = [spec.name for spec in tx.specs if spec.name in ("correct_bias", "amsgrad_max")]
+        if order != ["correct_bias", "amsgrad_max"]:
+            raise ValueError(
+                "tx keeps the maximum of the raw second moment, the saved state that of the "
+                'corrected one: give tx maximum="corrected".'
+            )
         stages["amsgrad_max"] = MaximumState(
             _fit(theirs.nu_max, stages["amsgrad_max"].value, "maximum")
         )
@@ -99,6 +123,16 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
 
     The inverse of ``from_optax``, with the same family and errors. Live hyperparameters, pinned or
     not, have no place in optax and are dropped.
+
+    Args:
+      state: of one recipe of this library, wrapped or not.
+      tx: the optax optimizer to go on with: ``adam``, ``adamw``, ``adamax``, ``amsgrad``,
+        ``radam``, ``adabelief`` or ``sgd`` with momentum.
+      params: current parameters.
+
+    Raises:
+      ValueError: there is no recipe in ``state``, or several, or it holds something that ``tx`` has
+        no place for, such as averaged weights: take them with ``eval_params`` first.
     """
     found = states.find(state, ComposeState)
     if len(found) != 1:
@@ -113,6 +147,9 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         raise ValueError(
             f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
         )
+    _check_meaning(moments, theirs)
+    if more := sorted(set(ours.stages) - {"estimate_moments", "amsgrad_max"}):
+        raise ValueError(f"optax's {type(theirs).__name__} has no place for the state of {more}.")
     new: dict[str, Any] = {}
     for part, fields, what in (
         (moments.first, _FIRST, "first moment"),
@@ -125,14 +162,60 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
             new[field] = _fit(part.value, getattr(theirs, field), what)
     if isinstance(theirs, optax.ScaleByAmsgradState):
         new["nu_max"] = _fit(ours.stages["amsgrad_max"].value, theirs.nu_max, "maximum")
+        _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
     filled = theirs._replace(**new)
 
-    def counted(path: Any, leaf: Any) -> Any:
-        is_count = numerics.leaf_name(path).rsplit("/", 1)[-1] == "count"
-        return jnp.asarray(ours.count, leaf.dtype) if is_count else leaf
+    def carried(path: Any, node: Any) -> Any:
+        if isinstance(node, type(theirs)):
+            node = filled
+            return node._replace(count=now(node)) if "count" in node._fields else node
+        # A parameter may be called count, too; the field of a state is reached as an attribute.
+        is_count = bool(path) and getattr(path[-1], "name", None) == "count"
+        return jnp.asarray(ours.count, node.dtype) if is_count else node
 
-    whole = states.replace(target, type(theirs), lambda _, node: filled)
-    return jax.tree_util.tree_map_with_path(counted, whole)
+    def now(node: Any) -> jax.Array:
+        return jnp.asarray(ours.count, node.count.dtype)
+
+    return jax.tree_util.tree_map_with_path(
+        carried, target, is_leaf=lambda node: isinstance(node, type(theirs))
+    )
+
+
+def _check_meaning(moments: MomentsState, theirs: Any) -> None:
+    """Raises where an accumulator of ours is of another kind than optax's."""
+    kinds = _MEANINGS[type(theirs)]
+    for part, known, what in zip(
+        moments[:2], kinds, ("first moment", "second moment"), strict=True
+    ):
+        if known and hasattr(part, "value") and type(part) not in known:
+            raise ValueError(
+                f"the {what} of the recipe is of the kind {type(part).__name__}, which is not what "
+                f"optax's {type(theirs).__name__} holds."
+            )
+
+
+def _check_stages(tx: Composed, held: Any) -> None:
+    """Raises where a stage of ``tx`` has a state that optax's has nothing for, but for a tail."""
+    for spec in tx.specs:
+        if spec.rule == "scale_gradient":
+            raise ValueError(
+                "tx has the learning rate inside its momentum, and optax keeps it outside."
+            )
+        new = spec.takes is not None and not spec.tail and spec.name in held
+        if new and spec.name not in ("estimate_moments", "amsgrad_max"):
+            raise ValueError(f"tx has a state of {spec.name}, which the saved one does not have.")
+
+
+def _check_corrected(maximum: Tree, second: Tree, mass: jax.Array) -> None:
+    """Raises where a maximum is under the corrected moment of the last step, and so a raw one."""
+    if isinstance(mass, jax.core.Tracer) or mass == 0:
+        return
+    for largest, last in zip(jax.tree.leaves(maximum), jax.tree.leaves(second), strict=True):
+        if jnp.any(largest < 0.999 * last / mass):
+            raise ValueError(
+                "the recipe keeps the maximum of the raw second moment, optax that of the "
+                'corrected one: only a recipe with maximum="corrected" can go on in optax.'
+            )
 
 
 def _their_state(saved: State) -> Any:
@@ -174,7 +257,7 @@ def _filled(
             f"from_optax(..., {name}=...), the rate of the saved run."
         )
     b = rates[name] if given is None else check(name, given)
-    return AverageState(value, clock_after(b.at(count), count))
+    return type(part)(value, clock_after(b.at(count), count))
 
 
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:

@@ -2,6 +2,7 @@
 
 from adamw_jax.moments.amsgrad import MaximumState, amsgrad_max
 from adamw_jax.moments.averages import (
+    CenteredSquaresState,
     ema,
     ema_of_centered_squares,
     ema_of_squared_momentum,
@@ -25,6 +26,7 @@ from adamw_jax.moments.rectification import rectify_variance
 
 __all__ = [
     "AverageState",
+    "CenteredSquaresState",
     "Clock",
     "HeavyBallState",
     "InfinityNormState",

@@ -20,7 +20,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.moments.parts import Part, average
+from adamw_jax.moments.parts import AverageState, Part, average
 from adamw_jax.stage import Step
 
 Tree = Any
@@ -78,6 +78,10 @@ def ema_of_squares(
     )
 
 
+class SquaredMomentumState(AverageState):
+    """State of ``ema_of_squared_momentum``."""
+
+
 def ema_of_squared_momentum(
     b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
 ) -> Part:
@@ -97,8 +101,13 @@ def ema_of_squared_momentum(
         squares,
         dtype=dtype,
         real=True,
+        kind=SquaredMomentumState,
         storage=storage,
     )
+
+
+class CenteredSquaresState(AverageState):
+    """State of ``ema_of_centered_squares``."""
 
 
 def ema_of_centered_squares(
@@ -140,6 +149,7 @@ def ema_of_centered_squares(
         residual,
         dtype=dtype,
         real=True,
+        kind=CenteredSquaresState,
         floor=floor,
         storage=storage,
     )

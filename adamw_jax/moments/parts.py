@@ -84,18 +84,19 @@ def average(
     *,
     dtype: Any = None,
     real: bool,
+    kind: type[AverageState] = AverageState,
     floor: Callable[[Step], jax.Array] | None = None,
     from_first: bool = False,
     storage: Any = None,
 ) -> Part:
     """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
 
-    ``floor`` gives what is added to the accumulator at every step; ``from_first`` makes the first
-    entry the first value.
+    ``kind`` tells by its type what is averaged; ``floor`` gives what is added to the accumulator at
+    every step; ``from_first`` makes the first entry the first value.
     """
 
     def init(params: Tree) -> AverageState:
-        return AverageState(zeros(params, dtype, real), Clock.start())
+        return kind(zeros(params, dtype, real), Clock.start())
 
     def update(gradient: Tree, state: AverageState, step: Step, first: Reading | None):
         b = step[rate_name]
@@ -111,7 +112,7 @@ def average(
             return numerics.cast(new, a.dtype)
 
         value = jax.tree.map(leaf, state.value, entries(gradient, first))
-        return AverageState(value, state.clock.tick(b))
+        return kind(value, state.clock.tick(b))
 
     def read(state: AverageState, gradient: Tree, step: Step) -> Reading:
         del gradient
