@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 LAST_COUNT = 2**31 - 1  # of a counter in int32, which saturates there
@@ -52,7 +53,9 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     """
     integral = isinstance(value, (int, float, np.integer)) and not isinstance(value, bool)
     if not integral or not math.isfinite(value) or int(value) != value or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+        injected = isinstance(value, jax.Array)
+        hint = f" With optax.inject_hyperparams, name {name!r} in static_args." if injected else ""
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.{hint}")
     return int(value)
 
 

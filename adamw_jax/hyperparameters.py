@@ -50,6 +50,7 @@ DOMAINS: dict[str, Domain] = {
     "b0": REAL,
     "partial": HALF,
     "max_grad_norm": POSITIVE,
+    "clip_eps": NONNEGATIVE,
     "max_step": POSITIVE,
     "decay_rate": EXPONENT,
     "max_b2": DECAY_RATE,

@@ -500,3 +500,11 @@ def test_gradients_and_states_that_do_not_fit() -> None:
     for other in (adafactor(), adafactor(factored=False)):
         with pytest.raises(ValueError, match="which another factorization made: keep min_dim"):
             other.update(params, state, params)
+
+
+def test_sizes_that_came_through_injection_say_what_to_do() -> None:
+    """``optax.inject_hyperparams`` makes an array of every number."""
+    with pytest.raises(ValueError, match=r"name 'min_dim_size_to_factor' in static_args"):
+        optax.inject_hyperparams(adafactor)(0.1).init(jnp.ones(3))
+    sizes = ("min_dim_size_to_factor", "decay_offset")
+    optax.inject_hyperparams(adafactor, static_args=sizes)(0.1).init(jnp.ones(3))

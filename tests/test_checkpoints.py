@@ -98,6 +98,18 @@ def test_restores_as_it_is(tmp_path: pathlib.Path, run: Any, edited: Any) -> Non
     assert float(aj.hyperparams(after)["learning_rate"]) == pytest.approx(rate)
 
 
+def test_a_pinned_value_stays_under_a_clip_of_ours(run: Any) -> None:
+    """Its hyperparameters have names of their own."""
+    params, state = run
+    state = aj.set_hyperparams(state, eps=1e-3)
+    moved, report = aj.migrate_state(state, aj.compose(aj.clip_gradient(1.0), ADAMW), params)
+    assert float(aj.hyperparams(moved)["eps"]) == pytest.approx(1e-3)
+    assert bool(moved.hyperparams["eps"].pinned)
+    assert not report.dropped
+    with pytest.raises(ValueError, match=r"^eps must be a number >= 0"):
+        aj.clip_gradient(1.0, eps=-1.0)
+
+
 WRAPPED = {
     "chain": optax.chain(optax.clip(1e9), aj.adamw(0.1)),
     "masked": optax.masked(aj.adamw(0.1), {"dense": True}),

@@ -319,6 +319,17 @@ def test_two_averages_are_asked_for_by_part() -> None:
     assert not np.allclose(mean["scale"], slow["scale"])
 
 
+def test_averages_of_other_leaves_are_no_averages_of_these() -> None:
+    """A tree with one level more, as Flax has it, would otherwise come back as it is."""
+    tx = aj.compose(aj.adamw(0.1), aj.average_iterates())
+    theta, state = run(tx, sample_params(), sample_gradients(3))
+    with pytest.raises(ValueError, match=r"averages of \['dense/bias'.*give the tree that init"):
+        aj.eval_params(state, {"params": theta})
+    part = optax.masked(tx, {"dense": True, "scale": False})  # fewer averages than parameters
+    theta, state = run(part, sample_params(), sample_gradients(3))
+    np.testing.assert_array_equal(aj.eval_params(state, theta)["scale"], theta["scale"])
+
+
 def test_pnm_without_its_negative_part_is_two_momenta_by_turns() -> None:
     """b0 = 0: odd and even steps have each a momentum of their own, with rate b1^2."""
     gradients = sample_gradients(6)["dense"]["bias"]

@@ -33,7 +33,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
         (masked ones) are taken from here.
 
     Raises:
-      ValueError: the state holds more than one set of averaged weights for a parameter.
+      ValueError: the state holds more than one set of averaged weights for a parameter, or the
+        average of one that ``params`` does not have.
     """
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
     for node in jax.tree.leaves(state, is_leaf=_averages):
@@ -56,6 +57,11 @@ def eval_params(state: Any, params: Tree) -> Tree:
         kept, evaluate = found[name]
         return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
 
+    if unknown := sorted(set(found) - set(numerics.leaf_names(params))):
+        raise ValueError(
+            f"the state holds averages of {unknown}, which params does not have, its leaves are "
+            f"{numerics.leaf_names(params)}: give the tree that init was given."
+        )
     return jax.tree_util.tree_map_with_path(choose, params) if found else params
 
 

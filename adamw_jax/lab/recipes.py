@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,17 @@ import jax
 import numpy as np
 import optax
 
-from adamw_jax import adamw, compose, create, lookahead
+from adamw_jax import adamw, compose, create, info, lookahead
 from adamw_jax.lab.choices import choose
 from adamw_jax.schedules import one_cycle
 
 Settings = Mapping[str, Any]
+
+MOMENTUM = 0.9
+"""Where none is scheduled: Adam's b1, and the momentum of SGD."""
+
+PREFIX = "lookahead_"
+"""What ``create`` takes before a name, for Lookahead at its end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +52,12 @@ class Recipe:
     Attributes:
       name: for the log and for the cache of compiled programs; one name, one program.
       build: (carrier, settings) -> transformation; settings are scalars by name.
+      momentum: its own, at all steps; None for that of the schedule.
     """
 
     name: str
     build: Callable[[Carrier, Settings], optax.GradientTransformation]
+    momentum: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +99,8 @@ class Arm:
 def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
     """An optimizer of the library's registry, by the name ``create`` takes.
 
+    Schedules have a momentum for those whose own is the usual one; the others keep theirs.
+
     Args:
       name: such as ``"adamw"`` or ``"lookahead_sgdw"``.
       label: the recipe's name where ``static`` makes it differ from the registry's.
@@ -99,7 +110,19 @@ def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
     def build(carrier: Carrier, settings: Settings) -> optax.GradientTransformation:
         return create(name, carrier, **static, **settings)
 
-    return Recipe(label or name, build)
+    return Recipe(label or name, build, own_momentum(name))
+
+
+def own_momentum(name: str) -> float | None:
+    """The momentum of an optimizer whose default is not the usual one, such as Adan's 0.98."""
+    takes = arguments(name)
+    own = next((takes[key].default for key in ("b1", "momentum") if key in takes), None)
+    return None if own in (None, MOMENTUM) else own
+
+
+def arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """What an optimizer takes, by the name ``create`` takes."""
+    return inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
 
 
 def _adam_with_either_decay(carrier: Carrier, settings: Settings) -> optax.GradientTransformation:
@@ -122,18 +145,24 @@ def settings(**numbers: float) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(numbers.items()))
 
 
-def tables(schedule: str, learning_rate: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Learning rates and momenta of a whole run, float32 arrays of shape (steps,)."""
+def tables(
+    schedule: str, learning_rate: float, steps: int, own: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Learning rates and momenta of a whole run, float32 arrays of shape (steps,).
+
+    With ``own`` that is the momentum, whatever the schedule has.
+    """
     shape, momenta = choose("schedule", schedule, SCHEDULES)(steps)
+    momenta = momenta if own is None else np.full(steps, own)
     return (learning_rate * shape).astype(np.float32), momenta.astype(np.float32)
 
 
 def _constant(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones(steps), np.full(steps, 0.9)
+    return np.ones(steps), np.full(steps, MOMENTUM)
 
 
 def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    return 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps)), np.full(steps, 0.9)
+    return 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps)), np.full(steps, MOMENTUM)
 
 
 @functools.cache

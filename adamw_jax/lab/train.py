@@ -152,7 +152,8 @@ class Runner:
         network, start, stretch_of = self._functions_for(task, arms[0].recipe)
         lanes = [(arm, seed) for arm in padded for seed in plan.seeds]
         numbers = _stack([dict(arm.settings) for arm, _ in lanes])
-        curves = [tables(arm.schedule, arm.learning_rate, steps) for arm, _ in lanes]
+        own = arms[0].recipe.momentum
+        curves = [tables(arm.schedule, arm.learning_rate, steps, own) for arm, _ in lanes]
         carriers = tuple(_padded(np.stack(column)) for column in zip(*curves, strict=True))
         orders = {
             seed: order_of(len(task.train), seed, steps, plan.batch_size) for seed in plan.seeds

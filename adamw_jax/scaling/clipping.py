@@ -25,7 +25,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import square_norm_of_tree
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -48,10 +48,12 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         one = jnp.ones([], numerics.default_float())
-        factor = lax.min(one, step["max_grad_norm"] / (global_norm(gradient) + step["eps"]))
+        factor = lax.min(one, step["max_grad_norm"] / (global_norm(gradient) + step["clip_eps"]))
         return _times(factor, gradient), state
 
-    declared = declare(max_grad_norm=max_grad_norm, eps=eps)
+    check("eps", eps)
+    # A name of its own: that of precondition's eps stays when a clip is put before it.
+    declared = declare(max_grad_norm=max_grad_norm, clip_eps=eps)
     return stage("clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
 
 

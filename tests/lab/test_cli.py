@@ -134,7 +134,7 @@ def test_lr_find(tmp_path, capsys):
         (["compare", "--optimizers", "adamw"], "at least two different names"),
         (["compare", "--task", "mnist"], "unknown task 'mnist'; choose from mnist1d, digits"),
         (["compare", "--seeds", "1"], "2 or more"),
-        (["compare", "--seeds", "0"], "--seeds must be 1 or more, got 0"),
+        (["compare", "--seeds", "0"], "--seeds must be 2 or more, got 0"),
         (["compare", "--steps", "0"], "steps must be 1 or more, got 0"),
         (["compare", "--lr-grid", "0.1,x"], "--lr-grid must be numbers with commas"),
         (["compare", "--lr-grid", "-1"], "learning rates must be numbers > 0"),

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adamw_jax.lab.experiments import DEMO, PRESETS, get_experiment, list_experiments, settings_hash
-from adamw_jax.lab.experiments.compare import evaluations
+from adamw_jax.lab.experiments.compare import evaluations, numbers_for
 from adamw_jax.lab.experiments.decoupled_decay import DECOUPLED, L2, drift
 from adamw_jax.lab.progress import Silent
+from adamw_jax.lab.recipes import Carrier, catalogue, tables
 from adamw_jax.lab.stats import WORDS
 from adamw_jax.lab.theory import l2_decay_kept, reddi_drift
 from adamw_jax.lab.train import Runner
@@ -252,3 +254,32 @@ def test_evaluations_divide_the_steps(steps):
     dataclasses.replace(
         get_experiment("compare").settings("demo"), steps=steps, points=evaluations(steps)
     )
+
+
+RATES = {"b1", "b2", "b3", "momentum", "decay_rate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adamw", {"b1": (0.95, 0.85), "b2": 0.99}),
+        ("lookahead_adamw", {"b1": (0.95, 0.85), "b2": 0.99}),
+        ("sgdw", {"momentum": (0.95, 0.85)}),
+        ("adan", {"b1": 0.98, "b2": 0.92, "b3": 0.99}),
+        ("adafactor", {"decay_rate": 0.8}),
+        ("clipped_sgd", {}),
+    ],
+)
+def test_compare_trains_the_optimizers_that_it_names(name, expected):
+    """A shorter memory where it is Adam's, the cycle's momentum where it is the usual one."""
+    recipe, steps = catalogue(name), 100
+    rates, momenta = tables("one_cycle", 0.1, steps, recipe.momentum)
+    carrier = Carrier(jnp.asarray(rates), jnp.asarray(momenta))
+    tx = recipe.build(carrier, numbers_for(name, None, 0.99))
+    of_steps = {key: hyper.value for key, hyper in tx.hyperparams.items() if key in RATES}
+    assert set(of_steps) == set(expected)
+    for key, value in of_steps.items():
+        at = value if callable(value) else lambda count, value=value: value
+        first, lowest = expected[key] if isinstance(expected[key], tuple) else (expected[key],) * 2
+        assert float(at(0)) == pytest.approx(first)
+        assert min(float(at(count)) for count in range(steps)) == pytest.approx(lowest, abs=1e-3)

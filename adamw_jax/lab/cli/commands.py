@@ -88,7 +88,7 @@ class Compare:
       steps: of every run; None for 400 on digits and 960 on mnist1d.
       lr_grid: learning rates, the same for every optimizer.
       weight_decay: decoupled decay of those that decay by default, as adamw does.
-      b2: of every optimizer that has one; short runs want a short memory.
+      b2: of those whose own is Adam's 0.999; short runs want a short memory.
       schedule: of the learning rate.
       out: folder for the results; a new one under adamw-jax-results/ if not given.
       overwrite: replace earlier results in that folder.
@@ -115,7 +115,7 @@ class Compare:
         settings = compare.Settings(
             task=self.task,
             optimizers=names("--optimizers", self.optimizers),
-            seeds=count("--seeds", self.seeds),
+            seeds=count("--seeds", self.seeds, least=2),
             steps=steps,
             points=compare.evaluations(steps),
             learning_rates=rates("--lr-grid", self.lr_grid),

@@ -22,8 +22,8 @@ def rates(option: str, text: str) -> tuple[float, ...]:
     return found
 
 
-def count(option: str, number: int) -> tuple[int, ...]:
+def count(option: str, number: int, least: int = 1) -> tuple[int, ...]:
     """``4`` -> seeds ``(0, 1, 2, 3)``."""
-    if number < 1:
-        raise ValueError(f"{option} must be 1 or more, got {number}.")
+    if number < least:
+        raise ValueError(f"{option} must be {least} or more, got {number}.")
     return tuple(range(number))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from adamw_jax import info, list_optimizers
@@ -13,13 +12,21 @@ from adamw_jax.lab.experiments import common
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.recipes import SCHEDULES, Arm, catalogue, settings
+from adamw_jax.lab.recipes import (
+    PREFIX,
+    SCHEDULES,
+    Arm,
+    arguments,
+    catalogue,
+    own_momentum,
+    settings,
+)
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table
 from adamw_jax.lab.stats import paired, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Plan, Runner
 
-PREFIX = "lookahead_"
+ADAM_B2 = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Settings:
       points: evaluations in a run; ``evaluations(steps)`` gives a number that divides.
       learning_rates: every optimizer gets all of them.
       weight_decay: decoupled decay of the optimizers that decay of themselves, see ``decays``.
-      b2: of every optimizer that has one; None for its own default.
+      b2: of those whose own is Adam's 0.999; None for their default.
       schedule: of every run.
     """
 
@@ -83,7 +90,7 @@ def decays(name: str) -> bool:
 
     A comparison gives its decay to no other: with it ``adam`` would be ``adamw``.
     """
-    parameter = _arguments(name).get("weight_decay")
+    parameter = arguments(name).get("weight_decay")
     return parameter is not None and parameter.default is not None
 
 
@@ -92,14 +99,18 @@ def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict
 
     What has no default, such as the longest step of ``clipped_sgd``, is the registry's example.
     """
-    numbers = {"weight_decay": weight_decay, "b2": b2}
-    takes = _arguments(name)
-    given = {k: v for k, v in numbers.items() if v is not None and k in takes}
-    return {**info(name.removeprefix(PREFIX)).example, **given}
+    given = {"weight_decay": weight_decay, "b2": b2 if shortens(name) else None}
+    taken = {k: v for k, v in given.items() if v is not None and k in arguments(name)}
+    return {**info(name.removeprefix(PREFIX)).example, **taken}
 
 
-def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
+def shortens(name: str) -> bool:
+    """Whether its ``b2`` is the rate of Adam's second moment, which a comparison makes shorter.
+
+    Adan's is that of the differences, Adafactor's another rule in the place of its own.
+    """
+    b2 = arguments(name).get("b2")
+    return b2 is not None and b2.default == ADAM_B2
 
 
 def evaluations(steps: int) -> int:
@@ -165,7 +176,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         common.arms_table("settings", "Every setting", rows,
                           Column("weight_decay", "weight decay", "{:g}")),
     ]  # fmt: skip
-    remarks = [_decay_remark(s), *_edges(s, rows, best)]
+    remarks = [_decay_remark(s), *_kept(s), *_edges(s, rows, best)]
     return Result(verdicts, tables, [_figure(s, rows, best)], remarks)
 
 
@@ -177,6 +188,22 @@ def _decay_remark(s: Settings) -> str:
     if without:
         parts.append(f"Without decay, as is their default: {', '.join(without)}.")
     return " ".join(parts)
+
+
+def _kept(s: Settings) -> list[str]:
+    """Which of the optimizers keep rates of their own where the others have the comparison's."""
+    usual = [name for name in s.optimizers if shortens(name)]
+    other = [name for name in s.optimizers if not shortens(name)]
+    remarks = []
+    if s.b2 is not None and usual and other:
+        remarks.append(f"b2 is {s.b2:g} in {', '.join(usual)}; {', '.join(other)}: as by default.")
+    own = {name: own_momentum(name) for name in s.optimizers}
+    remarks += [
+        f"{name} keeps its own momentum, {value:g}, whatever the schedule does."
+        for name, value in own.items()
+        if value is not None
+    ]
+    return remarks
 
 
 def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:

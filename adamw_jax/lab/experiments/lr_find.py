@@ -34,7 +34,7 @@ class Settings:
       start: first learning rate.
       end: last learning rate.
       weight_decay: decoupled decay.
-      b2: where the optimizer has one; None for its own default.
+      b2: where the optimizer's own is Adam's 0.999; None for its default.
     """
 
     task: str = "digits"
