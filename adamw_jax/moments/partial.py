@@ -39,6 +39,7 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
     Raises:
       ValueError: a value is out of range, or (in ``update``) the recipe has no second moment, or
         one that is not a square.
+      TypeError: a value is neither number nor schedule.
     """
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -46,6 +46,10 @@ def precondition(
 
     Returns:
       A stage *moments -> direction*. Without a second moment the direction is the first.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: ``eps`` or ``eps_root`` is neither number nor schedule.
     """
     power = number("power", power, above=0.0, most=0.5)
     given = {"eps": eps, "eps_root": eps_root}

@@ -29,8 +29,11 @@ _MISPLACED = (
 class Clock(NamedTuple):
     """Two scalars that make bias correction exact, also for a moving decay rate b.
 
-    ``mass' = b mass + (1 - b)`` is the sum of the weights of the average, and
-    ``age' = b (age + mass)`` the weighted sum of the ages of what it holds.
+        mass' = b mass + (1 - b),    age' = b (age + mass)
+
+    Attributes:
+      mass: the sum of the weights of the average, in the default float dtype.
+      age: the weighted sum of the ages of what it holds, likewise.
     """
 
     mass: jax.Array
