@@ -70,9 +70,9 @@ def estimate_moments(
 
     Raises:
       TypeError: an argument is not a part, or the parameters have a leaf that is not floating.
-      ValueError: both parts use one name for different hyperparameters, the ``storage`` of a part
-        or the period is none, or (in ``update``) the gradients have another structure than the
-        parameters of ``init``.
+      ValueError: both parts use one name for different hyperparameters, a part's ``storage`` is
+        unknown, the period is not a whole number of steps, or (in ``update``) the gradients have
+        another structure than the parameters of ``init``.
     """
     first = ema() if first is None else first
     second = ema_of_squares() if second is None else second

@@ -49,7 +49,11 @@ _SEEDS = 2**32
 
 
 class StochasticRoundingState(NamedTuple):
-    """State of ``stochastic_rounding``: the data of a random key, uint32, renewed at every step."""
+    """State of ``stochastic_rounding``.
+
+    Attributes:
+      key: the data of a random key, uint32, renewed at every step.
+    """
 
     key: jax.Array
 

@@ -27,7 +27,11 @@ Tree = Any
 
 
 class AverageUpdatesState(NamedTuple):
-    """The moving average, params-shaped."""
+    """State of ``average_updates``.
+
+    Attributes:
+      value: the moving average, params-shaped.
+    """
 
     value: Tree
 
@@ -41,6 +45,10 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
 
     Returns:
       A stage *update -> update* with one value of state per parameter.
+
+    Raises:
+      ValueError: ``b1`` is out of its range.
+      TypeError: ``b1`` is neither number nor schedule, or ``dtype`` no real floating-point dtype.
     """
     dtype = storage_dtype("dtype", dtype)
 
