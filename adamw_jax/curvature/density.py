@@ -121,6 +121,7 @@ def spectral_density(
     Raises:
       ImportError: matfree is not installed.
       ValueError: an argument is out of range.
+      TypeError: a parameter is not real floating-point.
     """
     k, num_probes = whole_number("k", k), whole_number("num_probes", num_probes)
     if kernel_variance is not None:
@@ -136,10 +137,15 @@ def quadrature(matvec: LinearMap, probes: Tree, k: int) -> tuple[jax.Array, jax.
     Args:
       matvec: the map, on trees like one probe.
       probes: an array or a tree of them, with the axis of the probes in front; not 0.
-      k: Lanczos steps.
+      k: Lanczos steps a probe, >= 1.
 
     Returns:
       Nodes, ascending, and weights, both of shape (number of probes, k), k cut to the dimension.
+
+    Raises:
+      ImportError: matfree is not installed.
+      ValueError: ``probes`` have no axis in front, or not the same, or k is not a whole number from
+        1 up.
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)
@@ -155,7 +161,23 @@ def smoothed(
     kernel_variance: Any = None,
     grid: Any = None,
 ) -> SpectralDensity:
-    """The density of quadrature nodes; arguments as for ``spectral_density``, ``size`` is P."""
+    """The density of quadrature nodes, a sum of Gaussians.
+
+    Args:
+      nodes: eigenvalues, shape (num_probes, k), such as those of ``quadrature``.
+      weights: theirs, of sum 1 over each probe, the same shape.
+      size: P, the number of parameters, which the result carries.
+      kernel_variance: of the Gaussian that a node is spread to, > 0, not checked; None for 1e-5
+        times the squared range of the nodes.
+      grid: eigenvalues where the density is wanted, shape (points,); None for 1000 from five widths
+        of the kernel below the least node to as far above the largest.
+
+    Returns:
+      A ``SpectralDensity``.
+
+    Raises:
+      ValueError: ``grid`` has another number of axes than one.
+    """
     low, high = jnp.min(nodes), jnp.max(nodes)
     if kernel_variance is None:
         reach = high - low

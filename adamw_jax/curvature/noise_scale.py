@@ -131,6 +131,7 @@ def micro_square_norms(gradients: Tree) -> tuple[jax.Array, jax.Array]:
 
     Raises:
       ValueError: the first axes differ, or there are fewer than two gradients.
+      TypeError: a gradient is not floating-point.
     """
     number = _number(gradients)
     wide = jax.tree.map(numerics.widen, gradients)
@@ -149,6 +150,11 @@ def curvature_noise_scale(
 
     Returns:
       Scalars of the default float dtype.
+
+    Raises:
+      ValueError: the first axes differ, there are fewer than two gradients, or ``micro_batch`` is
+        out of its range.
+      TypeError: a gradient is not floating-point.
     """
     number = _number(gradients)
     examples = real_array("micro_batch", micro_batch, above=0)

@@ -55,7 +55,12 @@ class Averages(NamedTuple):
 
 
 class ScaleMoments(NamedTuple):
-    """Moments of the slopes: first (2, blocks); second (1, blocks) if shared, else (2, blocks)."""
+    """Moments of the slopes.
+
+    Attributes:
+      first: averages of shape (2, blocks), a row for each kind of step.
+      second: of their squares, (1, blocks) where both kinds share one, otherwise (2, blocks).
+    """
 
     first: Averages
     second: Averages

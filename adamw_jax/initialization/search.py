@@ -39,7 +39,12 @@ LossFn = Callable[[Tree, Any], jax.Array]
 
 
 class GradInitState(NamedTuple):
-    """What a search carries: scales of shape (blocks,), float32 at least, and their moments."""
+    """What a search carries.
+
+    Attributes:
+      scales: shape (blocks,), float32 at least.
+      moments: those of the scales' Adam.
+    """
 
     scales: jax.Array
     moments: ScaleMoments
@@ -51,7 +56,7 @@ class GradInitRecord(NamedTuple):
     Attributes:
       constrained: whether it lowered the gradient's norm, because that exceeded gamma, rather than
         the loss.
-      gradient_norm: n(g) on S.
+      gradient_norm: n(g) on S, the Euclidean norm or the sum of magnitudes.
       loss: on S.
       lowered: what the step lowered: the norm, or the loss on S~ after the inner step.
       slope: derivatives in the scales of ``lowered``, of a loss divided by eta; not yet clipped,
