@@ -65,6 +65,12 @@ class ParameterRules:
     def for_tree(self, tree: Tree) -> Tree:
         """The rule of every leaf.
 
+        Args:
+          tree: parameters or gradients.
+
+        Returns:
+          A tree of ``Rule``s like ``tree``.
+
         Raises:
           ValueError: a leaf matches no pattern or more than one, or a pattern no leaf.
         """
@@ -83,7 +89,17 @@ class ParameterRules:
         )
 
     def frozen(self, tree: Tree) -> Tree:
-        """The mask of frozen leaves."""
+        """The mask of frozen leaves.
+
+        Args:
+          tree: parameters or gradients.
+
+        Returns:
+          A tree of bools like ``tree``.
+
+        Raises:
+          ValueError: as ``for_tree``.
+        """
         return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
 
     @property

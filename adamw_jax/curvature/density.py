@@ -57,7 +57,14 @@ class SpectralDensity(NamedTuple):
     size: jax.Array
 
     def per_probe(self, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """``sum_i w_i fn(theta_i)``, which estimates tr fn(H) / P, of every probe."""
+        """``sum_i w_i fn(theta_i)``, which estimates tr fn(H) / P, of every probe.
+
+        Args:
+          fn: from an array of eigenvalues to an array of that shape.
+
+        Returns:
+          Shape (num_probes,).
+        """
         weighs = self.weights > 0  # what stands in after a breakdown may be outside fn's domain
         values = fn(jnp.where(weighs, self.nodes, jnp.max(self.nodes, axis=-1, keepdims=True)))
         return jnp.sum(self.weights * values, axis=-1)
@@ -65,12 +72,23 @@ class SpectralDensity(NamedTuple):
     def trace(self, fn: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
         """The estimate of tr fn(H) and its standard error.
 
-        ``jnp.log`` gives log det H of a positive definite H, and NaN where a node is negative.
+        Args:
+          fn: as for ``per_probe``. ``jnp.log`` gives log det H of a positive definite H, and NaN
+            where a node is negative.
+
+        Returns:
+          Two scalars; the error of a single probe is NaN.
         """
         return mean_and_error(self.size * self.per_probe(fn))
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the density on a logarithmic scale; ``ax`` is a matplotlib axis or None.
+        """Draws the density on a logarithmic scale.
+
+        Args:
+          ax: matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+          The axes.
 
         Raises:
           ImportError: matplotlib is not installed.

@@ -79,7 +79,14 @@ class CurvatureNoise(NamedTuple):
         return self.gradient_square / self.curvature
 
     def learning_rate(self, batch_size: Any) -> jax.Array:
-        """The best step of gradient descent with batches of this many examples."""
+        """The best step of gradient descent under noise, |G|^2 / (G^T H G + tr(H Sigma) / B).
+
+        Args:
+          batch_size: B, examples in a batch, > 0, a number or an array of any shape.
+
+        Raises:
+          ValueError: ``batch_size`` is out of its range.
+        """
         noise = self.noise_curvature / real_array("batch_size", batch_size, above=0)
         return self.gradient_square / (self.curvature + noise)
 

@@ -67,7 +67,12 @@ class ScaleMoments(NamedTuple):
 
     @classmethod
     def zeros(cls, blocks: int, shared: bool) -> ScaleMoments:
-        """The moments before the first step."""
+        """The moments before the first step.
+
+        Args:
+          blocks: how many there are.
+          shared: whether both kinds of step have one second moment.
+        """
         return cls(Averages.zeros(KINDS, blocks), Averages.zeros(1 if shared else KINDS, blocks))
 
 
