@@ -30,7 +30,7 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
     """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
 
     Args:
-      b1: decay rate in [0, 1), or a schedule of it.
+      b1: decay rate in [0, 1), or a schedule of it; 0.9 (Adam's paper).
       dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
         float32 whatever is stored.
       storage: ``"8bit"`` and the like, see ``quantize_state``; the step still reads the moment
@@ -69,7 +69,7 @@ def ema_of_squares(
     squared.
 
     Args:
-      b2: decay rate in [0, 1), or a schedule of it; 0.999 (Adam's paper, 1412.6980).
+      b2: decay rate in [0, 1), or a schedule of it; 0.999 (Adam's paper).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
       rate_name: what the decay rate is called among the live hyperparameters: ``"b2"``, or
@@ -110,7 +110,7 @@ def ema_of_squared_momentum(
     ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
 
     Args:
-      b2: decay rate in [0, 1), or a schedule of it.
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
@@ -152,8 +152,8 @@ def ema_of_centered_squares(
     accumulator at every step, as in the paper, and so settles at ``eps_root / (1 - b2)``.
 
     Args:
-      b2: decay rate in [0, 1), or a schedule of it.
-      eps_root: what every step adds, >= 0; 1e-16 (as in ``adabelief``).
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
+      eps_root: what every step adds, >= 0; 1e-16, as in ``adabelief``.
       from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.

@@ -57,9 +57,9 @@ def gradient_differences(
     """Average of gradients plus ``b2`` times the average of their differences, both corrected.
 
     Args:
-      b1: decay rate of the average of gradients, in [0, 1), or a schedule of it.
-      b2: decay rate of the average of differences, and their weight, in [0, 1). With 0 the moment
-        is ``ema(b1)``, corrected.
+      b1: decay rate of the average of gradients, in [0, 1), or a schedule of it; 0.98 (code).
+      b2: decay rate of the average of differences, and their weight, in [0, 1), or a schedule of
+        it; 0.92 (code). With 0 the moment is ``ema(b1)``, corrected.
       from_first: the averages begin with the first gradient and with the first difference, at the
         second step, in place of 0 (the paper's Algorithm 1); then nothing is to be corrected.
       dtype: storage dtype; the default is float32 (float64 under x64).

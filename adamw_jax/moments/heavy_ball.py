@@ -47,8 +47,9 @@ def heavy_ball(
     """Momentum buffer ``m' = momentum m + (1 - dampening) g``.
 
     Args:
-      momentum: factor in [0, 1] on the buffer, or a schedule of it.
-      dampening: what is withheld of each gradient but the first, in [0, 1]; None for nothing.
+      momentum: factor in [0, 1] on the buffer, or a schedule of it; 0.9, the usual one.
+      dampening: what is withheld of each gradient but the first, in [0, 1], or a schedule of it;
+        None for nothing.
       nesterov: read ``g + momentum m'`` instead of ``m'``.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.

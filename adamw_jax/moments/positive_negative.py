@@ -55,8 +55,8 @@ def positive_negative(
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it; each buffer decays by its square.
-      b0: weight of the negative momentum, any finite number. 0 leaves two interleaved momenta,
-        -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
+      b0: weight of the negative momentum, any finite number; 1 (code). 0 leaves two interleaved
+        momenta, -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 

@@ -37,7 +37,8 @@ def precondition(
     """Divides the first moment by the root of the second.
 
     Args:
-      eps: added to the root, >= 0, in float32 whatever the gradient's dtype; None for nothing.
+      eps: added to the root, >= 0, in float32 whatever the gradient's dtype; 1e-8 (Adam's paper),
+        None for nothing.
       eps_root: added under the root, >= 0; None for nothing.
       power: exponent of the second moment in (0, 0.5]; 0.5 is the square root, smaller values are
         Padam's. A second moment that is a magnitude takes twice that exponent.

@@ -74,7 +74,7 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
       number; NaN and infinity pass. Gradients must not be narrower than their parameters.
 
     Raises:
-      ValueError: ``seed`` is none of the above.
+      ValueError: ``seed`` is none of the above, or (in ``update``) parameters are not given.
     """
     key = _key(seed)
     implementation = random.key_impl(key)

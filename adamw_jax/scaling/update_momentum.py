@@ -40,7 +40,7 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
     """Replaces the update by the moving average of the updates so far, uncorrected.
 
     Args:
-      b1: decay rate in [0, 1), or a schedule of it.
+      b1: decay rate in [0, 1), or a schedule of it; 0.9.
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
