@@ -39,7 +39,15 @@ Tree = Any
 
 
 class Composed(optax.GradientTransformationExtraArgs):
-    """The transformation ``compose`` returns, with its stages in ``specs``."""
+    """The transformation ``compose`` returns: an optax one that tells what it is made of.
+
+    Attributes:
+      init: ``params -> state``, a ``ComposeState``.
+      update: ``(gradients, state, params, **extra) -> (updates, state)``.
+      specs: the declarations of its stages, in order.
+      hyperparams: its hyperparameters by their names in the state.
+      frozen: mask of the leaves that do not move, or None.
+    """
 
     specs: tuple[Spec, ...]
     hyperparams: Mapping[str, Hyperparameter]

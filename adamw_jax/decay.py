@@ -49,10 +49,16 @@ def l2_decay(
       l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
       mask: which leaves; see ``decoupled_decay``.
       rules: per-parameter multipliers of the coefficient.
-      rate_name: what the coefficient is called among the live hyperparameters.
+      rate_name: what the coefficient is called among the live hyperparameters: ``"l2"``, or
+        ``"weight_decay"`` as in LARS.
 
     Returns:
-      A stage *gradient -> gradient*.
+      A stage *gradient -> gradient*; it needs the parameters.
+
+    Raises:
+      ValueError: the coefficient is out of range, or (in ``update``) parameters are not given, or
+        the gradients, mask or rules do not fit them.
+      TypeError: the coefficient is neither number nor schedule.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -88,15 +94,22 @@ def decoupled_decay(
       weight_decay: coefficient >= 0, or a schedule of it.
       mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
         names such as ``"*/kernel"``; None for all. The other leaves still take the Adam step.
-      form: ``"learning_rate"`` stands before the learning rate, the others after it.
+      form: ``"learning_rate"``, ``"schedule"``, ``"fixed"`` or ``"proximal"``, the equations above;
+        the first stands before the learning rate, the others after it.
       learning_rate: the recipe's learning rate, which the forms ``"schedule"`` and ``"proximal"``
         need.
-      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides; needed where
+      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0; needed where
         ``learning_rate`` is a schedule, and otherwise the learning rate itself.
       rules: per-parameter multipliers of the coefficient.
 
     Returns:
-      A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*.
+      A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
+      needs the parameters.
+
+    Raises:
+      ValueError: the form is unknown or lacks a learning rate, a value is out of its range, or (in
+        ``update``) parameters are not given, or mask or rules do not fit them.
+      TypeError: a value is neither number nor schedule, or ``base_learning_rate`` is a schedule.
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}.")
@@ -146,9 +159,16 @@ def normalized_decay(norm: float, updates: float) -> float:
     """Gives ``norm / sqrt(updates)``, decay that carries over between lengths of training.
 
     Args:
-      norm: normalised decay, dimensionless; 0.025 to 0.05 served the authors (appendix B.1).
-      updates: updates in the run, or in the current period under warm restarts: epochs times
+      norm: normalised decay, dimensionless, >= 0; 0.025 to 0.05 served the authors (1711.05101,
+        appendix B.1).
+      updates: updates in the run, or in the current period under warm restarts, > 0: epochs times
         training points divided by the batch size.
+
+    Returns:
+      A coefficient of decay for the form ``"schedule"``, which is the paper's.
+
+    Raises:
+      ValueError: a value is out of its range.
 
     >>> round(normalized_decay(0.05, updates=100 * 50_000 / 128), 6)
     0.000253

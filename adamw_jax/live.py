@@ -39,6 +39,9 @@ def hyperparams(state: State) -> dict[str, jax.Array]:
     Returns:
       Scalars by name. Where several recipes are in one state (``optax.partition``), each name is
       prefixed by the path of its recipe, ``inner_states/decay/inner_state/learning_rate``.
+
+    Raises:
+      ValueError: there is no recipe of this library in the state.
     """
     return {name: _array(live.value) for name, live in _named(state).items()}
 
@@ -53,9 +56,13 @@ def set_hyperparams(
       values: values by full name, for names that are no identifiers.
       **named: values by name, ``learning_rate=3e-4``; numbers or scalar arrays.
 
+    Returns:
+      The state with the new values, each in the dtype, shape and sharding that the old one had.
+
     Raises:
-      ValueError: a name is unknown, several recipes in the state have it, or a value is out of its
-        range.
+      ValueError: there is no recipe of this library in the state, a name is unknown or in several
+        of its recipes, or a value is out of its range or no scalar.
+      TypeError: a value is not a real number.
     """
     wanted = {**(values or {}), **named}
     keys = {_full_name(state, name): value for name, value in wanted.items()}
@@ -81,7 +88,20 @@ def set_hyperparams(
 
 
 def clear_hyperparams(state: State, *names: str) -> State:
-    """A state in which the named hyperparameters (all, if none is named) follow the code again."""
+    """A state in which the named hyperparameters follow the code again.
+
+    Args:
+      state: the state of a recipe of this library, under any wrapper.
+      *names: names as in ``hyperparams``; none for all.
+
+    Returns:
+      The state without those pins. The next step computes with the code's values, which
+      ``hyperparams`` shows after it.
+
+    Raises:
+      ValueError: there is no recipe of this library in the state, or a name is unknown or in
+        several of its recipes.
+    """
     keys = {_full_name(state, name) for name in names} or set(_named(state))
 
     def unpin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:

@@ -70,7 +70,15 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
 
 
 def except_named(*names: str) -> Callable[[Tree], Tree]:
-    """A mask that is False for leaves whose last name is one of ``names``, such as ``"bias"``."""
+    """A mask that leaves out the leaves of some last names, such as ``"bias"``.
+
+    Args:
+      *names: last parts of slash-separated leaf names, in full: ``"bias"`` is that of
+        ``"dense/bias"``. One that no leaf has is no error.
+
+    Returns:
+      A function from a tree to a tree of bools, False for those leaves, to be given as a mask.
+    """
 
     def mask(tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
@@ -81,7 +89,14 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
 
 
 def matrices_only(tree: Tree) -> Tree:
-    """The mask that is True for leaves of two or more axes: kernels, not biases or norms."""
+    """The mask of leaves of two or more axes: kernels, not biases or norms.
+
+    Args:
+      tree: parameters or gradients, a tree of arrays; as a mask give the function itself.
+
+    Returns:
+      A tree of bools like ``tree``.
+    """
     return jax.tree.map(lambda p: p.ndim > 1, tree)
 
 

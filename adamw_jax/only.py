@@ -27,6 +27,14 @@ def only(inner: Any, where: masks.Mask) -> Stage:
     Args:
       inner: a stage that keeps the kind: ``amsgrad_max()``, ``rectify_variance()``, decay, ...
       where: mask of the leaves, see ``decoupled_decay``; it may depend on names and shapes only.
+
+    Returns:
+      A stage of the kind and name of ``inner``, with state for its leaves alone.
+
+    Raises:
+      TypeError: ``inner`` is no stage of this library.
+      ValueError: ``inner`` does not keep the kind, or (in ``init`` and ``update``) the mask does
+        not fit the leaves, or ``inner`` corrects the bias, or delays the moments, of some only.
     """
     if not isinstance(inner, Stage):
         raise TypeError(

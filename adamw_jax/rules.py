@@ -36,6 +36,9 @@ class Rule:
         it (the forms ``"learning_rate"`` and ``"proximal"``).
       weight_decay: multiplier of the coefficients of decay and L2, >= 0; 0 switches both off.
       freeze: the leaves do not move and have no optimizer state.
+
+    Raises:
+      ValueError: a multiplier is negative or not finite, or ``freeze`` is no bool.
     """
 
     learning_rate: float = 1.0
@@ -51,12 +54,22 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterRules:
-    """A table of shell-style patterns on leaf names, each with its rule."""
+    """A table of patterns on leaf names, each with its rule; ``parameter_rules`` makes one.
+
+    Attributes:
+      table: rules by shell-style pattern.
+    """
 
     table: Mapping[str, Rule]
 
     def for_tree(self, tree: Tree) -> Tree:
         """The rule of every leaf.
+
+        Args:
+          tree: parameters or gradients.
+
+        Returns:
+          A tree of ``Rule``s like ``tree``.
 
         Raises:
           ValueError: a leaf matches no pattern or more than one, or a pattern no leaf.
@@ -76,7 +89,17 @@ class ParameterRules:
         )
 
     def frozen(self, tree: Tree) -> Tree:
-        """The mask of frozen leaves."""
+        """The mask of frozen leaves.
+
+        Args:
+          tree: parameters or gradients.
+
+        Returns:
+          A tree of bools like ``tree``.
+
+        Raises:
+          ValueError: as ``for_tree``.
+        """
         return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
 
     @property
@@ -90,7 +113,19 @@ class ParameterRules:
 
 
 def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
-    """Rules for an optimizer's ``rules=``, from patterns such as ``"encoder/*/kernel"``."""
+    """Rules for an optimizer's ``rules=``, from patterns on leaf names.
+
+    Args:
+      table: a ``Rule`` for every pattern. Patterns are shell-style, on slash-separated names, where
+        ``*`` crosses slashes, too: ``"encoder/*/kernel"``. Every parameter must match one of them
+        and no more, and every pattern a parameter, which the first step checks.
+
+    Returns:
+      The rules; the table is copied.
+
+    Raises:
+      TypeError: a pattern is no string, or its rule no ``Rule``.
+    """
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):
             raise TypeError(f"rules map a pattern to a Rule, got {pattern!r}: {rule!r}.")

@@ -73,11 +73,14 @@ def minimal_damping(learning_rate: float, batch_size: float, scale: float = 256.
     Args:
       learning_rate: >= 0.
       batch_size: examples, > 0.
-      scale: damping times batch size at a learning rate of 1; 256 is that of the authors' recipes
-        for KFAC on VGG-16. It has the units of the curvature: tune it once and keep it.
+      scale: damping times batch size at a learning rate of 1, > 0; 256 is that of the authors'
+        recipes for KFAC on VGG-16. It has the units of the curvature: tune it once and keep it.
 
     Returns:
       The damping.
+
+    Raises:
+      ValueError: an argument is out of its range.
     """
     rate = number("learning_rate", learning_rate, least=0)
     return number("scale", scale, above=0) * rate / number("batch_size", batch_size, above=0)

@@ -92,7 +92,14 @@ class Batches:
         return (self._fetch(index) for index in range(len(self)))
 
     def mean(self, fn: Callable[[Any], Tree]) -> Tree:
-        """The weighted mean of ``fn(batch)``, a tree of arrays, in float32 at least."""
+        """The weighted mean of a function over the batches.
+
+        Args:
+          fn: ``batch -> tree of arrays``, of the same shapes for every batch.
+
+        Returns:
+          A tree of arrays, float32 at least.
+        """
         total: Tree = None
         for group in self._groups:
             part = self._sum(fn, group)

@@ -57,7 +57,14 @@ class SpectralDensity(NamedTuple):
     size: jax.Array
 
     def per_probe(self, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """``sum_i w_i fn(theta_i)``, which estimates tr fn(H) / P, of every probe."""
+        """``sum_i w_i fn(theta_i)``, which estimates tr fn(H) / P, of every probe.
+
+        Args:
+          fn: from an array of eigenvalues to an array of that shape.
+
+        Returns:
+          Shape (num_probes,).
+        """
         weighs = self.weights > 0  # what stands in after a breakdown may be outside fn's domain
         values = fn(jnp.where(weighs, self.nodes, jnp.max(self.nodes, axis=-1, keepdims=True)))
         return jnp.sum(self.weights * values, axis=-1)
@@ -65,12 +72,23 @@ class SpectralDensity(NamedTuple):
     def trace(self, fn: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
         """The estimate of tr fn(H) and its standard error.
 
-        ``jnp.log`` gives log det H of a positive definite H, and NaN where a node is negative.
+        Args:
+          fn: as for ``per_probe``. ``jnp.log`` gives log det H of a positive definite H, and NaN
+            where a node is negative.
+
+        Returns:
+          Two scalars; the error of a single probe is NaN.
         """
         return mean_and_error(self.size * self.per_probe(fn))
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the density on a logarithmic scale; ``ax`` is a matplotlib axis or None.
+        """Draws the density on a logarithmic scale.
+
+        Args:
+          ax: matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+          The axes.
 
         Raises:
           ImportError: matplotlib is not installed.
@@ -121,6 +139,7 @@ def spectral_density(
     Raises:
       ImportError: matfree is not installed.
       ValueError: an argument is out of range.
+      TypeError: a parameter is not real floating-point.
     """
     k, num_probes = whole_number("k", k), whole_number("num_probes", num_probes)
     if kernel_variance is not None:
@@ -136,10 +155,15 @@ def quadrature(matvec: LinearMap, probes: Tree, k: int) -> tuple[jax.Array, jax.
     Args:
       matvec: the map, on trees like one probe.
       probes: an array or a tree of them, with the axis of the probes in front; not 0.
-      k: Lanczos steps.
+      k: Lanczos steps a probe, >= 1.
 
     Returns:
       Nodes, ascending, and weights, both of shape (number of probes, k), k cut to the dimension.
+
+    Raises:
+      ImportError: matfree is not installed.
+      ValueError: ``probes`` have no axis in front, or not the same, or k is not a whole number from
+        1 up.
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)
@@ -155,7 +179,23 @@ def smoothed(
     kernel_variance: Any = None,
     grid: Any = None,
 ) -> SpectralDensity:
-    """The density of quadrature nodes; arguments as for ``spectral_density``, ``size`` is P."""
+    """The density of quadrature nodes, a sum of Gaussians.
+
+    Args:
+      nodes: eigenvalues, shape (num_probes, k), such as those of ``quadrature``.
+      weights: theirs, of sum 1 over each probe, the same shape.
+      size: P, the number of parameters, which the result carries.
+      kernel_variance: of the Gaussian that a node is spread to, > 0, not checked; None for 1e-5
+        times the squared range of the nodes.
+      grid: eigenvalues where the density is wanted, shape (points,); None for 1000 from five widths
+        of the kernel below the least node to as far above the largest.
+
+    Returns:
+      A ``SpectralDensity``.
+
+    Raises:
+      ValueError: ``grid`` has another number of axes than one.
+    """
     low, high = jnp.min(nodes), jnp.max(nodes)
     if kernel_variance is None:
         reach = high - low

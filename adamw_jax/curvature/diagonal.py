@@ -99,10 +99,22 @@ def hessian_diag(
 
 
 def hutchinson_diag(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Tree:
-    """The diagonal of a linear map from given probes, a tree with their axis in front.
+    """The diagonal of a linear map from given probes, sum z (H z) / sum z^2.
 
     For Gaussian probes the ratio of sums has less variance than the mean of z (H z); for those of
     entries +-1 both are one.
+
+    Args:
+      matvec: the map, on trees like one probe.
+      probes: an array or a tree of them, with the axis of the probes in front, such as independent
+        normal numbers or signs.
+      chunk: products at a time, >= 1; fewer need less memory.
+
+    Returns:
+      A tree like one probe, float32 at least; NaN where every probe is 0.
+
+    Raises:
+      ValueError: ``probes`` have no axis in front, or not the same, or ``chunk`` is out of range.
     """
     probe_of, like, num = given(probes)
     flat, _, tree_of = flat_map(matvec, like)

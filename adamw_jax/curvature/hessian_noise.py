@@ -55,7 +55,14 @@ class HessianNoise(NamedTuple):
     shrinkage: jax.Array
 
     def damping(self, learning_rate: float) -> jax.Array:
-        """A heuristic damping, (1 - a) / a + lr; infinite where all the dispersion is noise."""
+        """A heuristic damping, (1 - a) / a + lr; infinite where all the dispersion is noise.
+
+        Args:
+          learning_rate: a number >= 0.
+
+        Raises:
+          ValueError: ``learning_rate`` is out of its range.
+        """
         rate = number("learning_rate", learning_rate, least=0)
         real = self.shrinkage > 0
         share = jnp.where(real, self.shrinkage, 1.0)

@@ -82,7 +82,7 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
       decay: rate of both averages, in [0, 1); 0.99 remembers some 100 steps.
 
     Returns:
-      A stage *gradient -> gradient* for the begin of a recipe, before any clipping, with three
+      A stage *gradient -> gradient* for the beginning of a recipe, before any clipping, with three
       scalars of state. Its ``update`` needs ``micro_square_norm``. A measurement that is not finite
       is left out.
 
@@ -128,7 +128,10 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
 
 
 def read_noise_scale(state: Any) -> NoiseScale:
-    """The averages that ``measure_noise_scale`` keeps in an optimizer's state, at any depth.
+    """The averages that ``measure_noise_scale`` keeps in an optimizer's state.
+
+    Args:
+      state: the state of an optimizer with that stage, under any wrapper.
 
     Returns:
       ``NoiseScale``, both 0 before the first measurement; ``scale`` is their ratio in examples.
@@ -158,6 +161,9 @@ def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformat
     Returns:
       A transformation that takes micro-gradients as ``multi_steps`` does; one more scalar of state.
       Micro-steps that ``should_skip_update_fn`` skips do not count.
+
+    Raises:
+      TypeError: ``multi_steps`` is no ``optax.MultiSteps``.
     """
     if not isinstance(multi_steps, optax.MultiSteps):
         raise TypeError(f"with_micro_norms takes an optax.MultiSteps(...), got {multi_steps!r}.")

@@ -79,7 +79,14 @@ class CurvatureNoise(NamedTuple):
         return self.gradient_square / self.curvature
 
     def learning_rate(self, batch_size: Any) -> jax.Array:
-        """The best step of gradient descent with batches of this many examples."""
+        """The best step of gradient descent under noise, |G|^2 / (G^T H G + tr(H Sigma) / B).
+
+        Args:
+          batch_size: B, examples in a batch, > 0, a number or an array of any shape.
+
+        Raises:
+          ValueError: ``batch_size`` is out of its range.
+        """
         noise = self.noise_curvature / real_array("batch_size", batch_size, above=0)
         return self.gradient_square / (self.curvature + noise)
 
@@ -131,6 +138,7 @@ def micro_square_norms(gradients: Tree) -> tuple[jax.Array, jax.Array]:
 
     Raises:
       ValueError: the first axes differ, or there are fewer than two gradients.
+      TypeError: a gradient is not floating-point.
     """
     number = _number(gradients)
     wide = jax.tree.map(numerics.widen, gradients)
@@ -149,6 +157,11 @@ def curvature_noise_scale(
 
     Returns:
       Scalars of the default float dtype.
+
+    Raises:
+      ValueError: the first axes differ, there are fewer than two gradients, or ``micro_batch`` is
+        out of its range.
+      TypeError: a gradient is not floating-point.
     """
     number = _number(gradients)
     examples = real_array("micro_batch", micro_batch, above=0)

@@ -30,7 +30,7 @@ from adamw_jax.curvature.batches import Batches
 Tree = Any
 LossFn = Callable[[Tree, Any], jax.Array]
 """``(params, batch) -> scalar``. What is compiled for it is kept, as by ``jax.jit``: arrays that it
-closes over are constants, and what changes between calls belongs into ``batch``."""
+closes over are constants, and what changes between calls belongs in ``batch``."""
 LinearMap = Callable[[Tree], Tree]
 Product = Callable[[Any, Tree, Any], LinearMap]
 """``(loss_fn, params, batch) -> linear map``: ``hvp_fn``, ``gauss_newton_fn``, or your own."""
@@ -54,7 +54,21 @@ class CompositeLoss:
 
 
 def hvp(loss_fn: LossFn, params: Tree, batch: Any, v: Tree) -> Tree:
-    """The product of the Hessian with ``v``, once; ``hvp_fn`` for several at one point."""
+    """The product of the Hessian with ``v``, once; ``hvp_fn`` for several at one point.
+
+    Args:
+      loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
+      params: a tree of real floating-point arrays.
+      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      v: a tree like ``params``, in any floating dtypes.
+
+    Returns:
+      H v, a tree with the shapes and dtypes of ``params``.
+
+    Raises:
+      TypeError: a parameter is not real floating-point.
+      ValueError: ``v`` does not fit the parameters, or there are none.
+    """
     return hvp_fn(loss_fn, params, batch)(v)
 
 
@@ -73,7 +87,7 @@ def hvp_fn(loss_fn: LossFn, params: Tree, batch: Any) -> LinearMap:
 
     Raises:
       TypeError: a parameter is not real floating-point.
-      ValueError: (of the map) ``v`` does not fit the parameters.
+      ValueError: there are no parameters, or (of the map) ``v`` does not fit them.
     """
     gradient = jax.grad(loss_fn)
 
@@ -84,17 +98,40 @@ def hvp_fn(loss_fn: LossFn, params: Tree, batch: Any) -> LinearMap:
 
 
 def gauss_newton_product(loss_fn: CompositeLoss, params: Tree, batch: Any, v: Tree) -> Tree:
-    """The product of the Gauss-Newton matrix with ``v``, once."""
+    """The product of the Gauss-Newton matrix with ``v``, once.
+
+    Args:
+      loss_fn: the loss in two parts, each differentiable, the outer one twice.
+      params: a tree of real floating-point arrays.
+      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      v: a tree like ``params``, in any floating dtypes.
+
+    Returns:
+      J^T (B (J v)), a tree with the shapes and dtypes of ``params``.
+
+    Raises:
+      TypeError: ``loss_fn`` is not a ``CompositeLoss``, or a parameter not real floating-point.
+      ValueError: ``v`` does not fit the parameters, or there are none.
+    """
     return gauss_newton_fn(loss_fn, params, batch)(v)
 
 
 def gauss_newton_fn(loss_fn: CompositeLoss, params: Tree, batch: Any) -> LinearMap:
-    """The Gauss-Newton matrix of a composite loss as a linear map; otherwise as ``hvp_fn``.
+    """The Gauss-Newton matrix of a composite loss as a linear map.
 
     It goes wherever a ``product`` is asked for: ``top_eigenvalues(..., product=gauss_newton_fn)``.
 
+    Args:
+      loss_fn: the loss in two parts, each differentiable, the outer one twice.
+      params: a tree of real floating-point arrays.
+      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+
+    Returns:
+      ``v -> J^T (B (J v))`` on trees like ``params``, as the map of ``hvp_fn``.
+
     Raises:
-      TypeError: ``loss_fn`` is not a ``CompositeLoss``.
+      TypeError: ``loss_fn`` is not a ``CompositeLoss``, or a parameter not real floating-point.
+      ValueError: there are no parameters, or (of the map) ``v`` does not fit them.
     """
     if not isinstance(loss_fn, CompositeLoss):
         raise TypeError(

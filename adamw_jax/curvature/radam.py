@@ -68,6 +68,9 @@ def radam_variance(t: Any, b2: Any, exact: bool = True) -> jax.Array:
 
     Returns:
       An array of the default float dtype.
+
+    Raises:
+      ValueError: an argument is out of its range, or the shapes do not fit.
     """
     switch("exact", exact)
     rho, _ = _lengths(t, b2)
@@ -86,6 +89,9 @@ def radam_rectifier(t: Any, b2: Any) -> jax.Array:
 
     Returns:
       An array of the default float dtype, in [0, 1].
+
+    Raises:
+      ValueError: an argument is out of its range, or the shapes do not fit.
     """
     rho, limit = _lengths(t, b2)
     return _where_long(rho, rectifier(rho, limit))

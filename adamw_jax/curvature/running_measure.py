@@ -77,6 +77,9 @@ class RunningMeasure:
     Attributes:
       window: steps over which drift is judged, a multiple of ``blocks``.
       blocks: parts of it, even, >= 4; each should be longer than values stay correlated.
+
+    Raises:
+      ValueError: the numbers are not of that kind.
     """
 
     window: int = 1000
@@ -93,7 +96,11 @@ class RunningMeasure:
             )
 
     def init(self, scalars: Tree) -> RunningMeasureState:
-        """The state for a tree of scalars of this structure; the values do not count."""
+        """The state before the first step.
+
+        Args:
+          scalars: a tree like those to be measured; its values do not count.
+        """
 
         def zeros(*shape: int) -> Tree:
             return jax.tree.map(lambda _: jnp.zeros(shape, numerics.default_float()), scalars)
@@ -102,7 +109,16 @@ class RunningMeasure:
         return RunningMeasureState(count, zeros(), zeros(), zeros(), zeros(self.blocks))
 
     def update(self, state: RunningMeasureState, scalars: Tree) -> RunningMeasureState:
-        """The state after one more step. A value that is not finite shows in every later mean."""
+        """The state after one more step.
+
+        Args:
+          state: from ``init`` or the step before.
+          scalars: what was measured, a tree of scalars like that of ``init``. A value that is not
+            finite shows in every later mean.
+
+        Raises:
+          ValueError: ``scalars`` is another tree, or holds arrays.
+        """
         self._check(state, scalars)
         new = jax.tree.map(numerics.scalar, scalars)
         count = increment(state.count)
@@ -125,7 +141,14 @@ class RunningMeasure:
         return RunningMeasureState(count, mean, square, partial, blocks)
 
     def read(self, state: RunningMeasureState) -> Tree:
-        """A ``Measured`` for every scalar; zeros before the first step."""
+        """What is known after the last step.
+
+        Args:
+          state: from ``init`` or ``update``.
+
+        Returns:
+          A tree like the scalars, with a ``Measured`` for each; zeros before the first step.
+        """
         complete = state.count // jnp.int32(self.window // self.blocks)
         held = numerics.scalar(jnp.clip(complete, 1, self.blocks))
         number = numerics.scalar(jnp.maximum(state.count, 1))

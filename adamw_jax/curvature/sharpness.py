@@ -52,10 +52,23 @@ def sharpness(
     steps: int = 32,
     product: Product = hvp_fn,
 ) -> jax.Array:
-    """The largest eigenvalue of the Hessian, by sign; arguments as for ``top_eigenvalues``.
+    """The largest eigenvalue of the Hessian, by sign.
+
+    Args:
+      loss_fn: ``(params, batch) -> scalar``.
+      params: a tree of real floating-point arrays.
+      batch: what ``loss_fn`` takes, or ``Batches``.
+      key: of the random start vector.
+      steps: Lanczos steps, >= 1; 32.
+      product: of which matrix; ``hvp_fn`` for the Hessian.
 
     Returns:
       A scalar of float32 at least, from below: up to rounding, more ``steps`` only raise it.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: a parameter is not real floating-point.
+      ValueError: ``steps`` is out of range.
     """
     found = top_eigenvalues(loss_fn, params, batch, key=key, steps=steps, product=product)
     return found[0][0]

@@ -30,7 +30,12 @@ _BULK = 0.5
 
 
 class Rates(NamedTuple):
-    """A learning rate and a momentum, scalars of the default float dtype."""
+    """What ``lr_momentum_from_spectrum`` gives, scalars of the default float dtype.
+
+    Attributes:
+      learning_rate: of the method asked for.
+      momentum: its momentum, in [0, 1]; 0 for SGD.
+    """
 
     learning_rate: jax.Array
     momentum: jax.Array

@@ -72,13 +72,21 @@ def _trace(
 
 
 def hutchinson_trace(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Estimate:
-    """The trace of a linear map from given probes, a tree with their axis in front.
+    """The trace of a linear map from given probes.
+
+    Args:
+      matvec: the map, on trees like one probe.
+      probes: an array or a tree of them, with the axis of the probes in front, such as independent
+        normal numbers or signs.
+      chunk: products at a time, >= 1; fewer need less memory.
 
     Returns:
-      The mean of z^T H z over the probes, and its standard error.
+      The mean of z^T H z over the probes, and its standard error, NaN of a single one; scalars of
+      float32 at least.
 
     Raises:
       ImportError: matfree is not installed.
+      ValueError: ``probes`` have no axis in front, or not the same, or ``chunk`` is out of range.
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)

@@ -25,6 +25,9 @@ def overlapping_pair(batch: Any) -> tuple[Any, Any]:
       batch: a tree of arrays with the examples along the first axis, three or more; one or two
         that are over are left out.
 
+    Returns:
+      Two trees like ``batch``, of two thirds of its examples each.
+
     Raises:
       ValueError: an array has no three examples, the lengths differ, or there is no array.
     """

@@ -55,14 +55,24 @@ class Averages(NamedTuple):
 
 
 class ScaleMoments(NamedTuple):
-    """Moments of the slopes: first (2, blocks); second (1, blocks) if shared, else (2, blocks)."""
+    """Moments of the slopes.
+
+    Attributes:
+      first: averages of shape (2, blocks), a row for each kind of step.
+      second: of their squares, (1, blocks) where both kinds share one, otherwise (2, blocks).
+    """
 
     first: Averages
     second: Averages
 
     @classmethod
     def zeros(cls, blocks: int, shared: bool) -> ScaleMoments:
-        """The moments before the first step."""
+        """The moments before the first step.
+
+        Args:
+          blocks: how many there are.
+          shared: whether both kinds of step have one second moment.
+        """
         return cls(Averages.zeros(KINDS, blocks), Averages.zeros(1 if shared else KINDS, blocks))
 
 

@@ -39,7 +39,12 @@ LossFn = Callable[[Tree, Any], jax.Array]
 
 
 class GradInitState(NamedTuple):
-    """What a search carries: scales of shape (blocks,), float32 at least, and their moments."""
+    """What a search carries.
+
+    Attributes:
+      scales: shape (blocks,), float32 at least.
+      moments: those of the scales' Adam.
+    """
 
     scales: jax.Array
     moments: ScaleMoments
@@ -51,7 +56,7 @@ class GradInitRecord(NamedTuple):
     Attributes:
       constrained: whether it lowered the gradient's norm, because that exceeded gamma, rather than
         the loss.
-      gradient_norm: n(g) on S.
+      gradient_norm: n(g) on S, the Euclidean norm or the sum of magnitudes.
       loss: on S.
       lowered: what the step lowered: the norm, or the loss on S~ after the inner step.
       slope: derivatives in the scales of ``lowered``, of a loss divided by eta; not yet clipped,
@@ -144,17 +149,43 @@ class GradInit:
             number(f"betas[{i}]", beta, least=0, below=1)
 
     def blocks(self, params: Tree) -> Blocks:
-        """How the parameters are grouped: ``names`` has the order of all arrays over blocks."""
+        """How the parameters are grouped.
+
+        Args:
+          params: the initial parameters.
+
+        Returns:
+          The blocks, whose ``names`` have the order of all arrays over blocks.
+
+        Raises:
+          ValueError: no leaf has a scale, or ``is_bias`` does not fit.
+          TypeError: ``block_fn`` gives a key that is not hashable.
+        """
         return Blocks.of(params, self.block_fn, self.is_bias)
 
     def init(self, params: Tree) -> GradInitState:
-        """Scales of 1."""
+        """The state before the first step, with scales of 1.
+
+        Args:
+          params: the initial parameters.
+
+        Raises:
+          ValueError, TypeError: as ``blocks``.
+        """
         count = len(self.blocks(params).names)
         scales = jnp.ones([count], numerics.default_float())
         return GradInitState(scales, ScaleMoments.zeros(count, self.shared_second_moment))
 
     def rescaled(self, params: Tree, state: GradInitState) -> Tree:
-        """The initial parameters times their scales."""
+        """The initial parameters times their scales.
+
+        Args:
+          params: the initial parameters.
+          state: from ``init`` or ``step``.
+
+        Returns:
+          A tree with the structure, shapes and dtypes of ``params``.
+        """
         return self.blocks(params).rescaled(state.scales)
 
     def step(
@@ -170,6 +201,10 @@ class GradInit:
         Returns:
           The new state, or the old one where that would not be finite (a slope is NaN, or without
           ``grad_clip`` too large for its square), and what the step saw.
+
+        Raises:
+          ValueError: the state is of parameters with another number of blocks.
+          TypeError: the loss is no real scalar.
         """
         blocks = self.blocks(params)
         if state.scales.shape != (len(blocks.names),):

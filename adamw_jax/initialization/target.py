@@ -32,11 +32,14 @@ ALGORITHMS = ("sgd", "adam")
 
 
 def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
-    """The norm over all leaves together, a scalar of the default float dtype, never quite 0.
+    """n(g), the norm over all leaves together.
 
     Args:
       gradient: any tree of floating-point arrays.
       algorithm: ``"sgd"`` for the Euclidean norm, ``"adam"`` for the sum of magnitudes.
+
+    Returns:
+      A scalar of the default float dtype; the Euclidean norm is never quite 0.
 
     Raises:
       ValueError: the algorithm is none of these.

@@ -42,7 +42,12 @@ Tree = Any
 
 
 class LossFilterState(NamedTuple):
-    """Variance P of the parameters after the last step, and noise R of its loss: two scalars."""
+    """State of KOALA-V, two scalars.
+
+    Attributes:
+      variance: P, that of the parameters after the last step.
+      noise: R of the last step.
+    """
 
     variance: jax.Array
     noise: jax.Array
@@ -62,9 +67,18 @@ def loss_filter(
     per_leaf: bool = True,
     rules: ParameterRules | None = None,
 ) -> Stage:
-    """The stage of ``koala_v``: *gradient -> direction*; see there for the arguments.
+    """The stage of ``koala_v``. Arguments as for ``koala_v``.
 
-    ``rules`` are read for their multipliers of the decay alone.
+    Of ``rules`` the multipliers of the decay are read, and nothing else.
+
+    Returns:
+      A stage *gradient -> direction* with two scalars of state. Its ``update`` needs ``value``, the
+      loss, and with a decay the parameters.
+
+    Raises:
+      ValueError: a value is out of its range or does not go with the others, or (in ``update``)
+        loss or parameters are missing, or the gradients do not fit them.
+      TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
     """
     switch("decay_in_direction", decay_in_direction)
     layers = Layers.of(stacked, per_leaf)

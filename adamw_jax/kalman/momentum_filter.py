@@ -116,10 +116,21 @@ def momentum_filter(
     rules: ParameterRules | None = None,
     dtype: Any = None,
 ) -> Stage:
-    """The stage of ``koala_m``: *gradient -> update*; see there for the arguments.
+    """The stage of ``koala_m``. Arguments as for ``koala_m``.
 
-    The learning rate is inside, because the velocity has it too. ``rules`` that freeze belong to
-    ``compose(frozen=...)``; their multipliers are read here.
+    ``dtype`` is that of velocity and average as they are stored, None for float32 (float64 under
+    x64). The learning rate is inside, because the velocity has it too. ``rules`` that freeze belong
+    to ``compose(frozen=...)``; their multipliers are read here.
+
+    Returns:
+      A stage *gradient -> update* with two values of state per parameter. Its ``update`` needs the
+      parameters and ``value``, the loss.
+
+    Raises:
+      ValueError: a value is out of its range or does not go with the others, or (in ``update``)
+        loss or parameters are missing, or the gradients do not fit them.
+      TypeError: a value is neither number nor schedule, a leaf is not floating-point, or (in
+        ``init``) ``dtype`` is no real floating-point dtype.
     """
     switch("squared_drift", squared_drift)
     layers = Layers.of(stacked, per_leaf)

@@ -69,15 +69,21 @@ def scale_by_trust_ratio(
       max_ratio: what the ratio is at most, > 0, also where a norm is 0.
       mask: which leaves are scaled; the others pass. A tree of bools, a function of the parameters
         such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
-      weight_decay: decay that this stage adds itself, in place of a decay stage before it, to
-        divide by the sum of the norms instead of the norm of the sum:
+      weight_decay: decay, >= 0, that this stage adds itself, in place of a decay stage before it,
+        to divide by the sum of the norms instead of the norm of the sum:
         trust_coefficient |theta| / (|u| + weight_decay |theta| + eps).
       weight_decay_mask: which leaves have that decay.
       rules: per-parameter multipliers of that decay.
       of: ``"direction"``, or ``"gradient"`` for a ratio that stands before the moments, as in LARS.
 
     Returns:
-      A stage *direction -> direction*, or *gradient -> gradient*, without state.
+      A stage *direction -> direction*, or *gradient -> gradient*, without state; it needs the
+      parameters.
+
+    Raises:
+      ValueError: a value is out of its range, ``of`` is unknown, a mask or rules are given for a
+        decay that is not, or (in ``update``) parameters are not given or do not fit.
+      TypeError: a value is neither number nor schedule.
     """
     one_of("of", of, OF)
     given = {

@@ -25,7 +25,11 @@ Tree = Any
 
 
 class MaximumState(NamedTuple):
-    """The largest second moment so far, params-shaped and real."""
+    """State of ``amsgrad_max``.
+
+    Attributes:
+      value: the largest second moment so far, params-shaped and real.
+    """
 
     value: Tree
 
@@ -38,6 +42,10 @@ def amsgrad_max(*, dtype: Any = None) -> Stage:
 
     Returns:
       A stage *moments -> moments* with one value of state per parameter.
+
+    Raises:
+      TypeError: (in ``init``) ``dtype`` is no real floating-point dtype.
+      ValueError: (in ``update``) the recipe has no second moment.
     """
 
     def init(params: Tree) -> MaximumState:

@@ -30,11 +30,19 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
     """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
 
     Args:
-      b1: decay rate in [0, 1), or a schedule of it.
+      b1: decay rate in [0, 1), or a schedule of it; 0.9 (Adam's paper).
       dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
         float32 whatever is stored.
       storage: ``"8bit"`` and the like, see ``quantize_state``; the step still reads the moment
-        before it is encoded.
+        before it is encoded. None for arrays as they are.
+
+    Returns:
+      A part for the first moment: one value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
     return average(
         "ema",
@@ -55,11 +63,27 @@ def ema_of_squares(
     rate_name: str = "b2",
     from_first: bool = False,
 ) -> Part:
-    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``; see ``ema``.
+    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``.
 
-    ``rate_name`` is what the decay rate is called among the live hyperparameters (Adan's is b3).
-    With ``from_first`` the first entry is the first value, in place of 0. A first moment with a
-    gradient of its own, such as ``gradient_differences``, has that one squared.
+    A first moment with a gradient of its own, such as ``gradient_differences``, has that one
+    squared.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999 (Adam's paper).
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+      rate_name: what the decay rate is called among the live hyperparameters: ``"b2"``, or
+        ``"b3"`` as in Adan.
+      from_first: the first entry is the first value, in place of 0; then there is no bias to be
+        corrected.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -85,9 +109,22 @@ class SquaredMomentumState(AverageState):
 def ema_of_squared_momentum(
     b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
 ) -> Part:
-    """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``; see ``ema``.
+    """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``.
 
     ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -124,11 +161,19 @@ def ema_of_centered_squares(
     accumulator at every step, as in the paper, and so settles at ``eps_root / (1 - b2)``.
 
     Args:
-      b2: decay rate in [0, 1), or a schedule of it.
-      eps_root: what every step adds, >= 0.
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
+      eps_root: what every step adds, >= 0; 1e-16, as in ``adabelief``.
       from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def residual(gradient: Tree, first: Any) -> Tree:

@@ -39,6 +39,9 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
     Returns:
       A stage *moments -> moments*. Moments that need no correction (infinity norm, heavy ball) or
       have it already are left alone.
+
+    Raises:
+      ValueError: ``convention`` is unknown.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}.")

@@ -29,7 +29,15 @@ Tree = Any
 
 
 class DifferencesState(NamedTuple):
-    """The averages of gradients and of their differences, and the previous gradient."""
+    """State of ``gradient_differences``.
+
+    Attributes:
+      value: the average of gradients, params-shaped.
+      difference: the average of their differences, params-shaped.
+      previous: the previous gradient, params-shaped.
+      clock: the weights of ``value``.
+      difference_clock: the weights of ``difference``.
+    """
 
     value: Tree
     difference: Tree
@@ -50,15 +58,22 @@ def gradient_differences(
     """Average of gradients plus ``b2`` times the average of their differences, both corrected.
 
     Args:
-      b1: decay rate of the average of gradients, in [0, 1), or a schedule of it.
-      b2: decay rate of the average of differences, and their weight, in [0, 1). With 0 the moment
-        is ``ema(b1)``, corrected.
+      b1: decay rate of the average of gradients, in [0, 1), or a schedule of it; 0.98 (code).
+      b2: decay rate of the average of differences, and their weight, in [0, 1), or a schedule of
+        it; 0.92 (code). With 0 the moment is ``ema(b1)``, corrected.
       from_first: the averages begin with the first gradient and with the first difference, at the
         second step, in place of 0 (the paper's Algorithm 1); then nothing is to be corrected.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
-    The previous gradient is stored as it arrives here: clipped, and with L2 decay, if there is any.
+    Returns:
+      A part for the first moment: three values of state per parameter. The previous gradient is
+      stored as it arrives here: clipped, and with L2 decay, if there is any.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def init(params: Tree) -> DifferencesState:

@@ -38,7 +38,13 @@ Tree = Any
 
 
 class MomentsState(NamedTuple):
-    """States of the two parts, and the updates since they were empty (a restart begins anew)."""
+    """State of ``estimate_moments``.
+
+    Attributes:
+      first: state of the part for the first moment.
+      second: state of the part for the second moment.
+      count: updates since they were empty, int32; a restart begins anew.
+    """
 
     first: Any
     second: Any
@@ -55,7 +61,8 @@ def estimate_moments(
         itself and stores nothing.
       second: part for the second moment; default ``ema_of_squares(0.999)``. ``no_moment()`` leaves
         the direction undivided (momentum SGD).
-      restart_period: steps after which all moments and their clocks start anew; None for never.
+      restart_period: steps, >= 1, after which all moments and their clocks start anew; None for
+        never.
 
     Returns:
       A stage *gradient -> moments*. The record it gives is opaque and so cannot cross the boundary
@@ -63,8 +70,9 @@ def estimate_moments(
 
     Raises:
       TypeError: an argument is not a part, or the parameters have a leaf that is not floating.
-      ValueError: both parts use one name for different hyperparameters, or (in ``update``) the
-        gradients have another structure than the parameters of ``init``.
+      ValueError: both parts use one name for different hyperparameters, a part's ``storage`` is
+        unknown, the period is not a whole number of steps, or (in ``update``) the gradients have
+        another structure than the parameters of ``init``.
     """
     first = ema() if first is None else first
     second = ema_of_squares() if second is None else second
@@ -121,11 +129,16 @@ def estimate_moments(
 
 
 def restart_moments(state: Any) -> Any:
-    """A state in which all moments and their clocks start anew, under any wrapper.
+    """A state in which all moments and their clocks start anew, for Adan's restart or new data.
 
-    Emptied are the accumulators, AMSGrad's maximum and diffGrad's previous gradient, and nothing
-    else: step count, schedules, live hyperparameters, averaged weights and what a stage on the
-    update keeps (Adafactor's momentum) stay. For Adan's restart, or a change of the data.
+    Args:
+      state: the state of a recipe of this library, under any wrapper.
+
+    Returns:
+      The state with its accumulators, AMSGrad's maximum and diffGrad's previous gradient emptied,
+      and nothing else: step count, schedules, live hyperparameters, averaged weights and what a
+      stage on the update keeps (Adafactor's momentum) stay. One without moments comes back as it
+      is.
     """
     memories: Any = (MomentsState, MaximumState, FrictionState)
     return replace(state, memories, lambda _, node: jax.tree.map(jnp.zeros_like, node))

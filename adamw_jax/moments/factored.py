@@ -90,9 +90,15 @@ def factored_squares(
         code).
       dtype: storage dtype; the default is float32 (float64 under x64).
 
+    Returns:
+      A part for the second moment: of an n x m matrix n + m values of state, of a leaf that is not
+      factored one per parameter.
+
     Raises:
       ValueError: an argument is out of range, or (in ``update``) the gradients do not fit the
         state.
+      TypeError: a value is neither number nor schedule, or ``dtype`` is no real floating-point
+        dtype.
     """
     one_of("axes", axes, AXES)
     one_of("eps_form", eps_form, EPS_FORMS)

@@ -29,7 +29,11 @@ VARIANTS = ("abs", "signed", "wide")
 
 
 class FrictionState(NamedTuple):
-    """The previous gradient, params-shaped."""
+    """State of ``friction``.
+
+    Attributes:
+      previous: the previous gradient, params-shaped.
+    """
 
     previous: Tree
 
@@ -46,6 +50,11 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
     Returns:
       A stage *moments -> moments* with one value of state per parameter. It may stand before or
       after the other ones, and combines with rectification.
+
+    Raises:
+      ValueError: ``variant`` is unknown.
+      TypeError: (in ``init``) ``dtype`` is no real floating-point dtype, or (in ``update``)
+        ``"signed"`` meets complex gradients.
     """
     one_of("variant", variant, VARIANTS)
 

@@ -27,7 +27,11 @@ Tree = Any
 
 
 class HeavyBallState(NamedTuple):
-    """The momentum buffer, params-shaped."""
+    """State of ``heavy_ball``.
+
+    Attributes:
+      value: the momentum buffer, params-shaped.
+    """
 
     value: Tree
     momenta = ("value",)
@@ -44,11 +48,20 @@ def heavy_ball(
     """Momentum buffer ``m' = momentum m + (1 - dampening) g``.
 
     Args:
-      momentum: factor in [0, 1] on the buffer, or a schedule of it.
-      dampening: what is withheld of each gradient but the first, in [0, 1]; None for nothing.
+      momentum: factor in [0, 1] on the buffer, or a schedule of it; 0.9, the usual one.
+      dampening: what is withheld of each gradient but the first, in [0, 1], or a schedule of it;
+        None for nothing.
       nesterov: read ``g + momentum m'`` instead of ``m'``.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the first moment: one value of state per parameter.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
     declared = declare(momentum=momentum)
     if dampening is not None:

@@ -25,7 +25,11 @@ Tree = Any
 
 
 class InfinityNormState(NamedTuple):
-    """The running maximum, params-shaped and real."""
+    """State of ``infinity_norm``.
+
+    Attributes:
+      value: the running maximum, params-shaped and real.
+    """
 
     value: Tree
 
@@ -40,10 +44,18 @@ def infinity_norm(
     """Exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
 
     Args:
-      b2: decay rate in [0, 1), or a schedule of it.
-      eps: added to |g| inside the maximum, as PyTorch and optax do; 0 is the paper's form.
+      b2: decay rate in [0, 1), or a schedule of it; 0.999 (paper).
+      eps: added to |g| inside the maximum, >= 0, as PyTorch and optax do; 0 is the paper's form.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter. It is a magnitude.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def init(params: Tree) -> InfinityNormState:

@@ -30,8 +30,9 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
     """Divides the first moment by a power of the root of the second.
 
     Args:
-      partial: p in [0, 0.5]; 0.5 is Adam in the eps-hat form, 0 momentum times sqrt(c2) / c1.
-      eps: added to the root inside the power, >= 0.
+      partial: p in [0, 0.5], or a schedule of it; 1/4, as in ``padam``. 0.5 is Adam in the eps-hat
+        form, 0 momentum times sqrt(c2) / c1.
+      eps: added to the root inside the power, >= 0; 1e-8 (code).
 
     Returns:
       A stage *moments -> direction*.
@@ -39,6 +40,7 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
     Raises:
       ValueError: a value is out of range, or (in ``update``) the recipe has no second moment, or
         one that is not a square.
+      TypeError: a value is neither number nor schedule.
     """
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:

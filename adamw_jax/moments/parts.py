@@ -54,7 +54,12 @@ class Part(NamedTuple):
 
 
 class AverageState(NamedTuple):
-    """An exponential moving average: its values, params-shaped, and its clock."""
+    """State of an exponential moving average, of ``ema`` and its kin.
+
+    Attributes:
+      value: the average, params-shaped.
+      clock: the sum of its weights, and their ages.
+    """
 
     value: Tree
     clock: Clock
@@ -129,8 +134,11 @@ def started(b: jax.Array, clock: Clock) -> jax.Array:
 def no_moment() -> Part:
     """No accumulator: the first moment is the gradient itself, a second there is not.
 
-    Stores nothing. ``estimate_moments(no_moment(), ema_of_squares(b2))`` is Adam with b1 = 0 for
-    one value per parameter instead of two.
+    ``estimate_moments(no_moment(), ema_of_squares(b2))`` is Adam with b1 = 0 for one value per
+    parameter instead of two.
+
+    Returns:
+      A part for either moment, without state.
     """
 
     def read(state: Any, gradient: Tree, step: Step) -> Reading:

@@ -29,7 +29,14 @@ Tree = Any
 
 
 class PositiveNegativeState(NamedTuple):
-    """The buffers of odd and of even steps, params-shaped, and which was written last."""
+    """State of ``positive_negative``.
+
+    Attributes:
+      value: the buffer of the odd steps, params-shaped.
+      other: that of the even steps.
+      odd: whether ``value`` was written last, a bool.
+      clock: the weights of an average with rate b1.
+    """
 
     value: Tree
     other: Tree
@@ -49,13 +56,20 @@ def positive_negative(
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it; each buffer decays by its square.
-      b0: weight of the negative momentum, any finite number. 0 leaves two interleaved momenta,
-        -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
+      b0: weight of the negative momentum, any finite number; 1 (code). 0 leaves two interleaved
+        momenta, -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
-    Which buffer is written alternates with the updates that really happen, as counted in the state.
-    A ``correct_bias`` after it divides by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
+    Returns:
+      A part for the first moment: two values of state per parameter. Which buffer is written
+      alternates with the updates that really happen, as counted in the state. A ``correct_bias``
+      after it divides by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
     """
 
     def init(params: Tree) -> PositiveNegativeState:

@@ -37,7 +37,8 @@ def precondition(
     """Divides the first moment by the root of the second.
 
     Args:
-      eps: added to the root, >= 0, in float32 whatever the gradient's dtype; None for nothing.
+      eps: added to the root, >= 0, in float32 whatever the gradient's dtype; 1e-8 (Adam's paper),
+        None for nothing.
       eps_root: added under the root, >= 0; None for nothing.
       power: exponent of the second moment in (0, 0.5]; 0.5 is the square root, smaller values are
         Padam's. A second moment that is a magnitude takes twice that exponent.
@@ -46,6 +47,10 @@ def precondition(
 
     Returns:
       A stage *moments -> direction*. Without a second moment the direction is the first.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: ``eps`` or ``eps_root`` is neither number nor schedule.
     """
     power = number("power", power, above=0.0, most=0.5)
     given = {"eps": eps, "eps_root": eps_root}

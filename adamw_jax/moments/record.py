@@ -29,8 +29,11 @@ _MISPLACED = (
 class Clock(NamedTuple):
     """Two scalars that make bias correction exact, also for a moving decay rate b.
 
-    ``mass' = b mass + (1 - b)`` is the sum of the weights of the average, and
-    ``age' = b (age + mass)`` the weighted sum of the ages of what it holds.
+        mass' = b mass + (1 - b),    age' = b (age + mass)
+
+    Attributes:
+      mass: the sum of the weights of the average, in the default float dtype.
+      age: the weighted sum of the ages of what it holds, likewise.
     """
 
     mass: jax.Array
@@ -43,7 +46,11 @@ class Clock(NamedTuple):
         return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     def tick(self, b: jax.Array) -> Clock:
-        """The clock after one more entry with decay rate ``b``."""
+        """The clock after one more entry.
+
+        Args:
+          b: decay rate of the average in this step, a scalar in [0, 1).
+        """
         one = jnp.ones([], b.dtype)
         return Clock(b * self.mass + (one - b), b * (self.age + self.mass))
 
@@ -125,22 +132,41 @@ class Moments:
     restarted: jax.Array | None = None
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
-        """A record with another first moment."""
+        """A record with another first moment.
+
+        Args:
+          value: params-shaped tree in the compute dtype; nothing is still to be divided in it.
+          divisor: what it was divided by to correct its bias; None for that of the old one.
+        """
         return dataclasses.replace(self, first=_changed(self.first, value, divisor))
 
     def with_second(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
-        """A record with another second moment."""
+        """A record with another second moment.
+
+        Args:
+          value: as for ``with_first``.
+          divisor: as for ``with_first``.
+        """
         return dataclasses.replace(self, second=_changed(self.second, value, divisor))
 
     def scaled(self, factor: Any) -> Moments:
-        """A record whose direction is multiplied by one factor more."""
+        """A record whose direction is multiplied by one factor more.
+
+        Args:
+          factor: a scalar, or a tree of scalars or arrays like the gradient.
+        """
         if self.gain is not None:
             old, new = (leafwise(gain, self.gradient) for gain in (self.gain, factor))
             factor = jax.tree.map(lax.mul, old, new)
         return dataclasses.replace(self, gain=factor)
 
     def only_where(self, adaptive: jax.Array, fallback: str) -> Moments:
-        """A record whose direction is divided only where ``adaptive``, and elsewhere falls back."""
+        """A record whose direction is divided only where a condition holds.
+
+        Args:
+          adaptive: the condition, a scalar or a tree of scalars; earlier ones must hold, too.
+          fallback: the direction elsewhere, ``"momentum"``, ``"numerator"`` or ``"skip"``.
+        """
         if self.adaptive is not None:
             adaptive = jax.tree.map(
                 lax.bitwise_and, *(leafwise(x, self.gradient) for x in (self.adaptive, adaptive))

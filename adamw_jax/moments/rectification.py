@@ -31,8 +31,8 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
     """Scales the direction by the rectifier r_t once the average is long enough.
 
     Args:
-      threshold: least length rho_t at which the second moment is used; 5 in the authors' code and
-        in PyTorch, 4 in the paper.
+      threshold: least length rho_t at which the second moment is used, >= 0, or a schedule of it;
+        5 in the authors' code and in PyTorch, 4 in the paper.
       below: what happens before that, the first five steps for b2 >= 0.9. ``"skip"`` makes no
         step and no decay (the authors' code since 2021, free of the gradient's scale);
         ``"momentum"`` makes the unscaled momentum step (the paper, PyTorch, optax).
@@ -40,6 +40,11 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
     Returns:
       A stage *moments -> moments*; ``precondition`` honours the gain and flag it sets. If
       b2 <= 0.6 the length never exceeds 4, and what ``below`` says holds for ever.
+
+    Raises:
+      ValueError: ``threshold`` is out of range or ``below`` unknown, or (in ``update``) the second
+        moment is no moving average.
+      TypeError: ``threshold`` is neither number nor schedule.
     """
     if below not in FALLBACKS:
         raise ValueError(f"below must be one of {FALLBACKS}, got {below!r}.")

@@ -42,6 +42,9 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
       tx: the transformation to go on with.
       params: parameters, or ``ShapeDtypeStruct``s like them.
 
+    Returns:
+      A state that ``tx`` goes on with, of the values of ``saved``.
+
     Raises:
       ValueError: the states differ by more than packing.
     """

@@ -49,7 +49,11 @@ _SEEDS = 2**32
 
 
 class StochasticRoundingState(NamedTuple):
-    """State of ``stochastic_rounding``: the data of a random key, uint32, renewed at every step."""
+    """State of ``stochastic_rounding``.
+
+    Attributes:
+      key: the data of a random key, uint32, renewed at every step.
+    """
 
     key: jax.Array
 
@@ -70,7 +74,7 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
       number; NaN and infinity pass. Gradients must not be narrower than their parameters.
 
     Raises:
-      ValueError: ``seed`` is none of the above.
+      ValueError: ``seed`` is none of the above, or (in ``update``) parameters are not given.
     """
     key = _key(seed)
     implementation = random.key_impl(key)

@@ -39,11 +39,18 @@ def global_norm(tree: Tree) -> jax.Array:
 
 
 def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
-    """Scales the gradient down to a norm of at most ``max_grad_norm``: *gradient -> gradient*.
+    """Scales the gradient down to a norm of at most ``max_grad_norm``.
 
     Args:
-      max_grad_norm: largest norm, > 0.
-      eps: added to the norm, >= 0.
+      max_grad_norm: largest Euclidean norm over all leaves, > 0, or a schedule of it.
+      eps: added to the norm, >= 0; 1e-8.
+
+    Returns:
+      A stage *gradient -> gradient*, without state.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -64,11 +71,16 @@ def clip_step(
 
     Args:
       learning_rate: that of the recipe, a number >= 0 or a schedule of the step count.
-      max_step: largest Euclidean length of a step over all parameters, > 0.
+      max_step: largest Euclidean length of a step over all parameters, in their units, > 0, or a
+        schedule of it.
       per_leaf: of a step of every leaf, instead.
 
     Returns:
       A stage *direction -> direction*; decay and rules behind it are not clipped.
+
+    Raises:
+      ValueError: a value is out of its range, or ``per_leaf`` is no bool.
+      TypeError: a value is neither number nor schedule.
     """
     switch("per_leaf", per_leaf)
 
@@ -86,10 +98,16 @@ def clip_step(
 
 
 def normalize(*, per_leaf: bool = False) -> Stage:
-    """Makes the direction 1 long over all parameters: *direction -> direction*.
+    """Makes the direction 1 long over all parameters.
 
     Args:
       per_leaf: every leaf 1 long, instead.
+
+    Returns:
+      A stage *direction -> direction*, without state. A direction of zeros stays one.
+
+    Raises:
+      ValueError: ``per_leaf`` is no bool.
     """
     switch("per_leaf", per_leaf)
 

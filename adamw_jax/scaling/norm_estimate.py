@@ -31,7 +31,11 @@ Tree = Any
 
 
 class NormEstimateState(NamedTuple):
-    """The average of |g|^2 over the gradients so far, a scalar."""
+    """State of ``scale_by_norm_estimate``.
+
+    Attributes:
+      square: the average of |g|^2 over the gradients so far, a scalar; 0 before the first.
+    """
 
     square: jax.Array
 
@@ -51,6 +55,11 @@ def scale_by_norm_estimate(
     Returns:
       A stage *gradient -> direction* with one scalar of state. Under ``optax.partition`` and
       ``optax.masked`` the norm is of the leaves that the part sees.
+
+    Raises:
+      ValueError: a value is out of its range, ``use_previous`` is no bool, or (in ``update``) the
+        gradients do not fit the parameters, where those are given.
+      TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
     """
     switch("use_previous", use_previous)
 

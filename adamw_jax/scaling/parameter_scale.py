@@ -42,6 +42,10 @@ def scale_by_parameter_rms(
     Returns:
       A stage *direction -> direction*, without state; it needs the parameters and sees leaves
       whole.
+
+    Raises:
+      ValueError: a value is out of its range, or (in ``update``) parameters are not given.
+      TypeError: a value is neither number nor schedule.
     """
     bounds = {"min_scale": min_scale} | ({} if max_scale is None else {"max_scale": max_scale})
 

@@ -63,7 +63,8 @@ def percentile_clipping(
       ``optax.partition`` and ``optax.masked`` it sees the leaves of its part.
 
     Raises:
-      ValueError: an argument is out of range, or the gradient has other leaves than the parameters.
+      ValueError: an argument is out of range, or (in ``update``) the gradient has other leaves than
+        the parameters.
     """
     percentile = number("percentile", percentile, least=0, below=100)
     history = whole_number("history", history)

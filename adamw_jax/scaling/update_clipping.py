@@ -32,10 +32,14 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """Scales every leaf of the direction down to a root mean square of ``clipping_threshold``.
 
     Args:
-      clipping_threshold: largest root mean square d, >= 1; 1 (paper).
+      clipping_threshold: largest root mean square d, >= 1, or a schedule of it; 1 (paper).
 
     Returns:
       A stage *direction -> direction*, without state. It sees leaves whole.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -27,7 +27,11 @@ Tree = Any
 
 
 class AverageUpdatesState(NamedTuple):
-    """The moving average, params-shaped."""
+    """State of ``average_updates``.
+
+    Attributes:
+      value: the moving average, params-shaped.
+    """
 
     value: Tree
     momenta = ("value",)
@@ -37,11 +41,15 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
     """Replaces the update by the moving average of the updates so far, uncorrected.
 
     Args:
-      b1: decay rate in [0, 1), or a schedule of it.
+      b1: decay rate in [0, 1), or a schedule of it; 0.9.
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
       A stage *update -> update* with one value of state per parameter.
+
+    Raises:
+      ValueError: ``b1`` is out of its range.
+      TypeError: ``b1`` is neither number nor schedule, or ``dtype`` no real floating-point dtype.
     """
     dtype = storage_dtype("dtype", dtype)
 

@@ -43,6 +43,7 @@ def scale_learning_rate(
 
     Raises:
       ValueError: an argument is out of its range.
+      TypeError: the learning rate is neither number nor schedule.
     """
     one_of("rule", rule, tuple(RULES))
     check("learning_rate", learning_rate)
@@ -62,13 +63,17 @@ def legw(
     arXiv 1901.08584.
 
     Args:
-      learning_rate: at the end of the warm-up; a number, array or schedule.
+      learning_rate: at the end of the warm-up, >= 0; a number, scalar array or schedule.
       warmup_epochs: length of the old run's warm-up, >= 0.
       old_batch: examples per update, > 0.
       new_batch: the same of the new run.
 
     Returns:
-      The new learning rate and warm-up epochs.
+      The new learning rate, a number, array or schedule as it came, and the new warm-up epochs.
+
+    Raises:
+      ValueError: an argument is out of its range.
+      TypeError: the learning rate is neither number nor schedule.
     """
     epochs = number("warmup_epochs", warmup_epochs, least=0)
     rate = scale_learning_rate(learning_rate, old_batch, new_batch, "sqrt")

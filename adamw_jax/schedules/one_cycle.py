@@ -78,9 +78,12 @@ def one_cycle(
         * ``"optax_linear"``: ``optax.linear_onecycle_schedule``: linear up for ``pct_start`` = 0.3
           from max/``div`` (25), down until ``pct_final`` = 0.85, then to the start's
           1/``final_div`` (1e4).
-      momentum: highest and lowest momentum (article: 0.95 and 0.85; 0.8 and 0.7 for language
-        models); None cycles the learning rate only.
+      momentum: highest and lowest momentum, in [0, 1) (article: 0.95 and 0.85; 0.8 and 0.7 for
+        language models); None cycles the learning rate only.
       **options: options of the preset.
+
+    Returns:
+      The schedules, to be given to an optimizer as its learning rate.
 
     Raises:
       ValueError: a value is out of range, or the preset is unknown.

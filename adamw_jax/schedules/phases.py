@@ -41,7 +41,11 @@ class Phase:
       shape: of the learning-rate ramp: "constant", "linear", "cosine", "exponential", "polynomial".
       momentum_shape: of the momentum ramp.
       b2_shape: of the b2 ramp.
-      power: exponent of the polynomial ramps.
+      power: exponent of the polynomial ramps, > 0.
+
+    Raises:
+      ValueError: not one of ``steps`` and ``epochs`` is given, a value is out of its range, a word
+        unknown, or a shape needs both ends of a ramp.
     """
 
     steps: float | None = None
@@ -120,7 +124,10 @@ def phases(plan: Sequence[Phase], steps_per_epoch: int | None = None) -> Phases:
 
     Args:
       plan: the phases in order.
-      steps_per_epoch: updates in an epoch; needed where a phase counts epochs.
+      steps_per_epoch: updates in an epoch, >= 1; needed where a phase counts epochs.
+
+    Returns:
+      Schedules of the count of updates, from 0, which keep their last value after the last phase.
 
     Raises:
       TypeError: something in ``plan`` is not a ``Phase``.

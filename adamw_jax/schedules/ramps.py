@@ -38,7 +38,7 @@ class Segment:
     Attributes:
       begin: step at which it starts, a real number.
       length: steps it takes, a real number > 0.
-      start: value at its begin.
+      start: value at its beginning.
       end: value at its end, which is also the value ever after.
       shape: one of ``SHAPES``.
       power: exponent of the shape ``"polynomial"``, > 0.
@@ -82,10 +82,10 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise:
-    """A schedule of segments: from its begin on, a segment holds until the next begins.
+    """A schedule of segments: from its beginning on, a segment holds until the next begins.
 
     Attributes:
-      segments: in the order of their begins.
+      segments: in the order in which they begin.
     """
 
     segments: tuple[Segment, ...]

@@ -59,7 +59,11 @@ class RangeTest:
         return self.stopped_at is not None
 
     def to_csv(self, path: str | pathlib.Path) -> None:
-        """Writes learning rate, loss and smoothed loss, a line a step."""
+        """Writes learning rate, loss and smoothed loss, a line a step.
+
+        Args:
+          path: of the file, which is overwritten.
+        """
         with open(path, "w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["learning_rate", "loss", "smoothed_loss"])

@@ -26,6 +26,9 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
       b1: value at the first step (count 0), in [0, 1).
       decay: lambda, in (0, 1); the paper's example is 1 - 1e-8.
 
+    Returns:
+      A function of the count of updates, from 0, to a scalar of the default float dtype.
+
     Raises:
       ValueError: a value is out of range.
     """

@@ -72,12 +72,15 @@ def warm_restarts(
         * ``"paper"``: T_cur is the number of steps since the restart, in integers, as in PyTorch's
           ``CosineAnnealingWarmRestarts``; correct for every count an int32 holds.
         * ``"authors"``: their code. It advances before the first step, accumulates in floating
-          point and restarts at the begin of an epoch only, so that a period can come out one step
-          longer. ``first_period`` must be whole.
+          point and restarts at the beginning of an epoch only, so that a period can come out one
+          step longer. ``first_period`` must be whole.
         * ``"fastai07"``: its ``cycle_len``: as the paper, but the first twentieth of the first
           period runs at a hundredth of the rate.
       total_steps: length of the run. ``"authors"`` and ``"fastai07"`` are looked up in a table of
         that many entries, made on the host in float64; later steps repeat its last entry.
+
+    Returns:
+      Schedules of the count of updates, from 0: learning rate, multiplier, and decay, if any.
 
     Raises:
       ValueError: a value is out of range or missing.
