@@ -6,9 +6,10 @@ Polyak & Juditsky 1992; stochastic weight averaging, Izmailov et al. 2018, 1803.
 methods, Granziol et al., 2003.01247. The parameters go their way untouched, ``eval_params`` gives
 the average. It pays with a high constant learning rate at the end and proper weight decay.
 
-A step moves the parameters, so those to be collected after it are taken at the begin of the next
-one, in a ``lax.cond``: between collections the average is neither read nor written. With period 1
-a select spares the copies that a conditional costs, and the average is written at every step.
+A step moves the parameters, so those to be collected after it are taken at the beginning of the
+next one, in a ``lax.cond``: between collections the average is neither read nor written. With
+period 1 a select spares the copies that a conditional costs, and the average is written at every
+step.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params

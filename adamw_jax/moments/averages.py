@@ -103,7 +103,12 @@ def ema_of_squares(
 
 
 class SquaredMomentumState(AverageState):
-    """State of ``ema_of_squared_momentum``."""
+    """State of ``ema_of_squared_momentum``.
+
+    Attributes:
+      value: the average, params-shaped.
+      clock: of its rate.
+    """
 
 
 def ema_of_squared_momentum(
@@ -144,7 +149,12 @@ def ema_of_squared_momentum(
 
 
 class CenteredSquaresState(AverageState):
-    """State of ``ema_of_centered_squares``."""
+    """State of ``ema_of_centered_squares``.
+
+    Attributes:
+      value: the average, params-shaped.
+      clock: of its rate.
+    """
 
 
 def ema_of_centered_squares(

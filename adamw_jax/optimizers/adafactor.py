@@ -58,7 +58,7 @@ def scale_by_adafactor(
 
     Arguments as for ``adafactor``; with ``multiply_by_parameter_scale`` it needs the parameters.
     """
-    one_of("convention", bias_correction, CONVENTIONS)  # either: there is no bias to correct
+    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: there is no bias to correct
     why = "has a second moment without bias, which amsgrad would store whole"
     refuse("adafactor", why, amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     switch("multiply_by_parameter_scale", multiply_by_parameter_scale)

@@ -9,12 +9,13 @@ from typing import Any, TypedDict
 
 import optax
 
-from adamw_jax.checks import switch
+from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
 from adamw_jax.masks import Mask
+from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.rules import ParameterRules, scale_by_rules
 from adamw_jax.stage import Stage
 
@@ -109,10 +110,12 @@ _SWITCHES = ("amsgrad", "rectify", "eps_hat", "nesterov")
 
 
 def check_switches(given: dict[str, Any]) -> None:
-    """Raises where an option that is on or off is neither."""
+    """Raises where an option that is on or off is neither, or a bias correction is unknown."""
     for name in _SWITCHES:
         if name in given:
             switch(name, given[name])
+    if "bias_correction" in given:
+        one_of("bias_correction", given["bias_correction"], CONVENTIONS)
 
 
 def refuse(name: str, why: str, **given: Any) -> None:

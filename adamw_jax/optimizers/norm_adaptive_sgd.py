@@ -31,7 +31,7 @@ def scale_by_norm_adaptive_sgd(
     bias_correction: str = "exact",
 ) -> Composed:
     """The gradient over its estimated norm. Arguments as for ``norm_adaptive_sgd``."""
-    one_of("convention", bias_correction, CONVENTIONS)  # either: the estimate starts unbiased
+    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: the estimate starts unbiased
     refuse(
         "norm_adaptive_sgd",
         "has one scalar of state and no second moment",

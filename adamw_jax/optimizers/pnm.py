@@ -48,7 +48,7 @@ def scale_by_pnm(
     state_dtype: Any = None,
 ) -> Composed:
     """Positive-negative momentum as direction. Arguments as for ``pnm``; it can be jitted alone."""
-    one_of("convention", bias_correction, CONVENTIONS)  # either: the authors correct nothing
+    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: the authors correct nothing
     refuse("pnm", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     part = positive_negative(b1, b0, dtype=storage_dtype("state_dtype", state_dtype))
     return compose(estimate_moments(part, no_moment()), precondition(None))

@@ -125,7 +125,9 @@ def register(
             _check_keywords(factory.__name__, kwargs, known)
             check_switches(kwargs)
             _check_carried(factory.__name__, signature, args, kwargs)
-            return factory(*args, **kwargs)
+            made = factory(*args, **kwargs)  # which may say better why it refuses something
+            _check_refused(factory.__name__, refuses, kwargs)
+            return made
 
         public.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
         public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
@@ -192,6 +194,16 @@ def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:
         near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, allowed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(allowed)}."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
+
+
+def _check_refused(name: str, refuses: tuple[str, ...], kwargs: dict[str, Any]) -> None:
+    """What has no meaning for an optimizer must keep its default."""
+    for option in refuses:
+        if option in kwargs and kwargs[option] != COMMON[option]:
+            raise ValueError(
+                f"{name}() has nothing that {option}={kwargs[option]!r} could act on: leave "
+                f"{option} out."
+            )
 
 
 def _check_carried(

@@ -34,7 +34,7 @@ def scale_by_sgdw(
 ) -> Composed:
     """The momentum buffer as direction: gradient in, direction out. Arguments as for ``sgdw``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
-    one_of("convention", bias_correction, CONVENTIONS)  # either: there is nothing to correct
+    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: there is nothing to correct
     refuse("sgdw", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
     if momentum is None:
         if nesterov or dampening is not None:
