@@ -11,13 +11,14 @@ TEST_ARGS ?=
 STEPS ?=
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help demo test check fix constraints clean
+.PHONY: help demo test check fix pages constraints clean
 
 help:
 	@echo "make demo         run the comparisons and write a report to open in a browser (DEMO_ARGS=--quick is shorter)"
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
 	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"
+	@echo "make pages        write anew what is made from the registry: README's table, docs/optimizers, its pictures"
 	@echo "make constraints  bring constraints.txt up to date with pyproject.toml (needs uv)"
 	@echo "make clean        remove the environment and what was built"
 
@@ -32,6 +33,11 @@ check: $(VENV)/.check
 
 fix: $(VENV)/.check
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+pages: $(VENV)/.check
+	$(BIN)/python tools/readme_table.py
+	$(BIN)/python tools/optimizer_pictures.py
+	$(BIN)/python tools/optimizer_pages.py
 
 constraints:
 	uv export --upgrade --all-extras --format requirements-txt --no-emit-project --no-hashes \

@@ -47,11 +47,11 @@ def loss_of(params, batch):
 # The range test runs one short training over growing learning rates.
 
 # %%
-finder = aj.adam(aj.one_cycle(1.0, 100).max_learning_rate)
+finder = aj.adam(1.0)
 
 
 @jax.jit
-def probe(state, learning_rate, batch):
+def range_test_step(state, learning_rate, batch):
     """One step at a given learning rate."""
     params, opt_state = state
     loss, gradients = jax.value_and_grad(loss_of)(params, batch)
@@ -62,7 +62,7 @@ def probe(state, learning_rate, batch):
 
 params = init(jax.random.key(0))
 batches = [(train[0][i : i + 100], train[1][i : i + 100]) for i in range(0, 1500, 100)]
-found = aj.lr_range_test(probe, (params, finder.init(params)), batches, start=1e-5)
+found = aj.lr_range_test(range_test_step, (params, finder.init(params)), batches, start=1e-5)
 found.plot()
 print({name: f"{rate:.2g}" for name, rate in found.suggestions.items()})
 

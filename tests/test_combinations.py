@@ -170,7 +170,7 @@ def test_friction_does_not_see_who_owns_the_gradient() -> None:
 
 
 def test_acprop_after_a_silence_is_not_bounded_by_the_learning_rate() -> None:
-    """The card's explosion: -0.316 with eps = 1e-8 and lr = 1e-3, where Adam moves by 1e-3."""
+    """The explosion: -0.316 with eps = 1e-8 and lr = 1e-3, where Adam moves by 1e-3."""
     gradients = jnp.array([[0.0], [0.0], [0.0], [1.0]])
     got, _ = run(aj.acprop(1e-3), jnp.zeros(1), gradients)
     seen = float(got[0])

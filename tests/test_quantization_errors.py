@@ -15,7 +15,7 @@ from tools import quantization_errors as tool
 ROWS = 256
 """A quarter of a million values: enough for all but the largest of a whole array."""
 
-CARD = {
+NOTED = {
     ("dynamic", 256): {"normal": 0.0107, "scaled": 0.0135, "second": 0.043, "step": 0.0095},
     ("dynamic", 2048): {"normal": 0.0121, "scaled": 0.0157, "second": 0.047},
     ("dynamic", None): {"normal": 0.0150, "scaled": 0.0190, "second": 0.054},
@@ -47,7 +47,7 @@ def errors(form, arrays) -> dict[str, float]:
 def test_errors_are_those_of_the_tables(levels, size, arrays) -> None:
     form = eight_bit(size, order="flat", floor=False) if levels == "dynamic" else tool.linear(size)
     got = errors(form, arrays)
-    for key, want in CARD[levels, size].items():
+    for key, want in NOTED[levels, size].items():
         assert got[key] == pytest.approx(want, rel=TOLERANCE), key
     if levels == "linear":  # zero roots under first moments that are not
         assert got["step"] > 1e5
@@ -57,7 +57,7 @@ def test_the_page_has_the_figures_of_a_million_values() -> None:
     assert tool.main(["--check"]) == 0
     stored = {row["state"]: row for row in csv.DictReader(tool.CSV.read_text().splitlines())}
     assert list(stored) == list(tool.formats())
-    for (levels, size), figures in CARD.items():
+    for (levels, size), figures in NOTED.items():
         blocks = "whole array" if size is None else f"blocks of {size}"
         kind = "dynamic without floor" if levels == "dynamic" else "linear"
         row = stored[f"8-bit {kind}, {blocks}"]

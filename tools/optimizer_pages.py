@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import pathlib
+import re
 import sys
 
 import adamw_jax as aj
@@ -27,8 +28,10 @@ def _summary(name: str) -> str:
 
 def _page(name: str) -> str:
     row = aj.info(name)
+    said = _sections(row)
     link = f", [{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
     lines = [f"# {row.title}", "", _summary(name), "", "```text", row.equation, "```", ""]
+    lines += [*said["About"], *([""] if said["About"] else [])]
     lines += [
         f"- State: {row.state}, float32 at least.",
         f"- Reference: {row.citation}{link}.",
@@ -45,9 +48,56 @@ def _page(name: str) -> str:
         )
     recipe = row.factory(0.1, **row.example)
     lines += ["", "## Recipe", "", *(f"1. `{spec.name}`: {spec.kinds}" for spec in recipe.specs)]
-    lines += ["", *_picture(row)]
-    lines += ["## Arguments", "", "```text", inspect.getdoc(row.factory) or "", "```", ""]
+    lines += ["", *_picture(row), "## Defaults", "", *_defaults(row), ""]
+    for title, key in (("Arguments", "Args"), ("Returns", "Returns"), ("Errors", "Raises")):
+        if said[key]:
+            lines += [f"## {title}", "", *said[key], ""]
     return "\n".join(lines)
+
+
+def _defaults(row: aj.OptimizerInfo) -> list[str]:
+    """The arguments in their order, shared ones included, each with its default."""
+    lines = ["| argument | default |", "|---|---|"]
+    for parameter in inspect.signature(row.factory).parameters.values():
+        if parameter.name in row.refuses:
+            continue
+        default = parameter.default
+        shown = "none, must be given" if default is parameter.empty else f"`{_shown(default)}`"
+        lines.append(f"| `{parameter.name}` | {shown} |")
+    if row.refuses:
+        names = ", ".join(f"`{name}`" for name in row.refuses)
+        lines += ["", f"Has no meaning here, and is refused: {names}."]
+    return lines
+
+
+def _shown(default: object) -> str:
+    return re.sub(r'^\'([^\'"]*)\'$', r'"\1"', repr(default))
+
+
+def _sections(row: aj.OptimizerInfo) -> dict[str, list[str]]:
+    """What the docstring says besides summary, equation and what else the page has, as Markdown."""
+    found: dict[str, list[str]] = {"About": [], "Args": [], "Returns": [], "Raises": []}
+    _, _, rest = (inspect.getdoc(row.factory) or "").partition(row.equation)
+    for paragraph in rest.strip("\n").split("\n\n"):
+        first, _, body = paragraph.partition("\n")
+        key = first.removesuffix(":")
+        if first.endswith(":") and key in found:
+            listed = key in ("Args", "Raises")
+            found[key] = _items(body) if listed else [_joined(body)]
+        elif not first.startswith(("Differs: ", "Reference: ")):
+            found["About"] += [*([""] if found["About"] else []), _joined(paragraph)]
+    return found
+
+
+def _items(body: str) -> list[str]:
+    """The entries ``name: text`` of a section as a list, a line each."""
+    entries = re.split(r"\n(?=  \S)", body)
+    parts = (_joined(entry).partition(": ") for entry in entries)
+    return [f"- `{name}`: {text}" for name, _, text in parts]
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`")
 
 
 def _picture(row: aj.OptimizerInfo) -> list[str]:

@@ -18,11 +18,22 @@ def table() -> str:
         row = aj.info(name)
         step = row.equation.replace("theta", "θ").replace("<-", "←").replace("  ", " ")
         step = f"`{step}`".replace("|", "\\|")
-        paper = row.citation.split(",")[0]
+        paper = authors(row.citation)
         link = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
         values = row.state
         rows.append(f"| `{name}` | {step} | {values} | {paper} {link} |")
     return "\n".join(rows)
+
+
+def authors(citation: str) -> str:
+    """The authors of a citation as a table names them: from three on, the first "et al."."""
+    first, *others = citation.split(", ")
+    for other in others:
+        if " & " in other:
+            return f"{first} et al."
+        if " " in other:  # the title
+            break
+    return first
 
 
 def main(arguments: list[str]) -> int:

@@ -88,7 +88,7 @@ def test_float32_is_the_transformation_itself() -> None:
 
 @pytest.mark.parametrize("name", aj.list_optimizers())
 def test_every_optimizer_takes_storage(name: str) -> None:
-    """As many arrays are encoded as the card counts, averages of parameters excepted."""
+    """As many arrays are encoded as the full state counts, averages of parameters excepted."""
     row = aj.info(name)
     if "storage" in row.refuses:
         with pytest.raises(ValueError, match="storage"):

@@ -29,7 +29,7 @@ from tests.catalogue import PLAIN, Entry, assert_close, assert_equal, rows, run
 
 table = pytest.mark.parametrize("entry", rows(PLAIN))
 
-# Properties of the cards.
+# Properties of the formulas.
 
 finite = st.floats(2.0**-7, 128.0, width=32)
 vectors = st.lists(st.tuples(finite, st.sampled_from([-1.0, 1.0])), min_size=24, max_size=24).map(
