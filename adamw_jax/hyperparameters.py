@@ -121,11 +121,16 @@ def declare(**values: ScalarOrSchedule) -> dict[str, Hyperparameter]:
 
 def domain_of(name: str) -> Domain:
     """The domain of a hyperparameter by its name in the live record, ``stage.name`` or path."""
-    return DOMAINS[re.split(r"[./]", name)[-1]]
+    return DOMAINS.get(re.split(r"[./]", name)[-1], REAL)
 
 
 def check(name: str, value: ScalarOrSchedule) -> Hyperparameter:
     """A hyperparameter whose value lies in its domain as far as that can be known now."""
+    if name not in DOMAINS:
+        raise ValueError(
+            f"{name!r} is no hyperparameter of this library, whose range is known: make "
+            f"Hyperparameter({name!r}, value, domain) instead."
+        )
     domain = DOMAINS[name]
     if callable(value):
         return Hyperparameter(name, value, domain)

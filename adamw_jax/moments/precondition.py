@@ -69,12 +69,19 @@ def precondition(
         # What bias correction still owes, division by c1 and c2, costs scalars only:
         # m/c1 / ((v/c2 + eps_root)^p + eps) = m (c2^p / c1) / ((v + c2 eps_root)^p + c2^p eps).
         added = None if eps is None else step["eps"]
+
+        def rooted(scalar: jax.Array) -> jax.Array:
+            """Of a bias correction, what it is of the denominator."""
+            if not magnitude:
+                return numerics.root(scalar, power)
+            return scalar if power == 0.5 else numerics.root(scalar, 2 * power)
+
         if added is not None and eps_hat and second.divisor is not None:
-            added = added / numerics.root(second.divisor, power)
+            added = added / rooted(second.divisor)
         under = step["eps_root"] if eps_root is not None and not magnitude else None
         factor = None
         if second.due is not None:
-            factor = numerics.root(second.due, power)
+            factor = rooted(second.due)
             added = None if added is None else added * factor
             under = None if under is None else under * second.due
         if top.due is not None:

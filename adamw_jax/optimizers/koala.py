@@ -23,8 +23,7 @@ from adamw_jax.decay import FORMS
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.kalman import loss_filter, momentum_filter
 from adamw_jax.masks import Mask
-from adamw_jax.moments.correction import CONVENTIONS
-from adamw_jax.optimizers.common import Common, finish, refuse, unpack
+from adamw_jax.optimizers.common import Common, finish, moving_rules, refuse, unpack
 from adamw_jax.optimizers.registry import register
 from adamw_jax.rules import ParameterRules
 
@@ -147,7 +146,7 @@ def koala_v(
         decay_in_direction=decay_in_direction,
         stacked=stacked,
         per_leaf=per_leaf,
-        rules=rules if rules is None else rules.without_frozen(),
+        rules=moving_rules(rules),
     )
     return finish(direction, learning_rate, rules=rules)
 
@@ -224,7 +223,7 @@ def koala_m(
     given: Any = {"weight_decay": weight_decay, "mask": mask, **common}
     learning_rate, _, _, given = unpack(learning_rate, None, None, given)
     weight_decay, mask, rules, small = _own("koala_m", given, common)
-    moving = rules if rules is None else rules.without_frozen()
+    moving = moving_rules(rules)
     filtered = momentum_filter(
         learning_rate,
         sw=sw,
@@ -259,11 +258,10 @@ def _own(
     weight_decay, mask = rest.pop("weight_decay"), rest.pop("mask")
     rules = rest.pop("rules", None)
     small = {name: rest.pop(name, None) for name in ("state_dtype", "storage")}
-    if rules is not None and not isinstance(rules, ParameterRules):
-        raise TypeError(f"rules must come from parameter_rules({{...}}), got {rules!r}.")
-    form, convention = rest.pop("decay", FORMS[0]), rest.pop("bias_correction", CONVENTIONS[0])
+    moving_rules(rules)
+    form = rest.pop("decay", FORMS[0])
     one_of("decay", form, FORMS)
-    one_of("convention", convention, CONVENTIONS)  # either: there is no bias
+    rest.pop("bias_correction", None)
     rest.pop("base_learning_rate", None)
     refuse(
         name,
