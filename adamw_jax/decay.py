@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import masks, numerics
-from adamw_jax.checks import number
+from adamw_jax.checks import number, one_of
 from adamw_jax.gradients import check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
 from adamw_jax.moments.record import leafwise
 from adamw_jax.rules import ParameterRules, Rule
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
 
 Tree = Any
 
@@ -111,8 +111,7 @@ def decoupled_decay(
         ``update``) parameters are not given, or mask or rules do not fit them.
       TypeError: a value is neither number nor schedule, or ``base_learning_rate`` is a schedule.
     """
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {FORMS}, got {form!r}.")
+    one_of("form", form, FORMS)
     declared = declare(weight_decay=weight_decay)
     if form in ("schedule", "proximal"):
         if learning_rate is None:
@@ -131,7 +130,7 @@ def decoupled_decay(
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = coefficient(step)
-        still = step.signals.get("stand_still")
+        still = step.signals.get(STAND_STILL)
         if still is not None:  # a rectified recipe that skips a step does not decay in it
             rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
 

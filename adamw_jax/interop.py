@@ -79,6 +79,9 @@ def from_optax(
         the one of ``tx``, which must be a number then.
       b2: the same for the second moment.
 
+    Returns:
+      A state of ``tx``.
+
     Raises:
       TypeError: ``tx`` is no recipe of this library.
       ValueError: there is no state of that family in ``saved``, or there are several; its
@@ -129,6 +132,9 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
       tx: the optax optimizer to go on with: ``adam``, ``adamw``, ``adamax``, ``amsgrad``,
         ``radam``, ``adabelief`` or ``sgd`` with momentum.
       params: current parameters.
+
+    Returns:
+      A state of ``tx``.
 
     Raises:
       ValueError: there is no recipe in ``state``, or several, or it holds something that ``tx`` has

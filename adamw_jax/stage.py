@@ -36,6 +36,10 @@ class Kind(enum.Enum):
     UPDATE = "update"
 
 
+STAND_STILL = "stand_still"
+"""A signal: where true, this step moves nothing, and so decays nothing."""
+
+
 @dataclasses.dataclass
 class Step:
     """What a stage may know of the current step.
@@ -45,7 +49,7 @@ class Step:
       values: the stage's hyperparameters at this step, by the stage's own names.
       params: the parameters before the step, or None.
       extra: the extra arguments of ``update``.
-      signals: facts that one stage tells later ones of the same step (``stand_still``).
+      signals: facts that one stage tells later ones of the same step (``STAND_STILL``).
     """
 
     count: jax.Array

@@ -36,6 +36,8 @@ from adamw_jax import (
     summary,
 )
 from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import declare
+from adamw_jax.moments.parts import average
 from adamw_jax.stage import Kind, Stage, stage_of
 from tests.catalogue import (
     PLAIN,
@@ -409,3 +411,23 @@ def test_summary() -> None:
     assert lines[-1].startswith("sum over 4,294,967,296 parameters")
     assert lines[-1].endswith("10.00")
     assert "sum over 3 parameters" in summary(optax.sgd(0.1), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("eps_hat", [False, True])
+def test_a_magnitude_of_one_s_own_is_corrected_as_one(eps_hat: bool) -> None:
+    """A mean of |g|, on its own scale: its first reading is |g| itself, and the step 1 long."""
+    part = average(
+        "mean_of_magnitudes",
+        "b2",
+        declare(b2=0.99),
+        lambda gradient, first: jax.tree.map(jnp.abs, gradient),
+        real=True,
+    )._replace(magnitude=True)
+    tx = compose(
+        estimate_moments(no_moment(), part), correct_bias(), precondition(1e-6, eps_hat=eps_hat)
+    )
+    gradient = jnp.array([0.3, -0.1])
+    direction, _ = tx.update(gradient, tx.init(gradient), gradient)
+    added = 1e-6 / 0.01 if eps_hat else 1e-6
+    expected = gradient / (jnp.abs(gradient) + added)
+    np.testing.assert_allclose(direction, expected, rtol=1e-5)

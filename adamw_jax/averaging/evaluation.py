@@ -32,6 +32,9 @@ def eval_params(state: Any, params: Tree) -> Tree:
       params: the current parameters, which give structure and dtypes; leaves without an average
         (masked ones) are taken from here.
 
+    Returns:
+      A tree like ``params``, ``params`` itself where the state holds no average.
+
     Raises:
       ValueError: the state holds more than one set of averaged weights for a parameter, or the
         average of one that ``params`` does not have.

@@ -27,7 +27,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.averaging.evaluation import beside
 from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
-from adamw_jax.checks import whole_number
+from adamw_jax.checks import one_of, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
 
@@ -101,8 +101,7 @@ def lookahead(
       ValueError: an argument is out of range, or ``inner_state`` without ``inner``.
     """
     sync_period = whole_number("sync_period", sync_period)
-    if inner_state not in INNER_STATES:
-        raise ValueError(f"inner_state must be one of {INNER_STATES}, got {inner_state!r}.")
+    one_of("inner_state", inner_state, INNER_STATES)
     declared = declare(slow_step_size=slow_step_size)
     if inner is not None:
         return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)

@@ -25,6 +25,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.checks import switch
+from adamw_jax.decay import decay_factors
 from adamw_jax.hyperparameters import (
     Hyperparameter,
     ScalarOrSchedule,
@@ -156,12 +157,7 @@ def decay_shares(
     """What multiplies the decay coefficient in every leaf, or None where nothing decays."""
     if "weight_decay" not in step.values:
         return None
-    chosen = masks.resolve(mask, params, "mask")
-    if rules is None:
-        return jax.tree.map(float, chosen)
-    return jax.tree.map(
-        lambda use, rule: float(use) * rule.weight_decay, chosen, rules.for_tree(params)
-    )
+    return decay_factors(mask, rules, params)
 
 
 def gains(

@@ -162,7 +162,7 @@ def momentum_filter(
         measurement = measured("koala_m", step.extra, step["target"])
         before = jax.tree.map(lax.sub, params, velocity)
         if squared_drift:
-            share = lax.select(step.count == 0, _scalar(1.0), _scalar(SHARE))
+            share = lax.select(step.count == 0, numerics.scalar(1.0), numerics.scalar(SHARE))
             average = jax.tree.map(functools.partial(_towards, share), average, before)
             drift = _square_distance(average, before) / _number(params)
         else:
@@ -197,7 +197,7 @@ def momentum_filter(
         if not squared_drift:
 
             def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-                return lax.select(heard, _towards(_scalar(SHARE), e, lax.sub(p, b)), e)
+                return lax.select(heard, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e)
 
             average = jax.tree.map(averaged, found.heard, average, params, back)
         # The average reads the parameters, which the update overwrites.
@@ -225,10 +225,6 @@ def momentum_filter(
         needs_params=True,
         slopes=Slopes(slopes, needs_loss=True),
     )
-
-
-def _scalar(x: float) -> jax.Array:
-    return jnp.asarray(x, numerics.default_float())
 
 
 def _towards(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.checks import one_of
 from adamw_jax.moments.record import Moments, Reading
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -43,8 +44,7 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
     Raises:
       ValueError: ``convention`` is unknown.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}.")
+    one_of("convention", convention, CONVENTIONS)
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         del step

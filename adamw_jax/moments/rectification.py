@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.checks import one_of
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.record import Moments
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
 
 FALLBACKS = ("skip", "momentum")
 
@@ -46,8 +47,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         moment is no moving average.
       TypeError: ``threshold`` is neither number nor schedule.
     """
-    if below not in FALLBACKS:
-        raise ValueError(f"below must be one of {FALLBACKS}, got {below!r}.")
+    one_of("below", below, FALLBACKS)
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         second = record.second
@@ -60,7 +60,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         limit = 2.0 / (1.0 - second.rate) - 1.0
         adaptive = length >= step["threshold"]
         if below == "skip":
-            step.signals["stand_still"] = jnp.logical_not(adaptive)
+            step.signals[STAND_STILL] = jnp.logical_not(adaptive)
         return record.scaled(rectifier(length, limit)).only_where(adaptive, below), state
 
     return stage(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
@@ -47,8 +48,7 @@ def scale_by_amsgrad(
 ) -> Composed:
     """AMSGrad's direction: gradient in, direction out. Arguments as for ``amsgrad``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
-    if maximum not in MAXIMA:
-        raise ValueError(f"maximum must be one of {MAXIMA}, got {maximum!r}.")
+    one_of("maximum", maximum, MAXIMA)
     if not amsgrad:
         raise ValueError("amsgrad=False makes it Adam: use adam(...).")
     largest = amsgrad_max(dtype=state_dtype)

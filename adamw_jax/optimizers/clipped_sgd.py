@@ -28,10 +28,29 @@ _REFUSES = ("amsgrad", "rectify", "eps_hat", "bias_correction")
 
 
 def scale_by_normalized_sgd(
-    momentum: ScalarOrSchedule | None = None, *, per_leaf: bool = False, **options: Any
+    momentum: ScalarOrSchedule | None = None,
+    *,
+    nesterov: bool = False,
+    dampening: ScalarOrSchedule | None = None,
+    per_leaf: bool = False,
+    state_dtype: Any = None,
+    amsgrad: bool = False,
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
 ) -> Composed:
     """The momentum buffer, 1 long over all parameters. Arguments as for ``normalized_sgd``."""
-    return compose(scale_by_sgdw(momentum, **options), normalize(per_leaf=per_leaf))
+    buffer = scale_by_sgdw(
+        momentum,
+        nesterov=nesterov,
+        dampening=dampening,
+        state_dtype=state_dtype,
+        amsgrad=amsgrad,
+        rectify=rectify,
+        eps_hat=eps_hat,
+        bias_correction=bias_correction,
+    )
+    return compose(buffer, normalize(per_leaf=per_leaf))
 
 
 @register(

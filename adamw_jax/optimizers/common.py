@@ -143,8 +143,7 @@ def finish(
     With ``schedule_inside`` the learning rate multiplies the gradient instead of the direction.
     ``step`` is the stage that turns direction into update, if it is not ``scale_by_learning_rate``.
     """
-    if decay not in FORMS:
-        raise ValueError(f"decay must be one of {FORMS}, got {decay!r}.")
+    one_of("decay", decay, FORMS)
     if mask is not None and weight_decay is None and l2 is None:
         raise ValueError(
             "mask says which leaves decay, but neither weight_decay nor l2 is given: give one of "

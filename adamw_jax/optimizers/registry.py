@@ -142,12 +142,25 @@ def register(
 
 
 def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
-    """Names of the optimizers that fit a shell-style pattern, sorted."""
+    """Names of the optimizers that fit a pattern, sorted.
+
+    Args:
+      pattern: in the style of a shell, ``"adam*"``.
+
+    Returns:
+      Names for ``info`` and ``create``; none if nothing fits.
+    """
     return tuple(sorted(name for name in _REGISTRY if fnmatch.fnmatchcase(name, pattern)))
 
 
 def info(name: str) -> OptimizerInfo:
     """The registry's row for an optimizer.
+
+    Args:
+      name: one of ``list_optimizers()``.
+
+    Returns:
+      What the library knows of it, the function itself among it.
 
     Raises:
       ValueError: there is none of that name.
@@ -170,6 +183,10 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
 
     Returns:
       A ``Composed`` recipe; with ``inner_state``, ``lookahead(...)`` around one.
+
+    Raises:
+      ValueError: there is no optimizer of that name, or as the optimizer says.
+      TypeError: it has no such argument.
 
     >>> import jax.numpy as jnp
     >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
