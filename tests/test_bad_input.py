@@ -132,6 +132,8 @@ def test_unknown_keywords_get_a_hint(entry: Entry) -> None:
         "betas": "b1",
         "wd": "weight_decay",
         "weight_decay_mask": "mask",
+        "momentum": "b1",
+        "dtype_momentum": "mu_dtype",
         "weigth_decay": "weight_decay",
         "state_dtypes": "state_dtype",
     }.items():

@@ -59,8 +59,12 @@ RENAMED = {
     "beta2": "b2",
     "wd": "weight_decay",
     "weight_decay_mask": "mask",
+    "weight_decay_rate": "weight_decay",
+    "momentum": "b1",
+    "dtype_momentum": "mu_dtype",
+    "eps_root": "",
 }
-"""Names of the same thing elsewhere, for the hint in the error."""
+"""Names of the same thing elsewhere, for the hint in the error; empty for a thing of its own."""
 
 COMMON_DOC: dict[str, str] = {
     "weight_decay": """\

@@ -209,6 +209,7 @@ def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:
         if key in allowed:
             continue
         near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, allowed, n=1)
+        near = [word for word in near if word in allowed]
         hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(allowed)}."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
 
