@@ -4,7 +4,7 @@
 
 Dettmers et al., ICLR 2022, arXiv 2110.02861 (8 bits, blocks of 256 since bitsandbytes 0.44); Li et
 al., NeurIPS 2023, arXiv 2309.01507 (4 bits, blocks of 128). A block of zeros has scale 0 and stays
-exactly 0, as does every 0 in a map that has one. NaN and infinities are stored as 0 and leave
+exactly 0, as does every 0 in a map that has one. NaN and infinities are taken for 0 and leave
 their block alone. Ties go to the lower code.
 
 >>> import jax.numpy as jnp

@@ -76,7 +76,8 @@ def quantize_state(
       exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
         models, whose embeddings see rare and large gradients.
       rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
-        between the levels of a map and keeps a key in the state.
+        between the levels of a map and keeps a key in the state. Not so where roots are stored,
+        whose mean is exact in their place, and where the floor keeps a value from 0.
       seed: of the stochastic rounding.
       in_order: whether a step goes one array after the other, which bounds its scratch by the
         largest array; None for yes where there is a single device, since the order is a word
