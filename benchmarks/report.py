@@ -27,6 +27,7 @@ STEP_COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("small", "small_kernels", 1, "d"),
     ("copies", "copies", 1, "d"),
     ("B/param moved", "bytes_per_param", 1, ".2f"),
+    ("GB/s", "bandwidth", 1e-9, ".1f"),
     ("B/param scratch", "scratch_per_param", 1, ".2f"),
     ("B/param state", "state_per_param", 1, ".2f"),
     ("trace+compile s", "total_s", 1, ".2f"),
@@ -62,8 +63,17 @@ def _cell(row: Row, key: str, factor: float, form: str) -> str:
     return format(value if form == "d" else value * factor, form)
 
 
+def bandwidth(row: Row) -> float | None:
+    """Bytes a second, by XLA's count of what a step moves; None without that count or a time."""
+    moved, params, seconds = (row.get(key) for key in ("bytes_per_param", "params", "median_s"))
+    if moved is None or params is None or not seconds:
+        return None
+    return moved * params / seconds
+
+
 def table(rows: list[Row], compile_only: bool = False) -> list[list[str]]:
     """Headings and cells; a column that stays empty is left out."""
+    rows = [{**row, "bandwidth": bandwidth(row)} for row in rows]
     columns = COMPILE_COLUMNS if compile_only else STEP_COLUMNS
     cells = [[column[0] for column in columns]]
     cells += [[_cell(row, *column[1:]) for column in columns] for row in rows]

@@ -192,7 +192,8 @@ median of the ratios within a round. It is also the least disturbed: the machine
 noisy, so times differ from run to run and from section to section by more than the ratios do, and
 a difference smaller than that of `again` says nothing. Kernels, copies and bytes are what XLA
 says of the compiled step; scratch is memory beyond arguments and results; "trace+compile" in the
-step tables was taken once, so compare compilation in its own section.
+step tables was taken once, so compare compilation in its own section. GB/s are the bytes that XLA
+counts as moved over the median time: not what the memory bus saw, where caches hold a part.
 """
 
 

@@ -336,6 +336,16 @@ def test_tables_leave_out_empty_columns_and_keep_figures():
     assert math.isclose(float(report.text(cells).splitlines()[1].split()[1]), 1.5)
 
 
+def test_bandwidth_is_bytes_moved_over_the_median_time():
+    """From stored fields, so that rows taken before the column was have it, too."""
+    row = {"contender": "a", "params": 1_000_000, "bytes_per_param": 40.0, "median_s": 0.002}
+    unknown = {"contender": "torch", "params": 1_000_000, "median_s": 0.002}
+    cells = report.table([row, unknown])
+    at = cells[0].index("GB/s")
+    assert [line[at] for line in cells[1:]] == ["20.0", ""]
+    assert "bandwidth" not in row
+
+
 def test_the_page_has_each_section_with_its_bounds(tmp_path):
     rows = [
         {"contender": "optax:adamw", "ratio_paired": 1.0, "median_s": 0.01, "note": ""},

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import adamw_jax as aj
+from adamw_jax.storage import choose, eight_bit
 from benchmarks import hlo
 from tests.catalogue import FACTORED
 from tests.hand_written import FORMULAS, state_of, step_of
@@ -64,10 +65,13 @@ def test_cpu_step_equals_its_twin(name: str) -> None:
     assert _compare(name) <= SCALARS
 
 
-@pytest.mark.skipif(
+for_tpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU compiler, is not installed (there are wheels for Linux on x86-64 only)",
 )
+
+
+@for_tpu
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if i else ()) for i, n in enumerate(NAMES)]
 )
@@ -76,6 +80,29 @@ def test_tpu_step_equals_its_twin(name: str) -> None:
     more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (512, 1024))
     assert more_when_larger <= more  # scalars only: it does not grow with the arrays
     assert more <= 200 * 4 * TILE  # 200 scalars, of which radam has the most
+
+
+@for_tpu
+def test_a_tpu_lays_out_codes_of_whole_rows_without_copies() -> None:
+    """Blocks of 256 are an axis of their own, for which it copies every array, several times.
+
+    All at once: in order, XLA copies donated codes of all leaves but the first, in their layout.
+    """
+    size = 1024 * 512
+    params = {f"layer{i}": jax.ShapeDtypeStruct((1024, 512), jnp.float32) for i in range(2)}
+    found = {}
+    for block_size in (None, 256):
+        tx = aj.adamw(1e-3, storage=choose(eight_bit(block_size), in_order=False))
+
+        def step(params, state, gradients, update=tx.update):
+            updates, state = update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.eval_shape(tx.init, params)
+        compiled = hlo.compile_step(step, params, state, params, device=hlo.tpu_device())
+        found[block_size] = hlo.census(compiled.as_text(), array_sized=size)
+    assert found[None].copies == found[None].others == 0
+    assert found[256].copies >= 2 * len(params)
 
 
 @pytest.mark.parametrize("name", NAMES)

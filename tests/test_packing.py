@@ -254,6 +254,21 @@ REFUSED = {
         optax.masked(optax.trace(0.9), lambda t: jax.tree.map(lambda p: p.ndim > 1, t)),
         "treated differently",
     ),
+    "labels": (
+        optax.partition(
+            {"x": optax.adam(0.05), "y": optax.sgd(0.05)},
+            {"dense": {"bias": "x", "kernel": "y"}, "scale": "x"},
+        ),
+        r"'dense/bias' and 'dense/kernel' are treated diff.*parts of optax\.partition",
+    ),
+    "loss value": (
+        optax.contrib.momo(),
+        r"does not update 'dense/bias'.* alone \(TypeError: .*'value'\)",
+    ),
+    "objective": (
+        optax.contrib.sophia(0.05),
+        r"does not update 'dense/bias'.* alone \(ValueError: obj_fn must be provided.*\)",
+    ),
     "encoded": (aj.adamw(0.05, storage="8bit"), "stores its arrays small.*quantize_state"),
     "encoded inside": (
         aj.quantize_state(optax.adam(0.05), min_size=1),
@@ -271,6 +286,18 @@ def test_refusals_name_the_leaf_and_a_remedy(name: str) -> None:
         pytest.raises(ValueError, match=f"{message}(.|\n)*pack_small_leaves"),
     ):
         pack_small_leaves(tx).init(sample_params())
+
+
+def test_the_parts_of_a_partition_are_packed() -> None:
+    """The remedy where labels tell small leaves apart."""
+    parts = {"x": optax.adam(0.05), "y": optax.sgd(0.05, momentum=0.9)}
+    labels = {"dense": {"bias": "x", "kernel": "y"}, "scale": "x"}
+    packed = {name: pack_small_leaves(part) for name, part in parts.items()}
+    with jax.numpy_dtype_promotion("standard"):
+        got, state = run(optax.partition(packed, labels), sample_params(), sample_gradients())
+        expected, plain = run(optax.partition(parts, labels), sample_params(), sample_gradients())
+    assert_close(got, expected)
+    assert buffers(state) < buffers(plain)
 
 
 def test_a_mask_that_tells_only_the_buffer_apart_is_refused() -> None:

@@ -37,9 +37,15 @@ def check_whole(tx: optax.GradientTransformation, packer: Packer, params: Tree) 
     """Raises where a transformation treats leaves that share a buffer in different ways."""
     if not _packed_leaves(packer, params):
         return
-    plain, packed = _programs(tx, params, packer.pack(params))
     leaves, names = jax.tree.leaves(params), numerics.leaf_names(params)
     runs = packer.runs(leaves)
+    try:
+        plain, packed = _programs(tx, params, packer.pack(params))
+    except ValueError:  # of a tree of labels, whose own reason would name no leaf
+        [plain] = _programs(tx, params)
+        for run in runs:
+            _check_alike({names[i]: plain[i] for i in run.leaves})
+        raise
     gone = {i for run in runs for i in run.leaves[1:]}
     holders = [i for i in range(len(leaves)) if i not in gone]
     of_holder = dict(zip(holders, packed, strict=True))
@@ -54,7 +60,8 @@ def _programs(tx: optax.GradientTransformation, *trees: Tree) -> list[Any]:
     except ValueError as error:
         raise ValueError(
             f"pack_small_leaves cannot pack this: {error}. Pack the element-wise part alone, as in "
-            "optax.chain(optax.clip_by_global_norm(1.0), pack_small_leaves(optax.adam(1e-3)))."
+            "optax.chain(optax.clip_by_global_norm(1.0), pack_small_leaves(optax.adam(1e-3))), or "
+            "leave packing out."
         ) from error
 
 
@@ -80,6 +87,7 @@ def _check_alike(found: dict[str, Any]) -> None:
                 f"{first!r} and {name!r} are treated differently (a mask, a rule or labels by "
                 "name or shape), so they cannot share a buffer. Pack only what treats them alike, "
                 "optax.chain(pack_small_leaves(optax.scale_by_adam()), "
-                "optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(1e-3)), or "
-                "use an optimizer of adamw_jax, whose masks stay outside."
+                "optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(1e-3)), or the "
+                "parts of optax.partition, each in a pack_small_leaves of its own, or use an "
+                "optimizer of adamw_jax, whose masks stay outside."
             )

@@ -73,7 +73,8 @@ def programs(tx: optax.GradientTransformation, *trees: Tree) -> list[list[Progra
       *trees: parameters, as arrays or ``ShapeDtypeStruct``s; ``tx`` is traced once for each.
 
     Raises:
-      ValueError: an update is not element-wise, or the state of a leaf has another shape.
+      ValueError: an update is not element-wise, needs more than gradients and parameters, or the
+        state of a leaf has another shape.
     """
     numbers: dict[Hashable, int] = {}
     return [_programs(tx, tree, numbers) for tree in trees]
@@ -83,8 +84,16 @@ def _programs(
     tx: optax.GradientTransformation, params: Tree, numbers: dict[Hashable, int]
 ) -> list[Program]:
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    state = jax.eval_shape(tx.init, params)
-    traced, (_, new_state) = jax.make_jaxpr(tx.update, return_shape=True)(params, state, params)
+    try:
+        state = jax.eval_shape(tx.init, params)
+        traced, (_, new_state) = jax.make_jaxpr(tx.update, return_shape=True)(params, state, params)
+    except Exception as error:
+        names = ", ".join(map(repr, numerics.leaf_names(params)))
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"it does not update {names} from gradients and parameters alone "
+            f"({type(error).__name__}: {reason})"
+        ) from error
     trace = _Trace(params, numbers)
     results = trace.run(
         traced.jaxpr,

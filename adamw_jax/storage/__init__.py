@@ -11,7 +11,7 @@ from adamw_jax.storage.choice import (
     float32,
     four_bit,
 )
-from adamw_jax.storage.encoded import Encoded, decode_state
+from adamw_jax.storage.encoded import Encoded, decode_state, is_encoded
 from adamw_jax.storage.quantize import quantize_state, update_encoded
 from adamw_jax.storage.stages import stored
 
@@ -27,6 +27,7 @@ __all__ = [
     "float32",
     "float8",
     "four_bit",
+    "is_encoded",
     "quantize_state",
     "stored",
     "update_encoded",

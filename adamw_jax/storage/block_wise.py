@@ -4,7 +4,7 @@
 
 Dettmers et al., ICLR 2022, arXiv 2110.02861 (8 bits, blocks of 256 since bitsandbytes 0.44); Li et
 al., NeurIPS 2023, arXiv 2309.01507 (4 bits, blocks of 128). A block of zeros has scale 0 and stays
-exactly 0, as does every 0 in a map that has one. NaN and infinities are stored as 0 and leave
+exactly 0, as does every 0 in a map that has one. NaN and infinities are taken for 0 and leave
 their block alone. Ties go to the lower code.
 
 >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ class BlockWise:
 
     def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
         """Codes of values with these scales, unpacked."""
-        value = lax.mul(lax.abs(x), jnp.broadcast_to(inverse(scale), x.shape))
+        value = share(lax.abs(x), scale)
         negative = lax.lt(x, lax.full_like(x, 0))
         if self.signed:  # for a negative value the lower code is that of the larger magnitude
             value = _next_above(value, negative)
@@ -92,6 +92,10 @@ class BlockWise:
         values = self.values(blocks, stored.scales[..., None])
         x = self.blocks.join(lax.mul(values, values) if self.root else values, shape)
         return lax.convert_element_type(x, stored.layout.dtype)
+
+    def pieces(self, axes: int) -> tuple[Blocks, int]:
+        """Blocks, and codes to a byte."""
+        return self.blocks, 8 // self.bits
 
     def shape(self, stored: Encoded) -> tuple[int, ...]:
         """Of the array that is stored: of rows here and now, be it mapped or one shard."""
@@ -145,8 +149,17 @@ def positive(x: jax.Array) -> jax.Array:
     return lax.max(x, lax.full_like(x, 0))
 
 
-def inverse(scale: jax.Array) -> jax.Array:
-    """``1 / scale``, and 0 where the scale is 0 or too small to have an inverse."""
+def share(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """``x / scale``, and 0 where the scale is 0 or too small to have an inverse.
+
+    A scale over 2^126 has an inverse that is no normal number and would be flushed to 0, so both
+    are divided by 4 from 2^125 on; a factor of 1 changes nothing below.
+    """
+    one = lax.full_like(scale, 1)
+    factor = lax.select(lax.gt(scale, lax.full_like(scale, 2.0**125)), one / 4, one)
+    scale = lax.mul(scale, factor)
     usable = lax.ge(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny))
-    safe = lax.select(usable, scale, lax.full_like(scale, 1))
-    return lax.select(usable, lax.reciprocal(safe), lax.full_like(scale, 0))
+    inverse = lax.reciprocal(lax.select(usable, scale, one))
+    inverse = lax.select(usable, inverse, lax.full_like(scale, 0))
+    factor, inverse = (jnp.broadcast_to(each, x.shape) for each in (factor, inverse))
+    return lax.mul(lax.mul(x, factor), inverse)

@@ -53,6 +53,16 @@ class Blocks:
         rows = blocks.reshape(*leading, blocks.shape[-2] * blocks.shape[-1])
         return rows[..., :length].reshape(shape)
 
+    def are_whole(self, shape: tuple[int, ...], shard: tuple[int, ...], step: int) -> bool:
+        """Whether pieces of ``shard`` of an array hold whole blocks, and whole runs of ``step``."""
+        if self.order == "flat":
+            cut = next(axis for axis, size in enumerate(shard) if size != shape[axis])
+            in_order = math.prod(shard[:cut]) == 1 and shard[cut + 1 :] == shape[cut + 1 :]
+            held, size = math.prod(shard), self._length(math.prod(shape))
+            return in_order and held % math.lcm(size if self.size else 1, step) == 0
+        held, row = shard[-1], shape[-1]  # a row that is one block may be cut: codes stay
+        return held == row or held % math.lcm(self._length(row) if self.size else 1, step) == 0
+
     def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape if self.order == "rows" and shape else (math.prod(shape),)
 

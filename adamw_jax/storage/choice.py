@@ -23,6 +23,7 @@ from adamw_jax.storage.encoded import Codec, Encoded
 from adamw_jax.storage.floats import SmallFloat
 from adamw_jax.storage.levels import dynamic, linear_without_zero
 from adamw_jax.storage.rank_one import RankOne
+from adamw_jax.storage.shards import check_shards
 
 Tree = Any
 
@@ -30,7 +31,8 @@ UNSIGNED = (
     *("second", "amsgrad_max"),
     *("nu", "nu_max", "sum_of_squares", "e_g", "e_x", "exp_avg_sq", "grad_sum_sq", "step_sizes"),
     *("sum_sq_diff_grads", "variance_grads_ema"),
-    *("ScaleByAdanState.n", "ScaleBySimplifiedAdEMAMixState.n"),
+    *("ScaleByAdanState.n", "ScaleBySimplifiedAdEMAMixState.n", "FactoredState.v"),
+    *("COCOBState.scale", "COCOBState.subgradients"),
 )
 """Fields of the states of this library and of optax that are never negative."""
 
@@ -43,8 +45,12 @@ AS_THEY_ARE = (
     *("ScheduleFreeState.z", "MadgradState.x0", "MechanicState.x0", "ProdigyState.params0"),
     *("DoGState.init_params", "DoWGState.init_params", "COCOBState.init_particles"),
     *("ScaleByLBFGSState.params", "SAMState.cache", "MultiStepsState.acc_grads"),
+    *("COCOBState.cumulative_gradients", "COCOBState.reward"),
+    *("ScaleByLBFGSState.updates", "ScaleByZoomLinesearchState.grad"),
+    *("ScaleByBacktrackingLinesearchState.grad",),
 )
-"""Fields that hold parameters, or to which small terms are added: codes would lose those."""
+"""Fields that hold parameters, to which small terms are added, or of which a difference is taken:
+codes would lose those. A line search's gradient is read from the state by optax itself."""
 
 MIN_SIZE = 4096
 """Smaller arrays stay as they are (bitsandbytes, torchao)."""
@@ -149,6 +155,7 @@ class Choice:
     Attributes:
       formats: one for all, or pairs of a field of the state and its own.
       unsigned: fields whose arrays are never negative.
+      signed: fields that may be negative, even if ``unsigned`` has their names.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
       in_order: whether a step goes one array after the other; None for yes on a single device.
@@ -156,6 +163,7 @@ class Choice:
 
     formats: Format | tuple[tuple[str, Format], ...]
     unsigned: tuple[str, ...] = UNSIGNED
+    signed: tuple[str, ...] = SIGNED
     min_size: int = MIN_SIZE
     exempt: tuple[str, ...] = ()
     in_order: bool | None = None
@@ -174,19 +182,24 @@ class Choice:
             if not named:
                 return None
             form = named[-1]
-        unsigned = set(fields).isdisjoint(SIGNED) and not set(fields).isdisjoint(self.unsigned)
+        unsigned = set(fields).isdisjoint(self.signed) and not set(fields).isdisjoint(self.unsigned)
         codec = form.unsigned if unsigned else form.signed
         return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
 
     def check_names(self, state: Tree, params: Tree) -> None:
         """Refuses a field that ``state`` has not, and a pattern that no parameter matches."""
         fields = {field for owned in _owned(state, params) for field in owned.fields}
-        named = () if isinstance(self.formats, Format) else [name for name, _ in self.formats]
-        for name in named:
+        named = [] if isinstance(self.formats, Format) else [name for name, _ in self.formats]
+        own = {
+            "storage": named,
+            "unsigned": [name for name in self.unsigned if name not in UNSIGNED],
+            "signed": [name for name in self.signed if name not in SIGNED],
+        }
+        for argument, name in ((argument, x) for argument, names in own.items() for x in names):
             if name not in fields and fields:  # without parameters there is nothing to name
                 raise ValueError(
-                    f"storage names the field {name!r}, which the state does not have; its arrays "
-                    f"are under {sorted(fields)}."
+                    f"{argument} names the field {name!r}, which the state does not have; its "
+                    f"arrays are under {sorted(fields)}."
                 )
         names = numerics.leaf_names(params)
         for pattern in self.exempt:
@@ -198,6 +211,7 @@ def choose(
     storage: StorageLike,
     *,
     unsigned: str | tuple[str, ...] = (),
+    signed: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
     in_order: bool | None = None,
@@ -207,6 +221,8 @@ def choose(
     Args:
       storage: a word, a format, or a mapping from fields of the state to them.
       unsigned: fields that are never negative, besides those that are known (``UNSIGNED``).
+      signed: fields that may be negative although their name is known for what never is: a ``nu``
+        of your own, whose negative values would be stored as 0.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
       in_order: whether a step goes one array after the other, which bounds its scratch by the
@@ -215,19 +231,21 @@ def choose(
 
     Raises:
       TypeError: ``storage`` is none of these.
-      ValueError: an unknown word, a size that is no whole number, or options of a ``storage`` that
-        ``choose`` has made already.
+      ValueError: an unknown word, a size that is no whole number, a field that is named as both
+        signed and unsigned, or options of a ``storage`` that ``choose`` has made already.
     """
     if isinstance(storage, Choice):
-        if (unsigned, min_size, exempt, in_order) != ((), MIN_SIZE, (), None):
+        if (unsigned, signed, min_size, exempt, in_order) != ((), (), MIN_SIZE, (), None):
             raise ValueError(
-                "storage is what choose() has made, with its own options: give unsigned, min_size, "
-                f"exempt and in_order there, got {unsigned!r}, {min_size!r}, {exempt!r} and "
-                f"{in_order!r} beside it."
+                "storage is what choose() has made, with its own options: give unsigned, signed, "
+                f"min_size, exempt and in_order there, got {unsigned!r}, {signed!r}, {min_size!r}, "
+                f"{exempt!r} and {in_order!r} beside it."
             )
         return storage
     if in_order is not None:
         switch("in_order", in_order)
+    if both := set(_words(unsigned)) & set(_words(signed)):
+        raise ValueError(f"unsigned and signed both name {sorted(both)}: leave it out of one.")
     if isinstance(storage, Mapping):
         formats: Any = tuple((field, _format(form)) for field, form in storage.items())
     else:
@@ -235,6 +253,7 @@ def choose(
     return Choice(
         formats,
         UNSIGNED + _words(unsigned),
+        SIGNED + _words(signed),
         whole_number("min_size", min_size),
         _words(exempt),
         in_order,
@@ -246,6 +265,9 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
 
     An array belongs to the parameter whose path its own path ends with, if it has its shape.
     ``within`` are the fields that ``state`` itself is under.
+
+    Raises:
+      ValueError: an array is sharded within blocks, as far as its sharding is known.
     """
     leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
     for owned in _owned(state, params):
@@ -254,6 +276,7 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
             continue  # factors, scalars, and what is encoded already
         codec = choice.codec((*within, *owned.fields), owned.name, array)
         if codec is not None:
+            check_shards(owned.name, array, codec)
             leaves[owned.place] = codec.encode(array)
     return jax.tree.unflatten(structure, leaves)
 

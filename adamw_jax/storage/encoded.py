@@ -20,6 +20,8 @@ import jax
 from jax import lax
 from jax.tree_util import GetAttrKey
 
+from adamw_jax.storage.blocks import Blocks
+
 Tree = Any
 Noise = Callable[[int, tuple[int, ...]], jax.Array]
 """By the number of an array in the state and its shape, uniform numbers that round it by chance."""
@@ -42,6 +44,10 @@ class Codec(Protocol):
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array again, in the dtype that it had."""
+        ...
+
+    def pieces(self, axes: int) -> tuple[Blocks, int]:
+        """What one device holds whole, of an array with so many axes: blocks, codes to a byte."""
         ...
 
 

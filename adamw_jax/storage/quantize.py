@@ -49,6 +49,7 @@ def quantize_state(
     storage: StorageLike = "8bit",
     *,
     unsigned: str | tuple[str, ...] = (),
+    signed: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
     rounding: str = "nearest",
@@ -69,11 +70,14 @@ def quantize_state(
         ``{"mu": "8bit", "nu": "bfloat16"}``.
       unsigned: further fields of the state that are never negative and so take the unsigned map;
         those of this library and of optax are known. Any other field keeps its sign.
+      signed: fields that may be negative although their name is known for what never is: a ``nu``
+        of your own, whose negative values would be stored as 0.
       min_size: arrays with fewer elements stay as they are; 4096 (bitsandbytes, torchao).
       exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
         models, whose embeddings see rare and large gradients.
       rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
-        between the levels of a map and keeps a key in the state.
+        between the levels of a map and keeps a key in the state. Not so where roots are stored,
+        whose mean is exact in their place, and where the floor keeps a value from 0.
       seed: of the stochastic rounding.
       in_order: whether a step goes one array after the other, which bounds its scratch by the
         largest array; None for yes where there is a single device, since the order is a word
@@ -86,14 +90,22 @@ def quantize_state(
     Raises:
       TypeError: ``tx`` is no transformation, or ``storage`` is none of the above.
       ValueError: an unknown word, a size that is no whole number; in ``init``, a field or pattern
-        that nothing matches; in ``update``, a state that is not encoded.
+        that nothing matches, or a parameter sharded within blocks; in ``update``, a state that is
+        not encoded.
 
     Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
     """
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
     one_of("rounding", rounding, ROUNDINGS)
-    choice = choose(storage, unsigned=unsigned, min_size=min_size, exempt=exempt, in_order=in_order)
+    choice = choose(
+        storage,
+        unsigned=unsigned,
+        signed=signed,
+        min_size=min_size,
+        exempt=exempt,
+        in_order=in_order,
+    )
     inner = optax.with_extra_args_support(tx)
     stochastic = rounding == "stochastic"
 

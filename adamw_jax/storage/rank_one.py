@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax.storage.block_wise import BlockWise, finite, positive
+from adamw_jax.storage.blocks import Blocks
 from adamw_jax.storage.encoded import Encoded, Layout
 from adamw_jax.storage.nibbles import pack, unpack
 
@@ -53,7 +54,7 @@ class RankOne:
             )
         values = finite(x) if self.flat.signed else positive(x)
         maxima = tuple(
-            jnp.max(lax.abs(values), axis=[a for a in range(x.ndim) if a != axis])
+            jnp.max(lax.abs(values), axis=[a for a in range(x.ndim) if a != axis], initial=0)
             for axis in range(x.ndim)
         )
         codes = self.flat.codes(values, _least(maxima), noise)
@@ -69,6 +70,11 @@ class RankOne:
         codes = stored.codes if self.flat.bits == 8 else unpack(stored.codes, scales.shape)
         values = self.flat.values(codes, scales)
         return lax.convert_element_type(values, stored.layout.dtype)
+
+    def pieces(self, axes: int) -> tuple[Blocks, int]:
+        """No blocks but in vectors, and codes to a byte."""
+        blocks, codes_to_a_byte = self.flat.pieces(axes)
+        return (blocks if axes < 2 else Blocks(1)), codes_to_a_byte
 
 
 def _least(maxima: tuple[jax.Array, ...]) -> jax.Array:

@@ -131,6 +131,32 @@ def test_too_small_to_be_inverted_is_zero(name: str) -> None:
     assert np.all(round_trip(SCALED[name], jnp.full((1, 4), 1e-39)) == 0.0)
 
 
+@scaled
+@pytest.mark.optimized
+@pytest.mark.parametrize("largest", [4e37, 1e38, 3e38])
+def test_the_largest_numbers_are_stored(name: str, largest: float) -> None:
+    """The inverse of a scale over 2^126 is no normal number, which XLA flushes to 0."""
+    x = largest * jnp.array([[1.0, 0.0, 0.5, 1.0]])
+    got = round_trip(SCALED[name], x)
+    np.testing.assert_allclose(got, round_trip(SCALED[name], x * 2.0**-20) * 2.0**20, rtol=1e-6)
+    np.testing.assert_allclose(got[0, [0, 3]], x[0, [0, 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("codec", [float8(4).signed, float8(4).unsigned], ids=["signed", "not"])
+@pytest.mark.parametrize("largest", [5e-36, 4e-36, 1e-37, 2e-38])
+def test_float8_keeps_blocks_whose_scale_would_be_no_normal_number(
+    codec: Any, largest: float
+) -> None:
+    got = round_trip(codec, largest * jnp.array([[1.0, 0.0, 0.75, 1.0]]))
+    np.testing.assert_allclose(got, largest * np.array([[1.0, 0.0, 0.75, 1.0]]), rtol=1 / 16)
+
+
+@codecs
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
+def test_an_empty_array_comes_back(name: str, shape: tuple[int, ...]) -> None:
+    assert round_trip(CODECS[name], jnp.zeros(shape)).shape == shape
+
+
 def test_a_positive_second_moment_never_becomes_zero() -> None:
     x = jnp.array([1.0, 1e-12, 0.0, 1e-30])
     assert np.array_equal(round_trip(eight_bit(4).unsigned, x) > 0, [True, True, False, True])
