@@ -114,6 +114,10 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
     """e4m3 floats under one scale a block, 1.016 bytes a value: ``storage="float8"``.
 
     Positive second moments do not become 0, as for ``eight_bit``.
+
+    Args:
+      block_size: elements that share a scale; 256 as for ``eight_bit``, None for a whole row.
+      order: ``"rows"`` or ``"flat"``.
     """
     dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
     return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, floor=True))
@@ -169,7 +173,13 @@ class Choice:
     in_order: bool | None = None
 
     def codec(self, fields: tuple[str, ...], name: str, leaf: Any) -> Codec | None:
-        """The codec of an array under ``fields`` that belongs to the parameter ``name``."""
+        """The codec of an array, or None where it stays as it is.
+
+        Args:
+          fields: of the state, on the way to the array.
+          name: of the parameter that it belongs to.
+          leaf: the array, or its shape and dtype.
+        """
         if leaf.size < self.min_size or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return None
         if any(masks.matches(name, pattern) for pattern in self.exempt):
@@ -187,7 +197,15 @@ class Choice:
         return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
 
     def check_names(self, state: Tree, params: Tree) -> None:
-        """Refuses a field that ``state`` has not, and a pattern that no parameter matches."""
+        """Refuses what names nothing.
+
+        Args:
+          state: the state that is to be stored.
+          params: its parameters.
+
+        Raises:
+          ValueError: ``state`` has no field of a name, or no parameter matches a pattern.
+        """
         fields = {field for owned in _owned(state, params) for field in owned.fields}
         named = [] if isinstance(self.formats, Format) else [name for name, _ in self.formats]
         own = {
@@ -264,7 +282,12 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
     """``state`` with the arrays that belong to parameters, and are chosen, encoded.
 
     An array belongs to the parameter whose path its own path ends with, if it has its shape.
-    ``within`` are the fields that ``state`` itself is under.
+
+    Args:
+      state: of any transformation.
+      params: the parameters that it was made for.
+      choice: from ``choose``.
+      within: the fields that ``state`` itself is under.
 
     Raises:
       ValueError: an array is sharded within blocks, as far as its sharding is known.

@@ -92,7 +92,12 @@ class Encoded:
         return self.layout.codec.decode(self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """Another array of the same layout."""
+        """Another array in this layout.
+
+        Args:
+          x: of the layout's shape.
+          noise: uniform numbers in [0, 1) that round it by chance; None for the nearest level.
+        """
         stored = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
         return dataclasses.replace(stored, layout=self.layout)
 
@@ -104,20 +109,32 @@ class Encoded:
 
     @classmethod
     def tree_unflatten(cls, layout: Layout, children: Any) -> Encoded:
-        """The node again."""
+        """The node again.
+
+        Args:
+          layout: of the node that was flattened.
+          children: its codes and scales.
+        """
         codes, scales = children
         return cls(codes, scales, layout)
 
 
 def is_encoded(node: Any) -> bool:
-    """Whether a node of a state is an encoded array."""
+    """Whether something is an encoded array, for ``is_leaf``.
+
+    Args:
+      node: of a state.
+    """
     return isinstance(node, Encoded)
 
 
 def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
     """``state`` with those arrays encoded that are encoded in ``stored``, a state of its structure.
 
-    What is encoded in ``state`` already stays as it is. With ``noise`` it is rounded by chance.
+    Args:
+      stored: tells what is encoded, and how.
+      state: what is encoded in it already stays as it is.
+      noise: what rounds it by chance; None for the nearest level.
     """
     nodes, structure = jax.tree.flatten(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
@@ -133,5 +150,9 @@ def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) 
 
 
 def decode_state(state: Tree) -> Tree:
-    """A state with arrays in the place of everything encoded, as it would be in full precision."""
+    """A state with arrays in the place of everything encoded, as it would be in full precision.
+
+    Args:
+      state: of any transformation; without anything encoded it stays as it is.
+    """
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, state, is_leaf=is_encoded)

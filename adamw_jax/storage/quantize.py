@@ -145,7 +145,21 @@ def update_encoded(
     key: jax.Array | None = None,
     decode: Callable[[Tree], Tree] = decode_state,
 ) -> tuple[Tree, Tree]:
-    """One step of ``update`` on a state that may hold encoded arrays, which ``decode`` opens."""
+    """One step on a state that may hold encoded arrays.
+
+    Args:
+      update: of the transformation, on a decoded state.
+      updates: what comes in.
+      state: encoded, or as it is.
+      params: current parameters, or None.
+      extra: further arguments of ``update``.
+      in_order: whether it goes one array after the other, as for ``choose``.
+      key: what stochastic rounding draws from; None for the nearest level.
+      decode: opens the state.
+
+    Returns:
+      Updates, and a state encoded like ``state``.
+    """
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
 

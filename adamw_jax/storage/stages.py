@@ -12,7 +12,12 @@ Tree = Any
 
 
 def stored(spec: Spec, choice: Choice) -> Spec:
-    """A stage that encodes what it remembers, in ``compose`` and alone."""
+    """A stage that encodes what it remembers, in ``compose`` and alone.
+
+    Args:
+      spec: the declaration of a stage; one without a memory stays as it is.
+      choice: from ``choose``.
+    """
     if spec.init is None:
         return spec
     start = spec.init
