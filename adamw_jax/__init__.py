@@ -131,6 +131,7 @@ from adamw_jax.schedules import (
     theory_decay,
     warm_restarts,
 )
+from adamw_jax.sharding import state_shardings
 from adamw_jax.state import ComposeState
 from adamw_jax.storage import quantize_state
 
@@ -259,6 +260,7 @@ __all__ = [  # grouped as the README groups them
     "clear_hyperparams",
     "migrate_state",
     "restart_moments",
+    "state_shardings",
     "MigrationReport",
     "from_optax",
     "to_optax",

@@ -54,10 +54,8 @@ def check_shards(name: str, x: Any, codec: Codec) -> None:
 
 def fitting_size(columns: int, size: int, codes_to_a_byte: int) -> int | None:
     """The size of blocks, at most ``size``, that a shard of so many columns holds whole."""
-    common = math.gcd(columns, size)
-    if (
-        common >= SMALL and common % codes_to_a_byte == 0
-    ):  # a divisor of ``size`` fits other parameters, too
+    common = math.gcd(columns, size)  # a divisor of ``size`` fits other parameters, too
+    if common >= SMALL and common % codes_to_a_byte == 0:
         return common
     sizes = range(codes_to_a_byte, size + 1, codes_to_a_byte)
     return max((n for n in sizes if columns % n == 0), default=None)
