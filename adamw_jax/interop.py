@@ -13,7 +13,7 @@ step count for constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -40,24 +40,25 @@ from adamw_jax.storage.encoded import decode_state, encode_like
 State = Any
 Tree = Any
 
+
+class _Held(NamedTuple):
+    """A moment in a state of optax: its field, and the parts of ours that mean the same."""
+
+    field: str
+    parts: tuple[type, ...]
+
+
 _FIRST = {
-    optax.ScaleByAdamState: "mu",
-    optax.ScaleByAmsgradState: "mu",
-    optax.ScaleByBeliefState: "mu",
-    optax.TraceState: "trace",
+    optax.ScaleByAdamState: _Held("mu", (AverageState,)),
+    optax.ScaleByAmsgradState: _Held("mu", (AverageState,)),
+    optax.ScaleByBeliefState: _Held("mu", (AverageState,)),
+    optax.TraceState: _Held("trace", (HeavyBallState,)),
 }
 _SECOND = {
-    optax.ScaleByAdamState: "nu",
-    optax.ScaleByAmsgradState: "nu",
-    optax.ScaleByBeliefState: "nu",
+    optax.ScaleByAdamState: _Held("nu", (AverageState, InfinityNormState)),
+    optax.ScaleByAmsgradState: _Held("nu", (AverageState,)),
+    optax.ScaleByBeliefState: _Held("nu", (CenteredSquaresState,)),
 }
-_MEANINGS: dict[Any, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
-    optax.ScaleByAdamState: ((AverageState,), (AverageState, InfinityNormState)),
-    optax.ScaleByAmsgradState: ((AverageState,), (AverageState,)),
-    optax.ScaleByBeliefState: ((AverageState,), (CenteredSquaresState,)),
-    optax.TraceState: ((HeavyBallState,), ()),
-}
-"""The parts of ours that hold what an optax state holds, for the first and the second moment."""
 
 
 def from_optax(
@@ -98,7 +99,6 @@ def from_optax(
     moments = ours.stages.get("estimate_moments")
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
-    _check_meaning(moments, theirs)
     _check_stages(tx, ours.stages)
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == "estimate_moments")
     first = _filled(moments.first, theirs, _FIRST, "first moment", count, rates, ("b1", b1))
@@ -153,51 +153,45 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         raise ValueError(
             f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
         )
-    _check_meaning(moments, theirs)
     if more := sorted(set(ours.stages) - {"estimate_moments", "amsgrad_max"}):
         raise ValueError(f"optax's {type(theirs).__name__} has no place for the state of {more}.")
     new: dict[str, Any] = {}
-    for part, fields, what in (
+    for part, moment, what in (
         (moments.first, _FIRST, "first moment"),
         (moments.second, _SECOND, "second moment"),
     ):
-        field = fields.get(type(theirs))
-        if (field is None) != (not hasattr(part, "value")):
+        held = moment.get(type(theirs))
+        if (held is None) != (not hasattr(part, "value")):
             raise ValueError(f"only one of the two states has a {what}.")
-        if field is not None:
-            new[field] = _fit(part.value, getattr(theirs, field), what)
+        if held is not None:
+            _check_meaning(part, held, theirs, what)
+            new[held.field] = _fit(part.value, getattr(theirs, held.field), what)
     if isinstance(theirs, optax.ScaleByAmsgradState):
         new["nu_max"] = _fit(ours.stages["amsgrad_max"].value, theirs.nu_max, "maximum")
         _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
-    filled = theirs._replace(**new)
+    filled: Any = theirs._replace(**new)
 
     def carried(path: Any, node: Any) -> Any:
         if isinstance(node, type(theirs)):
-            node = filled
-            return node._replace(count=now(node)) if "count" in node._fields else node
+            if "count" not in filled._fields:
+                return filled
+            return filled._replace(count=jnp.asarray(ours.count, filled.count.dtype))
         # A parameter may be called count, too; the field of a state is reached as an attribute.
         is_count = bool(path) and getattr(path[-1], "name", None) == "count"
         return jnp.asarray(ours.count, node.dtype) if is_count else node
-
-    def now(node: Any) -> jax.Array:
-        return jnp.asarray(ours.count, node.count.dtype)
 
     return jax.tree_util.tree_map_with_path(
         carried, target, is_leaf=lambda node: isinstance(node, type(theirs))
     )
 
 
-def _check_meaning(moments: MomentsState, theirs: Any) -> None:
+def _check_meaning(part: Any, held: _Held, theirs: Any, what: str) -> None:
     """Raises where an accumulator of ours is of another kind than optax's."""
-    kinds = _MEANINGS[type(theirs)]
-    for part, known, what in zip(
-        moments[:2], kinds, ("first moment", "second moment"), strict=True
-    ):
-        if known and hasattr(part, "value") and type(part) not in known:
-            raise ValueError(
-                f"the {what} of the recipe is of the kind {type(part).__name__}, which is not what "
-                f"optax's {type(theirs).__name__} holds."
-            )
+    if type(part) not in held.parts:
+        raise ValueError(
+            f"the {what} of the recipe is of the kind {type(part).__name__}, which is not what "
+            f"optax's {type(theirs).__name__} holds."
+        )
 
 
 def _check_stages(tx: Composed, held: Any) -> None:
@@ -244,16 +238,17 @@ def _their_count(saved: State, theirs: Any) -> jax.Array:
 
 
 def _filled(
-    part: Any, theirs: Any, fields: Any, what: str, count: jax.Array, rates: Any, rate: Any
+    part: Any, theirs: Any, moment: Any, what: str, count: jax.Array, rates: Any, rate: Any
 ) -> Any:
-    field = fields.get(type(theirs))
+    held = moment.get(type(theirs))
     if not hasattr(part, "value"):
-        if field is not None:
+        if held is not None:
             raise ValueError(f"the saved state has a {what}, for which tx has no place.")
         return part
-    if field is None:
+    if held is None:
         raise ValueError(f"tx has a {what}, which the saved {type(theirs).__name__} does not have.")
-    value = _fit(getattr(theirs, field), part.value, what)
+    _check_meaning(part, held, theirs, what)
+    value = _fit(getattr(theirs, held.field), part.value, what)
     if not isinstance(part, AverageState):
         return part._replace(value=value)
     name, given = rate

@@ -89,9 +89,9 @@ class Calls:
         """The outputs at these places; with ``effects``, after whatever has an effect."""
         equations = self._jaxpr.eqns
         atoms = [self._jaxpr.outvars[i] for i in places]
-        wanted = {
-            i for i, e in enumerate(equations) if effects and e.effects and i not in self._ran
-        }
+        wanted = set[int]()
+        if effects:
+            wanted = {i for i, e in enumerate(equations) if e.effects and i not in self._ran}
         left = [*atoms, *(var for i in wanted for var in equations[i].invars)]
         while left:
             atom = left.pop()
