@@ -31,6 +31,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params, stage_of
 from adamw_jax.state import ComposeState, LiveHyperparameter
 from adamw_jax.storage import choose, decode_state, stored, update_encoded
@@ -80,6 +81,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     frozen = _frozen_of(stages, frozen)
     orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
     in_order = next((order for order in orders if order is not None), None)
+    whole = any(spec.whole for spec in specs)
 
     def init(params: Tree) -> ComposeState:
         whole = params
@@ -129,9 +131,23 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         return state._replace(stages=memories)
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
+        signals: dict[str, Any] = {}
+
+        def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree | None]:
+            moved, new_state = through_stages(updates, state, params, extra, signals)
+            return moved, new_state, signals.pop(WHOLE)
+
+        if whole and is_due(updates):
+            signals[WHOLE] = None  # asks for it
+            return leaf_by_leaf(step, updates, state, state.count)
+        return through_stages(updates, state, params, extra, signals)
+
+    def through_stages(
+        updates: Tree, state: ComposeState, params: Tree | None, extra: Any, signals: dict[str, Any]
+    ) -> tuple[Tree, ComposeState]:
         live = live_at(state, declared)
         values = {name: value for name, (value, _) in live.items()}
-        flow, memories, signals = updates, dict(state.stages), {}
+        flow, memories = updates, dict(state.stages)
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
                 require_params(spec.name, params)

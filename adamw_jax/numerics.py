@@ -7,7 +7,6 @@ leaves. What leaves an optimizer is cast back to the dtype of the gradient that 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,23 +83,6 @@ def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> j
 def power_of(x: jax.Array, power: jax.Array) -> jax.Array:
     """``x**power`` of x > 0, which XLA vectorises on CPU where it does not its own power."""
     return lax.exp(lax.mul(power, lax.log(x)))
-
-
-def after(x: Tree, count: jax.Array, *readers: Tree) -> Tree:
-    """``x``, written only when ``readers`` are: trees of its shape that read what it overwrites.
-
-    Without an order between the two XLA copies the donated array before it is overwritten. The
-    select always takes ``x``, since a step count is never negative, but XLA does not know that.
-    """
-    always = lax.ge(count, lax.full_like(count, 0))
-
-    def leaf(new: jax.Array, *arrays: jax.Array) -> jax.Array:
-        # In the compute dtype: a reader may be too large for that of ``new``.
-        wide = widen(new)
-        waited = [cast(lax.stop_gradient(a), wide.dtype) for a in arrays]
-        return cast(lax.select(always, wide, functools.reduce(lax.add, waited)), new.dtype)
-
-    return jax.tree.map(leaf, x, *readers)
 
 
 def nonzero(x: jax.Array) -> jax.Array:

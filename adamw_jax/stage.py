@@ -78,7 +78,7 @@ class Slopes(NamedTuple):
 
 Settle = Callable[[Any, Tree, Step], Any]
 """``(memory, direction, step) -> memory``: the same values, written only when the direction is,
-which reads what they overwrite (``numerics.after``)."""
+which reads what they overwrite (``order.after``)."""
 
 
 class Spec(NamedTuple):
@@ -97,6 +97,7 @@ class Spec(NamedTuple):
     rule: str = ""  # the name that it was made with, whatever it is called now
     slopes: Slopes | None = None  # of one that makes its direction without moments
     settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
+    whole: bool = False  # whether it has a direction whole before it is used: it tells ``WHOLE``
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """The declaration of a stage that wraps this one; its memory is another, to be settled."""
@@ -135,11 +136,12 @@ def stage(
     tail: bool = False,
     slopes: Slopes | None = None,
     settle: Settle | None = None,
+    whole: bool = False,
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory, see ``Spec`` for the rest."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail)
-    return stage_of(spec._replace(rule=name, slopes=slopes, settle=settle))
+    return stage_of(spec._replace(rule=name, slopes=slopes, settle=settle, whole=whole))
 
 
 def stage_of(spec: Spec) -> Stage:

@@ -136,27 +136,23 @@ def test_float32_step_needs_no_array_scratch(name: str) -> None:
     assert ours <= theirs + SCALARS
 
 
-#: Bytes per parameter more than the formula's. The mean of iterates is a tail that cannot know what
-#: the parameters will become: it reads those of the step before, and the step waits for it.
-#: diffGrad's direction is written before the gradient that it reads is overwritten, which saves
-#: the formula's copies and 4 bytes a parameter of scratch.
-MORE = {"gadam": 4, "gadamx": 4, "diffgrad": 4}
+#: Bytes per parameter more than the formula's: a direction is read once more, by what is written
+#: after it. That saves the copies of the formula, of all of an array that is rewritten before its
+#: last use (diffGrad's previous gradient, ACProp's second moment), and their scratch.
+MORE = {"acprop": 4, "diffgrad": 4}
 
-#: Arrays that XLA copies because a step rewrites them before their last use, as in the formula: a
-#: second moment of the step before.
-COPIED = {"acprop": 1}
-
-#: Arrays of scratch, of the formula too: the copy, and whole steps before their norm is known.
-SCRATCH = {"acprop": 1, "lamb": 1, "adafactor": 1}
+#: Directions that are whole before they are used, one leaf after the other.
+WHOLE = ("acprop", "adafactor", "lamb")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", aj.list_optimizers())
-def test_a_step_moves_no_more_than_the_formula(name: str) -> None:
-    """Array traffic, scratch and copies are at most those of the formula written by hand.
+def test_a_step_moves_no_more_than_the_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Array traffic and scratch are at most those of the formula written by hand, without copies.
 
-    For Adafactor the formula is optax's.
+    For Adafactor the formula is optax's. Scratch is at most the largest leaf.
     """
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     params, row = _params(), aj.info(name)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     ours = _compiled(row.factory(1e-3, **row.example))
@@ -168,9 +164,9 @@ def test_a_step_moves_no_more_than_the_formula(name: str) -> None:
     more = MORE.get(name, 0) * size + 2 * SCALARS
     assert hlo.bytes_accessed(ours) <= hlo.bytes_accessed(formula) + more
     assert hlo.scratch_bytes(ours) <= hlo.scratch_bytes(formula) + SCALARS
-    assert hlo.scratch_bytes(ours) <= 4 * SCRATCH.get(name, 0) * size + 2 * SCALARS
-    copies = hlo.census(ours.as_text()).copies
-    assert copies == COPIED.get(name, 0) * len(jax.tree.leaves(params))
+    largest = max(leaf.size for leaf in jax.tree.leaves(params))
+    assert hlo.scratch_bytes(ours) <= 4 * largest * (name in WHOLE) + 2 * SCALARS
+    assert hlo.census(ours.as_text()).copies == 0
 
 
 @pytest.mark.parametrize("name", aj.list_optimizers())

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics
+from adamw_jax import numerics, order
 from adamw_jax.averaging.evaluation import beside
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
@@ -165,7 +165,7 @@ def average_iterates(
                 state.due, collected_into, lambda mean, _: mean, state.mean, step.params
             )
         if kind != "last":  # both read the parameters, which the update overwrites
-            update = numerics.after(update, step.count, mean)
+            update = order.after(update, step.count, mean, kept=True)
         collected = lax.select(state.due, increment(state.collected), state.collected)
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)

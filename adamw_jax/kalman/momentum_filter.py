@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import masks, numerics
+from adamw_jax import masks, numerics, order
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
@@ -201,7 +201,7 @@ def momentum_filter(
 
             average = jax.tree.map(averaged, found.heard, average, params, back)
         # The average reads the parameters, which the update overwrites.
-        update = numerics.after(update, step.count, average)
+        update = order.after(update, step.count, average, kept=True)
         return update, MomentumFilterState(
             covariance.corrected(found.shrink, found.information),
             drift,

@@ -27,6 +27,7 @@ from adamw_jax.checks import one_of
 from adamw_jax.decay import decay_factors
 from adamw_jax.gradients import check_gradient, square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.order import WHOLE
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -123,28 +124,42 @@ def scale_by_trust_ratio(
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         if of == "gradient":
             check_gradient(flow, step.params)
+        one = jnp.ones([], numerics.default_float())
 
-        def leaf(scale: bool, factor: float, u: jax.Array, p: jax.Array) -> jax.Array:
+        def leaf(scale: bool, factor: float, u: jax.Array, p: jax.Array) -> Any:
             if not scale and factor == 0:
-                return u
+                return u, one
             u, p = numerics.widen(u), numerics.widen(p)
             rate = step["weight_decay"] * factor if factor else None
             decayed = u if rate is None else lax.add(u, numerics.scaled(rate, p))
             if not scale:
-                return decayed
+                return decayed, one
             weight, length = _norm(p), _norm(u)
             if rate is not None:
                 length = length.plus(rate, weight)
-            return numerics.scaled(ratio(weight, length, step), decayed)
+            found = ratio(weight, length, step)
+            return numerics.scaled(found, decayed), found
 
         scaled = masks.resolve(mask, step.params, "mask")
         factors = jax.tree.map(lambda _: 0.0, scaled)
         if weight_decay is not None:
             factors = decay_factors(weight_decay_mask, rules, step.params)
-        return jax.tree.map(leaf, scaled, factors, flow, step.params), state
+        both = jax.tree.map(leaf, scaled, factors, flow, step.params)
+        moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
+        if WHOLE in step.signals and of == "direction":
+            step.signals[WHOLE] = ratios
+        return moved, state
 
     kind = Kind(of)
-    return stage("scale_by_trust_ratio", kind, kind, apply, hyperparams=declared, needs_params=True)
+    return stage(
+        "scale_by_trust_ratio",
+        kind,
+        kind,
+        apply,
+        hyperparams=declared,
+        needs_params=True,
+        whole=of == "direction",
+    )
 
 
 class _Norm(NamedTuple):

@@ -21,7 +21,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of
-from adamw_jax.moments.record import Clock, Moments
+from adamw_jax.moments.record import DELAYED, Clock, Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -49,12 +49,12 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
     one_of("corrected_by", corrected_by, ("prior", "current"))
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
-        del step
         prior, now = record.prior_second, record.second
         if prior is None or now is None:
             raise ValueError("delay_second() needs a second moment, and the recipe has none.")
         if now.divisor is not None:
             raise ValueError("delay_second() must stand before correct_bias().")
+        step.signals[DELAYED] = True
         empty = record.count == 1
         second = prior
         if corrected_by == "current":
@@ -69,4 +69,4 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
             record = dataclasses.replace(record, numerator=wide)
         return record.only_where(lax.bitwise_not(empty), "numerator"), state
 
-    return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply)
+    return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply, whole=True)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics
+from adamw_jax import numerics, order
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import Part, started, zeros
 from adamw_jax.moments.record import Clock, Reading, divided
@@ -145,7 +145,7 @@ def gradient_differences(
         # Both averages read the previous gradient, which the present one overwrites.
         squares = getattr(second, "value", None)
         readers = [state.difference] if squares is None else [state.difference, squares]
-        return state._replace(previous=numerics.after(state.previous, step.count, *readers))
+        return state._replace(previous=order.after(state.previous, step.count, *readers, kept=True))
 
     declared = declare(b1=b1, b2=b2)
     part = Part("gradient_differences", declared, init, update, read, entry=entry, settle=settle)

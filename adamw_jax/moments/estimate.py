@@ -29,7 +29,8 @@ from adamw_jax.moments.amsgrad import MaximumState
 from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
-from adamw_jax.moments.record import Moments, emptied
+from adamw_jax.moments.record import DELAYED, Moments, emptied
+from adamw_jax.order import WHOLE, after, first_element
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import replace
 from adamw_jax.storage import choose, stored
@@ -115,6 +116,15 @@ def estimate_moments(
         )
         return record, MomentsState(new_first, new_second, record.count)
 
+    def settle(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
+        asked = DELAYED in step.signals and WHOLE in step.signals
+        if not asked or not hasattr(state.second, "value"):
+            return state
+        # The direction reads the second moment of the step before.
+        value = after(state.second.value, step.count, direction)
+        step.signals[WHOLE] = jax.tree.map(first_element, value)
+        return state._replace(second=state.second._replace(value=value))
+
     made = stage(
         "estimate_moments",
         Kind.GRADIENT,
@@ -122,6 +132,7 @@ def estimate_moments(
         apply,
         init=init,
         hyperparams=_joined(first, second),
+        settle=settle,
     )
     parts = {"first": first, "second": second}
     formats = {name: part.storage for name, part in parts.items() if part.storage is not None}

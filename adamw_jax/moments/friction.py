@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from adamw_jax import numerics
+from adamw_jax import numerics, order
 from adamw_jax.checks import one_of
 from adamw_jax.moments.parts import zeros
 from adamw_jax.moments.record import Moments, emptied
@@ -83,6 +83,6 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
         return record.scaled(factor), FrictionState(previous)
 
     def settle(state: FrictionState, direction: Tree, step: Step) -> FrictionState:
-        return FrictionState(numerics.after(state.previous, step.count, direction))
+        return FrictionState(order.after(state.previous, step.count, direction))
 
     return stage("friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, settle=settle)

@@ -62,6 +62,8 @@ def precondition(
             direction = jax.tree.map(times, value, factors(record, None, value))
         else:
             direction = divided(record, record.second, step)
+            if keeps_numerator(record):
+                return direction, state
         return where_adaptive(direction, record), state
 
     def divided(record: Moments, second: Reading, step: Step) -> Tree:
@@ -88,6 +90,8 @@ def precondition(
             factor = (1.0 if factor is None else factor) / top.due
 
         def leaf(m: jax.Array, v: jax.Array, use: Any, by: Any, inverse: Any) -> jax.Array:
+            if use is not True and keeps_numerator(record):
+                by = tuple(jnp.where(use, f, jnp.ones_like(f)) for f in by)
             m = times(m, by)
             if inverse and added is None and under is None and power == 0.5:
                 return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), inverse, m)
@@ -119,6 +123,16 @@ def precondition(
 def numerator(record: Moments) -> Reading:
     """What is divided: the first moment, unless a stage has put something in its place."""
     return record.first if record.numerator is None else Reading(record.numerator)
+
+
+def keeps_numerator(record: Moments) -> bool:
+    """Whether the quotient is the numerator by 1 where not adaptive, so that none is selected.
+
+    A select after the division is computed once more for every reader, each of which reads both.
+    """
+    second = record.second
+    plain = second is not None and second.inverse_root is None
+    return plain and record.fallback == "numerator" and numerator(record).due is None
 
 
 def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:

@@ -23,6 +23,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.gradients import square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -43,15 +44,20 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        def leaf(u: jax.Array) -> jax.Array:
-            size = rms(u)
+        sizes = jax.tree.map(rms, direction)
+        if WHOLE in step.signals:
+            step.signals[WHOLE] = sizes
+
+        def leaf(u: jax.Array, size: jax.Array) -> jax.Array:
             factor = 1.0 / lax.max(jnp.ones_like(size), size / step["clipping_threshold"])
             return numerics.scaled(factor, numerics.widen(u))
 
-        return jax.tree.map(leaf, direction), state
+        return jax.tree.map(leaf, direction, sizes), state
 
     declared = declare(clipping_threshold=clipping_threshold)
-    return stage("clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared)
+    return stage(
+        "clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, whole=True
+    )
 
 
 def rms(x: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax.checks import one_of
+from adamw_jax.order import ordered
 from adamw_jax.storage.choice import (
     MIN_SIZE,
     StorageLike,
@@ -168,7 +169,8 @@ def update_encoded(
         return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
 
     def step(state: Tree) -> tuple[Tree, Tree]:
-        return update(updates, decode(state), params, **extra)
+        with ordered():
+            return update(updates, decode(state), params, **extra)
 
     chance = None if key is None else noise
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))

@@ -1,0 +1,74 @@
+"""A traced function whose outputs are computed one by one, in an order of the caller's.
+
+>>> import jax, jax.numpy as jnp
+>>> double = jax.make_jaxpr(lambda x, y: (2 * x, 2 * y))(1.0, 2.0)
+>>> Calls(double, [jnp.float32(1), jnp.float32(2)]).outputs([1])
+[Array(4., dtype=float32)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
+
+
+class Calls:
+    """A traced function of which outputs are computed as they are asked for.
+
+    Attributes:
+      inputs: its arguments; one may be replaced as long as nothing has read it.
+    """
+
+    def __init__(self, traced: ClosedJaxpr, inputs: Sequence[jax.Array]) -> None:
+        self.inputs = list(inputs)
+        self._jaxpr = traced.jaxpr
+        self._values: dict[Any, Any] = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+        self._places = {var: i for i, var in enumerate(traced.jaxpr.invars)}
+        self._makers = {
+            var: i for i, equation in enumerate(traced.jaxpr.eqns) for var in equation.outvars
+        }
+        self._ran: set[int] = set()
+
+    def outputs(self, places: Iterable[int], *, effects: bool = False) -> list[Any]:
+        """The outputs at these places; with ``effects``, after whatever has an effect."""
+        equations = self._jaxpr.eqns
+        atoms = [self._jaxpr.outvars[i] for i in places]
+        wanted = set[int]()
+        if effects:
+            wanted = {i for i, e in enumerate(equations) if e.effects and i not in self._ran}
+        left = [*atoms, *(var for i in wanted for var in equations[i].invars)]
+        while left:
+            atom = left.pop()
+            if self._known(atom) or self._makers[atom] in wanted:
+                continue
+            wanted.add(self._makers[atom])
+            left += equations[self._makers[atom]].invars
+        if wanted:
+            self._ran |= wanted
+            self._run([equations[i] for i in sorted(wanted)])
+        return [self._value(atom) for atom in atoms]
+
+    def _known(self, atom: Any) -> bool:
+        if isinstance(atom, Literal) or atom in self._values:
+            return True
+        if atom in self._places:
+            self._values[atom] = self.inputs[self._places[atom]]
+            return True
+        return False
+
+    def _value(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else self._values[atom]
+
+    def _run(self, equations: list[Any]) -> None:
+        """Adds to the values what some of the equations compute."""
+        made = [var for equation in equations for var in equation.outvars]
+        made = [var for var in made if not isinstance(var, DropVar)]
+        read = [v for equation in equations for v in equation.invars if not isinstance(v, Literal)]
+        inputs = [var for var in dict.fromkeys(read) if var in self._values]
+        names = self._jaxpr.debug_info.with_unknown_names()
+        part = Jaxpr((), inputs, made, equations, self._jaxpr.effects, names)
+        results = jaxpr_as_fun(ClosedJaxpr(part, ()))(*(self._values[var] for var in inputs))
+        self._values.update(zip(made, results, strict=True))

@@ -1,0 +1,94 @@
+"""Leaf after leaf: a step whose scratch is that of its largest leaf.
+
+A direction that is scaled by its own norm must be whole before the parameters move, and left alone
+XLA keeps those of all leaves at once. Here what a step reads of a leaf waits for a scalar of the
+leaf before, which is known only when that direction is whole. The values are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from adamw_jax import numerics
+from adamw_jax.order.after import when
+from adamw_jax.order.calls import Calls
+
+Tree = Any
+
+WHOLE = "whole"
+"""The signal with a scalar of every leaf that is known once its direction is whole."""
+
+SMALL = 4096
+"""Leaves of fewer elements do not wait: they need little scratch, and may run together."""
+
+_IN_ORDER = ContextVar("_IN_ORDER", default=False)
+
+
+def leaf_by_leaf(
+    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree | None]],
+    updates: Tree,
+    state: Tree,
+    count: jax.Array,
+) -> tuple[Tree, Tree]:
+    """``step(updates, state) -> moved, state, scalars``, in order, without the scalars.
+
+    Args:
+      step: traced once more; of its scalars there is one for each of the updates, or none.
+      updates: the gradients.
+      state: of the step.
+      count: the step count.
+    """
+    with ordered():
+        traced, made = jax.make_jaxpr(step, return_shape=True)(updates, state)
+    outputs, structure = jax.tree.flatten(made)
+    leaves, held = jax.tree.leaves(updates), jax.tree_util.tree_leaves_with_path(state)
+    calls = Calls(traced, [*leaves, *(array for _, array in held)])
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    read = {path: [number] for number, path in enumerate(paths)}
+    for number, (path, array) in enumerate(held, len(leaves)):
+        start = numerics.owner_in(path, read)
+        if start is not None and jnp.issubdtype(array.dtype, jnp.inexact):
+            read[path[start:]].append(number)
+
+    known = None
+    first = len(outputs) - len(jax.tree.leaves(made[2]))  # of the scalars
+    one_each = jax.tree.structure(made[2]) == jax.tree.structure(updates)
+    for number, path in enumerate(paths if one_each else ()):
+        if leaves[number].size < SMALL:
+            continue
+        if known is not None:
+            for place in read[path]:
+                calls.inputs[place] = when(known, calls.inputs[place], count)
+        (known,) = calls.outputs([first + number])
+        calls.outputs([number])
+    moved, state, _ = jax.tree.unflatten(
+        structure, calls.outputs(range(len(outputs)), effects=True)
+    )
+    return moved, state
+
+
+def is_due(updates: Tree) -> bool:
+    """Whether a step on these shall go leaf by leaf: one that is traced, on a single device.
+
+    What is not traced is in order already, and so is a step inside an ordered one; on several
+    devices a scalar costs a message.
+    """
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(updates))
+    return traced and jax.device_count() == 1 and not _IN_ORDER.get()
+
+
+@contextlib.contextmanager
+def ordered() -> Iterator[None]:
+    """Steps that are traced inside leave their order to the caller, who has one."""
+    token = _IN_ORDER.set(True)
+    try:
+        yield
+    finally:
+        _IN_ORDER.reset(token)

@@ -1,0 +1,172 @@
+"""Steps whose directions must be whole go leaf by leaf: the same values, and less scratch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamw_jax as aj
+from adamw_jax.order import after, leaf_by_leaf
+from adamw_jax.order.leaf_by_leaf import SMALL
+from benchmarks import hlo
+
+RECIPES = {
+    "lamb": lambda: aj.lamb(0.1, weight_decay=0.1),
+    "masked lamb": lambda: aj.lamb(0.1, weight_decay=0.1, mask=aj.matrices_only),
+    "clipped lamb": lambda: aj.compose(aj.clip_gradient(1.0), aj.lamb(0.1)),
+    "adafactor": lambda: aj.adafactor(0.1, b1=0.9, min_dim_size_to_factor=2),
+    "acprop": lambda: aj.acprop(0.1, eps=1e-3),
+    "rectified acprop": lambda: aj.acprop(0.1, eps=1e-3, rectify=True, amsgrad=True),
+    "acprop of 8 bits": lambda: aj.acprop(0.1, eps=1e-3, storage="8bit"),
+    "quantized acprop": lambda: aj.quantize_state(aj.acprop(0.1, eps=1e-3)),
+    "acprop with a trust ratio": lambda: aj.compose(
+        aj.scale_by_acprop(eps=1e-3), aj.scale_by_trust_ratio(), aj.scale_by_learning_rate(0.1)
+    ),
+    "ratio of some leaves": lambda: aj.compose(
+        aj.scale_by_adam(),
+        aj.only(aj.scale_by_trust_ratio(), aj.matrices_only),
+        aj.scale_by_learning_rate(0.1),
+    ),
+    "packed, then whole": lambda: aj.pack_small_leaves(aj.acprop(0.1, eps=1e-3), 100),
+    "frozen": lambda: aj.lamb(
+        0.1, rules=aj.parameter_rules({"b": aj.Rule(freeze=True), "[!b]": aj.Rule()})
+    ),
+    "lookahead around": lambda: aj.lookahead(aj.lamb(0.1)),
+    "in a chain": lambda: optax.chain(
+        optax.clip_by_global_norm(0.5), aj.lamb(0.1), optax.scale(0.5)
+    ),
+    "gadam": lambda: aj.gadam(0.1),
+    "adan": lambda: aj.adan(0.1),
+    "koala_m": lambda: aj.koala_m(),
+}
+
+
+def _params(dtype: Any = jnp.float32) -> Any:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (64, 80), "b": (80,), "c": (90, 70), "d": (128, 40), "none": None, "e": (0, 3)}
+    return {
+        name: None if shape is None else jnp.asarray(rng.standard_normal(shape), dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def _run(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Three compiled steps; a function of its own, so that nothing is compiled already."""
+
+    def step(params: Any, state: Any) -> Any:
+        gradients = jax.tree.map(lambda p: jnp.sin(7 * p).astype(p.dtype), params)
+        update = optax.with_extra_args_support(tx).update
+        updates, state = update(gradients, state, params, value=1.0)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step)
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = compiled(params, state)
+    return params, state
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that sees one device; the others of these tests stay unused."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64], ids=str)
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_are_those_without_order(
+    name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = _params(dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = _run(RECIPES[name](), params)
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        got = _run(RECIPES[name](), params)
+    chex.assert_trees_all_equal_structs(got, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    close = {"rtol": 3e-6, "atol": 3e-7} if dtype != jnp.bfloat16 else {"rtol": 2e-2, "atol": 2e-2}
+    chex.assert_trees_all_close(got, expected, **close)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_nan_stays_in_its_leaf() -> None:
+    params = _params()
+    tx = aj.lamb(0.1)
+    gradients = {**params, "a": jnp.full_like(params["a"], jnp.nan)}
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    assert bool(jnp.isnan(updates["a"]).all())
+    assert all(bool(jnp.isfinite(updates[name]).all()) for name in "bcd")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_derivatives_pass_through_an_ordered_step() -> None:
+    params = {"a": jnp.ones((64, 64)), "b": jnp.full((64, 64), 2.0)}
+    tx = aj.lamb(0.1)
+
+    def moved(scale: Any, update: Any) -> Any:
+        gradients = jax.tree.map(lambda p: jnp.cos(scale * p), params)
+        updates, _ = update(gradients, tx.init(params), params)
+        return sum(jnp.sum(u * u) for u in jax.tree.leaves(updates))
+
+    compiled = jax.grad(lambda s: moved(s, jax.jit(tx.update)))(1.3)
+    np.testing.assert_allclose(compiled, jax.grad(lambda s: moved(s, tx.update))(1.3), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_steps_of_many_models_at_once() -> None:
+    params = jax.tree.map(
+        lambda p: jnp.stack([p, 2 * p]), {"a": jnp.ones((64, 80)), "b": jnp.ones((5000,))}
+    )
+    tx = aj.acprop(0.1, eps=1e-3)
+    state = jax.vmap(tx.init)(params)
+    got, _ = jax.jit(jax.vmap(tx.update))(params, state, params)
+    for i in range(2):
+        one = jax.tree.map(lambda p, i=i: p[i], params)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda u, i=i: u[i], got), tx.update(one, tx.init(one), one)[0], rtol=1e-6
+        )
+
+
+@pytest.mark.optimized
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    "name", ["lamb", "clipped lamb", "adafactor", "acprop", "lookahead around"]
+)
+def test_scratch_is_that_of_the_largest_leaf(name: str) -> None:
+    params = {f"layer{i}": jax.ShapeDtypeStruct((256, 128), jnp.float32) for i in range(6)}
+    tx = RECIPES[name]()
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = hlo.compile_step(step, params, jax.eval_shape(tx.init, params), params)
+    assert hlo.scratch_bytes(compiled) <= 4 * 256 * 128 + 8192
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_step_without_scalars_is_left_as_it_is() -> None:
+    """As under ``pack_small_leaves``, whose directions are not leaf by leaf."""
+    updates = {"a": jnp.ones(SMALL), "b": jnp.ones(SMALL)}
+
+    def step(updates: Any, state: Any) -> Any:
+        return jax.tree.map(lambda u: -u, updates), state + 1, None
+
+    moved, state = jax.jit(lambda u: leaf_by_leaf(step, u, jnp.int32(0), jnp.int32(0)))(updates)
+    assert int(state) == 1
+    chex.assert_trees_all_equal(moved, jax.tree.map(lambda u: -u, updates))
+
+
+def test_after_keeps_values_that_a_reader_cannot_hold() -> None:
+    """A reader may be infinite, NaN, or too large for the dtype of what waits for it."""
+    x = jnp.array([1.0, 2.0], jnp.float16)
+    for reader in (jnp.inf, jnp.nan, 1e30):
+        for kept in (False, True):
+            got = after(x, jnp.int32(3), jnp.full(2, reader, jnp.float32), kept=kept)
+            chex.assert_trees_all_equal(got, x)
