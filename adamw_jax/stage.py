@@ -39,6 +39,9 @@ class Kind(enum.Enum):
 STAND_STILL = "stand_still"
 """A signal: where true, this step moves nothing, and so decays nothing."""
 
+STEP_SIZE = "step_size"
+"""A signal: the factor on the gradient in this step, a scalar, of a stage that estimates it."""
+
 
 @dataclasses.dataclass
 class Step:
@@ -49,7 +52,8 @@ class Step:
       values: the stage's hyperparameters at this step, by the stage's own names.
       params: the parameters before the step, or None.
       extra: the extra arguments of ``update``.
-      signals: facts that one stage tells later ones of the same step (``STAND_STILL``).
+      signals: facts that one stage tells later ones of the same step (``STAND_STILL``,
+        ``STEP_SIZE``).
     """
 
     count: jax.Array

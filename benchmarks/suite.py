@@ -105,7 +105,7 @@ def _sections() -> dict[str, Section]:
         sections[f"radam-{tree}"] = _rule(tree, "radam", OUR_RADAM, *radam)
     for rule, ours, limit, scratch in (
         ("adan", "ours:adan", 1.0, 1.0),
-        ("lamb", "ours:lamb", 0.65, 4.01),
+        ("lamb", "ours:lamb", 0.65, 4.0),
         ("adafactor", "ours:adafactor(1e-3)", 0.85, 4.0),
         ("lars", "ours:lars", 1.0, 1.0),
     ):

@@ -306,6 +306,68 @@ def test_adan_of_the_paper_starts_with_the_first_gradient() -> None:
         aj.adan(0.05, start="gradient")
 
 
+def test_adan_takes_the_papers_betas() -> None:
+    arguments = sample_params(), sample_gradients(5)
+    theirs, _ = run(aj.adan(0.05, 0.3, 0.4, lambda t: 0.2, paper_betas=True), *arguments)
+    ours, _ = run(aj.adan(0.05, 0.7, 0.6, 0.8), *arguments)
+    assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    direction = aj.scale_by_adan(0.3, 0.4, 0.2, paper_betas=True)
+    assert_close(run(direction, *arguments)[0], run(aj.scale_by_adan(0.7, 0.6, 0.8), *arguments)[0])
+    with pytest.raises(ValueError, match=r"b1 must be in \(0, 0.5\] .* got 0.98: .* leave"):
+        aj.adan(0.05, paper_betas=True)
+
+
+@pytest.mark.parametrize(
+    "rate", [0.1, lambda t: 0.1 / (1.0 + jnp.asarray(t, jnp.float32))], ids=["number", "schedule"]
+)
+@pytest.mark.parametrize("start", [0, 3])
+def test_iterates_weighed_by_the_step_that_leaves_them(start: int, rate: Any) -> None:
+    """sum eta_k theta_k / sum eta_k with eta = lr / (m + floor), known one step later."""
+    tx = aj.compose(
+        aj.norm_adaptive_sgd(rate, 0.5, 0.1),
+        aj.average_iterates(start, kind="weighted", weights="step_size"),
+    )
+    theta, gradients = jnp.array([1.0, -1.0]), np.random.default_rng(0).normal(size=(9, 2))
+    state, square, left, sizes = tx.init(theta), None, [], []
+    for t, g in enumerate(gradients.astype(np.float32)):
+        square = float(g @ g) if square is None else square
+        eta = (rate(t) if callable(rate) else rate) / (np.sqrt(square) + 0.1)
+        square = 0.5 * square + 0.5 * float(g @ g)
+        if t > start:  # theta is the outcome of step t, the first of which has number 1
+            left.append(np.asarray(theta))
+            sizes.append(eta)
+        updates, state = jax.jit(tx.update)(jnp.asarray(g), state, theta)
+        theta = optax.apply_updates(theta, updates)
+        expected = np.average(left, axis=0, weights=sizes) if left else theta
+        np.testing.assert_allclose(aj.eval_params(state, theta), expected, rtol=1e-5)
+
+
+def test_the_size_of_steps_must_be_told() -> None:
+    tail = aj.average_iterates(kind="weighted", weights="step_size")
+    tx, params = aj.compose(aj.adamw(0.1), tail), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"needs a stage that tells the size .* add scale_by_norm"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match="weights must be"):
+        aj.average_iterates(kind="weighted", weights="steps")
+
+
+@pytest.mark.parametrize("name", ["gadam", "gadamx"])
+def test_other_averages_of_gadam(name: str) -> None:
+    """Its average is ``average_iterates`` of any kind."""
+    arguments = sample_params(), sample_gradients(6)
+    inner = {"gadam": aj.adamw(0.05, weight_decay=None), "gadamx": aj.padam(0.05, amsgrad=True)}
+    for options, same in (
+        ({"kind": "ema", "average_decay": 0.5}, {"kind": "ema", "decay": 0.5}),
+        ({"kind": "last", "window": 2}, {"kind": "last", "window": 2}),
+        ({"kind": "weighted", "weights": 2.0}, {}),
+    ):
+        theta, state = run(getattr(aj, name)(0.05, **options), *arguments)
+        plain, kept = run(aj.compose(inner[name], aj.average_iterates(**same)), *arguments)
+        assert_close(theta, plain)
+        got, expected = aj.eval_params(state, theta), aj.eval_params(kept, plain)
+        assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_two_averages_are_asked_for_by_part() -> None:
     """The error says to name the part of the state, and the part gives its average."""
     params, gradients = sample_params(), sample_gradients(5)

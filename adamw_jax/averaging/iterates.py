@@ -32,7 +32,7 @@ from adamw_jax.averaging.evaluation import beside
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import zeros
-from adamw_jax.stage import Kind, Stage, Step, increment, stage
+from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage
 
 Tree = Any
 
@@ -89,7 +89,7 @@ def average_iterates(
     *,
     decay: ScalarOrSchedule | None = None,
     window: int | None = None,
-    weights: ScalarOrSchedule | None = None,
+    weights: ScalarOrSchedule | str | None = None,
 ) -> Stage:
     """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
 
@@ -104,7 +104,8 @@ def average_iterates(
         5.
       weights: of ``"weighted"``, >= 0, a schedule of the steps before the one whose parameters it
         weighs, such as the learning rate's; None for t after step t (Lacoste-Julien et al.,
-        1212.2002).
+        1212.2002). Or ``"step_size"``: parameters are weighed by the factor on the gradient in the
+        step that leaves them, lr / (m + floor), in a recipe with ``scale_by_norm_estimate``.
 
     Returns:
       A stage *update -> update* that leaves the update alone. The average is float32 at least, also
@@ -112,7 +113,8 @@ def average_iterates(
       averaged weights with ``refresh_batch_stats``.
 
     Raises:
-      ValueError: a number is out of range, or belongs to another kind.
+      ValueError: a number is out of range, or belongs to another kind, or (in ``update``) no stage
+        tells a step size.
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
     one_of("kind", kind, KINDS)
@@ -128,11 +130,15 @@ def average_iterates(
                 f'got {value!r}, or give kind="{its}".'
             )
     window = whole_number("window", 5 if window is None else window)
-    declared = {}
+    declared, by_step = {}, False
     if kind == "ema":
         declared = declare(average_decay=0.999 if decay is None else decay)
     elif kind == "weighted":
-        declared = declare(average_weight=_number_of_step if weights is None else weights)
+        by_step = isinstance(weights, str)
+        if by_step:
+            one_of("weights", weights, (STEP_SIZE,))
+        else:
+            declared = declare(average_weight=_number_of_step if weights is None else weights)
     every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:
@@ -148,11 +154,18 @@ def average_iterates(
     def apply(
         update: Tree, state: IterateAverageState, step: Step
     ) -> tuple[Tree, IterateAverageState]:
+        share, total = state.next.share, state.total
+        if by_step:
+            assert total is not None
+            size = _step_size(step)
+            share = size / numerics.nonzero(total + size)
+            total = lax.select(state.due, total + size, total)
+
         def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
             wide = numerics.widen(jnp.asarray(theta))
             if kind == "last":
                 return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
-            return lax.add(mean, numerics.scaled(state.next.share, lax.sub(wide, mean)))
+            return lax.add(mean, numerics.scaled(share, lax.sub(wide, mean)))
 
         def collected_into(mean: Tree, params: Tree) -> Tree:
             return jax.tree.map(collect, mean, params)
@@ -170,8 +183,9 @@ def average_iterates(
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)
         due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
-        total = state.total
-        if total is not None:
+        if by_step:  # the weight of the parameters to come is known in the step that leaves them
+            share = lax.select(collected > 0, jnp.zeros_like(share), jnp.ones_like(share))
+        elif total is not None:
             weight = lax.select(due, step["average_weight"], jnp.zeros_like(total))
             total = total + weight
             share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.ones_like(total))
@@ -193,6 +207,15 @@ def average_iterates(
         needs_params=True,
         tail=True,
     )
+
+
+def _step_size(step: Step) -> jax.Array:
+    if STEP_SIZE not in step.signals:
+        raise ValueError(
+            f'weights="{STEP_SIZE}" needs a stage that tells the size of its steps, and there is '
+            "none in the recipe: add scale_by_norm_estimate(), or give numbers or a schedule."
+        )
+    return step.signals[STEP_SIZE]
 
 
 def _number_of_step(count: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.checks import one_of
+from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
 from adamw_jax.moments import (
@@ -41,6 +41,7 @@ def scale_by_adan(
     max_grad_norm: ScalarOrSchedule | None = None,
     restart_period: int | None = None,
     start: str = "zero",
+    paper_betas: bool = False,
     amsgrad: bool = False,
     rectify: bool = False,
     eps_hat: bool = False,
@@ -50,6 +51,9 @@ def scale_by_adan(
     """Adan's direction: gradient in, direction out. Arguments as for ``adan``; jit it alone."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
     one_of("start", start, STARTS)
+    switch("paper_betas", paper_betas)
+    if paper_betas:
+        b1, b2, b3 = _kept("b1", b1), _kept("b2", b2), _kept("b3", b3)
     from_first = start == "first_gradient"
     if from_first and bias_correction != "exact":
         raise ValueError(
@@ -92,6 +96,7 @@ def adan(
     max_grad_norm: ScalarOrSchedule | None = None,
     restart_period: int | None = None,
     start: str = "zero",
+    paper_betas: bool = False,
     decay: str = "proximal",
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
@@ -111,12 +116,17 @@ def adan(
       start: what the averages begin with: ``"zero"``, to be corrected (the code behind the
         published numbers), or the ``"first_gradient"``, its square and, at the second step, the
         first difference, uncorrected (the paper's Algorithm 1).
+      paper_betas: b1, b2 and b3 are the paper's betas, weights of the new, such as (0.02, 0.08,
+        0.01), in place of rates that keep.
       decay: ``"proximal"`` (the code's default), ``"learning_rate"`` (its ``no_prox``), or another
         form of ``decoupled_decay``.
 
     Returns:
       The transformation; its state has four values per parameter, the previous gradient among them.
     """
+    switch("paper_betas", paper_betas)
+    if paper_betas:
+        b1, b2, b3 = _kept("b1", b1), _kept("b2", b2), _kept("b3", b3)
     learning_rate, b1, b3, common = unpack(learning_rate, b1, b3, common)
     direction, rest = split(common)
     return finish(
@@ -134,3 +144,16 @@ def adan(
         decay=decay,
         **rest,
     )
+
+
+def _kept(name: str, beta: Any) -> Any:
+    """The rate that keeps, of a beta of the paper."""
+    if callable(beta):
+        schedule: Any = beta
+        return lambda count: 1 - schedule(count)
+    if isinstance(beta, int | float) and not 0 < beta <= 0.5:
+        raise ValueError(
+            f"{name} must be in (0, 0.5] with paper_betas=True, got {beta!r}: the paper's betas "
+            "weigh what is new, 0.02, 0.08 and 0.01; leave paper_betas out for rates that keep."
+        )
+    return 1 - beta

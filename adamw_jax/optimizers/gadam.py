@@ -49,6 +49,10 @@ def gadam(
     *,
     start: int = 0,
     period: int = 1,
+    kind: str = "equal",
+    average_decay: ScalarOrSchedule | None = None,
+    window: int | None = None,
+    weights: ScalarOrSchedule | None = None,
     **common: Unpack[Common],
 ) -> Composed:
     """Gadam: AdamW, evaluated at the equal-weight average of its iterates.
@@ -61,6 +65,11 @@ def gadam(
       eps: added to the root; 1e-8 (code).
       start: steps before averaging begins; about half of the run (161 of 300 epochs).
       period: steps between the iterates that are averaged; an epoch is often enough.
+      kind: ``"equal"`` weights (paper), ``"weighted"``, ``"ema"`` or ``"last"``, as for
+        ``average_iterates``.
+      average_decay: rate of ``"ema"``, in [0, 1); None for 0.999.
+      window: iterates that ``"last"`` keeps, each a value of state per parameter; None for 5.
+      weights: of ``"weighted"``, >= 0; None for t after step t.
 
     Returns:
       The transformation; its state has three values per parameter. ``eval_params(state, params)``
@@ -69,7 +78,7 @@ def gadam(
     """
     return compose(
         adamw(learning_rate, b1, b2, eps, **{"weight_decay": None, **common}),
-        average_iterates(start, period),
+        average_iterates(start, period, kind, decay=average_decay, window=window, weights=weights),
     )
 
 
@@ -93,6 +102,10 @@ def gadamx(
     *,
     start: int = 0,
     period: int = 1,
+    kind: str = "equal",
+    average_decay: ScalarOrSchedule | None = None,
+    window: int | None = None,
+    weights: ScalarOrSchedule | None = None,
     amsgrad: bool = True,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
@@ -106,6 +119,10 @@ def gadamx(
       partial: Padam's p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8).
       start: steps before averaging begins; about half of the run.
       period: steps between the iterates that are averaged.
+      kind: which average, with ``average_decay``, ``window`` and ``weights`` as for ``gadam``.
+      average_decay: rate of ``"ema"``.
+      window: iterates that ``"last"`` keeps.
+      weights: of ``"weighted"``.
       amsgrad: divide by the largest second moment so far, as the authors do.
 
     Returns:
@@ -113,5 +130,5 @@ def gadamx(
     """
     return compose(
         padam(learning_rate, b1, b2, eps, partial, **{**common, "amsgrad": amsgrad}),
-        average_iterates(start, period),
+        average_iterates(start, period, kind, decay=average_decay, window=window, weights=weights),
     )

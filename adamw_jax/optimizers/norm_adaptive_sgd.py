@@ -73,7 +73,8 @@ def norm_adaptive_sgd(
     Args:
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). About
         the length of a step over all parameters: the theory takes R / sqrt(T) for a start at
-        distance R and T steps, and the average of the iterates weighted by lr / (m + floor).
+        distance R and T steps, and the average of the iterates weighted by lr / (m + floor), the
+        tail ``average_iterates(kind="weighted", weights="step_size")``.
       beta: decay rate of the average of squared norms, in [0, 1).
       floor: added to the estimate, >= 0; well below the norm of a typical gradient.
       use_previous: the estimate without the present gradient; the first step has |g_1|.

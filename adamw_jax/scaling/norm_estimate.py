@@ -25,7 +25,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax.stage import STEP_SIZE, Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 
@@ -77,6 +77,7 @@ def scale_by_norm_estimate(
         # The root is never 0: zero gradients give zeros also without a floor.
         size = numerics.root(before if use_previous else after) + step["floor"]
         factor = 1.0 / size
+        step.signals[STEP_SIZE] = factor
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(after)
 
