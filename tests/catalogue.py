@@ -22,7 +22,8 @@ import adamw_jax
 from adamw_jax.decay import FORMS
 from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.moments.delayed import NUMERATORS
-from adamw_jax.moments.factored import AXES, EPS_FORMS
+from adamw_jax.moments.factor_axes import AXES
+from adamw_jax.moments.factored import EPS_FORMS
 from adamw_jax.moments.friction import VARIANTS as FRICTIONS
 from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.adan import STARTS

@@ -151,6 +151,71 @@ def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
     assert_close(first, clamped)
 
 
+@pytest.mark.parametrize(
+    ("axes", "order", "matrix"),
+    [
+        ((0, (1, 2)), (0, 1, 2), (8, 12)),
+        ((0, (-1, 1)), (0, 1, 2), (8, 12)),
+        (((0, 1), 2), (0, 1, 2), (32, 3)),
+        (((0, 2), 1), (0, 2, 1), (24, 4)),
+        ((1, (0, 2)), (1, 0, 2), (4, 24)),
+        ((1, 2), (0, 1, 2), (8, 4, 3)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("eps_form", ["added", "clamped"])
+def test_groups_of_axes_are_those_of_a_matrix(
+    axes: Any, order: Any, matrix: Any, eps_form: str
+) -> None:
+    """A kernel with groups of axes moves as the matrix that they make; others are a batch."""
+    g, start = gradients(8, 4, 3), jnp.asarray(np.linspace(-1, 1, 96).reshape(8, 4, 3), jnp.float32)
+    options: Any = {**SMALL, "eps_form": eps_form, "b1": 0.9}
+    table = {"*kernel": axes, "other": None}
+    tx, plain = adafactor(0.1, axes=table, **options), adafactor(0.1, **options)
+
+    def tree(x: jax.Array) -> Any:
+        return {"kernel": x, "other": x, "third": x}
+
+    def flat(x: jax.Array) -> jax.Array:
+        return jnp.transpose(x, order).reshape(matrix)
+
+    got, state = run(tx, tree(start), tree(g))
+    expected, _ = run(plain, flat(start), jax.vmap(flat)(g))
+    assert_close(flat(got["kernel"]), expected)
+    assert_close(got["third"], run(plain, start, g)[0])
+    assert_close(got["other"], run(adafactor(0.1, **options, factored=False), start, g)[0])
+    rows = state.stages["estimate_moments"].second.rows
+    assert rows["kernel"].ndim == (2 if matrix == (8, 4, 3) else 3 - len(np.atleast_1d(axes[1])))
+    assert rows["other"].shape == (8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"*": "first"}, "axes maps patterns on leaf names to .*got '\\*': 'first'"),
+        ({"*": (0,)}, "axes maps patterns on leaf names"),
+        ({"*": (0, True)}, "axes maps patterns on leaf names"),
+        ({"*": (0, ())}, "axes maps patterns on leaf names"),
+        ({1: None}, "axes maps patterns on leaf names"),
+        ({"*": (0, 3)}, "for the leaf 'w', which has the shape .*name each axis"),
+        ({"*": (0, (0, 1))}, "for the leaf 'w', which has the shape .*name each axis"),
+        ({"*": None, "w": None}, "several patterns for the leaf 'w'.*make one of them narrower"),
+    ],
+    ids=str,
+)
+def test_axes_that_a_leaf_does_not_have(axes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adafactor(axes=axes).init({"w": jnp.ones((3, 4, 5))})
+
+
+def test_a_kernel_of_another_shape_is_refused() -> None:
+    tx = adafactor(0.1, axes={"w": (0, (1, 2))}, **SMALL)
+    state = tx.init({"w": jnp.ones((3, 4, 5))})
+    other = {"w": jnp.ones((4, 4, 5))}
+    with pytest.raises(ValueError, match="do not fit its gradient of the shape"):
+        tx.update(other, state, other)
+
+
 def test_decay_rate_of_the_second_moment() -> None:
     """1 - t^-0.8: nothing of the start is left, up to ``max_b2`` and from ``decay_offset`` on."""
     g = jnp.array([1.0])
@@ -498,7 +563,7 @@ def test_gradients_and_states_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"missing leaves \['t'\]"):
         tx.update(less, state, less)
     for other in (adafactor(), adafactor(factored=False)):
-        with pytest.raises(ValueError, match="which another factorization made: keep min_dim"):
+        with pytest.raises(ValueError, match=r"do not fit its gradient of the shape .*keep min_dim"):
             other.update(params, state, params)
 
 

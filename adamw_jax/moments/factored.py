@@ -16,25 +16,24 @@ n + m values in place of n m; exact where |g|^2 has rank one. Shazeer & Stern, I
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.gradients import check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
+from adamw_jax.moments.factor_axes import Shape, Split, check_axes, split_of
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step, increment
 
 Tree = Any
-Shape = tuple[int, ...]
 
-AXES = ("last", "largest")
 EPS_FORMS = ("added", "clamped")
 
 
@@ -59,7 +58,7 @@ def factored_squares(
     eps: ScalarOrSchedule | None = 1e-30,
     *,
     min_dim_size_to_factor: int = 128,
-    axes: str = "last",
+    axes: Any = "last",
     eps_form: str = "added",
     factored: bool = True,
     decay_offset: int = 0,
@@ -77,7 +76,11 @@ def factored_squares(
       min_dim_size_to_factor: what both factored axes must measure at least. The paper factors every
         matrix: 1.
       axes: ``"last"`` factors over the last two axes (paper's code, PyTorch), ``"largest"`` over
-        the two largest (optax, T5X), which suits kernels whose first axes are channels.
+        the two largest (optax, T5X), which suits kernels whose first axes are channels. Or a table
+        of patterns on leaf names, with one of these words, None for a leaf kept whole, or the axes
+        of rows and columns, which may be several (as by T5X's factor rules):
+        ``{"*/query/kernel": (0, (1, 2))}`` takes a kernel of embedding, heads and width for a
+        matrix. Axes not named are a batch; leaves that no pattern matches have ``"last"``.
       eps_form: ``"added"`` (paper), or ``"clamped"``: the mean of the rows is at least eps and the
         second moment at least eps^2 (PyTorch).
       factored: False keeps every second moment whole.
@@ -100,7 +103,7 @@ def factored_squares(
       TypeError: a value is neither number nor schedule, or ``dtype`` is no real floating-point
         dtype.
     """
-    one_of("axes", axes, AXES)
+    check_axes(axes)
     one_of("eps_form", eps_form, EPS_FORMS)
     switch("factored", factored)
     smallest = whole_number("min_dim_size_to_factor", min_dim_size_to_factor)
@@ -116,26 +119,28 @@ def factored_squares(
     given = {**rate, "eps": eps, "max_b2": max_b2}
     declared = declare(**{name: x for name, x in given.items() if x is not None})
 
-    def factored_axes(shape: Shape) -> tuple[int, int] | None:
-        return two_axes(shape, smallest, axes) if factored else None
+    def split_at(name: str, shape: Shape) -> Split:
+        return split_of(axes, name, shape, smallest) if factored else Split()
 
-    def shapes_of(shape: Shape) -> tuple[Shape, Shape]:
-        pair = factored_axes(shape)
-        return (shape, ()) if pair is None else (_without(shape, pair[1]), _without(shape, pair[0]))
+    def splits(tree: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: split_at(numerics.parameter_name(path), x.shape), tree
+        )
 
     def init(params: Tree) -> FactoredSquaresState:
         def zeros(which: int) -> Tree:
             """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
 
-            def leaf(p: Any) -> jax.Array:
-                pair, like = factored_axes(p.shape), p
-                if pair is not None:
-                    like = jax.eval_shape(lambda x: jnp.sum(x, axis=pair[1 - which]), p)
+            def leaf(split: Split, p: Any) -> jax.Array:
+                like = p
+                if split:
+                    lacking = (split.second, split.first)[which]
+                    like = jax.eval_shape(lambda x: jnp.sum(x, axis=lacking), p)
                 elif which == 1:
                     like = jax.ShapeDtypeStruct((), p.dtype)
                 return jnp.zeros_like(like, dtype=dtype or numerics.default_float())
 
-            return jax.tree.map(leaf, params)
+            return jax.tree.map(leaf, splits(params), params)
 
         return FactoredSquaresState(zeros(0), zeros(1), jnp.zeros([], jnp.int32))
 
@@ -155,35 +160,33 @@ def factored_squares(
             mixed = lax.add(numerics.scaled(before, numerics.widen(old)), new)
             return numerics.cast(lax.div(mixed, span), old.dtype)
 
-        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-            pair = factored_axes(g.shape)
-            if pair is None:
+        def leaf(split: Split, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
+            if not split:
                 return averaged(rows, numerics.abs_square(numerics.widen(g))), columns
             # Two squares for two sums: one that both read would be stored, as large as the leaf.
-            along_rows = mean_square(g, pair[1])
-            along_columns = mean_square(lax.optimization_barrier(g), pair[0])
+            along_rows = mean_square(g, split.second)
+            along_columns = mean_square(lax.optimization_barrier(g), split.first)
             return averaged(rows, along_rows), averaged(columns, along_columns)
 
-        both = jax.tree.map(leaf, entry, state.rows, state.columns)
+        both = jax.tree.map(leaf, splits(entry), entry, state.rows, state.columns)
         rows, columns = (jax.tree.map(lambda g, x, i=i: x[i], entry, both) for i in (0, 1))
         return FactoredSquaresState(rows, columns, count)
 
     def read(state: FactoredSquaresState, gradient: Tree, step: Step) -> Reading:
-        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, Any]:
+        def leaf(
+            split: Split, g: jax.Array, rows: jax.Array, columns: jax.Array
+        ) -> tuple[jax.Array, Any]:
             rows, columns = numerics.widen(rows), numerics.widen(columns)
-            pair = factored_axes(g.shape)
             least = least_root(g, step) if clamped else None
-            if pair is None:
+            if not split:
                 return (rows if least is None else lax.max(rows, least * least)), ()
-            first_axis, second_axis = pair
-            place = first_axis - (second_axis < first_axis)  # of the first axis in rows
-            mean = numerics.scaled(
-                numerics.scalar(1.0 / rows.shape[place]), lax.reduce_sum(rows, (place,))
-            )
+            places = split.in_rows
+            number = math.prod(rows.shape[place] for place in places)
+            mean = numerics.scaled(numerics.scalar(1.0 / number), lax.reduce_sum(rows, places))
             under = numerics.nonzero(mean) if least is None else lax.max(mean, least)
-            row_shares = lax.div(rows, spread(under, rows.shape, place))
+            row_shares = lax.div(rows, spread(under, rows.shape, places))
             second = lax.mul(
-                spread(row_shares, g.shape, second_axis), spread(columns, g.shape, first_axis)
+                spread(row_shares, g.shape, split.second), spread(columns, g.shape, split.first)
             )
             if least is not None:
                 return lax.max(second, least * least), ()
@@ -191,17 +194,17 @@ def factored_squares(
             # wherever they are needed instead of storing the whole matrix. A row or column that
             # never had a gradient has factor 1: two inverse roots of 0 would overflow.
             row_factor = lax.div(
-                spread(numerics.root(mean), rows.shape, place),
+                spread(numerics.root(mean), rows.shape, places),
                 numerics.root(numerics.nonzero(rows)),
             )
             column_root = numerics.root(numerics.nonzero(columns))
             column_factor = lax.div(lax.full_like(column_root, 1), column_root)
             return second, (
-                spread(row_factor, g.shape, second_axis),
-                spread(column_factor, g.shape, first_axis),
+                spread(row_factor, g.shape, split.second),
+                spread(column_factor, g.shape, split.first),
             )
 
-        both = jax.tree.map(leaf, gradient, state.rows, state.columns)
+        both = jax.tree.map(leaf, splits(gradient), gradient, state.rows, state.columns)
         raw, factors = (jax.tree.map(lambda g, x, i=i: x[i], gradient, both) for i in (0, 1))
         return Reading(raw, inverse_root=factors)
 
@@ -222,49 +225,40 @@ def factored_squares(
     def fitting(gradient: Tree, state: FactoredSquaresState) -> Tree:
         """The parameters given to ``init``, as far as the factors tell."""
 
-        def leaf(g: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.ShapeDtypeStruct:
-            have, places = (rows.shape, columns.shape), range(rows.ndim + 1)
+        def leaf(path: Any, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
+            name, have = numerics.parameter_name(path), (rows.shape, columns.shape)
             candidates = [
                 g.shape,  # first, since two shapes may have the same factors
                 rows.shape,
-                *((*rows.shape[:i], n, *rows.shape[i:]) for i in places for n in columns.shape),
+                *(
+                    (*rows.shape[:i], n, *rows.shape[i:])
+                    for i in range(rows.ndim + 1)
+                    for n in columns.shape
+                ),
             ]
             for shape in candidates:
-                if shapes_of(shape) == have:
+                if len(shape) == g.ndim and split_at(name, shape).shapes(shape) == have:
                     return jax.ShapeDtypeStruct(shape, rows.dtype)
             raise ValueError(
-                f"the state has factors of the shapes {have}, which another factorization made: "
-                "keep min_dim_size_to_factor, axes and factored as they were, or start with "
-                "tx.init(params)."
+                f"the state has factors of the shapes {have} for {name!r}, which do not fit its "
+                f"gradient of the shape {g.shape}: keep min_dim_size_to_factor, axes and factored "
+                "as they were, or start with tx.init(params)."
             )
 
         if jax.tree.structure(gradient) != jax.tree.structure(state.rows):
             return state.rows
-        return jax.tree.map(leaf, gradient, state.rows, state.columns)
+        return jax.tree_util.tree_map_with_path(leaf, gradient, state.rows, state.columns)
 
     return Part("factored_squares", declared, init, update, read)
 
 
-def two_axes(shape: Shape, smallest: int, axes: str) -> tuple[int, int] | None:
-    """The axes over which a leaf is factored, or None for a leaf that is not."""
-    if len(shape) < 2:
-        return None
-    order = np.argsort(shape)  # as optax, also where sizes are equal
-    pair = (len(shape) - 2, len(shape) - 1) if axes == "last" else (int(order[-2]), int(order[-1]))
-    return pair if min(shape[axis] for axis in pair) >= smallest else None
+def mean_square(g: jax.Array, axes: Shape) -> jax.Array:
+    """The mean of |g|^2 along some axes."""
+    total = lax.reduce_sum(numerics.abs_square(numerics.widen(g)), axes)
+    return numerics.scaled(numerics.scalar(1.0 / math.prod(g.shape[axis] for axis in axes)), total)
 
 
-def mean_square(g: jax.Array, axis: int) -> jax.Array:
-    """The mean of |g|^2 along one axis."""
-    total = lax.reduce_sum(numerics.abs_square(numerics.widen(g)), (axis,))
-    return numerics.scaled(numerics.scalar(1.0 / g.shape[axis]), total)
-
-
-def spread(x: jax.Array, shape: Shape, missing: int) -> jax.Array:
-    """``x`` repeated along the one axis that it lacks."""
-    kept = tuple(axis for axis in range(len(shape)) if axis != missing)
+def spread(x: jax.Array, shape: Shape, missing: Shape) -> jax.Array:
+    """``x`` repeated along the axes that it lacks."""
+    kept = tuple(axis for axis in range(len(shape)) if axis not in missing)
     return lax.broadcast_in_dim(x, shape, kept)
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return shape[:axis] + shape[axis + 1 :]

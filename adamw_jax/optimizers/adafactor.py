@@ -42,7 +42,7 @@ def scale_by_adafactor(
     multiply_by_parameter_scale: bool = True,
     max_scale: ScalarOrSchedule | None = None,
     min_dim_size_to_factor: int = 128,
-    axes: str = "last",
+    axes: Any = "last",
     eps_form: str = "added",
     factored: bool = True,
     decay_offset: int = 0,
@@ -122,7 +122,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     max_scale: ScalarOrSchedule | None = None,
     min_dim_size_to_factor: int = 128,
-    axes: str = "last",
+    axes: Any = "last",
     eps_form: str = "added",
     factored: bool = True,
     decay_offset: int = 0,
@@ -153,7 +153,8 @@ def adafactor(
       max_scale: what that factor is at most, > 0 (T5X); None for no bound.
       min_dim_size_to_factor: what both factored axes measure at least; 128 as in optax and T5X,
         where the paper has 1. Smaller leaves keep their whole second moment.
-      axes: factor over the ``"last"`` two axes or the two ``"largest"``.
+      axes: factor over the ``"last"`` two axes or the two ``"largest"``; or a table of patterns on
+        leaf names such as ``{"*/query/kernel": (0, (1, 2))}``, see ``factored_squares``.
       eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds; see ``factored_squares``.
       factored: False keeps every second moment whole.
       decay_offset: t of ``decay_rate`` counts from the step after this one.
