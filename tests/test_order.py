@@ -42,6 +42,9 @@ RECIPES = {
         optax.clip_by_global_norm(0.5), aj.lamb(0.1), optax.scale(0.5)
     ),
     "gadam": lambda: aj.gadam(0.1),
+    "diffgrad": lambda: aj.diffgrad(0.1),
+    "quantized diffgrad": lambda: aj.quantize_state(aj.diffgrad(0.1)),
+    "norm-adaptive": lambda: aj.norm_adaptive_sgd(0.1),
     "adan": lambda: aj.adan(0.1),
     "koala_m": lambda: aj.koala_m(),
 }

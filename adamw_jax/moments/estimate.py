@@ -30,7 +30,7 @@ from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import DELAYED, Moments, emptied
-from adamw_jax.order import WHOLE, after, first_element
+from adamw_jax.order import WHOLE, after, is_one_cpu, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import replace
 from adamw_jax.storage import choose, stored
@@ -117,12 +117,13 @@ def estimate_moments(
         return record, MomentsState(new_first, new_second, record.count)
 
     def settle(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
-        asked = DELAYED in step.signals and WHOLE in step.signals
+        asked = DELAYED in step.signals and WHOLE in step.signals and is_one_cpu()
         if not asked or not hasattr(state.second, "value"):
             return state
         # The direction reads the second moment of the step before.
-        value = after(state.second.value, step.count, direction)
-        step.signals[WHOLE] = jax.tree.map(first_element, value)
+        known = jax.tree.map(lambda d: known_once_whole(d, step.count), direction)
+        step.signals[WHOLE] = known
+        value = after(state.second.value, step.count, known)
         return state._replace(second=state.second._replace(value=value))
 
     made = stage(

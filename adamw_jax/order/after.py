@@ -1,4 +1,4 @@
-"""One array after others that read what it overwrites, or that it is read by.
+"""One array after others that read what it overwrites, or what its reader overwrites.
 
 >>> import jax.numpy as jnp
 >>> after(jnp.zeros(2), jnp.int32(0), jnp.ones(2))
@@ -18,6 +18,9 @@ from adamw_jax import numerics
 
 Tree = Any
 
+SMALL = 4096
+"""Arrays of fewer elements are read whole, and do not wait for others: it costs less."""
+
 
 def after(x: Tree, count: jax.Array, *readers: Tree, kept: bool = False) -> Tree:
     """``x``, written only when ``readers`` are: trees of its shape that read what it overwrites.
@@ -27,17 +30,22 @@ def after(x: Tree, count: jax.Array, *readers: Tree, kept: bool = False) -> Tree
     Args:
       x: what is written.
       count: the step count.
-      *readers: each is read for it.
-      kept: whether the readers are arrays of the new state. One element of those is enough, on a
-        single device; of others XLA would compute that element by itself.
+      *readers: on a single CPU device one element of each is read for it, else, and of small ones,
+        every one. May be trees of scalars.
+      kept: whether the readers are arrays of the new state, which XLA computes whole.
     """
-    one = kept and jax.device_count() == 1
+    alone = is_one_cpu()
+
+    def seen(reader: jax.Array) -> jax.Array:
+        if alone and kept:
+            return _first(reader)
+        return known_once_whole(reader, count) if alone and reader.size >= SMALL else reader
 
     def leaf(new: jax.Array, *arrays: jax.Array) -> jax.Array:
         # In the compute dtype: a reader may be too large for that of ``new``.
         wide = numerics.widen(new)
-        read = [_like(first_element(a) if one else a, wide) for a in arrays]
-        return numerics.cast(when(functools.reduce(lax.add, read), wide, count), new.dtype)
+        known = functools.reduce(lax.add, (_like(seen(a), wide) for a in arrays))
+        return numerics.cast(when(known, wide, count), new.dtype)
 
     return jax.tree.map(leaf, x, *readers)
 
@@ -49,15 +57,33 @@ def when(known: jax.Array, x: jax.Array, count: jax.Array) -> jax.Array:
     """
     known = _like(known, x)
     known = known if known.shape == x.shape else lax.broadcast(known, x.shape)
-    return lax.select(lax.ge(count, lax.full_like(count, 0)), x, known)
+    return lax.select(_always(count), x, known)
+
+
+def is_one_cpu() -> bool:
+    """Whether elements and branches are cheap.
+
+    Of an array on several devices an element costs a message, and on a GPU a branch waits for the
+    host, while there XLA writes an array and its readers in one kernel.
+    """
+    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+
+
+def known_once_whole(x: jax.Array, count: jax.Array) -> jax.Array:
+    """A scalar of ``x``. A branch reads it, for else XLA would compute one element by itself."""
+    nothing = lax.full((), 0, x.dtype)
+    return lax.cond(_always(count), _first, lambda _: nothing, x) if x.size else nothing
+
+
+def _first(x: jax.Array) -> jax.Array:
+    return x.ravel()[0] if x.size else lax.full((), 0, x.dtype)
+
+
+def _always(count: jax.Array) -> jax.Array:
+    return lax.ge(count, lax.full_like(count, 0))
 
 
 def _like(known: jax.Array, x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(known) and not jnp.iscomplexobj(x):
         known = lax.real(known)
     return numerics.cast(lax.stop_gradient(known), x.dtype)
-
-
-def first_element(x: jax.Array) -> jax.Array:
-    """A scalar that is known once ``x`` is; 0 of an empty array."""
-    return x.ravel()[0] if x.size else lax.full((), 0, x.dtype)

@@ -17,16 +17,13 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from adamw_jax import numerics
-from adamw_jax.order.after import when
+from adamw_jax.order.after import SMALL, when
 from adamw_jax.order.calls import Calls
 
 Tree = Any
 
 WHOLE = "whole"
 """The signal with a scalar of every leaf that is known once its direction is whole."""
-
-SMALL = 4096
-"""Leaves of fewer elements do not wait: they need little scratch, and may run together."""
 
 _IN_ORDER = ContextVar("_IN_ORDER", default=False)
 
