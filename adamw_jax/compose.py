@@ -81,7 +81,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     frozen = _frozen_of(stages, frozen)
     orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
     in_order = next((order for order in orders if order is not None), None)
-    whole = any(spec.whole for spec in specs)
+    by_leaf = any(spec.whole for spec in specs)
 
     def init(params: Tree) -> ComposeState:
         whole = params
@@ -137,7 +137,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             moved, new_state = through_stages(updates, state, params, extra, signals)
             return moved, new_state, signals.pop(WHOLE)
 
-        if whole and is_due(updates):
+        if by_leaf and is_due(updates):
             signals[WHOLE] = None  # asks for it
             return leaf_by_leaf(step, updates, state, state.count)
         return through_stages(updates, state, params, extra, signals)

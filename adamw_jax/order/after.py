@@ -70,7 +70,12 @@ def is_one_cpu() -> bool:
 
 
 def known_once_whole(x: jax.Array, count: jax.Array) -> jax.Array:
-    """A scalar of ``x``. A branch reads it, for else XLA would compute one element by itself."""
+    """A scalar of ``x``. A branch reads it, for else XLA would compute one element by itself.
+
+    Args:
+      x: an array.
+      count: the step count.
+    """
     nothing = lax.full((), 0, x.dtype)
     return lax.cond(_always(count), _first, lambda _: nothing, x) if x.size else nothing
 

@@ -18,8 +18,10 @@ from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
 class Calls:
     """A traced function of which outputs are computed as they are asked for.
 
-    Attributes:
-      inputs: its arguments; one may be replaced as long as nothing has read it.
+    Args:
+      traced: the function.
+      inputs: its arguments; in the attribute of this name one may be replaced as long as nothing
+        has read it.
     """
 
     def __init__(self, traced: ClosedJaxpr, inputs: Sequence[jax.Array]) -> None:
@@ -33,7 +35,12 @@ class Calls:
         self._ran: set[int] = set()
 
     def outputs(self, places: Iterable[int], *, effects: bool = False) -> list[Any]:
-        """The outputs at these places; with ``effects``, after whatever has an effect."""
+        """Some outputs.
+
+        Args:
+          places: where they stand among all.
+          effects: whether to compute whatever has an effect as well.
+        """
         equations = self._jaxpr.eqns
         atoms = [self._jaxpr.outvars[i] for i in places]
         wanted = set[int]()

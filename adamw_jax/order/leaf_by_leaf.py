@@ -72,10 +72,13 @@ def leaf_by_leaf(
 
 
 def is_due(updates: Tree) -> bool:
-    """Whether a step on these shall go leaf by leaf: one that is traced, on a single device.
+    """Whether a step shall go leaf by leaf: one that is traced, on a single device.
 
     What is not traced is in order already, and so is a step inside an ordered one; on several
     devices a scalar costs a message.
+
+    Args:
+      updates: the gradients.
     """
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(updates))
     return traced and jax.device_count() == 1 and not _IN_ORDER.get()
