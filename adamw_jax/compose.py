@@ -131,16 +131,14 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         return state._replace(stages=memories)
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
-        signals: dict[str, Any] = {}
-
-        def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree | None]:
+        def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree]:
+            signals: dict[str, Any] = {WHOLE: None}  # asks for it
             moved, new_state = through_stages(updates, state, params, extra, signals)
-            return moved, new_state, signals.pop(WHOLE)
+            return moved, new_state, signals[WHOLE]
 
-        if by_leaf and is_due(updates):
-            signals[WHOLE] = None  # asks for it
+        if by_leaf and is_due(updates, state):
             return leaf_by_leaf(step, updates, state, state.count)
-        return through_stages(updates, state, params, extra, signals)
+        return through_stages(updates, state, params, extra, {})
 
     def through_stages(
         updates: Tree, state: ComposeState, params: Tree | None, extra: Any, signals: dict[str, Any]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from adamw_jax import masks, numerics
 from adamw_jax.moments.record import Moments, leafwise
+from adamw_jax.order import WHOLE
 from adamw_jax.stage import Stage, Step, stage_of
 
 Tree = Any
@@ -62,7 +63,9 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         part, state = spec.apply(some, state, inner_step)
         for name, told in inner_step.signals.items():
             if told is not heard.get(name):
-                step.signals[name] = _of_all(chosen, told, step.signals.get(name))
+                if name != WHOLE and not isinstance(told, bool):  # of some leaves, of the step
+                    told = _of_all(chosen, told, step.signals.get(name))
+                step.signals[name] = told
         merge = _merge_record if moments else masks.merge
         return merge(chosen, part, flow), state
 

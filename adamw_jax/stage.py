@@ -53,7 +53,7 @@ class Step:
       params: the parameters before the step, or None.
       extra: the extra arguments of ``update``.
       signals: facts that one stage tells later ones of the same step (``STAND_STILL``,
-        ``STEP_SIZE``).
+        ``STEP_SIZE``, ``order.WHOLE``).
     """
 
     count: jax.Array
@@ -101,7 +101,7 @@ class Spec(NamedTuple):
     rule: str = ""  # the name that it was made with, whatever it is called now
     slopes: Slopes | None = None  # of one that makes its direction without moments
     settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
-    whole: bool = False  # whether it has a direction whole before it is used: it tells ``WHOLE``
+    whole: bool = False  # whether it has a direction whole before it is used
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """The declaration of a stage that wraps this one; its memory is another, to be settled."""

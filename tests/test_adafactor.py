@@ -200,12 +200,24 @@ def test_groups_of_axes_are_those_of_a_matrix(
         ({"*": (0, 3)}, "for the leaf 'w', which has the shape .*name each axis"),
         ({"*": (0, (0, 1))}, "for the leaf 'w', which has the shape .*name each axis"),
         ({"*": None, "w": None}, "several patterns for the leaf 'w'.*make one of them narrower"),
+        ({"v": None}, "axes has the pattern 'v', which matches none of the leaves .*correct it"),
+        ({"*": np.array([0, 1])}, "axes maps patterns on leaf names"),
     ],
     ids=str,
 )
 def test_axes_that_a_leaf_does_not_have(axes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adafactor(axes=axes).init({"w": jnp.ones((3, 4, 5))})
+
+
+def test_axes_of_a_vector_and_of_numpy() -> None:
+    with pytest.raises(ValueError, match="for the leaf 'w', which has the shape"):
+        adafactor(axes={"w": (0, (1, 2))}).init({"w": jnp.ones(3)})
+    table: Any = {"w": (np.int64(0), (1, 2))}
+    tx, params = adafactor(0.1, axes=table, **SMALL), {"w": jnp.ones((3, 4, 5))}
+    state = tx.init(params)
+    table.clear()  # the table was copied
+    assert_finite(tx.update(params, state, params))
 
 
 def test_a_kernel_of_another_shape_is_refused() -> None:

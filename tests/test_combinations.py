@@ -313,8 +313,11 @@ def test_adan_takes_the_papers_betas() -> None:
     assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     direction = aj.scale_by_adan(0.3, 0.4, 0.2, paper_betas=True)
     assert_close(run(direction, *arguments)[0], run(aj.scale_by_adan(0.7, 0.6, 0.8), *arguments)[0])
-    with pytest.raises(ValueError, match=r"b1 must be in \(0, 0.5\] .* got 0.98: .* leave"):
-        aj.adan(0.05, paper_betas=True)
+    for given in (0.98, np.float32(0.98), jnp.float32(0.98)):
+        with pytest.raises(ValueError, match=r"b1 must be in \(0, 0.5\] .*0.98.*1 minus it"):
+            aj.adan(0.05, given, 0.08, 0.01, paper_betas=True)
+    with pytest.raises(TypeError, match="b1 must be"):
+        aj.adan(0.05, None, paper_betas=True)
 
 
 @pytest.mark.parametrize(
@@ -351,9 +354,36 @@ def test_the_size_of_steps_must_be_told() -> None:
         aj.average_iterates(kind="weighted", weights="steps")
 
 
+def test_iterates_that_no_step_leaves_have_no_weight() -> None:
+    """At a learning rate of 0 they are given until one has a weight."""
+    rates = jnp.array([0.0, 0.0, 0.0, 0.1, 0.1, 0.1])
+    tail = aj.average_iterates(kind="weighted", weights="step_size")
+    tx = aj.compose(aj.norm_adaptive_sgd(lambda t: rates[t]), tail)
+    params = start = jnp.array([1.0, 2.0])
+    state = tx.init(params)
+    for _ in range(4):
+        assert_close(aj.eval_params(state, params), start)
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(params[0]) < 1.0
+
+
+def test_gradients_of_zero_give_no_weight() -> None:
+    """Nothing divides them without a floor, and the step that does not move is no long one."""
+    tail = aj.average_iterates(kind="weighted", weights="step_size")
+    tx, params = aj.compose(aj.norm_adaptive_sgd(0.1, floor=0.0), tail), jnp.array([1.0, 2.0])
+    state = tx.init(params)
+    for t in range(4):
+        updates, state = tx.update(params if t > 1 else jnp.zeros(2), state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(aj.eval_params(state, params)[0]) < 1.0
+
+
 @pytest.mark.parametrize("name", ["gadam", "gadamx"])
 def test_other_averages_of_gadam(name: str) -> None:
     """Its average is ``average_iterates`` of any kind."""
+    with pytest.raises(ValueError, match=r"average_decay is an argument .* leave average_decay"):
+        getattr(aj, name)(0.05, average_decay=0.9)
     arguments = sample_params(), sample_gradients(6)
     inner = {"gadam": aj.adamw(0.05, weight_decay=None), "gadamx": aj.padam(0.05, amsgrad=True)}
     for options, same in (

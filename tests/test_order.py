@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamw_jax as aj
 from adamw_jax.order import after, leaf_by_leaf
-from adamw_jax.order.leaf_by_leaf import SMALL
+from adamw_jax.order.after import SMALL
 from benchmarks import hlo
 
 RECIPES = {
@@ -27,6 +29,11 @@ RECIPES = {
     "quantized acprop": lambda: aj.quantize_state(aj.acprop(0.1, eps=1e-3)),
     "acprop with a trust ratio": lambda: aj.compose(
         aj.scale_by_acprop(eps=1e-3), aj.scale_by_trust_ratio(), aj.scale_by_learning_rate(0.1)
+    ),
+    "ratio without a leaf": lambda: aj.compose(
+        aj.scale_by_adam(),
+        aj.scale_by_trust_ratio(mask=aj.except_named("layer2", "b")),
+        aj.scale_by_learning_rate(0.1),
     ),
     "ratio of some leaves": lambda: aj.compose(
         aj.scale_by_adam(),
@@ -108,16 +115,18 @@ def test_a_nan_stays_in_its_leaf() -> None:
 
 
 @pytest.mark.usefixtures("one_device")
-def test_derivatives_pass_through_an_ordered_step() -> None:
+def test_derivatives_pass_through_an_ordered_step(monkeypatch: pytest.MonkeyPatch) -> None:
     params = {"a": jnp.ones((64, 64)), "b": jnp.full((64, 64), 2.0)}
     tx = aj.lamb(0.1)
 
     def moved(scale: Any, update: Any) -> Any:
         gradients = jax.tree.map(lambda p: jnp.cos(scale * p), params)
-        updates, _ = update(gradients, tx.init(params), params)
+        updates, _ = update(gradients, state, params)
         return sum(jnp.sum(u * u) for u in jax.tree.leaves(updates))
 
+    state = tx.init(params)
     compiled = jax.grad(lambda s: moved(s, jax.jit(tx.update)))(1.3)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
     np.testing.assert_allclose(compiled, jax.grad(lambda s: moved(s, tx.update))(1.3), rtol=1e-5)
 
 
@@ -139,7 +148,8 @@ def test_steps_of_many_models_at_once() -> None:
 @pytest.mark.optimized
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
-    "name", ["lamb", "clipped lamb", "adafactor", "acprop", "lookahead around"]
+    "name",
+    ["lamb", "clipped lamb", "adafactor", "acprop", "lookahead around", "ratio without a leaf"],
 )
 def test_scratch_is_that_of_the_largest_leaf(name: str) -> None:
     params = {f"layer{i}": jax.ShapeDtypeStruct((256, 128), jnp.float32) for i in range(6)}
@@ -150,7 +160,8 @@ def test_scratch_is_that_of_the_largest_leaf(name: str) -> None:
         return optax.apply_updates(params, updates), state
 
     compiled = hlo.compile_step(step, params, jax.eval_shape(tx.init, params), params)
-    assert hlo.scratch_bytes(compiled) <= 4 * 256 * 128 + 8192
+    leaves = 2 if name == "ratio without a leaf" else 1  # that one may go beside another
+    assert hlo.scratch_bytes(compiled) <= leaves * 4 * 256 * 128 + 8192
 
 
 @pytest.mark.usefixtures("one_device")
@@ -166,10 +177,105 @@ def test_a_step_without_scalars_is_left_as_it_is() -> None:
     chex.assert_trees_all_equal(moved, jax.tree.map(lambda u: -u, updates))
 
 
-def test_after_keeps_values_that_a_reader_cannot_hold() -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("size", [2, SMALL])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("reader", [jnp.inf, jnp.nan, 1e30, 1e30j])
+def test_after_keeps_values_that_a_reader_cannot_hold(
+    reader: Any, kept: bool, size: int, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader may be infinite, NaN, or too large for the dtype of what waits for it."""
-    x = jnp.array([1.0, 2.0], jnp.float16)
-    for reader in (jnp.inf, jnp.nan, 1e30):
-        for kept in (False, True):
-            got = after(x, jnp.int32(3), jnp.full(2, reader, jnp.float32), kept=kept)
-            chex.assert_trees_all_equal(got, x)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    x = jnp.arange(size, dtype=jnp.int32).astype(jnp.float16)
+    held = jnp.full(size, reader, jnp.complex64 if isinstance(reader, complex) else jnp.float32)
+    got = jax.jit(lambda x, held: after(x, jnp.int32(3), held, kept=kept))(x, held)
+    chex.assert_trees_all_equal(got, x)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto, "shard_map"], ids=str)
+@pytest.mark.parametrize("name", ["lamb", "adafactor", "acprop", "adan", "gadam", "diffgrad"])
+def test_a_mesh_of_one_device(name: str, kind: Any) -> None:
+    """Types tell how arrays lie in a mesh, and unlike ones may not be mixed: no order there."""
+    mapped = kind == "shard_map"
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto if mapped else kind,))
+    rows = PartitionSpec("x")
+    params = {"a": jnp.ones((64, 80)), "b": jnp.full((80, 64), 2.0)}
+    tx = RECIPES[name]()
+    expected, _ = tx.update(params, tx.init(params), params)
+    if mapped:
+        specs: Any = {"in_specs": (rows, PartitionSpec(), PartitionSpec()), "out_specs": rows}
+        update = jax.shard_map(lambda g, s, p: tx.update(g, s, p)[0], mesh=mesh, **specs)
+        got = jax.jit(update)(params, tx.init(params), params)
+    else:
+        placed = jax.device_put(params, NamedSharding(mesh, rows))
+        got, _ = jax.jit(tx.update)(placed, tx.init(placed), placed)
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, got), expected, rtol=2e-5)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_effects_keep_their_order() -> None:
+    """Of a stage that writes to a reference and reads it; nothing else tells that order."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        def leaf(x: jax.Array) -> jax.Array:
+            ref = jax.new_ref(x)
+            ref[...] = 2 * x
+            return ref[...]
+
+        return jax.tree.map(leaf, updates), state
+
+    twice = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    params = {"a": jnp.ones(SMALL), "b": jnp.ones(SMALL)}
+    once, tx = aj.lamb(0.1), aj.compose(aj.lamb(0.1), ("twice", twice))
+    got, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    half, _ = once.update(params, once.init(params), params)
+    chex.assert_trees_all_close(got, jax.tree.map(lambda u: 2 * u, half), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("name", ["lamb", "adafactor", "acprop"])
+def test_no_tracer_outlives_a_step(name: str) -> None:
+    params, tx = {"a": jnp.ones(SMALL), "b": jnp.ones(SMALL)}, RECIPES[name]()
+    state = tx.init(params)
+    with jax.checking_leaks():
+        jax.jit(tx.update)(params, state, params)
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("name", ["lamb", "acprop", "diffgrad"])
+def test_steps_of_symbolic_shapes(name: str) -> None:
+    (n,) = export.symbolic_shape("n", constraints=["n>=4"])
+    params = {key: jax.ShapeDtypeStruct((n, 8), jnp.float32) for key in "ab"}
+    tx = RECIPES[name]()
+    made = export.export(jax.jit(tx.update))(params, jax.eval_shape(tx.init, params), params)
+    real = {key: jnp.ones((6, 8)) for key in "ab"}
+    assert made.in_avals[0].shape[1] == 8
+    expected = jax.eval_shape(tx.update, real, tx.init(real), real)[0]
+    assert len(made.out_avals) >= len(jax.tree.leaves(expected))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_eager_step_under_grad_is_not_traced() -> None:
+    """A schedule may then look its rate up."""
+    rates, params = [0.1, 0.2], {"a": jnp.ones(SMALL), "b": jnp.ones(SMALL)}
+    tx = aj.lamb(lambda count: jnp.float32(rates[int(count)]))
+    state = tx.init(params)
+
+    def moved(c: Any) -> Any:
+        updates, _ = tx.update(jax.tree.map(lambda p: c * p, params), state, params)
+        return jnp.sum(updates["a"])
+
+    assert np.isfinite(jax.grad(moved)(1.3))
+
+
+def test_only_still_refuses_to_delay_some_leaves() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = aj.compose(
+        aj.estimate_moments(),
+        aj.only(aj.delay_second(), "a"),
+        aj.precondition(),
+        aj.scale_by_learning_rate(0.1),
+    )
+    with pytest.raises(ValueError, match=r"only\(\) cannot correct the bias .* or delay it"):
+        tx.update(params, tx.init(params), params)

@@ -158,8 +158,9 @@ def average_iterates(
         if by_step:
             assert total is not None
             size = _step_size(step)
-            share = size / numerics.nonzero(total + size)
-            total = lax.select(state.due, total + size, total)
+            seen = total + size
+            share = lax.select(seen > 0, size / numerics.nonzero(seen), jnp.ones_like(seen))
+            total = lax.select(state.due, seen, total)
 
         def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
             wide = numerics.widen(jnp.asarray(theta))
@@ -184,7 +185,8 @@ def average_iterates(
         since = done - jnp.asarray(start, done.dtype)
         due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
         if by_step:  # the weight of the parameters to come is known in the step that leaves them
-            share = lax.select(collected > 0, jnp.zeros_like(share), jnp.ones_like(share))
+            assert total is not None
+            share = lax.select(total > 0, jnp.zeros_like(share), jnp.ones_like(share))
         elif total is not None:
             weight = lax.select(due, step["average_weight"], jnp.zeros_like(total))
             total = total + weight

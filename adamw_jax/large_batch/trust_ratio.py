@@ -147,7 +147,7 @@ def scale_by_trust_ratio(
         both = jax.tree.map(leaf, scaled, factors, flow, step.params)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
         if WHOLE in step.signals and of == "direction":
-            step.signals[WHOLE] = ratios
+            step.signals[WHOLE] = masks.show(ratios, scaled)
         return moved, state
 
     kind = Kind(of)

@@ -30,7 +30,7 @@ from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import DELAYED, Moments, emptied
-from adamw_jax.order import WHOLE, after, is_one_cpu, known_once_whole
+from adamw_jax.order import WHOLE, after, is_on_cpu, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import replace
 from adamw_jax.storage import choose, stored
@@ -117,7 +117,7 @@ def estimate_moments(
         return record, MomentsState(new_first, new_second, record.count)
 
     def settle(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
-        asked = DELAYED in step.signals and WHOLE in step.signals and is_one_cpu()
+        asked = DELAYED in step.signals and WHOLE in step.signals and is_on_cpu()
         if not asked or not hasattr(state.second, "value"):
             return state
         # The direction reads the second moment of the step before.

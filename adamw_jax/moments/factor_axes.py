@@ -13,9 +13,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
-from adamw_jax import masks
+from adamw_jax import masks, numerics
 from adamw_jax.checks import one_of
 
 Shape = tuple[int, ...]
@@ -70,7 +72,7 @@ def split_of(axes: Any, name: str, shape: Shape, smallest: int) -> Split:
                 "narrower."
             )
         chosen = axes[found[0]] if found else "last"
-    if chosen is None or len(shape) < 2:
+    if chosen is None or (len(shape) < 2 and chosen in AXES):
         return Split()
     if chosen == "last":
         split = Split((len(shape) - 2,), (len(shape) - 1,))
@@ -88,17 +90,33 @@ def split_of(axes: Any, name: str, shape: Shape, smallest: int) -> Split:
     return split if min(math.prod(shape[a] for a in g) for g in groups) >= smallest else Split()
 
 
-def check_axes(axes: Any) -> None:
-    """Raises unless ``axes`` is a word, or a table of patterns on names with what it may hold."""
+def checked(axes: Any) -> Any:
+    """``axes``, a copy where it is a table; raises unless it is a word or a table of patterns."""
     if not isinstance(axes, Mapping):
         one_of("axes", axes, AXES)
-        return
+        return axes
     for pattern, chosen in axes.items():
         pair = isinstance(chosen, tuple) and len(chosen) == 2 and all(map(_is_group, chosen))
-        if not isinstance(pattern, str) or not (chosen is None or chosen in AXES or pair):
+        word = chosen is None or (isinstance(chosen, str) and chosen in AXES)
+        if not isinstance(pattern, str) or not (word or pair):
             raise ValueError(
                 f"axes maps patterns on leaf names to {AXES}, None for whole, or the axes of rows "
                 f"and columns such as (0, (1, 2)); got {pattern!r}: {chosen!r}."
+            )
+    return dict(axes)
+
+
+def check_patterns(axes: Any, tree: Any) -> None:
+    """Raises where a pattern of the table matches no leaf, be it masked."""
+    masked = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
+    names = [numerics.parameter_name(path) for path, _ in masked]
+    for pattern in axes if names and isinstance(axes, Mapping) else ():
+        if not any(masks.matches(name, pattern) for name in names):
+            raise ValueError(
+                f"axes has the pattern {pattern!r}, which matches none of the leaves {names}: "
+                "correct it, or leave it out."
             )
 
 
@@ -108,10 +126,10 @@ def _without(shape: Shape, axes: Shape) -> Shape:
 
 def _group(axes: int | Shape, rank: int) -> Shape:
     """Axes counted from the front, -1 for one that is not there."""
-    every = (axes,) if isinstance(axes, int) else axes
-    return tuple(sorted(axis % rank if -rank <= axis < rank else -1 for axis in every))
+    every = axes if isinstance(axes, tuple) else (axes,)
+    return tuple(sorted(int(axis) % rank if -rank <= axis < rank else -1 for axis in every))
 
 
 def _is_group(axes: Any) -> bool:
     every = axes if isinstance(axes, tuple) and axes else (axes,)
-    return all(isinstance(axis, int) and not isinstance(axis, bool) for axis in every)
+    return all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in every)

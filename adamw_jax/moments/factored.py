@@ -27,7 +27,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.gradients import check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
-from adamw_jax.moments.factor_axes import Shape, Split, check_axes, split_of
+from adamw_jax.moments.factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step, increment
@@ -80,7 +80,8 @@ def factored_squares(
         of patterns on leaf names, with one of these words, None for a leaf kept whole, or the axes
         of rows and columns, which may be several (as by T5X's factor rules):
         ``{"*/query/kernel": (0, (1, 2))}`` takes a kernel of embedding, heads and width for a
-        matrix. Axes not named are a batch; leaves that no pattern matches have ``"last"``.
+        matrix. Axes not named are a batch; leaves that no pattern matches have ``"last"``, and a
+        pattern that matches no leaf is an error.
       eps_form: ``"added"`` (paper), or ``"clamped"``: the mean of the rows is at least eps and the
         second moment at least eps^2 (PyTorch).
       factored: False keeps every second moment whole.
@@ -103,7 +104,7 @@ def factored_squares(
       TypeError: a value is neither number nor schedule, or ``dtype`` is no real floating-point
         dtype.
     """
-    check_axes(axes)
+    axes = checked(axes)
     one_of("eps_form", eps_form, EPS_FORMS)
     switch("factored", factored)
     smallest = whole_number("min_dim_size_to_factor", min_dim_size_to_factor)
@@ -128,6 +129,8 @@ def factored_squares(
         )
 
     def init(params: Tree) -> FactoredSquaresState:
+        check_patterns(axes, params)
+
         def zeros(which: int) -> Tree:
             """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
 

@@ -62,9 +62,8 @@ def precondition(
             direction = jax.tree.map(times, value, factors(record, None, value))
         else:
             direction = divided(record, record.second, step)
-            if keeps_numerator(record):
-                return direction, state
-        return where_adaptive(direction, record), state
+        kept = keeps_numerator(record)
+        return direction if kept else where_adaptive(direction, record), state
 
     def divided(record: Moments, second: Reading, step: Step) -> Tree:
         top, magnitude = numerator(record), record.magnitude
@@ -89,8 +88,10 @@ def precondition(
         if top.due is not None:
             factor = (1.0 if factor is None else factor) / top.due
 
+        kept = keeps_numerator(record)
+
         def leaf(m: jax.Array, v: jax.Array, use: Any, by: Any, inverse: Any) -> jax.Array:
-            if use is not True and keeps_numerator(record):
+            if kept and use is not True:
                 by = tuple(jnp.where(use, f, jnp.ones_like(f)) for f in by)
             m = times(m, by)
             if inverse and added is None and under is None and power == 0.5:

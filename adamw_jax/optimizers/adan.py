@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from jax.core import Tracer
+
 from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -148,12 +150,14 @@ def adan(
 
 def _kept(name: str, beta: Any) -> Any:
     """The rate that keeps, of a beta of the paper."""
+    check(name, beta)
     if callable(beta):
         schedule: Any = beta
         return lambda count: 1 - schedule(count)
-    if isinstance(beta, int | float) and not 0 < beta <= 0.5:
+    if not isinstance(beta, Tracer) and not 0 < float(beta) <= 0.5:
         raise ValueError(
             f"{name} must be in (0, 0.5] with paper_betas=True, got {beta!r}: the paper's betas "
-            "weigh what is new, 0.02, 0.08 and 0.01; leave paper_betas out for rates that keep."
+            "weigh what is new, 0.02, 0.08 and 0.01; without paper_betas give the rate that keeps, "
+            "1 minus it."
         )
     return 1 - beta

@@ -10,15 +10,16 @@ Granziol, Wan, Albanie & Roberts, arXiv 2003.01247.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
-from adamw_jax.averaging.iterates import average_iterates
+from adamw_jax.averaging.iterates import KINDS, average_iterates
 from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.optimizers.adam import adamw, scale_by_adam
 from adamw_jax.optimizers.common import Common
 from adamw_jax.optimizers.padam import padam, scale_by_padam
 from adamw_jax.optimizers.registry import register
+from adamw_jax.stage import Stage
 
 _CITATION = (
     "Granziol, Wan, Albanie & Roberts, Iterate Averaging in the Quest for Best Test Error, "
@@ -78,7 +79,7 @@ def gadam(
     """
     return compose(
         adamw(learning_rate, b1, b2, eps, **{"weight_decay": None, **common}),
-        average_iterates(start, period, kind, decay=average_decay, window=window, weights=weights),
+        _average(start, period, kind, average_decay, window=window, weights=weights),
     )
 
 
@@ -130,5 +131,14 @@ def gadamx(
     """
     return compose(
         padam(learning_rate, b1, b2, eps, partial, **{**common, "amsgrad": amsgrad}),
-        average_iterates(start, period, kind, decay=average_decay, window=window, weights=weights),
+        _average(start, period, kind, average_decay, window=window, weights=weights),
     )
+
+
+def _average(start: int, period: int, kind: str, decay: ScalarOrSchedule, **options: Any) -> Stage:
+    if decay is not None and kind in KINDS and kind != "ema":
+        raise ValueError(
+            f'average_decay is an argument of kind="ema", and kind is "{kind}": leave '
+            f'average_decay out, got {decay!r}, or give kind="ema".'
+        )
+    return average_iterates(start, period, kind, decay=decay, **options)

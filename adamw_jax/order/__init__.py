@@ -1,15 +1,17 @@
 """What a step writes before what, where XLA is free to choose and chooses badly."""
 
-from adamw_jax.order.after import after, is_one_cpu, known_once_whole
+from adamw_jax.order.after import after, known_once_whole
 from adamw_jax.order.calls import Calls
+from adamw_jax.order.device import is_alone, is_on_cpu
 from adamw_jax.order.leaf_by_leaf import WHOLE, is_due, leaf_by_leaf, ordered
 
 __all__ = [
     "WHOLE",
     "Calls",
     "after",
+    "is_alone",
     "is_due",
-    "is_one_cpu",
+    "is_on_cpu",
     "known_once_whole",
     "leaf_by_leaf",
     "ordered",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.order.device import is_alone, is_on_cpu
 
 Tree = Any
 
@@ -23,23 +24,24 @@ SMALL = 4096
 
 
 def after(x: Tree, count: jax.Array, *readers: Tree, kept: bool = False) -> Tree:
-    """``x``, written only when ``readers`` are: trees of its shape that read what it overwrites.
+    """``x``, written only when ``readers`` are: trees like it, of arrays or scalars.
 
     Without an order between the two XLA copies the donated array before it is overwritten.
 
     Args:
       x: what is written.
       count: the step count.
-      *readers: on a single CPU device one element of each is read for it, else, and of small ones,
-        every one. May be trees of scalars.
-      kept: whether the readers are arrays of the new state, which XLA computes whole.
+      *readers: on a single CPU device one element of each is read for it, of small ones and
+        elsewhere every one.
+      kept: whether the readers are arrays of the new state, which XLA computes whole, so that one
+        element is enough of small ones, too.
     """
-    alone = is_one_cpu()
+    alone = is_alone(x, readers) and is_on_cpu()
 
     def seen(reader: jax.Array) -> jax.Array:
         if alone and kept:
             return _first(reader)
-        return known_once_whole(reader, count) if alone and reader.size >= SMALL else reader
+        return known_once_whole(reader, count) if alone and is_large(reader) else reader
 
     def leaf(new: jax.Array, *arrays: jax.Array) -> jax.Array:
         # In the compute dtype: a reader may be too large for that of ``new``.
@@ -60,13 +62,13 @@ def when(known: jax.Array, x: jax.Array, count: jax.Array) -> jax.Array:
     return lax.select(_always(count), x, known)
 
 
-def is_one_cpu() -> bool:
-    """Whether elements and branches are cheap.
+def is_large(x: jax.Array) -> bool:
+    """Whether an array is large enough to wait for; a symbolic size is not.
 
-    Of an array on several devices an element costs a message, and on a GPU a branch waits for the
-    host, while there XLA writes an array and its readers in one kernel.
+    Args:
+      x: an array.
     """
-    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+    return isinstance(x.size, int) and x.size >= SMALL
 
 
 def known_once_whole(x: jax.Array, count: jax.Array) -> jax.Array:

@@ -32,21 +32,22 @@ class Calls:
         self._makers = {
             var: i for i, equation in enumerate(traced.jaxpr.eqns) for var in equation.outvars
         }
-        self._ran: set[int] = set()
+        self._has_effects = any(equation.effects for equation in traced.jaxpr.eqns)
 
-    def outputs(self, places: Iterable[int], *, effects: bool = False) -> list[Any]:
-        """Some outputs.
+    def outputs(self, places: Iterable[int]) -> list[Any]:
+        """Some outputs. Of a function with effects all are computed at once, in its own order.
 
         Args:
           places: where they stand among all.
-          effects: whether to compute whatever has an effect as well.
         """
         equations = self._jaxpr.eqns
         atoms = [self._jaxpr.outvars[i] for i in places]
         wanted = set[int]()
-        if effects:
-            wanted = {i for i, e in enumerate(equations) if e.effects and i not in self._ran}
-        left = [*atoms, *(var for i in wanted for var in equations[i].invars)]
+        if self._has_effects:
+            self._has_effects, wanted = False, set(range(len(equations)))
+            left = list(self._jaxpr.invars)
+        else:
+            left = list(atoms)
         while left:
             atom = left.pop()
             if self._known(atom) or self._makers[atom] in wanted:
@@ -54,7 +55,6 @@ class Calls:
             wanted.add(self._makers[atom])
             left += equations[self._makers[atom]].invars
         if wanted:
-            self._ran |= wanted
             self._run([equations[i] for i in sorted(wanted)])
         return [self._value(atom) for atom in atoms]
 

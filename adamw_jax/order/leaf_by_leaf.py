@@ -17,19 +17,21 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from adamw_jax import numerics
-from adamw_jax.order.after import SMALL, when
+from adamw_jax.order.after import is_large, when
 from adamw_jax.order.calls import Calls
+from adamw_jax.order.device import is_alone
 
 Tree = Any
 
 WHOLE = "whole"
-"""The signal with a scalar of every leaf that is known once its direction is whole."""
+"""The signal with a scalar of a leaf that is known once its direction is whole, of some leaves or
+all; where nobody asks for it there is none."""
 
 _IN_ORDER = ContextVar("_IN_ORDER", default=False)
 
 
 def leaf_by_leaf(
-    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree | None]],
+    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree]],
     updates: Tree,
     state: Tree,
     count: jax.Array,
@@ -37,7 +39,7 @@ def leaf_by_leaf(
     """``step(updates, state) -> moved, state, scalars``, in order, without the scalars.
 
     Args:
-      step: traced once more; of its scalars there is one for each of the updates, or none.
+      step: traced once more; its scalars stand in the places of the updates, where there are some.
       updates: the gradients.
       state: of the step.
       count: the step count.
@@ -53,40 +55,39 @@ def leaf_by_leaf(
         start = numerics.owner_in(path, read)
         if start is not None and jnp.issubdtype(array.dtype, jnp.inexact):
             read[path[start:]].append(number)
+    told = [path for path, _ in jax.tree_util.tree_leaves_with_path(made[2])]
+    places = {path: place for place, path in enumerate(told, len(outputs) - len(told))}
 
     known = None
-    first = len(outputs) - len(jax.tree.leaves(made[2]))  # of the scalars
-    one_each = jax.tree.structure(made[2]) == jax.tree.structure(updates)
-    for number, path in enumerate(paths if one_each else ()):
-        if leaves[number].size < SMALL:
+    for number, path in enumerate(paths):
+        if path not in places or not is_large(leaves[number]):
             continue
         if known is not None:
             for place in read[path]:
                 calls.inputs[place] = when(known, calls.inputs[place], count)
-        (known,) = calls.outputs([first + number])
+        (known,) = calls.outputs([places[path]])
         calls.outputs([number])
-    moved, state, _ = jax.tree.unflatten(
-        structure, calls.outputs(range(len(outputs)), effects=True)
-    )
+    moved, state, _ = jax.tree.unflatten(structure, calls.outputs(range(len(outputs))))
     return moved, state
 
 
-def is_due(updates: Tree) -> bool:
-    """Whether a step shall go leaf by leaf: one that is traced, on a single device.
+def is_due(updates: Tree, state: Tree) -> bool:
+    """Whether a step shall go leaf by leaf: a traced one of large leaves, on a single device.
 
-    What is not traced is in order already, and so is a step inside an ordered one; on several
-    devices a scalar costs a message.
+    What is not traced is in order already, and so is a step inside an ordered one.
 
     Args:
       updates: the gradients.
+      state: of the step, which is concrete under an eager ``grad`` or ``vmap``.
     """
-    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(updates))
-    return traced and jax.device_count() == 1 and not _IN_ORDER.get()
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
+    several = sum(map(is_large, jax.tree.leaves(updates))) > 1
+    return traced and several and is_alone(updates, state) and not _IN_ORDER.get()
 
 
 @contextlib.contextmanager
 def ordered() -> Iterator[None]:
-    """Steps that are traced inside leave their order to the caller, who has one."""
+    """Steps that are traced inside are not put in order: the caller is, or shall not be."""
     token = _IN_ORDER.set(True)
     try:
         yield

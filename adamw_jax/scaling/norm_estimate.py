@@ -75,9 +75,9 @@ def scale_by_norm_estimate(
         before = lax.select(state.square == 0, now, state.square)  # nothing seen, or a restart
         after = beta * before + (1.0 - beta) * now
         # The root is never 0: zero gradients give zeros also without a floor.
-        size = numerics.root(before if use_previous else after) + step["floor"]
-        factor = 1.0 / size
-        step.signals[STEP_SIZE] = factor
+        square = before if use_previous else after
+        factor = 1.0 / (numerics.root(square) + step["floor"])
+        step.signals[STEP_SIZE] = lax.select(square > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(after)
 

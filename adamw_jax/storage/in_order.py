@@ -59,7 +59,7 @@ def parameter_by_parameter(
             before = jax.tree.leaves(done[number].scales) or before
         calls.outputs([owner])
     rest = [done[number] if number in done else result(number) for number in range(len(nodes))]
-    whole = calls.outputs(range(len(ends)), effects=True)
+    whole = calls.outputs(range(len(ends)))
     return jax.tree.unflatten(jax.tree.structure(moved), whole), jax.tree.unflatten(structure, rest)
 
 

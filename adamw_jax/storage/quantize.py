@@ -22,7 +22,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax.checks import one_of
-from adamw_jax.order import ordered
+from adamw_jax.order import is_alone, ordered
 from adamw_jax.storage.choice import (
     MIN_SIZE,
     StorageLike,
@@ -174,7 +174,7 @@ def update_encoded(
 
     chance = None if key is None else noise
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
-    if traced and (jax.device_count() == 1 if in_order is None else in_order):
+    if traced and (is_alone(updates, state) if in_order is None else in_order):
         return parameter_by_parameter(step, state, chance)
     moved, new = step(state)
     return moved, encode_like(state, new, chance)

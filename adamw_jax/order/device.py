@@ -1,0 +1,38 @@
+"""Where an order pays: on a single device, outside any mesh.
+
+>>> import jax.numpy as jnp
+>>> is_alone(jnp.ones(2)) == (jax.device_count() == 1)
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def is_alone(*trees: Tree) -> bool:
+    """Whether arrays are whole on the one device that there is.
+
+    Of one on several devices a scalar costs a message. In a mesh, even of one device, the types of
+    arrays tell how they lie in it, and those of unlike ones may not be mixed.
+
+    Args:
+      *trees: of arrays or tracers.
+    """
+    return jax.device_count() == 1 and not any(map(_is_placed, jax.tree.leaves(trees)))
+
+
+def is_on_cpu() -> bool:
+    """Whether a branch is cheap: on a GPU it waits for the host.
+
+    There it is not needed, for XLA writes an array and its readers in one kernel.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def _is_placed(x: Any) -> bool:
+    return not jax.typeof(x).sharding.mesh.empty
