@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import adamw_jax
+from adamw_jax.averaging.iterates import KINDS
 from adamw_jax.decay import FORMS
 from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.moments.delayed import NUMERATORS
@@ -40,6 +41,7 @@ CHOICES = {
     "numerator": NUMERATORS,
     "variant": FRICTIONS,
     "start": STARTS,
+    "kind": KINDS,
 }
 """The words that a keyword may take, where it takes words."""
 
@@ -48,6 +50,9 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "nesterov": {"momentum": 0.9},
     "dampening": {"momentum": 0.9},
     "mu_dtype": {"b1": 0.9},
+    "average_decay": {"kind": "ema"},
+    "average_weight": {"kind": "weighted"},
+    "window": {"kind": "last"},
 }
 """What else must be given, where an optimizer takes it, for a keyword to have an effect."""
 
@@ -68,6 +73,9 @@ NUMBERS = {
     "max_weight_norm": 2.0,
     "min_ratio": 0.1,
     "max_ratio": 5.0,
+    "average_decay": 0.9,
+    "average_weight": 2.0,
+    "window": 2,
 }
 """Values for the numbers whose default is None."""
 

@@ -72,7 +72,12 @@ ANY = ("b0", "target")
 
 def make(entry: Entry, **options: Any) -> Any:
     """The optimizer, whether or not the learning rate is among the options."""
-    needed = {"momentum": 0.9} if "dampening" in options else {}
+    companions = {
+        "dampening": {"momentum": 0.9},
+        "average_decay": {"kind": "ema"},
+        "average_weight": {"kind": "weighted"},
+    }
+    needed = {k: v for name in options for k, v in companions.get(name, {}).items()}
     known = {"learning_rate": 0.1, **entry.example, **entry.options}
     return entry.factory(**{**known, **needed, **options})
 

@@ -350,7 +350,7 @@ def test_the_size_of_steps_must_be_told() -> None:
     tx, params = aj.compose(aj.adamw(0.1), tail), jnp.ones(2)
     with pytest.raises(ValueError, match=r"needs a stage that tells the size .* add scale_by_norm"):
         tx.update(params, tx.init(params), params)
-    with pytest.raises(ValueError, match="weights must be"):
+    with pytest.raises(TypeError, match=r"average_weight must be a number .* got 'steps'"):
         aj.average_iterates(kind="weighted", weights="steps")
 
 
@@ -389,7 +389,7 @@ def test_other_averages_of_gadam(name: str) -> None:
     for options, same in (
         ({"kind": "ema", "average_decay": 0.5}, {"kind": "ema", "decay": 0.5}),
         ({"kind": "last", "window": 2}, {"kind": "last", "window": 2}),
-        ({"kind": "weighted", "weights": 2.0}, {}),
+        ({"kind": "weighted", "average_weight": 2.0}, {}),
     ):
         theta, state = run(getattr(aj, name)(0.05, **options), *arguments)
         plain, kept = run(aj.compose(inner[name], aj.average_iterates(**same)), *arguments)

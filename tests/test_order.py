@@ -116,13 +116,13 @@ def test_a_nan_stays_in_its_leaf() -> None:
 
 @pytest.mark.usefixtures("one_device")
 def test_derivatives_pass_through_an_ordered_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = {"a": jnp.ones((64, 64)), "b": jnp.full((64, 64), 2.0)}
+    params = {name: _params()[name] for name in ("a", "c")}
     tx = aj.lamb(0.1)
 
     def moved(scale: Any, update: Any) -> Any:
         gradients = jax.tree.map(lambda p: jnp.cos(scale * p), params)
         updates, _ = update(gradients, state, params)
-        return sum(jnp.sum(u * u) for u in jax.tree.leaves(updates))
+        return sum(jnp.sum(u * p) for u, p in zip(updates.values(), params.values(), strict=True))
 
     state = tx.init(params)
     compiled = jax.grad(lambda s: moved(s, jax.jit(tx.update)))(1.3)

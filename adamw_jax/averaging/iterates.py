@@ -134,10 +134,8 @@ def average_iterates(
     if kind == "ema":
         declared = declare(average_decay=0.999 if decay is None else decay)
     elif kind == "weighted":
-        by_step = isinstance(weights, str)
-        if by_step:
-            one_of("weights", weights, (STEP_SIZE,))
-        else:
+        by_step = isinstance(weights, str) and weights == STEP_SIZE
+        if not by_step:
             declared = declare(average_weight=_number_of_step if weights is None else weights)
     every_step = kind != "last" and isinstance(period, int) and period == 1
 

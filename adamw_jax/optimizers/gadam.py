@@ -53,7 +53,7 @@ def gadam(
     kind: str = "equal",
     average_decay: ScalarOrSchedule | None = None,
     window: int | None = None,
-    weights: ScalarOrSchedule | None = None,
+    average_weight: ScalarOrSchedule | None = None,
     **common: Unpack[Common],
 ) -> Composed:
     """Gadam: AdamW, evaluated at the equal-weight average of its iterates.
@@ -70,7 +70,7 @@ def gadam(
         ``average_iterates``.
       average_decay: rate of ``"ema"``, in [0, 1); None for 0.999.
       window: iterates that ``"last"`` keeps, each a value of state per parameter; None for 5.
-      weights: of ``"weighted"``, >= 0; None for t after step t.
+      average_weight: of ``"weighted"``, >= 0, its ``weights``; None for t after step t.
 
     Returns:
       The transformation; its state has three values per parameter. ``eval_params(state, params)``
@@ -79,7 +79,7 @@ def gadam(
     """
     return compose(
         adamw(learning_rate, b1, b2, eps, **{"weight_decay": None, **common}),
-        _average(start, period, kind, average_decay, window=window, weights=weights),
+        _average(start, period, kind, average_decay, window, average_weight),
     )
 
 
@@ -106,7 +106,7 @@ def gadamx(
     kind: str = "equal",
     average_decay: ScalarOrSchedule | None = None,
     window: int | None = None,
-    weights: ScalarOrSchedule | None = None,
+    average_weight: ScalarOrSchedule | None = None,
     amsgrad: bool = True,
     **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
 ) -> Composed:
@@ -120,10 +120,10 @@ def gadamx(
       partial: Padam's p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8).
       start: steps before averaging begins; about half of the run.
       period: steps between the iterates that are averaged.
-      kind: which average, with ``average_decay``, ``window`` and ``weights`` as for ``gadam``.
+      kind: which average, as for ``gadam``; so are the next three.
       average_decay: rate of ``"ema"``.
       window: iterates that ``"last"`` keeps.
-      weights: of ``"weighted"``.
+      average_weight: of ``"weighted"``.
       amsgrad: divide by the largest second moment so far, as the authors do.
 
     Returns:
@@ -131,14 +131,21 @@ def gadamx(
     """
     return compose(
         padam(learning_rate, b1, b2, eps, partial, **{**common, "amsgrad": amsgrad}),
-        _average(start, period, kind, average_decay, window=window, weights=weights),
+        _average(start, period, kind, average_decay, window, average_weight),
     )
 
 
-def _average(start: int, period: int, kind: str, decay: ScalarOrSchedule, **options: Any) -> Stage:
-    if decay is not None and kind in KINDS and kind != "ema":
-        raise ValueError(
-            f'average_decay is an argument of kind="ema", and kind is "{kind}": leave '
-            f'average_decay out, got {decay!r}, or give kind="ema".'
-        )
-    return average_iterates(start, period, kind, decay=decay, **options)
+def _average(
+    start: int, period: int, kind: str, decay: Any, window: int | None, weight: Any
+) -> Stage:
+    """``average_iterates``, in the names of the arguments here."""
+    for name, value, its in (
+        ("average_decay", decay, "ema"),
+        ("average_weight", weight, "weighted"),
+    ):
+        if value is not None and kind in KINDS and kind != its:
+            raise ValueError(
+                f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
+                f'got {value!r}, or give kind="{its}".'
+            )
+    return average_iterates(start, period, kind, decay=decay, window=window, weights=weight)
