@@ -81,7 +81,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     frozen = _frozen_of(stages, frozen)
     orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
     in_order = next((order for order in orders if order is not None), None)
-    by_leaf = any(spec.whole for spec in specs)
+    by_leaf = any(spec.whole for spec in specs[1:])  # the first reads arrays that are there
 
     def init(params: Tree) -> ComposeState:
         whole = params

@@ -146,7 +146,7 @@ def scale_by_trust_ratio(
             factors = decay_factors(weight_decay_mask, rules, step.params)
         both = jax.tree.map(leaf, scaled, factors, flow, step.params)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
-        if WHOLE in step.signals and of == "direction":
+        if WHOLE in step.signals:
             step.signals[WHOLE] = masks.show(ratios, scaled)
         return moved, state
 
@@ -158,7 +158,7 @@ def scale_by_trust_ratio(
         apply,
         hyperparams=declared,
         needs_params=True,
-        whole=of == "direction",
+        whole=True,
     )
 
 
