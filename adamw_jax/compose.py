@@ -33,7 +33,7 @@ from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
 from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params, stage_of
-from adamw_jax.state import ComposeState, LiveHyperparameter
+from adamw_jax.state import ComposeState, Hyperparams, check_live
 from adamw_jax.storage import choose, decode_state, stored, update_encoded
 
 Tree = Any
@@ -88,10 +88,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         if frozen is not None:
             params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
         count = jnp.zeros([], jnp.int32)
-        hyperparams = {
-            name: LiveHyperparameter(hyper.at(count), jnp.zeros([], jnp.bool_))
-            for name, hyper in declared.items()
-        }
+        hyperparams = live_at(None, count, declared)
         memories: dict[str, Any] = {}
         for spec in specs:
             memory = optax.EmptyState() if spec.init is None else spec.init(params)
@@ -143,8 +140,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     def through_stages(
         updates: Tree, state: ComposeState, params: Tree | None, extra: Any, signals: dict[str, Any]
     ) -> tuple[Tree, ComposeState]:
-        live = live_at(state, declared)
-        values = {name: value for name, (value, _) in live.items()}
+        live = live_at(state.hyperparams, state.count, declared)
+        values = {name: live.value(name) for name in declared}
         flow, memories = updates, dict(state.stages)
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
@@ -335,14 +332,16 @@ def _share_hyperparams(
 
 
 def live_at(
-    state: ComposeState, declared: Mapping[str, Hyperparameter]
-) -> dict[str, LiveHyperparameter]:
+    live: Hyperparams | None, count: jax.Array, declared: Mapping[str, Hyperparameter]
+) -> Hyperparams:
     """The hyperparameters of the step to come: the code's, unless the user pinned a value."""
-    live = {}
-    for name, hyper in declared.items():
-        value, pinned = state.hyperparams[name]
-        live[name] = LiveHyperparameter(lax.select(pinned, value, hyper.at(state.count)), pinned)
-    return live
+    names = sorted(declared)
+    given = [declared[name].at(count) for name in names]
+    code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
+    injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
+    if live is None or not names:
+        return Hyperparams(names, code, jnp.zeros(code.shape, jnp.bool_), injected)
+    return Hyperparams(names, lax.select(live.pins, live.array, code), live.pins, injected)
 
 
 def check_state(
@@ -357,9 +356,16 @@ def check_state(
         )
     expected = {spec.name for spec in specs if spec.init is not None and spec.takes is not None}
     foreign = {spec.name for spec in specs if spec.takes is None}
-    if set(state.stages) - foreign != expected or set(state.hyperparams) != set(declared):
+    live = check_live(state.hyperparams)
+    if set(state.stages) - foreign != expected or live.names != tuple(sorted(declared)):
         raise ValueError(
             f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
-            f"hyperparameters {sorted(state.hyperparams)}, this recipe has {sorted(expected)} and "
+            f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
             f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
+        )
+    floats = numerics.default_float()
+    if declared and live.array.dtype != floats:
+        raise ValueError(
+            f"the state was made for {live.array.dtype}, and scalars are {floats} now: it was cast, "
+            "or jax_enable_x64 was switched. Carry it over with migrate_state(saved, tx, params)."
         )

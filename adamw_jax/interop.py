@@ -114,7 +114,7 @@ def from_optax(
                 'corrected one: give tx maximum="corrected".'
             )
         stages["amsgrad_max"] = MaximumState(
-            _fit(theirs.nu_max, stages["amsgrad_max"].value, "maximum")
+            _fit(theirs.nu_max, stages["amsgrad_max"].maximum, "maximum")
         )
     elif isinstance(theirs, optax.ScaleByAmsgradState):
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
@@ -161,13 +161,13 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         (moments.second, _SECOND, "second moment"),
     ):
         held = moment.get(type(theirs))
-        if (held is None) != (not hasattr(part, "value")):
+        if (held is None) != (not hasattr(part, "moment")):
             raise ValueError(f"only one of the two states has a {what}.")
         if held is not None:
             _check_meaning(part, held, theirs, what)
-            new[held.field] = _fit(part.value, getattr(theirs, held.field), what)
+            new[held.field] = _fit(part.moment, getattr(theirs, held.field), what)
     if isinstance(theirs, optax.ScaleByAmsgradState):
-        new["nu_max"] = _fit(ours.stages["amsgrad_max"].value, theirs.nu_max, "maximum")
+        new["nu_max"] = _fit(ours.stages["amsgrad_max"].maximum, theirs.nu_max, "maximum")
         _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
     filled: Any = theirs._replace(**new)
 
@@ -241,16 +241,16 @@ def _filled(
     part: Any, theirs: Any, moment: Any, what: str, count: jax.Array, rates: Any, rate: Any
 ) -> Any:
     held = moment.get(type(theirs))
-    if not hasattr(part, "value"):
+    if not hasattr(part, "moment"):
         if held is not None:
             raise ValueError(f"the saved state has a {what}, for which tx has no place.")
         return part
     if held is None:
         raise ValueError(f"tx has a {what}, which the saved {type(theirs).__name__} does not have.")
     _check_meaning(part, held, theirs, what)
-    value = _fit(getattr(theirs, held.field), part.value, what)
+    value = _fit(getattr(theirs, held.field), part.moment, what)
     if not isinstance(part, AverageState):
-        return part._replace(value=value)
+        return part._replace(moment=value)
     name, given = rate
     if given is None and callable(rates[name].value):
         raise ValueError(

@@ -15,17 +15,12 @@ alike until it is cleared, across restores of the state, and none of this recomp
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
-import jax.core
-import jax.numpy as jnp
-import numpy as np
 
-from adamw_jax.hyperparameters import domain_of, in_domain, real_number
-from adamw_jax.state import ComposeState, LiveHyperparameter, find, replace
+from adamw_jax.state import ComposeState, Hyperparams, check_live, find, replace, unknown
 
 State = Any
 
@@ -43,7 +38,17 @@ def hyperparams(state: State) -> dict[str, jax.Array]:
     Raises:
       ValueError: there is no recipe of this library in the state.
     """
-    return {name: _array(live.value) for name, live in _named(state).items()}
+    nodes = find(state, ComposeState)
+    if not nodes:
+        raise ValueError(
+            "there are no live hyperparameters in this state: it is not the state of a recipe made "
+            f"with compose() or of an optimizer of adamw_jax, but {type(state).__name__}."
+        )
+    return {
+        _prefix(path, len(nodes) > 1) + name: node.hyperparams.value(name)
+        for path, node in nodes
+        for name in check_live(node.hyperparams).names
+    }
 
 
 def set_hyperparams(
@@ -66,25 +71,7 @@ def set_hyperparams(
     """
     wanted = {**(values or {}), **named}
     keys = {_full_name(state, name): value for name, value in wanted.items()}
-
-    def pin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:
-        if name not in keys:
-            return live
-        old = _array(live.value)
-        given = real_number(keys[name], f"{name} must be a number, got", old.shape)
-        if not isinstance(given, jax.core.Tracer):
-            domain = domain_of(name)
-            for one in np.ravel(given):
-                in_domain(one, domain, f"{name} must be {domain.words}")
-        value = jnp.asarray(given, old.dtype)
-        # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
-        # it keeps the box that Flax NNX puts around.
-        return LiveHyperparameter(
-            jax.tree.map(lambda x: jnp.where(jnp.ones_like(x, bool), value, x), live.value),
-            jax.tree.map(lambda x: x | True, live.pinned),
-        )
-
-    return _map(state, pin)
+    return _map(state, keys, lambda node, name, full: node.pinned_to(name, keys[full]))
 
 
 def clear_hyperparams(state: State, *names: str) -> State:
@@ -102,56 +89,35 @@ def clear_hyperparams(state: State, *names: str) -> State:
       ValueError: there is no recipe of this library in the state, or a name is unknown or in
         several of its recipes.
     """
-    keys = {_full_name(state, name) for name in names} or set(_named(state))
-
-    def unpin(name: str, live: LiveHyperparameter) -> LiveHyperparameter:
-        if name not in keys:
-            return live
-        return live._replace(pinned=jax.tree.map(lambda x: x & False, live.pinned))
-
-    return _map(state, unpin)
-
-
-def _array(value: Any) -> jax.Array:
-    return jax.tree.leaves(value)[0]
+    keys = {_full_name(state, name) for name in names} or set(hyperparams(state))
+    return _map(state, keys, lambda node, name, full: node.unpinned(name))
 
 
 def _prefix(path: str, several: bool) -> str:
     return f"{path}/" if several and path else ""
 
 
-def _named(state: State) -> dict[str, LiveHyperparameter]:
-    nodes = find(state, ComposeState)
-    if not nodes:
-        raise ValueError(
-            "there are no live hyperparameters in this state: it is not the state of a recipe made "
-            f"with compose() or of an optimizer of adamw_jax, but {type(state).__name__}."
-        )
-    return {
-        _prefix(path, len(nodes) > 1) + name: live
-        for path, node in nodes
-        for name, live in node.hyperparams.items()
-    }
-
-
 def _full_name(state: State, name: str) -> str:
-    known = _named(state)
+    known = hyperparams(state)
     if name in known:
         return name
     ends = [full for full in known if full.endswith(f"/{name}")]
     if ends:
         raise ValueError(f"several recipes have a hyperparameter {name!r}; say which: {ends}.")
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}")
+    raise ValueError(unknown(name, [*known]))
 
 
-def _map(state: State, change: Any) -> State:
+def _map(
+    state: State, keys: Collection[str], change: Callable[[Hyperparams, str, str], Hyperparams]
+) -> State:
+    """``state`` with ``change(node, name, full name)`` of every hyperparameter in ``keys``."""
     several = len(find(state, ComposeState)) > 1
 
     def node(path: str, found: ComposeState) -> ComposeState:
-        prefix = _prefix(path, several)
-        changed = {name: change(prefix + name, live) for name, live in found.hyperparams.items()}
-        return found._replace(hyperparams=changed)
+        live = found.hyperparams
+        for name in live.names:
+            if (full := _prefix(path, several) + name) in keys:
+                live = change(live, name, full)
+        return found._replace(hyperparams=live)
 
     return replace(state, ComposeState, node)

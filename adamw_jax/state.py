@@ -2,23 +2,166 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import difflib
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey
 
 from adamw_jax import numerics
+from adamw_jax.hyperparameters import domain_of, in_domain, real_number
 
 
-class LiveHyperparameter(NamedTuple):
-    """A hyperparameter in the state.
+class _Names(tuple[str, ...]):
+    """Names of hyperparameters in order; equal to others by the names alone.
 
     Attributes:
-      value: what the last step used, a scalar of the default float dtype.
-      pinned: whether the user set it; then the code's value or schedule is not used.
+      injected: those that the code gave as arrays.
     """
 
-    value: jax.Array
-    pinned: jax.Array
+    injected: frozenset[str] = frozenset()
+
+
+class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGeneralTypeIssues]
+    """The live hyperparameters of a recipe: two arrays in the state, a mapping to the user.
+
+    Reading ``state.hyperparams["b1"]`` gives the value of the last step, assigning pins a new one.
+    ``optax.tree.get(state, "learning_rate")`` finds it, too. One that the code gave as an array
+    belongs to who gave it: under ``optax.inject_hyperparams`` the name is found there alone.
+
+    Attributes:
+      names: in order.
+      array: the values that the last step used, of the default float dtype, on the last axis.
+      pins: whether the user set each; then the code's value or schedule is not used.
+    """
+
+    names: _Names
+    array: Any
+    pins: Any
+
+    def __init__(
+        self, names: Sequence[str], array: Any, pins: Any, injected: Sequence[str] = ()
+    ) -> None:
+        names = _Names(names)
+        names.injected = frozenset(injected)
+        self._fill(names, array, pins)
+
+    def _fill(self, names: _Names, array: Any, pins: Any) -> None:
+        self.names, self.array, self.pins = names, array, pins
+
+    def value(self, name: str) -> jax.Array:
+        """The value of the last step."""
+        return self._read(self.array, name)
+
+    def is_pinned(self, name: str) -> jax.Array:
+        """Whether the user set the value."""
+        return self._read(self.pins, name)
+
+    def pinned_to(self, name: str, value: Any) -> Hyperparams:
+        """With ``name`` pinned to a value.
+
+        Raises:
+          ValueError: the value is out of its range or no scalar.
+          TypeError: it is not a real number.
+        """
+        old, here = self.value(name), self._here(name)
+        given = real_number(value, f"{name} must be a number, got", old.shape)
+        if not isinstance(given, jax.core.Tracer):
+            domain = domain_of(name)
+            for one in np.ravel(given):
+                in_domain(one, domain, f"{name} must be {domain.words}")
+        new = jnp.asarray(given, old.dtype)[..., None]
+        # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
+        # it keeps the box that Flax NNX puts around.
+        return self._with(
+            jax.tree.map(lambda x: jnp.where(jnp.broadcast_to(here, x.shape), new, x), self.array),
+            jax.tree.map(lambda x: x | jnp.broadcast_to(here, x.shape), self.pins),
+        )
+
+    def unpinned(self, name: str) -> Hyperparams:
+        """With ``name`` following the code again."""
+        here = self._here(name)
+        pins = jax.tree.map(lambda x: x & ~jnp.broadcast_to(here, x.shape), self.pins)
+        return self._with(self.array, pins)
+
+    def _with(self, array: Any, pins: Any) -> Hyperparams:
+        return _made(self.names, (array, pins))
+
+    def _read(self, array: Any, name: str) -> jax.Array:
+        (whole,) = jax.tree.leaves(array)
+        return whole[..., self._place(name)]
+
+    def _here(self, name: str) -> np.ndarray:
+        return np.arange(len(self.names)) == self._place(name)
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise KeyError(unknown(name, self.names))
+        return self.names.index(name)
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.value(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        new = self.pinned_to(name, value)
+        self.array, self.pins = new.array, new.pins
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise TypeError(
+            "a recipe's hyperparameters cannot be deleted; unpin with clear_hyperparams."
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names and name not in self.names.injected
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.names if name in self)
+
+    def __len__(self) -> int:
+        return len(self.names) - len(self.names.injected)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Hyperparams):
+            return False
+        return (self.names, self.array, self.pins) == (other.names, other.array, other.pins)
+
+    def __repr__(self) -> str:
+        """A short text; the error messages of optax quote it."""
+        names = ", ".join(self.names)
+        return f"<Hyperparams {names}: read with hyperparams(state), set with set_hyperparams>"
+
+    def __reduce__(self) -> Any:
+        return Hyperparams, (tuple(self.names), self.array, self.pins, tuple(self.names.injected))
+
+    def copy(self) -> Hyperparams:
+        """Another node with the same arrays."""
+        return self._with(self.array, self.pins)
+
+
+def _made(names: _Names, children: Any) -> Hyperparams:
+    made = Hyperparams.__new__(Hyperparams)
+    made._fill(names, *(children or (None, None)))
+    return made
+
+
+def _children(node: Hyperparams) -> tuple[Any, ...]:
+    return (node.array, node.pins) if node.names else ()
+
+
+def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
+    # The names stand in the keys, so that a checkpoint of other names is refused.
+    names = ",".join(node.names)
+    keys = GetAttrKey(f"values of {names}"), GetAttrKey(f"pins of {names}")
+    return tuple(zip(keys, _children(node), strict=False)), node.names
+
+
+jax.tree_util.register_pytree_with_keys(
+    Hyperparams, _children_with_keys, _made, lambda node: (_children(node), node.names)
+)
 
 
 class ComposeState(NamedTuple):
@@ -26,22 +169,40 @@ class ComposeState(NamedTuple):
 
     Attributes:
       count: updates made, int32; drives every schedule.
-      hyperparams: by name, the value used at the last step and whether the user pinned it.
+      hyperparams: by name, the value used at the last step, which may be pinned.
       stages: by stage name, the states of the stages that have one.
     """
 
     count: jax.Array
-    hyperparams: dict[str, LiveHyperparameter]
+    hyperparams: Hyperparams
     stages: dict[str, Any]
 
 
-def find(state: Any, kind: type) -> list[tuple[str, Any]]:
+def check_live(live: Any) -> Hyperparams:
+    """The hyperparameters of a state, or the error for what ``optax.tree.set`` leaves of them."""
+    if isinstance(live, Hyperparams):
+        return live
+    raise TypeError(
+        f"the hyperparameters in the state are a {type(live).__name__}, as optax.tree.set leaves "
+        "them: change them with adamw_jax.set_hyperparams(state, learning_rate=...) instead. A "
+        "checkpoint that lost its types goes through migrate_state(saved, tx, params)."
+    )
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The error for a hyperparameter that a state does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}"
+
+
+def find(state: Any, kind: Any) -> list[tuple[str, Any]]:
     """All nodes of a type in a state, each with its slash-separated path."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, kind))
     return [(numerics.leaf_name(path), node) for path, node in leaves if isinstance(node, kind)]
 
 
-def replace(state: Any, kind: type, change: Any) -> Any:
+def replace(state: Any, kind: Any, change: Any) -> Any:
     """``state`` with ``change(path, node)`` in place of every node of a type."""
 
     def one(path: Any, node: Any) -> Any:

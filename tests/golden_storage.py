@@ -194,7 +194,7 @@ def stored_arrays(case: Case, state: Any, fields: dict[str, str]) -> list[tuple[
     """The encoded arrays that are recorded: number of the state, leaf, node."""
     moments = state.stages["estimate_moments"]
     return [
-        (number, leaf, getattr(moments, field).value[leaf])
+        (number, leaf, getattr(moments, field).moment[leaf])
         for number, field in fields.items()
         for leaf in case.leaves
         if f"state{number}_{leaf}" in case.arrays
@@ -208,8 +208,8 @@ def with_recorded(case: Case, state: Any, fields: dict[str, str], row: int) -> A
         codes = jnp.asarray(case.arrays[f"state{number}_{leaf}"][row])
         scales = jnp.asarray(case.arrays[f"absmax{number}_{leaf}"][row])
         part = getattr(moments, fields[number])
-        value = {**part.value, leaf: dataclasses.replace(node, codes=codes, scales=scales)}
-        moments = moments._replace(**{fields[number]: part._replace(value=value)})
+        value = {**part.moment, leaf: dataclasses.replace(node, codes=codes, scales=scales)}
+        moments = moments._replace(**{fields[number]: part._replace(moment=value)})
     return state._replace(stages={**state.stages, "estimate_moments": moments})
 
 

@@ -91,7 +91,7 @@ def test_one_cycle_gives_no_buffer_where_there_is_none(name: str) -> None:
 
 def test_a_momentum_of_none_stays_none_and_the_cycle_s_can_be_asked_for() -> None:
     cycle, params = one_cycle(0.1, STEPS), sample_params()
-    arrays = [x for x in jax.tree.leaves(sgdw(cycle, None).init(params)) if x.ndim]
+    arrays = [x for x in jax.tree.leaves(sgdw(cycle, None).init(params).stages) if x.ndim]
     assert not arrays
     for tx, name in (
         (aj.clipped_sgd(cycle, 0.5, cycle.momentum), "momentum"),

@@ -306,7 +306,7 @@ def test_rules_act_behind_the_ratio() -> None:
             assert_close(step, 0.5 * whole, rtol=1e-3)
             assert_close(got["dense"]["kernel"], without["dense"]["kernel"], rtol=1e-6)
             assert_equal(got["scale"], params["scale"])
-            kept = jax.tree.leaves(state.stages["estimate_moments"].first.value)
+            kept = jax.tree.leaves(state.stages["estimate_moments"].first.moment)
             assert [x.shape for x in kept] == [(3,), (2, 3)]
 
 

@@ -100,13 +100,13 @@ def test_explicit_dtype_in_our_terms(factory: Any, params_dtype: Any, mu_dtype: 
     params = jnp.zeros(2, params_dtype)
     tx = factory(0.1, mu_dtype=mu_dtype)
     state = tx.init(params)
-    first = state.stages["estimate_moments"].first.value
+    first = state.stages["estimate_moments"].first.moment
     if params_dtype == "complex64":
         assert first.dtype == jnp.complex64
     else:
         assert first.dtype == jnp.dtype(mu_dtype or "float32")
     _, after = tx.update(params, state, params)
-    assert after.stages["estimate_moments"].first.value.dtype == first.dtype
+    assert after.stages["estimate_moments"].first.moment.dtype == first.dtype
 
 
 @pytest.mark.parametrize("name", NAMES)

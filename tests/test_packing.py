@@ -160,7 +160,7 @@ def test_another_limit_moves_no_value_to_another_leaf() -> None:
 def test_small_leaves_packed_and_large_ones_encoded() -> None:
     params = {"a": jnp.ones(3), "b": jnp.ones((64, 256)), "c": jnp.ones(2)}
     tx = aj.quantize_state(pack_small_leaves(aj.adamw(0.1), limit=100))
-    first = tx.init(params).stages["estimate_moments"].first.value
+    first = tx.init(params).stages["estimate_moments"].first.moment
     assert first["a"].shape == (5,)
     assert first["b"].codes.dtype == jnp.uint8
     gradients = jax.tree.map(lambda p: jnp.linspace(1.0, 2.0, p.size).reshape(p.shape), params)
@@ -177,7 +177,7 @@ def test_migrates_between_packed_recipes() -> None:
     state, report = aj.migrate_state(saved, more, params)
     assert jax.tree.structure(state) == jax.tree.structure(more.init(params))
     assert not report.dropped
-    with pytest.raises(ValueError, match="estimate_moments/first/value/dense/bias"):
+    with pytest.raises(ValueError, match="estimate_moments/first/moment/dense/bias"):
         aj.migrate_state(saved, aj.adamw(0.05), params)
 
 

@@ -62,13 +62,13 @@ class LookaheadWrapperState(NamedTuple):
 
     Attributes:
       lookahead: slow weights and counter.
-      count: updates made, int32.
+      steps: updates made, int32.
       inner: the wrapped transformation's state.
       momentum: its momentum at the last sync (only with ``inner_state="pullback"``), else empty.
     """
 
     lookahead: LookaheadState
-    count: jax.Array
+    steps: jax.Array
     inner: Any
     momentum: Any
 
@@ -192,7 +192,7 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
         require_params("lookahead", params)
         fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
         due = state.lookahead.since_sync + 1 >= sync_period
-        rate = alpha.at(state.count)
+        rate = alpha.at(state.steps)
         new, tail = _advanced(due, fast_updates, state.lookahead, params, rate)
         momentum = state.momentum
         if inner_state == "reset":
@@ -207,6 +207,6 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
                 inner_new,
                 momentum,
             )
-        return new, LookaheadWrapperState(tail, increment(state.count), inner_new, momentum)
+        return new, LookaheadWrapperState(tail, increment(state.steps), inner_new, momentum)
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

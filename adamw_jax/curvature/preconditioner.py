@@ -157,19 +157,21 @@ def _slopes(
 ) -> Tree:
     """1 / P of the parameters that move."""
     source, memory = tx.specs[at], state.stages[tx.specs[at].name]
-    count = memory.count if source.slopes is None else state.count
+    count = memory.steps if source.slopes is None else state.count
     if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
         raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
     signals: dict[str, Any] = {}
 
     # Moments divided the last step, the others divide the step to come.
-    live = state.hyperparams if source.slopes is None else live_at(state, tx.hyperparams)
+    live = state.hyperparams
+    if source.slopes is not None:
+        live = live_at(live, state.count, tx.hyperparams)
 
     def step(spec: Spec) -> Step:
         values = {}
         for name in spec.hyperparams:
             own = f"{spec.name}.{name}"
-            values[name] = jax.tree.leaves(live[own if own in live else name].value)[0]
+            values[name] = live.value(own if own in live.names else name)
         return Step(state.count, values, params, loss, signals)
 
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
@@ -202,13 +204,13 @@ def _of_moments(
     memory = state.stages[estimate.name]
     # What the stage reads before it takes a gradient in is what is stored; the count it compares
     # with a restart period must not call for one now.
-    unstarted = memory._replace(count=jnp.full_like(memory.count, -2))
+    unstarted = memory._replace(steps=jnp.full_like(memory.steps, -2))
     record, _ = estimate.apply(ones, unstarted, step(estimate))
     delayed = any(spec.rule == "delay_second" for spec in stages)
     ones = record.gradient  # as accumulators lie, also where small leaves are packed
     record = Moments(
         gradient=ones,
-        count=memory.count + 1 if delayed else memory.count,
+        count=memory.steps + 1 if delayed else memory.steps,
         first=Reading(ones, getattr(memory.first, "clock", None), record.first.rate),
         second=record.prior_second,
         prior_second=record.prior_second,

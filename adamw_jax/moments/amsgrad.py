@@ -28,10 +28,10 @@ class MaximumState(NamedTuple):
     """State of ``amsgrad_max``.
 
     Attributes:
-      value: the largest second moment so far, params-shaped and real.
+      maximum: the largest second moment so far, params-shaped and real.
     """
 
-    value: Tree
+    maximum: Tree
 
 
 def amsgrad_max(*, dtype: Any = None) -> Stage:
@@ -57,10 +57,10 @@ def amsgrad_max(*, dtype: Any = None) -> Stage:
             raise ValueError("amsgrad_max() needs a second moment, and the recipe has none.")
         largest = jax.tree.map(
             lambda old, new: lax.max(numerics.widen(old), new),
-            emptied(state.value, record.restarted),
+            emptied(state.maximum, record.restarted),
             record.second.value,
         )
-        stored = numerics.cast_like(largest, state.value)
+        stored = numerics.cast_like(largest, state.maximum)
         return record.with_second(largest), MaximumState(stored)
 
     return stage("amsgrad_max", Kind.MOMENTS, Kind.MOMENTS, apply, init=init)

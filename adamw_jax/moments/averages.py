@@ -6,7 +6,7 @@
 
 >>> import jax.numpy as jnp
 >>> part = ema(0.9)
->>> part.init(jnp.zeros(2)).value
+>>> part.init(jnp.zeros(2)).moment
 Array([0., 0.], dtype=float32)
 """
 
@@ -106,7 +106,7 @@ class SquaredMomentumState(AverageState):
     """State of ``ema_of_squared_momentum``.
 
     Attributes:
-      value: the average, params-shaped.
+      moment: the average, params-shaped.
       clock: of its rate.
     """
 
@@ -152,7 +152,7 @@ class CenteredSquaresState(AverageState):
     """State of ``ema_of_centered_squares``.
 
     Attributes:
-      value: the average, params-shaped.
+      moment: the average, params-shaped.
       clock: of its rate.
     """
 

@@ -32,19 +32,19 @@ class DifferencesState(NamedTuple):
     """State of ``gradient_differences``.
 
     Attributes:
-      value: the average of gradients, params-shaped.
+      moment: the average of gradients, params-shaped.
       difference: the average of their differences, params-shaped.
       previous: the previous gradient, params-shaped.
-      clock: the weights of ``value``.
+      clock: the weights of ``moment``.
       difference_clock: the weights of ``difference``.
     """
 
-    value: Tree
+    moment: Tree
     difference: Tree
     previous: Tree
     clock: Clock
     difference_clock: Clock
-    momenta = ("value", "difference", "clock", "difference_clock")
+    momenta = ("moment", "difference", "clock", "difference_clock")
 
 
 def gradient_differences(
@@ -112,7 +112,7 @@ def gradient_differences(
             )
 
         return DifferencesState(
-            mixed(b1, state.value, gradient),
+            mixed(b1, state.moment, gradient),
             mixed(b2, state.difference, difference),
             jax.tree.map(lambda g, old: numerics.cast(g, old.dtype), gradient, state.previous),
             state.clock.tick(b1),
@@ -123,7 +123,7 @@ def gradient_differences(
         del gradient
         weight = step["b2"] / numerics.nonzero(state.difference_clock.mass)
         first = divided(
-            jax.tree.map(numerics.widen, state.value), numerics.nonzero(state.clock.mass)
+            jax.tree.map(numerics.widen, state.moment), numerics.nonzero(state.clock.mass)
         )
         value = jax.tree.map(
             lambda m, v: lax.add(m, numerics.scaled(weight, numerics.widen(v))),
@@ -143,7 +143,7 @@ def gradient_differences(
 
     def settle(state: DifferencesState, second: Any, step: Step) -> DifferencesState:
         # Both averages read the previous gradient, which the present one overwrites.
-        squares = getattr(second, "value", None)
+        squares = getattr(second, "moment", None)
         readers = [state.difference] if squares is None else [state.difference, squares]
         return state._replace(previous=order.after(state.previous, step.count, *readers, kept=True))
 

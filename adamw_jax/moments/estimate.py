@@ -44,12 +44,12 @@ class MomentsState(NamedTuple):
     Attributes:
       first: state of the part for the first moment.
       second: state of the part for the second moment.
-      count: updates since they were empty, int32; a restart begins anew.
+      steps: updates since they were empty, int32; a restart begins anew.
     """
 
     first: Any
     second: Any
-    count: jax.Array
+    steps: jax.Array
 
 
 def estimate_moments(
@@ -89,13 +89,13 @@ def estimate_moments(
         return MomentsState(first.init(params), second.init(params), jnp.zeros([], jnp.int32))
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
-        kept = [part.value for part in state[:2] if hasattr(part, "value")]
+        kept = [part.moment for part in state[:2] if hasattr(part, "moment")]
         check_gradient(gradient, kept[0] if kept else step.params)
         restarted = None
         if restart_period is not None:
-            restarted = lax.eq(state.count, lax.full_like(state.count, restart_period))
+            restarted = lax.eq(state.steps, lax.full_like(state.steps, restart_period))
             state = emptied(state, restarted)
-        step = dataclasses.replace(step, count=state.count)
+        step = dataclasses.replace(step, count=state.steps)
         new_first = first.update(gradient, state.first, step, None)
         first_reading = first.read(new_first, gradient, step)
         assert first_reading is not None
@@ -107,7 +107,7 @@ def estimate_moments(
             new_first = first.settle(new_first, new_second, step)
         record = Moments(
             gradient=gradient,
-            count=increment(state.count),
+            count=increment(state.steps),
             first=first_reading,
             second=second.read(new_second, gradient, step) if has_second else None,
             prior_second=second.read(state.second, gradient, step) if has_second else None,
@@ -118,13 +118,13 @@ def estimate_moments(
 
     def settle(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
         asked = DELAYED in step.signals and WHOLE in step.signals and is_on_cpu()
-        if not asked or not hasattr(state.second, "value"):
+        if not asked or not hasattr(state.second, "moment"):
             return state
         # The direction reads the second moment of the step before.
         known = jax.tree.map(lambda d: known_once_whole(d, step.count), direction)
         step.signals[WHOLE] = known
-        value = after(state.second.value, step.count, known)
-        return state._replace(second=state.second._replace(value=value))
+        value = after(state.second.moment, step.count, known)
+        return state._replace(second=state.second._replace(moment=value))
 
     made = stage(
         "estimate_moments",

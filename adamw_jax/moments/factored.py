@@ -45,12 +45,12 @@ class FactoredSquaresState(NamedTuple):
         that axis; of a leaf that is not factored, its whole second moment.
       columns: means along the first factored axis; of a leaf that is not factored, a scalar that
         is not used, so that the tree keeps the parameters' structure.
-      count: updates since the start, int32.
+      steps: updates since the start, int32.
     """
 
     rows: Tree
     columns: Tree
-    count: jax.Array
+    steps: jax.Array
 
 
 def factored_squares(
@@ -150,7 +150,7 @@ def factored_squares(
     def update(gradient: Tree, state: FactoredSquaresState, step: Step, first: Reading | None):
         check_gradient(gradient, fitting(gradient, state))
         entry = gradient if first is None or first.entry is None else first.entry
-        count = increment(state.count)
+        count = increment(state.steps)
         span = span_of(count, step)
         before = span - 1.0
         floor = None if clamped else step["eps"]

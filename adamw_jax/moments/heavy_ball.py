@@ -30,11 +30,11 @@ class HeavyBallState(NamedTuple):
     """State of ``heavy_ball``.
 
     Attributes:
-      value: the momentum buffer, params-shaped.
+      moment: the momentum buffer, params-shaped.
     """
 
-    value: Tree
-    momenta = ("value",)
+    moment: Tree
+    momenta = ("moment",)
 
 
 def heavy_ball(
@@ -83,7 +83,7 @@ def heavy_ball(
             new = lax.add(numerics.scaled(step["momentum"], numerics.widen(m)), entry)
             return numerics.cast(new, m.dtype)
 
-        return HeavyBallState(jax.tree.map(leaf, state.value, gradient))
+        return HeavyBallState(jax.tree.map(leaf, state.moment, gradient))
 
     def read(state: HeavyBallState, gradient: Tree, step: Step) -> Reading:
         def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def heavy_ball(
                 return wide
             return lax.add(numerics.widen(g), numerics.scaled(step["momentum"], wide))
 
-        return Reading(jax.tree.map(leaf, state.value, gradient))
+        return Reading(jax.tree.map(leaf, state.moment, gradient))
 
     part = Part("heavy_ball", declared, init, update, read)
     return part._replace(storage=storage)

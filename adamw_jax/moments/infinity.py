@@ -28,10 +28,10 @@ class InfinityNormState(NamedTuple):
     """State of ``infinity_norm``.
 
     Attributes:
-      value: the running maximum, params-shaped and real.
+      moment: the running maximum, params-shaped and real.
     """
 
-    value: Tree
+    moment: Tree
 
 
 def infinity_norm(
@@ -69,11 +69,11 @@ def infinity_norm(
             decayed = numerics.scaled(step["b2"], numerics.widen(u))
             return numerics.cast(lax.max(decayed, new), u.dtype)
 
-        return InfinityNormState(jax.tree.map(leaf, state.value, gradient))
+        return InfinityNormState(jax.tree.map(leaf, state.moment, gradient))
 
     def read(state: InfinityNormState, gradient: Tree, step: Step) -> Reading:
         del gradient, step
-        return Reading(jax.tree.map(numerics.widen, state.value))
+        return Reading(jax.tree.map(numerics.widen, state.moment))
 
     declared = declare(b2=b2, eps=eps)
     part = Part("infinity_norm", declared, init, update, read, magnitude=True)

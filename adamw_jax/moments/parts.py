@@ -57,13 +57,13 @@ class AverageState(NamedTuple):
     """State of an exponential moving average, of ``ema`` and its kin.
 
     Attributes:
-      value: the average, params-shaped.
+      moment: the average, params-shaped.
       clock: the sum of its weights, and their ages.
     """
 
-    value: Tree
+    moment: Tree
     clock: Clock
-    momenta = ("value", "clock")
+    momenta = ("moment", "clock")
 
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
@@ -116,12 +116,12 @@ def average(
             new = lax.add(numerics.scaled(b, numerics.widen(a)), entry)
             return numerics.cast(new, a.dtype)
 
-        value = jax.tree.map(leaf, state.value, entries(gradient, first))
+        value = jax.tree.map(leaf, state.moment, entries(gradient, first))
         return kind(value, state.clock.tick(b))
 
     def read(state: AverageState, gradient: Tree, step: Step) -> Reading:
         del gradient
-        return Reading(jax.tree.map(numerics.widen, state.value), state.clock, step[rate_name])
+        return Reading(jax.tree.map(numerics.widen, state.moment), state.clock, step[rate_name])
 
     return Part(name, hyperparams, init, update, read, storage=storage)
 

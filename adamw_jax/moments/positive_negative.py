@@ -32,17 +32,17 @@ class PositiveNegativeState(NamedTuple):
     """State of ``positive_negative``.
 
     Attributes:
-      value: the buffer of the odd steps, params-shaped.
+      moment: the buffer of the odd steps, params-shaped.
       other: that of the even steps.
-      odd: whether ``value`` was written last, a bool.
+      odd: whether ``moment`` was written last, a bool.
       clock: the weights of an average with rate b1.
     """
 
-    value: Tree
+    moment: Tree
     other: Tree
     odd: jax.Array
     clock: Clock
-    momenta = ("value", "other", "clock")
+    momenta = ("moment", "other", "clock")
 
 
 def positive_negative(
@@ -91,7 +91,7 @@ def positive_negative(
 
             return jax.tree.map(leaf, buffer, gradient)
 
-        value, other = written(odd, state.value), written(lax.bitwise_not(odd), state.other)
+        value, other = written(odd, state.moment), written(lax.bitwise_not(odd), state.other)
         return PositiveNegativeState(value, other, odd, state.clock.tick(step["b1"]))
 
     def read(state: PositiveNegativeState, gradient: Tree, step: Step) -> Reading:
@@ -107,7 +107,7 @@ def positive_negative(
                 numerics.scaled(of_value, numerics.widen(m)),
                 numerics.scaled(of_other, numerics.widen(n)),
             ),
-            state.value,
+            state.moment,
             state.other,
         )
         return Reading(value, state.clock, step["b1"])

@@ -15,10 +15,10 @@ The first leaf of a group holds the buffer in the state, the others hold None.
 >>> params = {"bias": jnp.zeros(2), "kernel": jnp.ones((2, 3)), "scale": jnp.ones(())}
 >>> tx = pack_small_leaves(adamw(1e-3, mask="kernel"))
 >>> state = tx.init(params)
->>> state.stages["estimate_moments"].first.value["bias"].shape
+>>> state.stages["estimate_moments"].first.moment["bias"].shape
 (9,)
 >>> plain = repack_state(state, adamw(1e-3, mask="kernel"), params)
->>> plain.stages["estimate_moments"].first.value["kernel"].shape
+>>> plain.stages["estimate_moments"].first.moment["kernel"].shape
 (2, 3)
 """
 

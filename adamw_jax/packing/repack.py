@@ -8,7 +8,7 @@ was packed.
 >>> from adamw_jax.packing import pack_small_leaves
 >>> params = {"a": jnp.ones(2), "b": jnp.ones((2, 2))}
 >>> state = pack_small_leaves(sgdw(0.1)).init(params)
->>> repack_state(state, sgdw(0.1), params).stages["estimate_moments"].first.value["b"].shape
+>>> repack_state(state, sgdw(0.1), params).stages["estimate_moments"].first.moment["b"].shape
 (2, 2)
 """
 

@@ -82,7 +82,7 @@ def test_formulas(tx: Any, scale: Any) -> None:
     state, params = trained(tx)
     got = curvature.preconditioner(tx, state, params)
     if scale is None:
-        second = state.stages["estimate_moments"].second.value
+        second = state.stages["estimate_moments"].second.moment
         scale, v = (lambda v: C1 * (np.sqrt(np.asarray(v) / C2) + EPS)), second
     else:
         _, v = averages()
@@ -124,15 +124,15 @@ def test_a_step_is_the_first_moment_over_it(tx: Any) -> None:
         step = STEPS
     updates, after = tx.update(gradients(step), state, params)
     moments = after.stages["estimate_moments"].first
-    if delayed or not hasattr(moments, "value"):
+    if delayed or not hasattr(moments, "moment"):
         numerator = gradients(step)
     elif hasattr(moments, "other"):  # positive-negative, b0 = 1
-        ahead, behind = moments.value, moments.other
+        ahead, behind = moments.moment, moments.other
         if not moments.odd:
             ahead, behind = behind, ahead
         numerator = jax.tree.map(lambda a, b: (2 * a - b) / 5**0.5, ahead, behind)
     else:
-        numerator = moments.value
+        numerator = moments.moment
     for name, update in updates.items():
         expected = -LR * np.asarray(numerator[name]) / np.asarray(update)
         np.testing.assert_allclose(got[name], expected, rtol=1e-4)
