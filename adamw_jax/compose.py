@@ -22,7 +22,7 @@ Array([-0.1,  0.1], dtype=float32)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,29 +30,55 @@ import optax
 from jax import lax
 
 from adamw_jax import masks, numerics
+from adamw_jax.gradients import entering
 from adamw_jax.hyperparameters import Hyperparameter
 from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
-from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params, stage_of
+from adamw_jax.stage import (
+    Declared,
+    Kind,
+    Spec,
+    Stage,
+    Step,
+    increment,
+    require_params,
+    stage_of,
+)
 from adamw_jax.state import ComposeState, Hyperparams, check_live
 from adamw_jax.storage import choose, decode_state, stored, update_encoded
 
 Tree = Any
 
 
-class Composed(optax.GradientTransformationExtraArgs):
+class Recipe(NamedTuple):
+    """What ``compose`` makes a transformation of."""
+
+    specs: tuple[Spec, ...]
+    hyperparams: Mapping[str, Hyperparameter]
+    frozen: masks.Mask
+
+
+class Composed(Declared):
     """The transformation ``compose`` returns: an optax one that tells what it is made of.
 
     Attributes:
       init: ``params -> state``, a ``ComposeState``.
       update: ``(gradients, state, params, **extra) -> (updates, state)``.
-      specs: the declarations of its stages, in order.
-      hyperparams: its hyperparameters by their names in the state.
-      frozen: mask of the leaves that do not move, or None.
     """
 
-    specs: tuple[Spec, ...]
-    hyperparams: Mapping[str, Hyperparameter]
-    frozen: masks.Mask
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """The declarations of its stages, in order."""
+        return self.declaration.specs
+
+    @property
+    def hyperparams(self) -> Mapping[str, Hyperparameter]:
+        """Its hyperparameters by their names in the state."""
+        return self.declaration.hyperparams
+
+    @property
+    def frozen(self) -> masks.Mask:
+        """Mask of the leaves that do not move, or None."""
+        return self.declaration.frozen
 
 
 def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
@@ -84,7 +110,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     by_leaf = any(spec.whole for spec in specs[1:])  # the first reads arrays that are there
 
     def init(params: Tree) -> ComposeState:
-        whole = params
+        whole = params = numerics.as_arrays(params)
         if frozen is not None:
             params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
         count = jnp.zeros([], jnp.int32)
@@ -104,6 +130,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
         check_state(state, declared, specs)
+        updates, params = entering(updates, params)
         if frozen is not None:
             still = masks.resolve(frozen, updates if params is None else params, "frozen")
             moving = masks.hide(updates, still)
@@ -116,7 +143,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
                 in_order,
                 decode=decode,
             )
-            whole = jax.tree.map(jnp.zeros_like, updates)
+            whole = numerics.leaving(jax.tree.map(jnp.zeros_like, updates), updates, params)
             return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
         return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
 
@@ -148,7 +175,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
                 require_params(spec.name, params)
             step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
             if spec.takes is None and flow is not updates:
-                flow = numerics.cast_like(flow, updates)
+                flow = numerics.leaving(flow, updates, params)
             flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
@@ -157,11 +184,9 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
                     if early.settle is not None:
                         memories[early.name] = early.settle(memories[early.name], flow, step)
         new_state = ComposeState(increment(state.count), live, memories)
-        return numerics.cast_like(flow, updates), new_state
+        return numerics.leaving(flow, updates, params), new_state
 
-    self = Composed(init, cast(Any, update))
-    self.specs, self.hyperparams, self.frozen = specs, declared, frozen
-    return self
+    return Composed.of(Recipe(specs, declared, frozen), init, update)
 
 
 def store(recipe: Any, storage: Any) -> Any:
@@ -366,6 +391,7 @@ def check_state(
     floats = numerics.default_float()
     if declared and live.array.dtype != floats:
         raise ValueError(
-            f"the state was made for {live.array.dtype}, and scalars are {floats} now: it was cast, "
-            "or jax_enable_x64 was switched. Carry it over with migrate_state(saved, tx, params)."
+            f"the state was made for {live.array.dtype}, and scalars are {floats} now: the state "
+            "was cast, or jax_enable_x64 was switched. Carry it over with "
+            "migrate_state(saved, tx, params)."
         )

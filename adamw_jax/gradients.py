@@ -7,6 +7,7 @@ Array(25., dtype=float32)
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -31,13 +32,49 @@ def square_norm_of_tree(tree: Tree) -> jax.Array:
 
 def check_floating(tree: Tree, what: str) -> None:
     """Raises ``TypeError`` where a leaf is an integer or a bool; ``what`` begins its name."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+    for name, leaf in numerics.named_leaves(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            kind = f"is a {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
             raise TypeError(
-                f"the {what} {numerics.parameter_name(path)!r} has dtype {jnp.result_type(leaf)}; "
-                "only floating-point leaves can be optimized: keep it out of the tree or wrap the "
+                f"the {what} {name!r} {kind}; only floating-point arrays can be optimized: keep it "
+                "out of the tree (in Equinox, eqx.filter(model, eqx.is_inexact_array)) or wrap the "
                 "optimizer in optax.masked."
             )
+
+
+def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
+    """Gradient and parameters of a step, as arrays, each parameter beside its gradient.
+
+    Equinox gives the whole model as parameters, and None as the gradient of what is no array: that
+    becomes None in both.
+
+    Raises:
+      ValueError: the parameters are others than the gradients are of.
+    """
+    gradient = numerics.as_arrays(gradient)
+    if params is None:
+        return gradient, None
+    structure = jax.tree.structure(gradient)
+    if jax.tree.structure(params) != structure:
+        with contextlib.suppress(ValueError):
+            params = jax.tree.map(
+                lambda g, p: None if g is None else p, gradient, params, is_leaf=lambda g: g is None
+            )
+        if jax.tree.structure(params) != structure:
+            raise ValueError(
+                "the gradients do not have the structure of the parameters in params: "
+                f"{_difference(gradient, params)}. Give the parameters that the gradients are of, "
+                "and None as the gradient of what is not trained."
+            )
+    params = numerics.as_arrays(params)
+    for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(params), strict=True):
+        if jnp.shape(g) != jnp.shape(p):
+            raise ValueError(
+                f"the gradient of {name!r} has shape {jnp.shape(g)}, the parameter in params "
+                f"{jnp.shape(p)}: give the parameters that the gradients are of."
+            )
+    return gradient, params
 
 
 def check_gradient(gradient: Tree, like: Tree | None) -> None:
@@ -46,18 +83,19 @@ def check_gradient(gradient: Tree, like: Tree | None) -> None:
     if like is None:
         return
     if jax.tree.structure(gradient) != jax.tree.structure(like):
-        have, expected = numerics.leaf_names(gradient), numerics.leaf_names(like)
         raise ValueError(
-            "the gradients do not have the structure of the parameters given to init: missing "
-            f"leaves {sorted(set(expected) - set(have))}, surplus leaves "
-            f"{sorted(set(have) - set(expected))}. Call init again for a changed tree; for "
-            "parameters without a gradient give zeros, or None in both trees."
+            "the gradients do not have the structure of the parameters given to init: "
+            f"{_difference(gradient, like)}. Call init again for a changed tree; for parameters "
+            "without a gradient give zeros, or None in both trees."
         )
-    for (path, g), p in zip(
-        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(like), strict=True
-    ):
+    for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(like), strict=True):
         if g.shape != p.shape:
             raise ValueError(
-                f"the gradient of {numerics.parameter_name(path)!r} has shape {g.shape}, the "
+                f"the gradient of {name!r} has shape {g.shape}, the "
                 f"parameter given to init had {p.shape}. Call init again for a changed tree."
             )
+
+
+def _difference(have: Tree, expected: Tree) -> str:
+    names, wanted = set(numerics.leaf_names(have)), set(numerics.leaf_names(expected))
+    return f"missing leaves {sorted(wanted - names)}, surplus leaves {sorted(names - wanted)}"

@@ -43,11 +43,12 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
         return jax.tree.map(lambda _: True, tree)
     if isinstance(mask, str) or _is_patterns(mask):
         return _by_patterns((mask,) if isinstance(mask, str) else mask, tree, argument)
-    if callable(mask):
+    if callable(mask) and not _is_tree_of_bools(mask):
         mask = mask(tree)
-    for path, entry in jax.tree_util.tree_leaves_with_path(mask):
+    mask = numerics.unbox(mask)
+    for name, entry in numerics.named_leaves(mask):
         if not isinstance(entry, (bool, np.bool_)):
-            where = numerics.parameter_name(path) or "the root"
+            where = name or "the root"
             raise TypeError(
                 f"{argument} must hold Python bools, got {entry!r} at {where}. A mask is static: "
                 "give a tree of bools, a function of the parameters, or a pattern on leaf names."
@@ -63,6 +64,9 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
             lambda entry, part: jax.tree.map(lambda _: bool(entry), part), mask, tree
         )
     except (ValueError, TypeError) as error:
+        of_mask = dict(numerics.named_leaves(mask))  # dicts for modules, or the reverse
+        if sorted(of_mask) == sorted(numerics.leaf_names(tree)):
+            return numerics.map_named(lambda name, _: bool(of_mask[name]), tree)
         raise ValueError(
             f"{argument} does not fit the tree it masks, whose leaves are "
             f"{numerics.leaf_names(tree)}; the mask's are {numerics.leaf_names(mask)}."
@@ -81,9 +85,7 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
     """
 
     def mask(tree: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: numerics.parameter_name(path).rsplit("/", 1)[-1] not in names, tree
-        )
+        return numerics.map_named(lambda name, _: name.rsplit("/", 1)[-1] not in names, tree)
 
     return mask
 
@@ -122,22 +124,25 @@ def matches(name: str, pattern: str) -> bool:
 
 def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
     # A frozen or masked leaf may be named too: it only has nothing to do here.
-    hidden = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_masked)
-    names = [numerics.parameter_name(path) for path, _ in hidden]
+    names = [name for name, _ in numerics.named_leaves(tree, _is_masked)]
     for pattern in patterns:
         if names and not any(matches(name, pattern) for name in names):
             raise ValueError(
                 f"{argument} has the pattern {pattern!r}, which matches none of the leaves {names}."
             )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(matches(numerics.parameter_name(path), p) for p in patterns), tree
-    )
+    return numerics.map_named(lambda name, _: any(matches(name, p) for p in patterns), tree)
 
 
 def _is_patterns(mask: Mask) -> bool:
     return (
         isinstance(mask, (tuple, list)) and len(mask) > 0 and all(isinstance(m, str) for m in mask)
     )
+
+
+def _is_tree_of_bools(mask: Mask) -> bool:
+    """Whether a callable is a tree all the same, as an Equinox module with bools for arrays is."""
+    leaves = jax.tree.leaves(mask)
+    return len(leaves) > 0 and all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
 
 
 def _is_masked(node: Any) -> bool:

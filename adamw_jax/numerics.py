@@ -2,12 +2,12 @@
 
 Accumulators, scalars and the arithmetic between them use the *compute dtype*: at least the
 default float dtype of JAX (float32, or float64 under ``jax_enable_x64``), complex for complex
-leaves. What leaves an optimizer is cast back to the dtype of the gradient that came in.
+leaves. What leaves an optimizer has the wider of the dtypes of the gradient and the parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -96,29 +96,70 @@ def cast_like(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda x, y: cast(x, jax.dtypes.canonicalize_dtype(y.dtype)), tree, like)
 
 
+def leaving(tree: Tree, gradient: Tree, params: Tree | None) -> Tree:
+    """``tree`` as it leaves an optimizer: in the wider of the dtypes of gradient and parameter."""
+    if params is None:
+        return cast_like(tree, gradient)
+
+    def wider(g: Any, p: Any) -> Any:
+        return p if jnp.finfo(p.dtype).bits > jnp.finfo(g.dtype).bits else g
+
+    return cast_like(tree, jax.tree.map(wider, gradient, params))
+
+
+def as_arrays(tree: Tree) -> Tree:
+    """``tree`` with arrays in the place of Python's numbers."""
+    if not any(isinstance(x, bool | int | float | complex) for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
+
+
+def named_leaves(
+    tree: Tree, is_leaf: Callable[[Any], bool] = lambda _: False
+) -> list[tuple[str, Any]]:
+    """The leaves of a tree with the slash-separated names of their parameters.
+
+    The box that Flax puts around an array has no part in the name; a module's attribute has,
+    whatever it is called.
+    """
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: is_box(x) or is_leaf(x))
+    return [
+        (leaf_name(path), leaf)
+        for path, node in nodes
+        for leaf in (jax.tree.leaves(node, is_leaf=is_leaf) if is_box(node) else [node])
+    ]
+
+
 def leaf_names(tree: Tree) -> list[str]:
     """Names of the parameters in a tree, in the order of ``jax.tree.leaves``."""
-    return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [name for name, _ in named_leaves(tree)]
 
 
-def parameter_name(path: tuple[Any, ...]) -> str:
-    """A parameter's slash-separated name; the box that Flax NNX puts around an array is no part.
-
-    The box stands in a mapping; an attribute called ``value`` of a module is a name like any other.
-    """
-    boxed = bool(path) and getattr(path[-1], "name", None) == "value"
-    boxed = boxed and (len(path) == 1 or isinstance(path[-2], jax.tree_util.DictKey))
-    return leaf_name(path[:-1] if boxed else path)
+def map_named(change: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """``change(name, leaf, *others)`` of every leaf, in a tree like the first."""
+    leaves, structure = jax.tree.flatten(tree)
+    others = [structure.flatten_up_to(other) for other in rest]
+    return structure.unflatten(map(change, leaf_names(tree), leaves, *others))
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is the box that Flax NNX puts around an array; its optimizer takes it off."""
-    return hasattr(node, "get_value") and hasattr(node, "get_metadata")
+    """Whether a node is the box that Flax, NNX or Linen, puts around an array."""
+    kind = type(node)
+    return (hasattr(kind, "get_value") and hasattr(kind, "get_metadata")) or (
+        hasattr(kind, "unbox") and hasattr(kind, "replace_boxed")
+    )
 
 
 def unboxed(node: Any) -> Any:
     """The array in a box, or the node itself."""
-    return node.get_value() if is_box(node) else node
+    if not is_box(node):
+        return node
+    return node.get_value() if hasattr(node, "get_value") else node.unbox()
+
+
+def unbox(tree: Tree) -> Tree:
+    """A tree with arrays in the place of their boxes."""
+    return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
 def owner_in(path: tuple[Any, ...], owners: Mapping[tuple[Any, ...], Any]) -> int | None:

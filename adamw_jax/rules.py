@@ -84,9 +84,7 @@ class ParameterRules:
                 f"rules must match every parameter exactly once. Unmatched: {unmatched}; "
                 f"matched more than once: {doubled}; patterns without a parameter: {idle}."
             )
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: self.table[hits[numerics.parameter_name(path)][0]], tree
-        )
+        return numerics.map_named(lambda name, _: self.table[hits[name][0]], tree)
 
     def frozen(self, tree: Tree) -> Tree:
         """The mask of frozen leaves.

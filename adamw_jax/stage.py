@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from adamw_jax import numerics
+from adamw_jax.gradients import entering
 from adamw_jax.hyperparameters import Hyperparameter
 
 Tree = Any
@@ -122,10 +123,45 @@ class StageState(NamedTuple):
     memory: Any
 
 
-class Stage(optax.GradientTransformationExtraArgs):
+class Declared(optax.GradientTransformationExtraArgs):
+    """A transformation whose two functions carry a declaration.
+
+    A copy, ``jax.tree.map`` or pickling by reference keep the functions, and so the declaration.
+    With another ``init`` or ``update`` it would tell of something else: then what is made is an
+    ordinary optax transformation.
+    """
+
+    def __new__(cls, init: Any, update: Any) -> Any:
+        """The transformation of two functions."""
+        declaration = getattr(update, "declaration", None)
+        if declaration is None or declaration is not getattr(init, "declaration", None):
+            return optax.GradientTransformationExtraArgs(init, update)
+        return super().__new__(cls, init, update)
+
+    @classmethod
+    def of(cls, declaration: Any, init: Any, update: Any) -> Any:
+        """The transformation of two functions and the declaration that they are to carry."""
+        for function in (init, update):
+            function.declaration = declaration
+        return cls(init, update)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Any:  # that of ``_replace``
+        return cls(*iterable)
+
+    @property
+    def declaration(self) -> Any:
+        """What ``of`` was given."""
+        return getattr(self.update, "declaration")  # noqa: B009
+
+
+class Stage(Declared):
     """A ``GradientTransformationExtraArgs`` that also carries its declaration in ``spec``."""
 
-    spec: Spec
+    @property
+    def spec(self) -> Spec:
+        """The declaration."""
+        return self.declaration
 
 
 def stage(
@@ -150,9 +186,7 @@ def stage(
 
 def stage_of(spec: Spec) -> Stage:
     """The transformation that runs a declared stage alone."""
-    made = Stage(*_alone(spec))
-    made.spec = spec
-    return made
+    return Stage.of(spec, *_alone(spec))
 
 
 def require_params(spec_name: str, params: Tree | None) -> None:
@@ -173,6 +207,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Init and update of a stage that nobody composes."""
 
     def init_fn(params: Tree) -> StageState:
+        params = numerics.as_arrays(params)
         memory = optax.EmptyState() if spec.init is None else spec.init(params)
         return StageState(jnp.zeros([], jnp.int32), memory)
 
@@ -180,12 +215,13 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if spec.needs_params:
             require_params(spec.name, params)
         check_flow(spec, updates)
+        record = updates if spec.takes is Kind.MOMENTS else None
+        gradient, params = entering(updates if record is None else record.gradient, params)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
         step = Step(state.count, values, params, extra, {})
-        flow, memory = spec.apply(updates, state.memory, step)
+        flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
         if spec.gives is not Kind.MOMENTS:
-            like = updates.gradient if spec.takes is Kind.MOMENTS else updates
-            flow = numerics.cast_like(flow, like)
+            flow = numerics.leaving(flow, gradient, params)
         return flow, StageState(increment(state.count), memory)
 
     return init_fn, update_fn

@@ -30,6 +30,7 @@ from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.adan import STARTS
 from adamw_jax.optimizers.amsgrad import MAXIMA
 from adamw_jax.optimizers.common import Common
+from adamw_jax.state import Hyperparams
 
 CHOICES = {
     "decay": FORMS,
@@ -176,9 +177,7 @@ def with_needs(row: adamw_jax.OptimizerInfo, tx: Any) -> Any:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         return tx.update(updates, state, params, **{**EXTRA, **extra})
 
-    made = adamw_jax.Composed(tx.init, update)
-    made.specs, made.hyperparams, made.frozen = tx.specs, tx.hyperparams, tx.frozen
-    return made
+    return adamw_jax.Composed.of(tx.declaration, tx.init, update)
 
 
 EXTRA = {"value": 1.0}
@@ -405,6 +404,12 @@ def assert_finite(tree: Any) -> None:
     """No NaN and no infinity."""
     for leaf in jax.tree.leaves(tree):
         assert np.all(np.isfinite(_plain(leaf))), leaf
+
+
+def accumulators(state: Any) -> list[Any]:
+    """The arrays of a state but for its scalars and live hyperparameters."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Hyperparams))
+    return [x for x in nodes if not isinstance(x, Hyperparams) and jnp.ndim(x)]
 
 
 def avals(tree: Any) -> Any:

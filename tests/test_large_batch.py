@@ -473,7 +473,9 @@ def _sharding(spread: NamedSharding, state: Any) -> Any:
     whole = NamedSharding(spread.mesh, PartitionSpec())
     return (
         {"w": spread},
-        jax.tree.map(lambda x: spread if x.ndim else whole, state),
+        jax.tree.map(lambda x: spread if x.ndim else whole, state)._replace(
+            hyperparams=jax.tree.map(lambda _: whole, state.hyperparams)
+        ),
         {"w": spread},
     )
 

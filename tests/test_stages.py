@@ -171,7 +171,7 @@ def test_foreign_state_that_depends_on_the_tree() -> None:
     state = ours.init(sample_params())
     stages = {name: kept for name, kept in state.stages.items() if name != "masked"}
     with pytest.raises(ValueError, match="the state has no place for 'masked'"):
-        ours.update(sample_gradients(1), state._replace(stages=stages), sample_params())
+        ours.update(at(sample_gradients(1), 0), state._replace(stages=stages), sample_params())
 
 
 def test_none_is_dropped_and_recipes_are_flattened() -> None:

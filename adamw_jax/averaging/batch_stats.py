@@ -170,9 +170,7 @@ def _values(values: int | Tree | None, variances: masks.Mask, statistics: Tree) 
 
 
 def _called_var(statistics: Tree) -> Tree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: numerics.parameter_name(path).rsplit("/", 1)[-1] == "var", statistics
-    )
+    return numerics.map_named(lambda name, _: name.rsplit("/", 1)[-1] == "var", statistics)
 
 
 def _spread(name: str, value: Any, statistics: Tree) -> Tree:

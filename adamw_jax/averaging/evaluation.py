@@ -45,8 +45,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
             continue
         kept, evaluate = node.eval_params()
         kept = decode_state(kept)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
-            name = numerics.parameter_name(path)
+        for name, leaf in numerics.named_leaves(kept):
             if name in found:
                 raise ValueError(
                     f"the state holds several averages of {name!r}; call eval_params on the part "
@@ -54,8 +53,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
                 )
             found[name] = leaf, evaluate
 
-    def choose(path: Any, leaf: jax.Array) -> jax.Array:
-        if (name := numerics.parameter_name(path)) not in found:
+    def choose(name: str, leaf: jax.Array) -> jax.Array:
+        if name not in found:
             return leaf
         kept, evaluate = found[name]
         return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
@@ -65,7 +64,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
             f"the state holds averages of {unknown}, which params does not have, its leaves are "
             f"{numerics.leaf_names(params)}: give the tree that init was given."
         )
-    return jax.tree_util.tree_map_with_path(choose, params) if found else params
+    return numerics.map_named(choose, params) if found else params
 
 
 def beside(scalar: Any, leaf: jax.Array) -> jax.Array:

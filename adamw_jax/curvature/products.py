@@ -185,10 +185,10 @@ def real_params(params: Tree) -> Tree:
       ValueError: there is no leaf.
     """
     params = jax.tree.map(jnp.asarray, params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in numerics.named_leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"the parameter {numerics.parameter_name(path)!r} has dtype {leaf.dtype}; "
+                f"the parameter {name!r} has dtype {leaf.dtype}; "
                 "curvature is that of real floating-point leaves: give the others with the batch."
             )
     if not jax.tree.leaves(params):

@@ -221,11 +221,10 @@ def _layered(stacked: masks.Mask, gradient: Tree) -> Tree:
     if stacked is None:
         return jax.tree.map(lambda _: False, gradient)
     chosen = masks.resolve(stacked, gradient, "stacked")
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    for (path, g), own in zip(leaves, jax.tree.leaves(chosen), strict=True):
+    leaves = numerics.named_leaves(gradient)
+    for (name, g), own in zip(leaves, jax.tree.leaves(chosen), strict=True):
         if own and not g.ndim:
             raise ValueError(
-                f"stacked names {numerics.parameter_name(path)!r}, a scalar, which has no axis of "
-                "layers: leave it out."
+                f"stacked names {name!r}, a scalar, which has no axis of layers: leave it out."
             )
     return chosen

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
@@ -108,10 +107,8 @@ def checked(axes: Any) -> Any:
 
 def check_patterns(axes: Any, tree: Any) -> None:
     """Raises where a pattern of the table matches no leaf, be it masked."""
-    masked = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-    )
-    names = [numerics.parameter_name(path) for path, _ in masked]
+    masked = numerics.named_leaves(tree, lambda node: isinstance(node, optax.MaskedNode))
+    names = [name for name, _ in masked]
     for pattern in axes if names and isinstance(axes, Mapping) else ():
         if not any(masks.matches(name, pattern) for name in names):
             raise ValueError(

@@ -124,9 +124,7 @@ def factored_squares(
         return split_of(axes, name, shape, smallest) if factored else Split()
 
     def splits(tree: Tree) -> Tree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: split_at(numerics.parameter_name(path), x.shape), tree
-        )
+        return numerics.map_named(lambda name, x: split_at(name, x.shape), tree)
 
     def init(params: Tree) -> FactoredSquaresState:
         check_patterns(axes, params)
@@ -228,8 +226,8 @@ def factored_squares(
     def fitting(gradient: Tree, state: FactoredSquaresState) -> Tree:
         """The parameters given to ``init``, as far as the factors tell."""
 
-        def leaf(path: Any, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
-            name, have = numerics.parameter_name(path), (rows.shape, columns.shape)
+        def leaf(name: str, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
+            have = (rows.shape, columns.shape)
             candidates = [
                 g.shape,  # first, since two shapes may have the same factors
                 rows.shape,
@@ -250,7 +248,7 @@ def factored_squares(
 
         if jax.tree.structure(gradient) != jax.tree.structure(state.rows):
             return state.rows
-        return jax.tree_util.tree_map_with_path(leaf, gradient, state.rows, state.columns)
+        return numerics.map_named(leaf, gradient, state.rows, state.columns)
 
     return Part("factored_squares", declared, init, update, read)
 

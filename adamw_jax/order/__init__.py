@@ -2,7 +2,7 @@
 
 from adamw_jax.order.after import after, known_once_whole
 from adamw_jax.order.calls import Calls
-from adamw_jax.order.device import is_alone, is_on_cpu
+from adamw_jax.order.device import is_alone, is_on_cpu, unordered
 from adamw_jax.order.leaf_by_leaf import WHOLE, is_due, leaf_by_leaf, ordered
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "known_once_whole",
     "leaf_by_leaf",
     "ordered",
+    "unordered",
 ]

@@ -7,11 +7,16 @@ True
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 
 Tree = Any
+
+_UNORDERED = ContextVar("_UNORDERED", default=False)
 
 
 def is_alone(*trees: Tree) -> bool:
@@ -23,7 +28,19 @@ def is_alone(*trees: Tree) -> bool:
     Args:
       *trees: of arrays or tracers.
     """
-    return jax.device_count() == 1 and not any(map(_is_placed, jax.tree.leaves(trees)))
+    if _UNORDERED.get() or jax.device_count() != 1:
+        return False
+    return not any(map(_is_placed, jax.tree.leaves(trees)))
+
+
+@contextlib.contextmanager
+def unordered() -> Iterator[None]:
+    """Steps that are traced inside have no order: who looks at one sees its formulas alone."""
+    token = _UNORDERED.set(True)
+    try:
+        yield
+    finally:
+        _UNORDERED.reset(token)
 
 
 def is_on_cpu() -> bool:

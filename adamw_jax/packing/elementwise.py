@@ -28,6 +28,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax import numerics
+from adamw_jax.order import unordered
 
 Tree = Any
 Program = tuple[Hashable, ...]
@@ -86,7 +87,9 @@ def _programs(
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     try:
         state = jax.eval_shape(tx.init, params)
-        traced, (_, new_state) = jax.make_jaxpr(tx.update, return_shape=True)(params, state, params)
+        with unordered():
+            make = jax.make_jaxpr(tx.update, return_shape=True)
+            traced, (_, new_state) = make(params, state, params)
     except Exception as error:
         names = ", ".join(map(repr, numerics.leaf_names(params)))
         reason = (str(error).splitlines() or [""])[0]

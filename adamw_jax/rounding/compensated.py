@@ -10,9 +10,9 @@ half the gap between two parameters, c is kept here as a whole number of 2**-16 
 parameter and its 16 bits are then a float32, but for the last bit just below a power of two. As a
 bfloat16, c would lose updates under 2**-10 gaps.
 
-The update leaves in the dtype of the gradient. Where it is larger than what it makes of the
-parameter, as at a change of sign, that dtype may not hold it, and the nearest that it holds is
-taken; c covers the difference up to half a gap.
+The update leaves in the wider of the dtypes of gradient and parameter. Where it is larger than
+what it makes of the parameter, as at a change of sign, that dtype may not hold it, and the nearest
+that it holds is taken; c covers the difference up to half a gap.
 
 >>> import jax, jax.numpy as jnp, optax
 >>> from adamw_jax import compose, sgdw

@@ -6,11 +6,11 @@ so that on average nothing is lost: E[theta'] = theta + u. Rounded to nearest, a
 1 does not feel a thousand updates of 1e-3. Gupta, Agrawal, Gopalakrishnan & Narayanan, ICML 2015,
 arXiv 1502.02551; for bfloat16 weights, Zamirai, Zhang, Aberger & De Sa, arXiv 2010.06192.
 
-The update leaves in the dtype of the gradient, and ``optax.apply_updates`` rounds the sum to
-nearest. So the choice is between two *updates* that this dtype holds, and whose sums round to one
-number on either side of theta + u; the odds are those of the two sums. The steps between such
-updates are the gap at theta + u or at u, the larger one: with a small update, the sums are the two
-neighbours of theta + u.
+The update leaves in the wider of the dtypes of gradient and parameter, and
+``optax.apply_updates`` rounds the sum to nearest. So the choice is between two *updates* that this
+dtype holds, and whose sums round to one number on either side of theta + u; the odds are those of
+the two sums. The steps between such updates are the gap at theta + u or at u, the larger one: with
+a small update, the sums are the two neighbours of theta + u.
 
 >>> import jax, jax.numpy as jnp
 >>> from adamw_jax import compose, sgdw

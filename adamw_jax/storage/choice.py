@@ -326,7 +326,7 @@ def _owned(state: Tree, params: Tree) -> Iterator[_Owned]:
     for place, (path, _) in enumerate(leaves):
         if (start := numerics.owner_in(path, owners)) is not None:
             rest = path[start:]
-            name = numerics.parameter_name(rest)
+            name = numerics.leaf_name(rest)
             yield _Owned(place, owners[rest], name, _fields(state, path[:start]))
 
 
