@@ -83,9 +83,7 @@ WARM_UP = optax.linear_schedule(0.0, 1.0, 10)
 BESIDE_MOMENTS: dict[str, Any] = {
     **{entry.name: entry.make for entry in PLAIN},
     **{
-        f"{kind} average": lambda kind=kind: aj.compose(
-            aj.adam(0.1), aj.average_iterates(kind=kind)
-        )
+        f"{kind} mean": lambda kind=kind: aj.compose(aj.adam(0.1), aj.average_iterates(kind=kind))
         for kind in KINDS
     },
     "lookahead inside": lambda: aj.compose(aj.adam(0.1), aj.lookahead(sync_period=2)),
@@ -120,10 +118,13 @@ def test_a_reset_is_a_restart_of_the_moments(name: str) -> None:
 FOREIGN = {
     "adam": optax.adam, "amsgrad": optax.amsgrad, "adabelief": optax.adabelief, "lion": optax.lion,
     "adafactor": optax.adafactor, "adadelta": optax.adadelta, "adagrad": optax.adagrad,
-    "adan": optax.adan, "novograd": optax.novograd, "rmsprop": optax.rmsprop, "sgd": lambda rate: optax.sgd(rate, 0.9),
+    "adan": optax.adan, "novograd": optax.novograd, "rmsprop": optax.rmsprop,
+    "sgd": lambda rate: optax.sgd(rate, 0.9),
     "rms": lambda rate: optax.rmsprop(rate, bias_correction=True, centered=True),
     "injected": lambda rate: optax.inject_hyperparams(optax.adam)(rate),
-    "in compose": lambda rate: aj.compose(optax.scale_by_adam(), optax.scale_by_learning_rate(rate)),
+    "in a recipe": lambda rate: aj.compose(
+        optax.scale_by_adam(), optax.scale_by_learning_rate(rate)
+    ),
 }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def test_schedules_of_optax_go_on(name: str) -> None:
 
 
 def test_a_reset_of_nothing_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not know which arrays .* restarts = True"):
+    with pytest.raises(ValueError, match=r"does not know which arrays .* restarts = True"):
         aj.lookahead(optax.contrib.dog(1.0), inner_state="reset").init(sample_params())
     aj.lookahead(optax.sgd(WARM_UP), inner_state="reset").init(sample_params())
 
