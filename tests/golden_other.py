@@ -53,6 +53,10 @@ def acprop_decay(value: float, case: Case) -> Options:
     return {"weight_decay": value, **fixed} if decoupled else {"l2": value}
 
 
+def degenerated(value: bool, case: Case) -> Options:
+    return {"below": "momentum" if value else "decay"}
+
+
 def numerator(value: bool, case: Case) -> Options:
     return {"numerator": "momentum" if value else "gradient"}
 
@@ -101,6 +105,7 @@ ACPROP: dict[str, Name] = {
     **dict.fromkeys(("weight_decouple", "fixed_decay")),
     "weight_decay": acprop_decay,
     "rectify": "rectify",
+    "degenerated_to_sgd": degenerated,
     "momentum_update": numerator,
 }
 CLIPPED: dict[str, Name] = {

@@ -52,7 +52,7 @@ def fastai_v2_cycle(case: Case) -> Options:
         h["lr"],
         steps_of(case),
         "fastai_v2",
-        momentum=tuple(h["mom"][:2]),
+        momentum=tuple(h["mom"]),
         pct_start=h["pct"],
         div=h["div"],
         final_div=h["div_final"],

@@ -175,6 +175,32 @@ def test_article_form_is_its_phases(x64):
         )
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_momentum_ends_where_it_is_told(preset):
+    cycle = one_cycle(1.0, 60, preset, momentum=(0.95, 0.8, 0.9))
+    two = one_cycle(1.0, 60, preset, momentum=(0.95, 0.8))
+    momenta, halfway = series(cycle.momentum, 61), np.argmin(series(cycle.momentum, 61))
+    assert momenta[0] == pytest.approx(0.95, abs=0.03)
+    assert momenta[-1] == pytest.approx(0.9)
+    np.testing.assert_array_equal(momenta[:halfway], series(two.momentum, 61)[:halfway])
+    assert series(two.momentum, 61)[-1] == pytest.approx(0.95)
+    three = one_cycle(1.0, 60, preset, momentum=(0.95, 0.8, 0.95))
+    np.testing.assert_array_equal(series(three.momentum, 61), series(two.momentum, 61))
+
+
+def test_fastai_v2_by_its_own_formula():
+    """``combined_cos(pct, *moms)``: half a cosine to each of the momenta."""
+    cycle = one_cycle(1.0, 80, "fastai_v2", momentum=(0.95, 0.85, 0.9))
+
+    def formula(position):
+        ends = (0.95, 0.85) if position < 0.25 else (0.85, 0.9)
+        part = position / 0.25 if position < 0.25 else (position - 0.25) / 0.75
+        return ends[0] + (1 + math.cos(math.pi * (1 - part))) * (ends[1] - ends[0]) / 2
+
+    expected = [formula(t / 80) for t in range(80)]
+    np.testing.assert_allclose(series(cycle.momentum, 80), expected, rtol=1e-5)
+
+
 def test_no_momentum_where_none_is_wanted():
     assert one_cycle(0.1, 50, momentum=None).momentum is None
 
@@ -443,8 +469,9 @@ def test_restarts_of_fastai_07(x64):
             "three_phase must be True or False",
             lambda: one_cycle(0.1, 50, "pytorch", three_phase="yes"),
         ),
-        (ValueError, "momentum must be .highest, lowest", lambda: one_cycle(1, 9, momentum=0.9)),
+        (ValueError, "momentum must be .start, lowest", lambda: one_cycle(1, 9, momentum=0.9)),
         (ValueError, "in this order", lambda: one_cycle(0.1, 50, momentum=(0.85, 0.95))),
+        (ValueError, "not the lowest", lambda: one_cycle(0.1, 50, momentum=(0.9, 0.85, 0.8))),
         (ValueError, "momentum must be a number", lambda: one_cycle(0.1, 50, momentum=(1.0, 0.9))),
         (ValueError, "total_steps=3 leaves no step", lambda: one_cycle(0.1, 3)),
         (ValueError, "leaves no step", lambda: one_cycle(0.1, 3, "pytorch")),

@@ -3,7 +3,7 @@
 One object gives both schedules::
 
     learning rate   max / div  ->  max  ->  down to a final value
-    momentum        high       ->  low  ->  high
+    momentum        start      ->  low  ->  end
 
 >>> cycle = one_cycle(1e-2, total_steps=100)
 >>> [round(float(cycle.learning_rate(t)), 5) for t in (0, 30, 99)]
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adamw_jax.checks import number, one_of, positive_steps
-from adamw_jax.schedules.presets import PRESETS
+from adamw_jax.schedules.presets import PRESETS, Momenta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def one_cycle(
     total_steps: int,
     preset: str = "fastai_v1",
     *,
-    momentum: tuple[float, float] | None = (0.95, 0.85),
+    momentum: tuple[float, float] | tuple[float, float, float] | None = (0.95, 0.85, 0.95),
     **options: Any,
 ) -> OneCycle:
     """A 1cycle over learning rate and momentum.
@@ -78,8 +78,9 @@ def one_cycle(
         * ``"optax_linear"``: ``optax.linear_onecycle_schedule``: linear up for ``pct_start`` = 0.3
           from max/``div`` (25), down until ``pct_final`` = 0.85, then to the start's
           1/``final_div`` (1e4).
-      momentum: highest and lowest momentum, in [0, 1) (article: 0.95 and 0.85; 0.8 and 0.7 for
-        language models); None cycles the learning rate only.
+      momentum: its values at the start, at the peak (the lowest) and at the end, in [0, 1), as
+        fastai v2's ``moms``; two values end where they start. Default 0.95, 0.85, 0.95 (article and
+        fastai; the article has 0.8, 0.7 for language models). None cycles the learning rate only.
       **options: options of the preset.
 
     Returns:
@@ -93,17 +94,22 @@ def one_cycle(
     chosen = PRESETS[preset].options(preset, options)
     top = number("max_learning_rate", max_learning_rate, above=0)
     total = positive_steps("total_steps", total_steps)
-    high, low = (0.0, 0.0) if momentum is None else _momenta(momentum)
-    rate, moving = PRESETS[preset].build(top, total, (high, low), **chosen)
+    momenta = (0.0, 0.0, 0.0) if momentum is None else _momenta(momentum)
+    rate, moving = PRESETS[preset].build(top, total, momenta, **chosen)
     return OneCycle(rate, None if momentum is None else moving, total, top)
 
 
-def _momenta(momentum: Any) -> tuple[float, float]:
-    if not isinstance(momentum, (tuple, list)) or len(momentum) != 2:
+def _momenta(momentum: Any) -> Momenta:
+    if not isinstance(momentum, (tuple, list)) or len(momentum) not in (2, 3):
         raise ValueError(
-            f"momentum must be (highest, lowest), for instance (0.95, 0.85), got {momentum!r}."
+            "momentum must be (start, lowest, end), for instance (0.95, 0.85, 0.95), or (start, "
+            f"lowest), got {momentum!r}."
         )
-    high, low = (number("momentum", value, least=0, below=1) for value in momentum)
-    if high < low:
-        raise ValueError(f"momentum must be (highest, lowest) in this order, got {momentum!r}.")
-    return high, low
+    start, low, *rest = (number("momentum", value, least=0, below=1) for value in momentum)
+    end = rest[0] if rest else start
+    if low > min(start, end):
+        raise ValueError(
+            f"momentum must be (start, lowest, end) in this order, got {momentum!r}, whose second "
+            "is not the lowest."
+        )
+    return start, low, end

@@ -1,7 +1,7 @@
 """The forms of 1cycle that are in use, each as ramps of learning rate and momentum.
 
-A form is a function of the peak, the number of steps, the highest and lowest momentum, and its
-options; it returns the two schedules.
+A form is a function of the peak, the number of steps, the momenta at the start, at the peak and at
+the end, and its options; it returns the two schedules.
 
 >>> sorted(PRESETS["article"].defaults)
 ['div', 'linear_end', 'pct_end']
@@ -17,7 +17,7 @@ from adamw_jax.checks import number, one_of, positive_steps, switch
 from adamw_jax.schedules.phases import Phase, phases
 from adamw_jax.schedules.ramps import Piecewise, Segment
 
-Pair = tuple[float, float]
+Momenta = tuple[float, float, float]
 Both = tuple[Piecewise, Piecewise]
 
 
@@ -60,11 +60,11 @@ def _fits(fits: bool, total: int, **options: Any) -> None:
         )
 
 
-def _up_and_down(total: float, peak: float, rates: Any, momenta: Pair, shape: str) -> Both:
-    (first, top, last), (high, low) = rates, momenta
+def _up_and_down(total: float, peak: float, rates: Any, momenta: Momenta, shape: str) -> Both:
+    (first, top, last), (start, low, end) = rates, momenta
     rest = total - peak
     rate = Segment(0, peak, first, top, shape), Segment(peak, rest, top, last, shape)
-    moving = Segment(0, peak, high, low, shape), Segment(peak, rest, low, high, shape)
+    moving = Segment(0, peak, start, low, shape), Segment(peak, rest, low, end, shape)
     return Piecewise(rate), Piecewise(moving)
 
 
@@ -80,7 +80,7 @@ def _fastai_v2(top, total, momenta, *, pct_start, div, final_div) -> Both:
 
 
 def _pytorch(top, total, momenta, *, pct_start, div, final_div, shape, three_phase) -> Both:
-    first, (high, low) = top / div, momenta
+    first, (start, low, end) = top / div, momenta
     last, peak = first / final_div, pct_start * total - 1
     _fits(0 < peak * (2 if three_phase else 1) < total - 1, total, pct_start=pct_start)
     if not three_phase:
@@ -92,9 +92,9 @@ def _pytorch(top, total, momenta, *, pct_start, div, final_div, shape, three_pha
         Segment(2 * peak, rest, first, last, shape),
     )
     moving = (
-        Segment(0, peak, high, low, shape),
-        Segment(peak, peak, low, high, shape),
-        Segment(2 * peak, rest, high, high, "constant"),
+        Segment(0, peak, start, low, shape),
+        Segment(peak, peak, low, end, shape),
+        Segment(2 * peak, rest, end, end, "constant"),
     )
     return Piecewise(rate), Piecewise(moving)
 
@@ -102,33 +102,33 @@ def _pytorch(top, total, momenta, *, pct_start, div, final_div, shape, three_pha
 def _article(top, total, momenta, *, div, pct_end, linear_end) -> Both:
     ramp = total * (1 - pct_end) / 2
     before = [
-        Phase(steps=ramp, learning_rate=(top / div, top), momentum=momenta),
-        Phase(steps=ramp, learning_rate=(top, top / div), momentum=momenta[::-1]),
+        Phase(steps=ramp, learning_rate=(top / div, top), momentum=momenta[:2]),
+        Phase(steps=ramp, learning_rate=(top, top / div), momentum=momenta[1:]),
     ]
-    return _with_tail(before, total * pct_end, top, div, momenta[0], linear_end)
+    return _with_tail(before, total * pct_end, top, div, momenta[2], linear_end)
 
 
 def _article_plateau(top, total, momenta, *, div, pct_start, pct_end, linear_end) -> Both:
     middle = total * (1 - pct_start - pct_end) / 2
     _fits(middle > 0, total, pct_start=pct_start, pct_end=pct_end)
     before = [
-        Phase(steps=total * pct_start, learning_rate=(top / div, top), momentum=momenta),
+        Phase(steps=total * pct_start, learning_rate=(top / div, top), momentum=momenta[:2]),
         Phase(steps=middle, learning_rate=top, momentum=momenta[1]),
-        Phase(steps=middle, learning_rate=(top, top / div), momentum=momenta[::-1]),
+        Phase(steps=middle, learning_rate=(top, top / div), momentum=momenta[1:]),
     ]
-    return _with_tail(before, total * pct_end, top, div, momenta[0], linear_end)
+    return _with_tail(before, total * pct_end, top, div, momenta[2], linear_end)
 
 
-def _with_tail(before, steps, top, div, high, linear_end) -> Both:
+def _with_tail(before, steps, top, div, momentum, linear_end) -> Both:
     shape, last = ("linear", top / (100 * div)) if linear_end else ("cosine", 0.0)
-    end = Phase(steps=steps, learning_rate=(top / div, last), momentum=high, shape=shape)
+    end = Phase(steps=steps, learning_rate=(top / div, last), momentum=momentum, shape=shape)
     made = phases([*before, end])
     assert made.momentum is not None
     return made.learning_rate, made.momentum
 
 
 def _fastai_07(top, total, momenta, *, div, pct_end) -> Both:
-    high, low = momenta
+    start, low, end = momenta
     ramp = int(total * (1 - pct_end) / 2)
     _fits(ramp >= 1, total, pct_end=pct_end)
     rate = (
@@ -136,7 +136,7 @@ def _fastai_07(top, total, momenta, *, div, pct_end) -> Both:
         Segment(ramp, ramp, top, top / div),
         Segment(2 * ramp, total - 2 * ramp, top / div, top / div * 0.01),
     )
-    moving = Segment(0, ramp, high, low), Segment(ramp, ramp, low, high)
+    moving = Segment(0, ramp, start, low), Segment(ramp, ramp, low, end)
     return Piecewise(rate), Piecewise(moving).ahead(1)
 
 
@@ -148,7 +148,7 @@ def _slanted_triangle(top, total, momenta, *, div, cut_div) -> Both:
 
 
 def _optax_linear(top, total, momenta, *, pct_start, pct_final, div, final_div) -> Both:
-    first, (high, low) = top / div, momenta
+    first, (start, low, end) = top / div, momenta
     peak, knee = int(pct_start * total), int(pct_final * total)
     _fits(0 < peak < knee < total, total, pct_start=pct_start, pct_final=pct_final)
     rate = (
@@ -156,7 +156,7 @@ def _optax_linear(top, total, momenta, *, pct_start, pct_final, div, final_div) 
         Segment(peak, knee - peak, top, first),
         Segment(knee, total - knee, first, first / final_div),
     )
-    moving = Segment(0, peak, high, low), Segment(peak, knee - peak, low, high)
+    moving = Segment(0, peak, start, low), Segment(peak, knee - peak, low, end)
     return Piecewise(rate), Piecewise(moving)
 
 
