@@ -35,6 +35,11 @@ class ComposeState(NamedTuple):
     stages: dict[str, Any]
 
 
+def restarts(node: Any) -> bool:
+    """Whether a restart of the moments empties a node: its class says ``restarts = True``."""
+    return getattr(type(node), "restarts", False) is True
+
+
 def find(state: Any, kind: type) -> list[tuple[str, Any]]:
     """All nodes of a type in a state, each with its slash-separated path."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, kind))

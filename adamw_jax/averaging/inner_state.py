@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from adamw_jax import state as states
 from adamw_jax.moments.estimate import MomentsState
@@ -20,18 +21,31 @@ INNER_STATES = ("keep", "reset", "pullback")
 
 
 def restarted(state: State, fresh: State) -> State:
-    """``state`` with its moments as at the start.
-
-    A recipe of this library keeps its step count and hyperparameters, so that schedules go on; any
-    other state is replaced whole.
-    """
-    recipes = states.find(state, ComposeState)
-    if not recipes:
-        return fresh
-    starts = dict(states.find(fresh, ComposeState))
-    return states.replace(
-        state, ComposeState, lambda path, node: node._replace(stages=starts[path].stages)
+    """``state`` with its moments and their clocks as in ``fresh``, and all else as it is."""
+    return jax.tree.map(
+        lambda old, new: new if _restarts(old) else old, state, fresh, is_leaf=_restarts
     )
+
+
+def check_restart(state: State) -> None:
+    """Raises where a state has arrays, but none of which it is known that they are moments.
+
+    Raises:
+      ValueError: it holds no recipe of this library and no moments of optax.
+    """
+    known = any(map(_restarts, jax.tree.leaves(state, is_leaf=_restarts)))
+    if known or states.find(state, ComposeState):
+        return
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if any(x.ndim for x in floats):
+        raise ValueError(
+            'inner_state="reset" does not know which arrays of the inner state are moments: keep '
+            "the state, or say restarts = True in the class of the state that holds them."
+        )
+
+
+def _restarts(node: Any) -> bool:
+    return states.restarts(node) or isinstance(node, _OPTAX_MOMENTS)
 
 
 def momentum_of(state: State) -> dict[str, Tree]:
@@ -76,6 +90,33 @@ _OPTAX: dict[Any, tuple[str, ...]] = {
     optax.ScaleByBeliefState: ("mu",),
     optax.ScaleByLionState: ("mu",),
 }
+
+
+_OPTAX_MOMENTS = (
+    optax.EmaState,
+    optax.FactoredState,
+    optax.ScaleByAdaDeltaState,
+    optax.ScaleByAdamState,
+    optax.ScaleByAdanState,
+    optax.ScaleByAmsgradState,
+    optax.ScaleByBeliefState,
+    optax.ScaleByLionState,
+    optax.ScaleByNovogradState,
+    optax.ScaleByRmsState,
+    optax.ScaleByRpropState,
+    optax.ScaleByRssState,
+    optax.ScaleByRStdDevState,
+    optax.ScaleBySM3State,
+    optax.TraceState,
+    optax.contrib.MuonState,
+    optax.contrib.ScaleByAdemamixState,
+    optax.contrib.ScaleBySimplifiedAdEMAMixState,
+    optax.contrib.SophiaState,
+    # Of rms and rstd with bias correction, which have no public name.
+    type(optax.scale_by_rms(bias_correction=True).init(())),
+    type(optax.scale_by_stddev(bias_correction=True).init(())),
+)
+"""States of optax that are moments and their clock, and nothing else."""
 
 
 @runtime_checkable

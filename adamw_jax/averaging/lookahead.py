@@ -26,7 +26,13 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.averaging.evaluation import beside
-from adamw_jax.averaging.inner_state import INNER_STATES, momentum_of, pulled_back, restarted
+from adamw_jax.averaging.inner_state import (
+    INNER_STATES,
+    check_restart,
+    momentum_of,
+    pulled_back,
+    restarted,
+)
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
@@ -89,16 +95,17 @@ def lookahead(
       slow_step_size: alpha in [0, 1], or a schedule of it; 1 leaves the inner optimizer as it is.
         Default 0.5 (paper; the authors' code has 0.8).
       inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
-        ``"reset"`` (moments and their clocks start anew; the whole state of an optax
-        transformation), or ``"pullback"`` (alpha of the momentum now and 1 - alpha of that at the
-        last sync).
+        ``"reset"`` (moments and their clocks start anew, here and in the states of optax; counts of
+        schedules, averages, keys and histories go on), or ``"pullback"`` (alpha of the momentum now
+        and 1 - alpha of that at the last sync).
 
     Returns:
       A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
       unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights.
 
     Raises:
-      ValueError: an argument is out of range, or ``inner_state`` without ``inner``.
+      ValueError: an argument is out of range, ``inner_state`` without ``inner``, or (in ``init``)
+        the state inside has no momentum to pull back, or arrays not known as moments to reset.
     """
     sync_period = whole_number("sync_period", sync_period)
     one_of("inner_state", inner_state, INNER_STATES)
@@ -184,7 +191,9 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
     def init(params: Tree) -> LookaheadWrapperState:
         state = fast.init(params)
         momentum: Any = optax.EmptyState()
-        if inner_state == "pullback":
+        if inner_state == "reset":
+            check_restart(state)
+        elif inner_state == "pullback":
             momentum = jax.tree.map(jnp.zeros_like, momentum_of(state))
         return LookaheadWrapperState(_start(params), jnp.zeros([], jnp.int32), state, momentum)
 

@@ -33,6 +33,8 @@ class MaximumState(NamedTuple):
 
     value: Tree
 
+    restarts = True
+
 
 def amsgrad_max(*, dtype: Any = None) -> Stage:
     """Replaces the second moment by the largest one so far, element by element.

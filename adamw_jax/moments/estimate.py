@@ -25,14 +25,12 @@ from jax import lax
 
 from adamw_jax.checks import whole_number
 from adamw_jax.gradients import check_floating, check_gradient
-from adamw_jax.moments.amsgrad import MaximumState
 from adamw_jax.moments.averages import ema, ema_of_squares
-from adamw_jax.moments.friction import FrictionState
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import DELAYED, Moments, emptied
 from adamw_jax.order import WHOLE, after, is_on_cpu, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
-from adamw_jax.state import replace
+from adamw_jax.state import restarts
 from adamw_jax.storage import choose, stored
 
 Tree = Any
@@ -50,6 +48,8 @@ class MomentsState(NamedTuple):
     first: Any
     second: Any
     count: jax.Array
+
+    restarts = True
 
 
 def estimate_moments(
@@ -152,8 +152,11 @@ def restart_moments(state: Any) -> Any:
       stage on the update keeps (Adafactor's momentum) stay. One without moments comes back as it
       is.
     """
-    memories: Any = (MomentsState, MaximumState, FrictionState)
-    return replace(state, memories, lambda _, node: jax.tree.map(jnp.zeros_like, node))
+
+    def one(node: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, node) if restarts(node) else node
+
+    return jax.tree.map(one, state, is_leaf=restarts)
 
 
 def _joined(first: Part, second: Part) -> dict[str, Any]:

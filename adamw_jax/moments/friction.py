@@ -37,6 +37,8 @@ class FrictionState(NamedTuple):
 
     previous: Tree
 
+    restarts = True
+
 
 def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
     """Multiplies the direction by a sigmoid of the gradient's change, element by element.
