@@ -104,7 +104,7 @@ def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moment
         prior_second=reading("prior_second"),
         numerator=None if record.numerator is None else change(record.numerator, "numerator"),
         gain=_by_leaf(record.gain, change),
-        adaptive=_by_leaf(record.adaptive, change),
+        exceptions=tuple((_by_leaf(where, change), word) for where, word in record.exceptions),
     )
 
 
@@ -157,6 +157,9 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
     return dataclasses.replace(
         _over_record(whole, values),
         gain=scalars(part.gain, whole.gain, one),
-        adaptive=scalars(part.adaptive, whole.adaptive, True),
-        fallback=part.fallback,
+        exceptions=whole.exceptions
+        + tuple(
+            (scalars(where, None, False), word)
+            for where, word in part.exceptions[len(whole.exceptions) :]
+        ),
     )

@@ -18,6 +18,7 @@ from adamw_jax import (
     compose,
     correct_bias,
     decoupled_decay,
+    delay_second,
     estimate_moments,
     l2_decay,
     lookahead,
@@ -65,7 +66,7 @@ def test_only_a_maximum_for_some(where: Any) -> None:
     assert [x.shape for x in jax.tree.leaves(state.stages["amsgrad_max"])] == [(2, 3)]
 
 
-@pytest.mark.parametrize("below", ["skip", "momentum"])
+@pytest.mark.parametrize("below", ["skip", "decay", "momentum"])
 def test_only_a_rectifier_for_some(below: str) -> None:
     """Gain, flag and the standing still of decay are leaf by leaf."""
     tx = compose(
@@ -79,6 +80,17 @@ def test_only_a_rectifier_for_some(below: str) -> None:
     assert_close(got["dense"]["kernel"], rectified["dense"]["kernel"])
     assert_close(got["dense"]["bias"], plain["dense"]["bias"])
     assert_close(got["scale"], plain["scale"])
+
+
+def test_a_rectifier_of_some_leaves_the_settled_first_step_of_all() -> None:
+    """ACProp's first step is the plain gradient, also where the rectifier skips."""
+    tx = compose(
+        estimate_moments(), delay_second(), correct_bias(), only(rectify_variance(), "*/kernel"),
+        precondition(), scale_by_learning_rate(1.0),
+    )  # fmt: skip
+    params, gradients = sample_params(), sample_gradients(1)
+    got, _ = run(tx, params, gradients)
+    assert_close(got, jax.tree.map(lambda p, g: p - g[0], params, gradients))
 
 
 def test_only_some_decay_and_some_momentum() -> None:

@@ -254,7 +254,7 @@ def test_adamw_has_the_same_amsgrad(betas: Any) -> None:
 @with_betas
 @pytest.mark.parametrize("eps_hat", [False, True])
 @pytest.mark.parametrize("threshold", [4.0, 5.0])
-@pytest.mark.parametrize("below", ["skip", "momentum"])
+@pytest.mark.parametrize("below", ["skip", "decay", "momentum"])
 def test_radam(below: str, threshold: float, eps_hat: bool, betas: Any) -> None:
     m, v = moments(betas)
     rho, limit = v.length, 2 / (1 - v.rate) - 1
@@ -264,7 +264,7 @@ def test_radam(below: str, threshold: float, eps_hat: bool, betas: Any) -> None:
     gain = np.sqrt(np.where(short, 0.0, top / bottom))
     root = np.sqrt(v.value) if eps_hat else np.sqrt(v.hat)
     adaptive = gain * m.hat * (np.sqrt(v.mass) if eps_hat else 1.0) / (root + EPS)
-    direction = np.where(short, 0.0 if below == "skip" else m.hat, adaptive)
+    direction = np.where(short, m.hat if below == "momentum" else 0.0, adaptive)
     tx = aj.radam(
         schedule(RATE),
         eps=EPS,
@@ -280,6 +280,37 @@ def test_the_length_of_an_average_is_that_of_the_paper() -> None:
     b2, t = 0.99, COUNT + 1
     closed = 2 / (1 - b2) - 1 - 2 * t * b2**t / (1 - b2**t)
     np.testing.assert_allclose(average(GRADIENTS, STEADY["b2"]).length[:, 0], closed, rtol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("below", ["skip", "decay", "momentum"])
+def test_rectified_acprop_is_the_authors(below: str, fixed: bool, momentum: bool) -> None:
+    """Their ``degenerated_to_sgd`` is "momentum", without it "decay"; the first step is lr g."""
+    theta, m, s, rows, b1, b2 = START, np.zeros(6), np.zeros(6), [], 0.9, 0.99
+    limit = 2 / (1 - b2) - 1
+    for t, (g, rate, wd) in enumerate(zip(GRADIENTS, RATE, DECAY / 10, strict=True), 1):
+        m = b1 * m + (1 - b1) * g
+        s = s + EPS if t > 1 else s
+        left = 1 - b2**t
+        rho = limit - 2 * t * b2**t / left
+        stays = below == "skip" and rho < 5 and t > 1
+        decayed = theta * (1.0 if stays else 1 - (wd if fixed else rate * wd))
+        if t == 1:
+            step = g
+        elif rho >= 5:
+            top, bottom = (rho - 4) * (rho - 2) * limit, (limit - 4) * (limit - 2) * rho
+            numerator = m / (1 - b1**t) if momentum else g
+            step = np.sqrt(left * top / bottom) * numerator / (np.sqrt(s) + EPS)
+        else:
+            step = m / (1 - b1**t) if below == "momentum" else 0.0
+        theta = decayed - rate * step
+        s = b2 * s + (1 - b2) * (g - m) ** 2
+        rows.append(theta)
+    options = {"decay": "fixed" if fixed else "learning_rate", "below": below, "rectify": True}
+    decay, word = schedule(DECAY / 10), "momentum" if momentum else "gradient"
+    tx = aj.acprop(schedule(RATE), b1, b2, EPS, weight_decay=decay, numerator=word, **options)
+    assert_same(tx, np.stack(rows))
 
 
 # SGD with momentum

@@ -6,9 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 import adamw_jax as aj
+from adamw_jax.averaging.iterates import KINDS
+from adamw_jax.storage import decode_state
 from tests.catalogue import (
     EXTRA,
     PLAIN,
@@ -68,13 +72,80 @@ def test_by_hand(entry: Entry) -> None:
         assert_close(last_update(tx, tx.init(sample_params()), restart=True), first_update(tx))
 
 
-@pytest.mark.parametrize(
-    "entry", [e for e in PLAIN if not e.name.startswith("lookahead_")], ids=label
-)
+@pytest.mark.parametrize("entry", HAVE_MOMENTS, ids=label)
 def test_by_lookahead(entry: Entry) -> None:
     """A Lookahead that resets its inner state, which synced after three steps."""
     tx = aj.lookahead(entry.make(), STEPS - 1, inner_state="reset")
     assert_close(last_update(tx, tx.init(sample_params())), first_update(entry.make()))
+
+
+WARM_UP = optax.linear_schedule(0.0, 1.0, 10)
+BESIDE_MOMENTS: dict[str, Any] = {
+    **{entry.name: entry.make for entry in PLAIN},
+    **{
+        f"{kind} average": lambda kind=kind: aj.compose(
+            aj.adam(0.1), aj.average_iterates(kind=kind)
+        )
+        for kind in KINDS
+    },
+    "lookahead inside": lambda: aj.compose(aj.adam(0.1), aj.lookahead(sync_period=2)),
+    "stochastic rounding": lambda: aj.compose(aj.adam(0.1), aj.stochastic_rounding()),
+    "compensated rounding": lambda: aj.compose(aj.adam(0.1), aj.compensated_rounding()),
+    "percentile clipping": lambda: aj.compose(aj.percentile_clipping(50, 10), aj.adam(0.1)),
+    "foreign schedule": lambda: aj.compose(
+        aj.scale_by_adam(), optax.scale_by_learning_rate(WARM_UP)
+    ),
+    "probe": lambda: aj.probe(aj.adam(0.1)),
+    "quantized": lambda: aj.quantize_state(aj.adam(0.1), min_size=1, rounding="stochastic"),
+    "packed": lambda: aj.pack_small_leaves(aj.adam(0.1)),
+    "accumulated": lambda: optax.MultiSteps(aj.adam(0.1), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_MOMENTS)
+def test_a_reset_is_a_restart_of_the_moments(name: str) -> None:
+    """Averages, keys, histories, counts and filters go on, as after ``restart_moments``."""
+    inner, params = BESIDE_MOMENTS[name](), sample_params()
+    tx = aj.lookahead(inner, STEPS - 1, 1.0, inner_state="reset")
+    state, plain = tx.init(params), inner.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # MultiSteps is not strict
+        for i in range(STEPS - 1):
+            gradient = at(sample_gradients(STEPS), i)
+            _, state = tx.update(gradient, state, params, **EXTRA)
+            _, plain = inner.update(gradient, plain, params, **EXTRA)
+    wanted = aj.restart_moments(plain)
+    assert_close(decode_state(state.inner), decode_state(wanted), rtol=1e-6)
+
+
+FOREIGN = {
+    "adam": optax.adam, "amsgrad": optax.amsgrad, "adabelief": optax.adabelief, "lion": optax.lion,
+    "adafactor": optax.adafactor, "adadelta": optax.adadelta, "adagrad": optax.adagrad,
+    "adan": optax.adan, "novograd": optax.novograd, "rmsprop": optax.rmsprop, "sgd": lambda rate: optax.sgd(rate, 0.9),
+    "rms": lambda rate: optax.rmsprop(rate, bias_correction=True, centered=True),
+    "injected": lambda rate: optax.inject_hyperparams(optax.adam)(rate),
+    "in compose": lambda rate: aj.compose(optax.scale_by_adam(), optax.scale_by_learning_rate(rate)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_schedules_of_optax_go_on(name: str) -> None:
+    """The update of the first moments, at the step size of the present step."""
+    params, gradients = sample_params(), sample_gradients(STEPS)
+    with jax.numpy_dtype_promotion("standard"):  # optax itself is not strict
+        tx = aj.lookahead(FOREIGN[name](WARM_UP), STEPS - 1, 1.0, inner_state="reset")
+        late = FOREIGN[name](lambda count: WARM_UP(count + STEPS - 1))
+        state = tx.init(params)
+        for i in range(STEPS - 1):
+            _, state = tx.update(at(gradients, i), state, params)
+        got = tx.update(at(gradients, STEPS - 1), state, params)[0]
+        wanted = late.update(at(gradients, STEPS - 1), late.init(params), params)[0]
+    assert_close(got, wanted)
+
+
+def test_a_reset_of_nothing_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not know which arrays .* restarts = True"):
+        aj.lookahead(optax.contrib.dog(1.0), inner_state="reset").init(sample_params())
+    aj.lookahead(optax.sgd(WARM_UP), inner_state="reset").init(sample_params())
 
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=str)

@@ -20,7 +20,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.precondition import factors, numerator, quotient, times, where_adaptive
-from adamw_jax.moments.record import Moments, leafwise
+from adamw_jax.moments.record import Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -60,9 +60,9 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
             scale = numerics.power_of(root, power)
             return quotient(times(m, by), scale, use)
 
-        uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
         by = factors(record, factor, top.raw)
-        return where_adaptive(jax.tree.map(leaf, top.raw, second.raw, uses, by), record), state
+        divided = jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by)
+        return where_adaptive(divided, record), state
 
     declared = declare(partial=partial, eps=eps)
     return stage(

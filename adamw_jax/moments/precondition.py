@@ -105,12 +105,11 @@ def precondition(
                 scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
             return quotient(m, scale, use)
 
-        uses = leafwise(True if record.adaptive is None else record.adaptive, top.raw)
         inverse = second.inverse_root
         if inverse is None:
             inverse = jax.tree.map(lambda _: (), top.raw)
         by = factors(record, factor, top.raw)
-        return jax.tree.map(leaf, top.raw, second.raw, uses, by, inverse)
+        return jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by, inverse)
 
     return stage(
         "precondition",
@@ -133,7 +132,8 @@ def keeps_numerator(record: Moments) -> bool:
     """
     second = record.second
     plain = second is not None and second.inverse_root is None
-    return plain and record.fallback == "numerator" and numerator(record).due is None
+    kept = {direction for _, direction in record.exceptions} == {"numerator"}
+    return plain and kept and numerator(record).due is None
 
 
 def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
@@ -159,12 +159,11 @@ def times(m: jax.Array, by: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def where_adaptive(direction: Tree, record: Moments) -> Tree:
-    """The divided direction, or the record's fallback where that is not adaptive."""
-    if record.adaptive is None:
-        return direction
-    if record.fallback == "skip":
-        otherwise = jax.tree.map(lambda d: lax.full_like(d, 0), direction)
-    else:
-        kept = record.first if record.fallback == "momentum" else numerator(record)
-        otherwise = kept.value
-    return jax.tree.map(jnp.where, leafwise(record.adaptive, direction), direction, otherwise)
+    """The divided direction, or what it is where an exception holds."""
+    for where, word in reversed(record.exceptions):
+        if word == "zero":
+            other = jax.tree.map(lambda d: lax.full_like(d, 0), direction)
+        else:
+            other = (record.first if word == "momentum" else numerator(record)).value
+        direction = jax.tree.map(jnp.where, leafwise(where, direction), other, direction)
+    return direction

@@ -114,10 +114,9 @@ class Moments:
       magnitude: True where ``second`` is on the scale of |g|, not of g^2 (infinity norm).
       numerator: what is divided by the root of ``second`` in place of ``first``, or None.
       gain: factor on the direction, a scalar, or a tree of scalars or arrays, or None.
-      adaptive: False where the direction is not to be divided by the second moment (a scalar
-        or a tree of scalars), or None for always.
-      fallback: what the direction is where not adaptive: ``"momentum"``, ``"numerator"`` or
-        ``"skip"``.
+      exceptions: where the direction is not divided by the second moment (a scalar or a tree of
+        scalars), and what it is there: ``"momentum"``, ``"numerator"`` or ``"zero"``. Of several
+        that hold the first decides.
       restarted: whether the moments were emptied before this step, or None where they never are.
     """
 
@@ -131,8 +130,7 @@ class Moments:
     magnitude: bool = False
     numerator: Tree | None = None
     gain: Any = None
-    adaptive: Any = None
-    fallback: str = "momentum"
+    exceptions: tuple[tuple[Any, str], ...] = ()
     restarted: jax.Array | None = None
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
@@ -168,14 +166,24 @@ class Moments:
         """A record whose direction is divided only where a condition holds.
 
         Args:
-          adaptive: the condition, a scalar or a tree of scalars; earlier ones must hold, too.
-          fallback: the direction elsewhere, ``"momentum"``, ``"numerator"`` or ``"skip"``.
+          adaptive: the condition, a scalar or a tree of scalars.
+          fallback: the direction elsewhere, ``"momentum"``, ``"numerator"`` or ``"zero"``, but
+            where an earlier condition does not hold, either: its own fallback stays there.
         """
-        if self.adaptive is not None:
+        other = jax.tree.map(lax.bitwise_not, adaptive), fallback
+        return dataclasses.replace(self, exceptions=(*self.exceptions, other))
+
+    @property
+    def adaptive(self) -> Any:
+        """Where no exception holds, leaf by leaf; True where there is none."""
+        adaptive = leafwise(True, self.gradient)
+        for where, _ in self.exceptions:
             adaptive = jax.tree.map(
-                lax.bitwise_and, *(leafwise(x, self.gradient) for x in (self.adaptive, adaptive))
+                lambda use, no: lax.bitwise_not(no) if use is True else use & ~no,
+                adaptive,
+                leafwise(where, self.gradient),
             )
-        return dataclasses.replace(self, adaptive=adaptive, fallback=fallback)
+        return adaptive
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError(_MISPLACED)

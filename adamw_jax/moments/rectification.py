@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
@@ -25,7 +24,7 @@ from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
 
-FALLBACKS = ("skip", "momentum")
+FALLBACKS = ("skip", "decay", "momentum")
 
 
 def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") -> Stage:
@@ -36,7 +35,12 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         5 in the authors' code and in PyTorch, 4 in the paper.
       below: what happens before that, the first five steps for b2 >= 0.9. ``"skip"`` makes no
         step and no decay (the authors' code since 2021, free of the gradient's scale);
-        ``"momentum"`` makes the unscaled momentum step (the paper, PyTorch, optax).
+        ``"decay"`` makes no step, but decays (ACProp's authors); ``"momentum"`` makes the unscaled
+        momentum step (the paper, PyTorch, optax). A step that an earlier stage has settled, such
+        as the first of ``delay_second``, stays as it is. Decay is left out by ``compose`` alone:
+        in ``optax.chain`` a decay behind these stages goes on in a skipped step. A skipped step is
+        exactly 0, which a solver that stops on a small update takes for convergence: use
+        ``"momentum"`` there.
 
     Returns:
       A stage *moments -> moments*; ``precondition`` honours the gain and flag it sets. If
@@ -60,8 +64,12 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         limit = 2.0 / (1.0 - second.rate) - 1.0
         adaptive = length >= step["threshold"]
         if below == "skip":
-            step.signals[STAND_STILL] = jnp.logical_not(adaptive)
-        return record.scaled(rectifier(length, limit)).only_where(adaptive, below), state
+            short = lax.bitwise_not(adaptive)
+            if record.exceptions:  # what an earlier stage has settled is a step
+                short = jax.tree.map(lambda use: short & use, record.adaptive)
+            step.signals[STAND_STILL] = short
+        fallback = "momentum" if below == "momentum" else "zero"
+        return record.scaled(rectifier(length, limit)).only_where(adaptive, fallback), state
 
     return stage(
         "rectify_variance",

@@ -96,13 +96,15 @@ def acprop(
         rate: an element that is silent and then speaks takes a step of lr |g| sqrt((1 - b2) / eps),
         316 lr |g| by default; clip by the global norm.
       numerator: ``"gradient"`` (paper), or ``"momentum"``, bias corrected.
-      below: with ``rectify``, what happens while the average is short: ``"momentum"`` or
-        ``"skip"``.
+      below: with ``rectify``, what happens after the first step, which is lr g always, while the
+        average is short: ``"momentum"`` makes the momentum step (the authors'
+        ``degenerated_to_sgd=True``, their default), ``"decay"`` no step but the decay's (their
+        ``degenerated_to_sgd=False``), ``"skip"`` neither.
 
     Returns:
       The transformation; its state has two values per parameter. With ``rectify`` it is the form
-      of the authors' constructor, but that a skipped step does not decay and ``amsgrad`` divides by
-      the maximum there, too. The authors' CIFAR runs use ``l2``.
+      of the authors' constructor, but that ``amsgrad`` divides by the maximum there, too. The
+      authors' CIFAR runs use ``l2``.
     """
     learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
     direction, rest = split(common)

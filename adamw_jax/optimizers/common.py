@@ -88,7 +88,8 @@ COMMON_DOC: dict[str, str] = {
   amsgrad: divide by the largest second moment so far (PyTorch's form).
 """,
     "rectify": """\
-  rectify: rectify the variance as RAdam does; no step while the average is too short.
+  rectify: rectify the variance as RAdam does; no step while the average is too short, which a
+    solver that stops on a small update takes for convergence (``radam(below="momentum")`` steps).
 """,
     "eps_hat": """\
   eps_hat: add eps to the uncorrected root (Keras, fairseq).

@@ -43,7 +43,10 @@ def scale_by_radam(
     bias_correction: str = "exact",
     state_dtype: Any = None,
 ) -> Composed:
-    """RAdam's direction: gradient in, direction out. Arguments as for ``radam``."""
+    """RAdam's direction: gradient in, direction out. Arguments as for ``radam``.
+
+    In ``optax.chain`` a decay behind it goes on in a skipped step, in ``compose`` it does not.
+    """
     state_dtype = storage_dtype("state_dtype", state_dtype)
     if not rectify:
         raise ValueError("rectify=False makes it Adam: use adam(...).")
@@ -66,7 +69,8 @@ def scale_by_radam(
     direction=scale_by_radam,
     state_values=2,
     differs="the first five steps are skipped, as in the authors' code since 2021, decay included; "
-    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). The '
+    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). A solver '
+    "that stops on a small update takes a skipped one, which is exactly 0, for convergence. The "
     "rectifier is exact in float32, where optax's is off by up to 110 %.",
     twin="radam",
     twin_options={"below": "momentum"},
@@ -94,7 +98,10 @@ def radam(
       eps_root: added under the root; None for nothing.
       threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
       nesterov: look one step ahead in the first moment.
-      below: ``"skip"`` or ``"momentum"``: what happens under the threshold.
+      below: what happens under the threshold: ``"skip"`` makes no step and no decay (authors' code
+        since 2021), ``"decay"`` no step but the decay's, ``"momentum"`` the unscaled momentum step
+        (paper, PyTorch, optax). A skipped step is exactly 0: a solver that stops on a small update
+        (optimistix) takes it for convergence and returns its start. Give it ``"momentum"``.
       rectify: must be True; ``adam`` is the optimizer without rectification.
 
     Returns:
