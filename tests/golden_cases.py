@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ class Case:
 
     folder: Path
     entry: dict[str, Any]
+
+    def changed(self, **entry: Any) -> Case:
+        """The case with other entries, of the same arrays."""
+        other = dataclasses.replace(self, entry={**self.entry, **entry})
+        other.__dict__.update(arrays=self.arrays)
+        return other
 
     @property
     def name(self) -> str:
@@ -71,7 +78,12 @@ class Case:
 
     @property
     def leaves(self) -> list[str]:
-        return list(self.entry["leaves"])
+        recorded = (re.fullmatch(r"params_0_(\w+)", name) for name in self.arrays)
+        return list(self.entry.get("leaves") or (found[1] for found in recorded if found))
+
+    @property
+    def steps(self) -> int:
+        return len(self.arrays[f"grads_{self.leaves[0]}"])
 
     @property
     def tolerance(self) -> tuple[float, float]:
@@ -99,6 +111,8 @@ class Case:
         """
         names = [f"{kind}_{leaf}" for kind in ("params", *AVERAGES) for leaf in self.leaves]
         found = {name: self.arrays[name] for name in names if name in self.arrays}
+        lacking = [leaf for leaf in self.leaves if f"params_{leaf}" not in found]
+        assert not lacking, f"{self.label}: the file lacks the parameters {lacking}"
         for name, array in found.items():
             params = found[f"params_{name.partition('_')[2]}"]
             found[name] = np.where(np.isnan(array), params, array)
@@ -106,10 +120,10 @@ class Case:
 
 
 def find_sets(where: Path) -> list[Path]:
-    """The sets in a folder: itself, or the folders in it."""
+    """The sets in a folder: itself, or those below it."""
     if (where / MANIFEST).is_file():
         return [where]
-    return sorted(manifest.parent for manifest in where.glob(f"*/{MANIFEST}"))
+    return sorted(manifest.parent for manifest in where.rglob(MANIFEST))
 
 
 def discover(where: Path) -> list[Case]:
@@ -140,6 +154,18 @@ def assert_arrays(case: Case, got: Mapping[str, Any]) -> None:
     rtol, atol = case.tolerance
     for name, array in got.items():
         np.testing.assert_allclose(array, case.arrays[name], rtol=rtol, atol=atol, err_msg=name)
+
+
+def assert_recorded(case: Case, got: Mapping[str, Any], *others: str) -> None:
+    """What is computed equals every result in the file, under ``out__`` and its name.
+
+    A file may lack some of them; what it has beyond them must be named among ``others``.
+    """
+    results = {f"out__{name}": array for name, array in got.items()}
+    recorded = {name for name in case.arrays if name.startswith("out__")}
+    unknown = sorted(recorded - set(results) - set(others))
+    assert not unknown, f"{case.label}: nothing computes the results {unknown}"
+    assert_arrays(case, {name: results[name] for name in recorded & set(results)})
 
 
 WHERE = Path(os.environ.get(VARIABLE) or OWN_SETS).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from adamw_jax.initialization import GradInit, first_step, gradient_norm
-from tests.golden_cases import Case, assert_arrays
+from tests.golden_cases import Case, assert_recorded
 
 BRANCHES = (
     ("objective", math.inf, True),
@@ -22,40 +23,53 @@ BRANCHES = (
 """Which quantity is lowered, the gamma that brings it about, whether through the inner step."""
 
 
+SETTINGS = {
+    **{name: name for name in ("eta", "gamma", "scale_lr", "grad_clip", "betas", "max_scale")},
+    "min_scale_weight": "min_scale",
+    "min_scale_bias": "min_bias_scale",
+}
+"""Recorded inputs -> arguments of the search."""
+META = {"algorithm": "algorithm", "normalize_gradient": "normalize"}
+DATA = re.compile(r"(x|y)_(half\d|pool)|iterations")
+
+
 def loss_fn(params: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy of a tanh network with one hidden layer."""
-    x, y = batch
-    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
-    logits = hidden @ params["w2"] + params["b2"][None]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    """Mean cross-entropy of a tanh network of any depth, with biases or without."""
+    outputs, y = batch
+    depth = sum(name.startswith("w") for name in params)
+    for layer in range(1, depth + 1):
+        outputs = outputs @ params[f"w{layer}"]
+        if f"b{layer}" in params:
+            outputs = outputs + params[f"b{layer}"][None]
+        outputs = outputs if layer == depth else jnp.tanh(outputs)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+
+
+def blocks_of(case: Case) -> list[str]:
+    """The parameters in the recorded order: w1, b1, w2, b2, ..."""
+    given = (re.fullmatch(r"in__([wb]\d+)", name) for name in case.arrays)
+    return case.entry["meta"].get("block_order") or [found[1] for found in given if found]
 
 
 def params_of(case: Case) -> dict[str, jax.Array]:
-    return {
-        name: jnp.asarray(case.arrays[f"in__{name}"]) for name in case.entry["meta"]["block_order"]
-    }
+    return {name: jnp.asarray(case.arrays[f"in__{name}"]) for name in blocks_of(case)}
 
 
 def search_of(case: Case, **changed: Any) -> GradInit:
-    given = {name[4:]: case.arrays[name] for name in case.arrays if name.startswith("in__")}
-    settings = {
-        name: float(given[name])
-        for name in ("eta", "gamma", "scale_lr", "grad_clip")
-        if name in given
-    }
-    if "betas" in given:
-        settings["betas"] = tuple(given["betas"].tolist())
-    if "min_scale_weight" in given:
-        settings["min_scale"] = float(given["min_scale_weight"])
-    meta = case.entry["meta"]
+    meta, settings = case.entry["meta"], {}
+    for name, array in case.arrays.items():
+        key = name.removeprefix("in__")
+        if key == name or key in blocks_of(case) or DATA.fullmatch(key):
+            continue
+        assert key in SETTINGS, f"{case.label}: no argument for the input {key!r}"
+        settings[SETTINGS[key]] = array.tolist() if array.ndim == 0 else tuple(array.tolist())
+    settings |= {argument: meta[key] for key, argument in META.items() if key in meta}
     return GradInit(
         loss_fn,
         **settings
         | {
-            "algorithm": meta["algorithm"],
-            "normalize": meta["normalize_gradient"],
             "shared_second_moment": "separate" not in meta.get("second_moment", ""),
-            "is_bias": ("b1", "b2"),
+            "is_bias": tuple(name for name in blocks_of(case) if name.startswith("b")),
         }
         | changed,
     )
@@ -81,7 +95,7 @@ def check_first(case: Case) -> None:
     """Every quantity of the first step, in both branches."""
     params, pair = params_of(case), (together(case, 0, 1), together(case, 0, 2))
     got: dict[str, Any] = {}
-    eta, meta = float(case.arrays["in__eta"]), case.entry["meta"]
+    eta = float(case.arrays["in__eta"])
     for branch, gamma, full in BRANCHES:
         search = search_of(case, gamma=gamma, differentiate_inner=full)
         state, record = jax.jit(search.step)(params, search.init(params), pair)
@@ -94,18 +108,22 @@ def check_first(case: Case) -> None:
         got["loss_S"], got["gradient_norm"] = record.loss, record.gradient_norm
         got[f"scales_after_{branch}_step"] = in_order(case, search, state.scales)
     gradient = jax.grad(loss_fn)(params, pair[0])
-    step = first_step(gradient, meta["algorithm"], meta["normalize_gradient"])
+    step = first_step(gradient, search.algorithm, search.normalize)
     for name in params:
         got[f"grad_{name}"] = gradient[name]
         got[f"updated_{name}"] = params[name] - eta * step[name]
-    np.testing.assert_allclose(gradient_norm(gradient, meta["algorithm"]), got["gradient_norm"])
-    recorded = {name[5:] for name in case.arrays if name.startswith("out__")}
-    measured = {name for name in recorded if name.endswith("_fd")}
-    assert set(got) == recorded - measured
-    assert_arrays(case, {f"out__{name}": value for name, value in got.items()})
+    np.testing.assert_allclose(gradient_norm(gradient, search.algorithm), got["gradient_norm"])
+    measured = {name for name in case.arrays if name.endswith("_fd")}
+    assert_recorded(case, got, *measured)
     for name in measured:  # by finite differences
         atol = case.entry["tolerance"]["atol_fd"]
-        np.testing.assert_allclose(got[name[:-3]], case.arrays[f"out__{name}"], atol=atol, rtol=0)
+        np.testing.assert_allclose(got[name[5:-3]], case.arrays[name], atol=atol, rtol=0)
+
+
+def iterations_of(case: Case) -> int:
+    """As told, or as many as are recorded."""
+    recorded = (len(array) for name, array in case.arrays.items() if name.startswith("out__"))
+    return int(case.arrays.get("in__iterations", max(recorded)))
 
 
 def check_trajectory(case: Case) -> None:
@@ -117,7 +135,7 @@ def check_trajectory(case: Case) -> None:
     def halves(*numbers: int) -> tuple[jax.Array, jax.Array]:
         return tuple(jnp.concatenate([pool[i % len(x)] for i in numbers]) for pool in (x, y))
 
-    for _ in range(int(case.arrays["in__iterations"])):
+    for _ in range(iterations_of(case)):
         pair = halves(used, used + 1), halves(used, used + 2)
         state, record = step(params, state, pair)
         records.append(record)
@@ -131,8 +149,7 @@ def check_trajectory(case: Case) -> None:
         "scale_gradient": in_order(case, search, history.slope),
         "scales": in_order(case, search, history.scales),
     }
-    assert {f"out__{name}" for name in got} == {n for n in case.arrays if n.startswith("out__")}
-    assert_arrays(case, {f"out__{name}": value for name, value in got.items()})
+    assert_recorded(case, got)
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -18,13 +18,13 @@ import optax
 from adamw_jax import eval_params
 from adamw_jax.optimizers.koala import koala_m, koala_v
 from tests.golden_cases import Case
-from tests.golden_rows import Name, Options, Row, per_step
+from tests.golden_rows import Name, Recorded, Row, labels, same
 
 
 def evaluated(make: Callable[..., Any]) -> Callable[..., Any]:
     """An optimizer whose steps are those of its evaluated parameters, with recorded losses."""
 
-    def build(loss: Any, mean_square: Any, **options: Any) -> optax.GradientTransformation:
+    def build(loss: Any, mean_square: Any = None, **options: Any) -> optax.GradientTransformation:
         tx = make(**options)
 
         def init(params: Any) -> Any:
@@ -32,7 +32,9 @@ def evaluated(make: Callable[..., Any]) -> Callable[..., Any]:
 
         def update(gradient: Any, state: Any, _: Any = None) -> Any:
             inner, held = state
-            extra = {"value": loss(inner.count), "value_sq_mean": mean_square(inner.count)}
+            extra = {"value": loss(inner.count)}
+            if mean_square is not None:
+                extra["value_sq_mean"] = mean_square(inner.count)
             updates, after = tx.update(gradient, inner, held, **extra)
             moved = jax.tree.map(
                 lambda u, new, old: u + (new - old),
@@ -52,33 +54,30 @@ def evaluated(make: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-def losses(seed: int, case: Case) -> Options:
-    """The recorded losses; the seed is a label."""
-    del seed
-    loss, mean_square = (np.asarray(case.arrays[name]) for name in ("loss", "loss_var"))
-    return {"loss": per_step(loss), "mean_square": per_step(mean_square)}
+SCALAR: dict[str, Name] = {
+    **labels("_seed", "lr"),
+    **same("r", "alpha_r", "weight_decay"),
+}
+V: dict[str, Name] = {**SCALAR, **same("sigma", "q")}
+M: dict[str, Name] = {**SCALAR, "a": "kappa", **same("sw", "sc", "sv", "qw", "qv")}
 
 
-V: dict[str, Name] = {
-    "_seed": losses,
-    **{name: name for name in ("sigma", "q", "r", "weight_decay")},
-}
-M: dict[str, Name] = {
-    "_seed": losses,
-    "a": "kappa",
-    **{name: name for name in ("sw", "sc", "sv", "qw", "qv", "r", "weight_decay")},
-}
-CLASS_DEFAULT = {"sigma": 1.0}
-"""The class of the authors, where ours is that of their training script."""
-SCHEDULED = {"learning_rate": "lr"}
+def scheduled(case: Case) -> np.ndarray:
+    """The learning rate at each step, or one for all."""
+    return case.arrays.get("lr", np.full(case.steps, case.hyperparameters["lr"]))
+
+
+def koala(make: Callable[..., Any], names: dict[str, Name], **defaults: Any) -> Row:
+    recorded: dict[str, Recorded] = {
+        "learning_rate": scheduled,
+        "loss": "loss",
+        "mean_square": "loss_var",
+    }
+    return Row(evaluated(make), names, {}, {"lr": 1.0, **defaults}, recorded)
+
 
 ROWS: dict[tuple[str, str], list[Row]] = {
-    ("KOALA-V", ""): [
-        Row(evaluated(koala_v), V, CLASS_DEFAULT, SCHEDULED, says="lr factor"),
-        Row(evaluated(koala_v), V, CLASS_DEFAULT),
-    ],
-    ("KOALA-M", ""): [
-        Row(evaluated(koala_m), M, {}, SCHEDULED, says="lr factor"),
-        Row(evaluated(koala_m), M),
-    ],
+    # The class of the authors starts at 1, where ours does as their training script.
+    ("KOALA-V", ""): [koala(koala_v, V, sigma=1.0)],
+    ("KOALA-M", ""): [koala(koala_m, M)],
 }

@@ -2,71 +2,59 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import lax
 
 import adamw_jax as aj
 from adamw_jax.moments import Moments
 from adamw_jax.stage import Kind, Step, stage
 from tests.golden_cases import Case
-from tests.golden_rows import Name, Options, Row, Translation, betas
+from tests.golden_rows import (
+    Name,
+    Only,
+    Options,
+    Row,
+    dampening,
+    decay_if,
+    labels,
+    rates,
+    same,
+    where,
+)
 
-LABEL: dict[str, Name] = {"_seed": None, "foreach": None}
 PLAIN: dict[str, Name] = {
-    **LABEL,
+    **labels("_seed", "foreach"),
     "lr": "learning_rate",
     "eps": "eps",
-    "betas": betas,
-    "amsgrad": "amsgrad",
+    "betas": rates("b1", "b2"),
 }
-RECORDED = {"learning_rate": "lr"}
-AVERAGED: dict[str, Name] = {
-    **PLAIN,
-    "lr": None,
-    "schedule": None,
-    "partial": "partial",
-    "ia_start": "start",
-    "ia_every": "period",
-}
-
-
-def rates(*names: str) -> Translation:
-    """A tuple of decay rates under these names."""
-    return lambda value, case: dict(zip(names, value, strict=True))
-
-
-def decay_unless(flag: str, decay: str = "weight_decay", otherwise: str = "l2") -> Translation:
-    """The coefficient as decoupled decay, unless the flag of the case says False."""
-
-    def translate(value: float, case: Case) -> Options:
-        return {decay if case.hyperparameters.get(flag, True) else otherwise: value}
-
-    return translate
+DECOUPLED: dict[str, Name] = {"weight_decay": decay_if("decoupled"), "decoupled": None}
+DECOUPLED_WD: dict[str, Name] = {"weight_decay": decay_if("decoupled_wd"), "decoupled_wd": None}
+ALWAYS = {"decoupled": True}
+NEVER = {"decoupled_wd": False}
 
 
 def acprop_decay(value: float, case: Case) -> Options:
-    fixed = {"decay": "fixed"} if case.hyperparameters.get("fixed_decay") else {}
-    decoupled = case.hyperparameters.get("weight_decouple", True)
-    return {"weight_decay": value, **fixed} if decoupled else {"l2": value}
+    if not case.hyperparameters["weight_decouple"]:
+        return {"l2": value}
+    fixed = {"decay": "fixed"} if case.hyperparameters["fixed_decay"] else {}
+    return {"weight_decay": value, **fixed}
 
 
-def degenerated(value: bool, case: Case) -> Options:
-    return {"below": "momentum" if value else "decay"}
+def acprop_maximum(value: bool, case: Case) -> Options:
+    """The rectified branch of the authors' code passes over it."""
+    return {} if case.hyperparameters["rectify"] else {"amsgrad": value}
 
 
-def numerator(value: bool, case: Case) -> Options:
-    return {"numerator": "momentum" if value else "gradient"}
-
-
-def no_prox(value: bool, case: Case) -> Options:
-    return {"decay": "learning_rate" if value else "proximal"}
-
-
-def version(value: int, case: Case) -> Options:
-    return {"variant": {0: "abs", 1: "signed", 2: "wide"}[value]}
+def clip(limit: float, case: Case) -> Options:
+    return {"max_grad_norm": limit or None}
 
 
 def diffgrad_with_live_buffer(learning_rate: float, b1: float, b2: float, eps: float) -> Any:
@@ -92,67 +80,133 @@ def averaged_sgd(start: int, period: int, **options: Any) -> Any:
     return aj.compose(aj.sgdw(**options), aj.average_iterates(start=start, period=period))
 
 
-PNM_DECAY = {"weight_decay": decay_unless("decoupled"), "decoupled": None}
+def restarted(after: Sequence[int], **options: Any) -> Any:
+    """Adan whose moments start anew by hand after these steps."""
+    tx = aj.adan(**options)
+
+    def init(params: Any) -> Any:
+        return jnp.zeros([], jnp.int32), tx.init(params)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> Any:
+        count, before = state
+        due = jnp.any(count == jnp.asarray(after, jnp.int32))
+        anew = aj.restart_moments(before)
+        before = jax.tree.map(lambda new, old: jnp.where(due, new, old), anew, before)
+        updates, state = tx.update(gradient, before, params)
+        return updates, (count + 1, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def restarts(case: Case) -> list[int]:
+    """The steps after which the manifest tells of a restart."""
+    told = re.search(r"restart_opt\(\) is called[^:;.]* steps? ([\d, and]+)", case.says)
+    assert told, f"{case.label}: after which steps is restart_opt() called?"
+    return [int(step) for step in re.findall(r"\d+", told[1])]
+
+
+def adan(after: Sequence[int], steps: int, **options: Any) -> Any:
+    """Restarts at regular steps are those of ``restart_period``."""
+    if list(after) == list(range(after[0], steps, after[0])):
+        return aj.adan(restart_period=after[0], **options)
+    return restarted(after, **options)
+
+
+VERSIONS = {0: "abs", 1: "signed", 2: "wide"}
+PNM: dict[str, Name] = {**PLAIN, **DECOUPLED, "betas": rates("b1", "b0")}
+ADAPNM: dict[str, Name] = {
+    **PLAIN,
+    **DECOUPLED,
+    **same("amsgrad"),
+    "betas": rates("b1", "b2", "b0"),
+}
 ADAN: dict[str, Name] = {
     **PLAIN,
+    **labels("fused"),
     "betas": rates("b1", "b2", "b3"),
     "weight_decay": "weight_decay",
-    "no_prox": no_prox,
-    "max_grad_norm": "max_grad_norm",
+    "no_prox": where(decay={True: "learning_rate", False: "proximal"}),
+    "max_grad_norm": clip,
 }
 ACPROP: dict[str, Name] = {
     **PLAIN,
-    **dict.fromkeys(("weight_decouple", "fixed_decay")),
+    **labels("weight_decouple", "fixed_decay", "bias_correction"),
+    **same("rectify"),
+    "amsgrad": acprop_maximum,
     "weight_decay": acprop_decay,
-    "rectify": "rectify",
-    "degenerated_to_sgd": degenerated,
-    "momentum_update": numerator,
+    "degenerated_to_sgd": where(below={True: "momentum", False: "decay"}),
+    "momentum_update": where(numerator={True: "momentum", False: "gradient"}),
 }
-CLIPPED: dict[str, Name] = {
-    **LABEL,
-    "lr": "learning_rate",
-    "momentum": "momentum",
-    "nesterov": "nesterov",
-    "dampening": "dampening",
-    "weight_decay": "l2",
-    "clipping_param": "max_step",
+ACPROP_DEFAULTS = {
+    **{"eps": 1e-16, "weight_decouple": True, "fixed_decay": False, "rectify": True},
+    "degenerated_to_sgd": True,
 }
-DECOUPLED: dict[str, Name] = {"weight_decay": decay_unless("decoupled_wd"), "decoupled_wd": None}
+SGD: dict[str, Name] = {
+    **labels("_seed"),
+    **{"lr": "learning_rate", "weight_decay": "l2", "dampening": dampening},
+    **same("momentum", "nesterov"),
+}
+NO_MOMENTUM = {"momentum": 0.0}
+AVERAGED: dict[str, Name] = {"schedule": None, "ia_start": "start", "ia_every": "period"}
+GADAM: dict[str, Name] = {**PLAIN, **DECOUPLED_WD, **same("amsgrad")}
+PADAM: dict[str, Name] = {**GADAM, **same("partial")}
+
+
+def scheduled(case: Case) -> np.ndarray:
+    """The learning rate at each step, or one for all where no schedule is told."""
+    if "lr" not in case.arrays:
+        schedule = case.hyperparameters.get("schedule")
+        assert schedule is None, f"{case.label}: the file lacks 'lr', the values of {schedule}"
+        return np.full(case.steps, case.hyperparameters["lr"])
+    return case.arrays["lr"]
+
+
+def gadam_row(function: Callable[..., Any], names: Mapping[str, Name], **defaults: Any) -> Row:
+    """A row of the code of Gadam, whose learning rate is scheduled."""
+    scheduled_names = {**names, "lr": None}
+    return Row(function, scheduled_names, {}, defaults, {"learning_rate": scheduled})
+
 
 ROWS: dict[tuple[str, str], list[Row]] = {
-    ("PNM", ""): [Row(aj.pnm, {**PLAIN, **PNM_DECAY, "betas": rates("b1", "b0")})],
-    ("AdaPNM", ""): [Row(aj.adapnm, {**PLAIN, **PNM_DECAY, "betas": rates("b1", "b2", "b0")})],
+    ("PNM", ""): [Row(aj.pnm, PNM, defaults=ALWAYS)],
+    ("AdaPNM", ""): [Row(aj.adapnm, ADAPNM, defaults={"lr": 1e-3, **ALWAYS})],
     ("Adan", ""): [
-        Row(aj.adan, ADAN, {"restart_period": 20}, says="restart_opt() is called once"),
-        Row(aj.adan, ADAN),
+        Row(
+            adan,
+            ADAN,
+            defaults={"lr": 1e-3, "no_prox": False},
+            says="restart_opt()",
+            derived=lambda case: {"after": restarts(case), "steps": case.steps},
+        ),
+        Row(aj.adan, ADAN, defaults={"lr": 1e-3, "no_prox": False}),
     ],
-    ("ACProp", ""): [
-        Row(aj.acprop, ACPROP, {"rectify": True}, says="constructor defaults"),
-        Row(aj.acprop, ACPROP),
-    ],
+    ("ACProp", ""): [Row(aj.acprop, ACPROP, defaults={"lr": 1e-3, **ACPROP_DEFAULTS})],
     ("diffGrad", ""): [
-        Row(diffgrad_with_live_buffer, PLAIN, says="Version 1 of the repository"),
-        Row(aj.diffgrad, {**PLAIN, "weight_decay": "l2", "version": version}),
+        Row(
+            diffgrad_with_live_buffer,
+            {**PLAIN, "weight_decay": Only((0,))},
+            defaults={"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
+            says="Version 1 of the repository",
+        ),
+        Row(
+            aj.diffgrad,
+            {**PLAIN, "weight_decay": "l2", "version": where(variant=VERSIONS)},
+            defaults={"lr": 1e-3},
+        ),
     ],
     ("GeneralizedSignSGD", ""): [
         Row(
             aj.generalized_signsgd,
             {**PLAIN, "weight_decay": "l2", "use_bias_correction": "corrected"},
+            defaults={"lr": 1e-3},
         )
     ],
-    ("SGDClipGrad", ""): [Row(aj.clipped_sgd, CLIPPED)],
-    ("SGDNormalized", ""): [Row(aj.normalized_sgd, CLIPPED)],
-    ("Padam", ""): [
-        Row(aj.padam, {**PLAIN, **DECOUPLED, "lr": None, "partial": "partial"}, {}, RECORDED)
+    ("SGDClipGrad", ""): [
+        Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],
-    ("Gadam", ""): [Row(aj.gadam, {**AVERAGED, **DECOUPLED}, {}, RECORDED)],
-    ("GadamX", ""): [Row(aj.gadamx, {**AVERAGED, **DECOUPLED}, {}, RECORDED)],
-    ("SWA", ""): [
-        Row(
-            averaged_sgd,
-            {**AVERAGED, "momentum": "momentum", "weight_decay": "l2"},
-            {},
-            RECORDED,
-        )
-    ],
+    ("SGDNormalized", ""): [Row(aj.normalized_sgd, SGD, defaults=NO_MOMENTUM)],
+    ("Padam", ""): [gadam_row(aj.padam, PADAM, lr=0.1, **NEVER)],
+    ("Gadam", ""): [gadam_row(aj.gadam, GADAM | AVERAGED, lr=1e-3, **NEVER)],
+    ("GadamX", ""): [gadam_row(aj.gadamx, PADAM | AVERAGED, lr=0.1, **NEVER)],
+    ("SWA", ""): [gadam_row(averaged_sgd, SGD | AVERAGED, lr=1e-3, ia_every=1, **NO_MOMENTUM)],
 }

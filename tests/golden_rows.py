@@ -17,9 +17,20 @@ from tests.golden_cases import Case
 
 Options = dict[str, Any]
 Translation = Callable[[Any, Case], Options]
-Name = str | Translation | None
-"""An argument's name; a function that gives arguments; or None where the recorded schedules, or the
-choice of the row, say it already."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """The values of a hyperparameter that change nothing; the library does not offer the others."""
+
+    values: tuple[Any, ...]
+
+
+Name = str | Translation | Only | None
+"""An argument's name; a function that gives arguments; the values that need none; or None where the
+recorded schedules, or the choice of the row, say it already."""
+Recorded = str | Callable[[Case], np.ndarray | None]
+"""An array of the file, or a function that makes one of several; None where the file lacks it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,47 +39,79 @@ class Row:
 
     Attributes:
       function: the public function.
-      names: hyperparameter -> argument.
+      names: hyperparameter -> argument, all that the source has.
       options: arguments that this form always has.
-      recorded: argument -> recorded array of its value at each step.
-      own: the arguments of ``recorded`` from this library's schedules instead; None where the
-        manifest does not say how the schedule came about.
+      defaults: hyperparameters that the source takes where the manifest does not name them.
+      recorded: argument -> recorded values at each step, used where the file has them.
+      own: this library's schedules, which take the place of the recorded ones on demand, or where
+        the file lacks one; None where the manifest does not say how the schedule came about.
       own_rtol: tolerance with them, where the source computed its schedule in float32.
       when: hyperparameters that choose the row.
+      has: hyperparameters that choose the row by being there.
       says: words of the manifest that choose the row.
+      derived: arguments that the manifest tells in words only.
     """
 
     function: Callable[..., Any]
     names: Mapping[str, Name]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    recorded: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recorded: Mapping[str, Recorded] = dataclasses.field(default_factory=dict)
     own: Callable[[Case], Options | None] | None = None
     own_rtol: float | None = None
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    has: tuple[str, ...] = ()
     says: str = ""
+    derived: Callable[[Case], Options] | None = None
+
+    def told(self, case: Case) -> Case:
+        """The case with the source's defaults."""
+        return case.changed(hyperparameters={**self.defaults, **case.hyperparameters})
 
     def fits(self, case: Case) -> bool:
         """Whether the row is that of the case."""
-        h = case.hyperparameters
-        return all(h.get(k) == v for k, v in self.when.items()) and self.says in case.says
+        h = self.told(case).hyperparameters
+        chosen = all(h.get(k) == v for k, v in self.when.items()) and set(self.has) <= set(h)
+        return chosen and self.says in case.says
 
     def own_schedules(self, case: Case) -> Options | None:
         """The arguments that replace the recorded ones, or None."""
-        return None if self.own is None else self.own(case)
+        return None if self.own is None else self.own(self.told(case))
 
     def arguments(self, case: Case, own_schedules: bool = False) -> Options:
         """All arguments of ``function``."""
-        h, options = case.hyperparameters, dict(self.options)
-        unknown = sorted(set(h) - set(self.names) - set(self.when))
-        assert not unknown, f"{case.label}: no argument for the hyperparameters {unknown}"
-        for key, value in h.items():
-            name = self.names.get(key)
-            if callable(name):
-                options.update(name(value, case))
-            elif name is not None:
-                options[name] = recorded_or_number(value, case)
-        options.update({k: per_step(case.arrays[array]) for k, array in self.recorded.items()})
+        told = self.told(case)
+        options = {**self.options, **(self.derived(told) if self.derived else {})}
+        for key, value in told.hyperparameters.items():
+            options.update(self._translated(key, value, told))
+        for argument, source in self.recorded.items():
+            array = told.arrays.get(source) if isinstance(source, str) else source(told)
+            if array is None:
+                own_schedules = True
+            else:
+                options[argument] = per_step(array)
         return {**options, **(self.own_schedules(case) or {})} if own_schedules else options
+
+    def _translated(self, key: str, value: Any, case: Case) -> Options:
+        assert key in self.names or key in self.when, (
+            f"{case.label}: no argument for the hyperparameter {key!r}={value!r} of the system "
+            f"{case.system!r} of {case.source!r}"
+        )
+        name = self.names.get(key)
+        if isinstance(name, Only):
+            assert value in name.values, not_offered(key, value, case)
+            return {}
+        if callable(name):
+            return name(value, case)
+        return {} if name is None else {name: recorded_or_number(value, case)}
+
+
+def not_offered(key: str, value: Any, case: Case) -> str:
+    """What is said of a form of the source that this library does not have."""
+    return (
+        f"{case.label}: this library does not offer {key}={value!r} of the system "
+        f"{case.system!r} of {case.source!r}"
+    )
 
 
 def per_step(array: np.ndarray) -> Callable[[Any], jax.Array]:
@@ -82,121 +125,81 @@ def recorded_or_number(value: Any, case: Case) -> Any:
         return value
     reference = re.fullmatch(r"(?:per-step )?array (\w+)(?: \(.*\))?", value)
     assert reference, f"{case.label}: cannot read the hyperparameter {value!r}"
+    assert reference[1] in case.arrays, f"{case.label}: the file lacks {reference[1]!r}"
     return per_step(case.arrays[reference[1]])
 
 
 # Arguments that need more than another name.
 
 
-def betas(value: Any, case: Case) -> Options:
-    return dict(zip(("b1", "b2"), value, strict=True))
+def rates(*names: str) -> Translation:
+    """A tuple of numbers under these names."""
+    return lambda value, case: dict(zip(names, value, strict=True))
 
 
-def inner_state(value: str, case: Case) -> Options:
-    return {"inner_state": {"none": "keep"}.get(value, value)}
+def where(**words: Mapping[Any, Any]) -> Translation:
+    """A value under another word, by the argument that takes it."""
+    ((argument, words_of),) = words.items()
 
-
-def reset_state(value: bool, case: Case) -> Options:
-    return {"inner_state": "reset" if value else "keep"}
-
-
-def fallback(value: bool, case: Case) -> Options:
-    return {"below": "momentum" if value else "skip"}
-
-
-def only_matrices(value: bool, case: Case) -> Options:
-    """fastai v1's ``bn_wd``: False leaves biases and norms, here b and s, undecayed."""
-    return {} if value else {"mask": {leaf: leaf == "w" for leaf in case.leaves}}
-
-
-def decay_or_l2(flag_for_l2: bool) -> Translation:
-    """A flag that says whether the ``wd`` of the case goes into the gradient."""
-
-    def translate(value: bool, case: Case) -> Options:
-        where = "l2" if value == flag_for_l2 else "weight_decay"
-        return {where: case.hyperparameters["wd"]}
+    def translate(value: Any, case: Case) -> Options:
+        assert value in words_of, not_offered(argument, value, case)
+        return {argument: words_of[value]}
 
     return translate
 
 
-def torch_clip(limit: float, case: Case) -> Options:
-    """``torch.nn.utils.clip_grad_norm_``: a factor of at most limit / (norm + 1e-6), up to 1."""
-
-    def clip(updates: Any, state: Any, params: Any = None) -> Any:
-        norm = optax.tree.norm(updates)
-        factor = jnp.minimum(jnp.ones([], norm.dtype), limit / (norm + 1e-6))
-        return jax.tree.map(lambda g: g * factor, updates), state
-
-    before = optax.GradientTransformation(lambda params: optax.EmptyState(), clip)
-    return {"before": before} if limit else {}
+def decay_if(flag: str) -> Translation:
+    """The coefficient as decoupled decay if the flag of the case says so, as L2 otherwise."""
+    return lambda value, case: {"weight_decay" if case.hyperparameters[flag] else "l2": value}
 
 
-def after(before: Any = None, *, optimizer: Callable[..., Any] = aj.adam, **options: Any) -> Any:
-    """An optimizer after another transformation."""
-    return aj.compose(before, optimizer(**options))
+def l2_if(flag: str) -> Translation:
+    """The coefficient as L2 if the flag of the case says so, as decoupled decay otherwise."""
+    return lambda value, case: {"l2" if case.hyperparameters[flag] else "weight_decay": value}
 
 
-TORCH: dict[str, Name] = {"lr": "learning_rate", "betas": betas, "eps": "eps", "amsgrad": "amsgrad"}
-EPS_HAT = {"eps_hat": True}
-
-INNER: dict[str, tuple[Callable[..., Any], dict[str, str], Options]] = {
-    "SGD": (aj.sgdw, {"momentum": "momentum", "weight_decay": "l2"}, {"momentum": None}),
-    "torch Adam": (aj.adam, {"weight_decay": "l2"}, {}),
-    "torch AdamW": (aj.adamw, {"weight_decay": "weight_decay"}, {"weight_decay": 1e-2}),
-    "official RAdam": (aj.radam, {"weight_decay": "weight_decay"}, EPS_HAT),
-    "optax.adam": (aj.adam, {}, {}),
-}
-"""What Lookahead stands around, in the words of the manifest: names and defaults of that source."""
+def dtype(value: Any, case: Case) -> Options:
+    return {"mu_dtype": None if value is None else jnp.dtype(value)}
 
 
-def inner(text: str, case: Case) -> Options:
-    """``"SGD lr=1e-3 momentum=0.9"``, ``"optax.adam(0.01)"``."""
-    text = re.sub(r"^(optax\.\w+)\(([^=,]+)\)$", r"\1 lr=\2", text)
-    kind, words = split_words(text)
-    assert kind in INNER, f"{case.label}: unknown inner optimizer {text!r}"
-    function, names, defaults = INNER[kind]
-    return {"inner": function(**{**defaults, **from_words(words, {**TORCH, **names}, case)})}
+def dampening(value: float, case: Case) -> Options:
+    """Of the entries of a buffer: without momentum there is none."""
+    return {"dampening": value or None} if case.hyperparameters["momentum"] else {}
 
 
-def adam_in_words(text: str, case: Case) -> Options:
-    """``"Adam betas=(0.9,0.99) eps=1e-8"``."""
-    kind, words = split_words(text)
-    assert kind == "Adam", f"{case.label}: unknown optimizer {text!r}"
-    return from_words(words, TORCH, case)
+def ascent(value: bool, case: Case) -> Options:
+    """``maximize`` turns the gradient round before all else."""
+    return {"before": optax.scale(-1.0)} if value else {}
 
 
-def split_words(text: str) -> tuple[str, list[str]]:
-    """A name and the ``key=value`` words after it."""
-    kind = text.partition("=")[0].rpartition(" ")[0]
-    return kind, text.removeprefix(kind).split()
+def torch_clip(limit: float | None, case: Case) -> Options:
+    """``torch.nn.utils.clip_grad_norm_``."""
+    return {"before": aj.clip_gradient(limit, 1e-6)} if limit else {}
 
 
-def from_words(words: list[str], names: Mapping[str, Name], case: Case) -> Options:
-    """Arguments from ``key=value`` words, the value a number or several in brackets."""
-    options: Options = {}
-    for key, value in (word.split("=") for word in words):
-        name = names.get(key)
-        assert name is not None, f"{case.label}: unknown {key!r} in {words}"
-        numbers = [float(number) for number in value.strip("()").split(",")]
-        options.update(name(numbers, case) if callable(name) else {name: numbers[0]})
-    return options
+def whole_clip(limit: float | None, case: Case) -> Options:
+    """Keras' ``global_clipnorm``."""
+    return {} if limit is None else {"before": aj.clip_gradient(limit, 0.0)}
 
 
-def ranger(sync_period: int, slow_step_size: float, **options: Any) -> Any:
-    """Lookahead around RAdam."""
-    return aj.lookahead(aj.radam(**options), sync_period, slow_step_size)
+def decayed_leaves(value: bool, case: Case) -> Options:
+    """fastai v1's ``bn_wd``: False leaves biases and norms undecayed, as the manifest names them.
+
+    Where it does not, they are the leaves with fewer than two axes.
+    """
+    if value:
+        return {}
+    told = re.search(r"([\w, ]+) (?:is|are) in the decayed group", case.says)
+    named = re.split(r"\W+", told[1]) if told else []
+    axes = {leaf: case.arrays[f"params_0_{leaf}"].ndim for leaf in case.leaves}
+    return {"mask": {leaf: leaf in named if told else axes[leaf] > 1 for leaf in case.leaves}}
 
 
-def authors_normalised(value: float, case: Case) -> Options:
-    """Normalised decay of the recorded period: wd / sqrt(updates in it)."""
-    updates = case.hyperparameters["nBatches"] * case.arrays["Te"]
-    return {"weight_decay": per_step(value / np.sqrt(updates))}
+def same(*names: str) -> dict[str, Name]:
+    """Hyperparameters whose names are those of the arguments."""
+    return {name: name for name in names}
 
 
-def scaled_eta(value: str, case: Case) -> Options:
-    """The paper's alpha eta_t, and alpha as the base by which the decay divides it again."""
-    alpha = case.hyperparameters["alpha"]
-    return {
-        "learning_rate": per_step(alpha * case.arrays["eta"]),
-        "base_learning_rate": alpha,
-    }
+def labels(*names: str) -> dict[str, Name]:
+    """Hyperparameters that say nothing more, as how a loop was carried out."""
+    return dict.fromkeys(names)

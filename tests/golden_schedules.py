@@ -1,8 +1,13 @@
-"""Schedules of the golden manifests as public calls, by source and hyperparameters."""
+"""Schedules of the golden manifests as public calls: a table of rows, by source.
+
+A row serves the recorded schedules and, as ``own``, the trajectories that used one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,173 +15,343 @@ import jax.numpy as jnp
 import numpy as np
 
 import adamw_jax as aj
+from tests.golden_cases import Case, assert_arrays
+from tests.golden_rows import Name, Only, Options, Row, labels, not_offered, same, where
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
-def _series(schedule: Callable[[Any], Any], steps: int) -> np.ndarray:
+def momenta(value: Any, case: Case) -> Options:
+    """Two or three momenta, or one for all of the cycle; None leaves the momentum alone."""
+    return {"momentum": (value, value) if isinstance(value, float) else value and tuple(value)}
+
+
+def steps_of(case: Case) -> int:
+    """Steps of a trajectory, or of a recorded schedule."""
+    return case.steps if case.leaves else len(case.arrays["lr"])
+
+
+def article(
+    lr: float,
+    nbs: list[float],
+    moms: Any,
+    batches_per_epoch: int,
+    div: float,
+    lin_end: bool,
+) -> Any:
+    """The article's phases: a preset where its ramps are of one length, or a list of phases."""
+    momentum = (moms, moms) if isinstance(moms, float) else tuple(moms)
+    lengths = [epochs * batches_per_epoch for epochs in nbs]
+    total, (start, *_, end) = sum(lengths), lengths
+    if np.isclose(total, round(total)) and np.isclose(lengths[-2], lengths[-3]):
+        plateau = {"pct_start": start / total} if len(nbs) == 4 else {}
+        return aj.one_cycle(
+            lr,
+            round(total),
+            "article_plateau" if plateau else "article",
+            momentum=momentum,
+            div=div,
+            pct_end=end / total,
+            linear_end=lin_end,
+            **plateau,
+        )
+    high, low, last = (*momentum, momentum[0])[:3]
+    ramps: list[tuple[Any, Any]] = [((lr / div, lr), (high, low)), ((lr, lr / div), (low, last))]
+    if len(nbs) == 4:
+        ramps.insert(1, (lr, low))
+    ramps.append(((lr / div, lr / (100 * div) if lin_end else 0.0), last))
+    shapes = ["linear"] * (len(nbs) - 1) + ["linear" if lin_end else "cosine"]
+    return aj.phases(
+        [
+            aj.Phase(steps=steps, learning_rate=rate, momentum=momentum, shape=shape)
+            for steps, (rate, momentum), shape in zip(lengths, ramps, shapes, strict=True)
+        ]
+    )
+
+
+def last_div(value: float | None, case: Case) -> Options:
+    """fastai v1 takes 1e4 times the first divisor where there is none."""
+    return {"final_div": 1e4 * case.hyperparameters["div_factor"] if value is None else value}
+
+
+def whole_div(value: float, case: Case) -> Options:
+    """optax divides the first value, not the peak."""
+    return {"final_div": case.hyperparameters["div_factor"] * value}
+
+
+def cycled(value: bool, case: Case) -> Options:
+    high, low = (case.hyperparameters[f"{end}_momentum"] for end in ("max", "base"))
+    return {"momentum": (high, low) if value else None}
+
+
+def share(value: float, case: Case) -> Options:
+    return {"pct_end": value / 100}
+
+
+def in_epochs(value: int, case: Case) -> Options:
+    return {"total_steps": value * case.hyperparameters["steps_per_epoch"]}
+
+
+def preset(name: str, names: dict[str, Name], **selection: Any) -> Row:
+    return Row(aj.one_cycle, names, {"preset": name}, **selection)
+
+
+TWO_ENDS: dict[str, Name] = {
+    **dict.fromkeys(("lr", "lr_max"), "max_learning_rate"),
+    **dict.fromkeys(("mom", "moms"), momenta),
+    **dict.fromkeys(("pct", "pct_start"), "pct_start"),
+    **same("total_steps"),
+}
+USE_CLR: dict[str, Name] = {
+    "lr_max": "max_learning_rate",
+    "nb": "total_steps",
+    "momentums": momenta,
+    "div": "div",
+}
+NO_MOMENTA: dict[str, Any] = {"momentums": None}
+OPTAX: dict[str, Name] = {
+    "transition_steps": "total_steps",
+    "peak_value": "max_learning_rate",
+    "pct_start": "pct_start",
+    "div_factor": "div",
+}
+DIVISORS = {"div_factor": 25.0, "final_div_factor": 1e4}
+LINEAR = preset(
+    "optax_linear", {**OPTAX, "pct_final": "pct_final", "final_div_factor": "final_div"}
+)
+
+ARTICLE = Row(
+    article,
+    {**same("lr", "nbs", "moms", "batches_per_epoch", "div", "lin_end"), **labels("epochs")},
+    defaults={"div": 10.0, "lin_end": False},
+    has=("nbs",),
+)
+FASTAI1 = preset(
+    "fastai_v1",
+    {**TWO_ENDS, "div_factor": "div", "final_div": last_div},
+    defaults={"div_factor": 25.0, "final_div": None},
+)
+FASTAI2 = preset("fastai_v2", {**TWO_ENDS, "div": "div", "div_final": "final_div"})
+
+SCHEDULES: dict[str, list[Row]] = {
+    "fastai07": [
+        ARTICLE,
+        Row(
+            aj.warm_restarts,
+            {"lr_max": "learning_rate", "nb": "first_period", "cycle_mult": "multiplier"},
+            {"convention": "fastai07"},
+            has=("cycle_mult",),
+        ),
+        preset(
+            "slanted_triangle",
+            {**USE_CLR, "cut_div": "cut_div"},
+            defaults=NO_MOMENTA,
+            has=("cut_div",),
+        ),
+        preset("fastai_07", {**USE_CLR, "pct": share}, defaults=NO_MOMENTA),
+    ],
+    "fastai1": [FASTAI1],
+    "fastai2": [FASTAI2],
+    "torch": [
+        Row(
+            aj.warm_restarts,
+            {
+                **dict.fromkeys(("base_lr", "lr"), "learning_rate"),
+                "T_0": "first_period",
+                "T_mult": "multiplier",
+                "eta_min": "min_learning_rate",
+                "last_epoch": Only((-1,)),
+            },
+            defaults={"T_mult": 1},
+            has=("T_0",),
+        ),
+        preset(
+            "pytorch",
+            {
+                "max_lr": "max_learning_rate",
+                "total_steps": "total_steps",
+                "epochs": in_epochs,
+                "steps_per_epoch": None,
+                "pct_start": "pct_start",
+                "div_factor": "div",
+                "final_div_factor": "final_div",
+                "three_phase": "three_phase",
+                "anneal_strategy": where(shape={"cos": "cosine", "linear": "linear"}),
+                "cycle_momentum": cycled,
+                **labels("base_momentum", "max_momentum"),
+                "last_epoch": Only((-1,)),
+            },
+            defaults={"base_momentum": 0.85, "max_momentum": 0.95, "cycle_momentum": True},
+        ),
+    ],
+    "optax": [
+        dataclasses.replace(LINEAR, has=("pct_final",)),
+        dataclasses.replace(LINEAR, says="linear"),
+        preset("fastai_v1", {**OPTAX, "final_div_factor": whole_div}, defaults=DIVISORS),
+    ],
+    "loshchil": [
+        Row(
+            aj.warm_restarts,
+            {
+                "LR": "learning_rate",
+                "Te": "first_period",
+                "Tmult": "multiplier",
+                **dict.fromkeys(("batches_per_epoch", "nBatches"), "steps_per_epoch"),
+            },
+            {"convention": "authors", "normalized_decay": 1.0},
+        )
+    ],
+}
+
+
+def schedules_of(row: Row, case: Case, steps: int) -> Any:
+    """What a row makes of the hyperparameters of a case that are a schedule's."""
+    arguments = row.arguments(case)
+    if row.function is aj.warm_restarts:
+        arguments["total_steps"] = steps
+    if row.function is aj.one_cycle:
+        arguments = {"total_steps": steps, **arguments}
+    return row.function(**arguments)
+
+
+def cycle_of(row: Row) -> Callable[[Case], Options]:
+    """The cycle of a trajectory, from those of its hyperparameters that the row names."""
+
+    def make(case: Case) -> Options:
+        told = {k: v for k, v in case.hyperparameters.items() if k in row.names}
+        return {"learning_rate": schedules_of(row, case.changed(hyperparameters=told), case.steps)}
+
+    return make
+
+
+def replay_schedule(case: Case) -> Arrays:
+    """The arrays of a recorded schedule, computed by the public functions."""
+    rows = SCHEDULES.get(case.source, ())
+    row = next((row for row in rows if row.fits(case)), None)
+    assert row is not None, f"{case.label}: no schedule of {case.source!r} has its hyperparameters"
+    steps = len(case.arrays["lr"])
+    made = schedules_of(row, case, steps)
+    got = {"lr": series(made.learning_rate, steps)}
+    if getattr(made, "momentum", None) is not None:
+        got["mom"] = series(made.momentum, steps)
+    if getattr(made, "weight_decay", None) is not None:
+        # lambda_norm = 1 decays by 1 / sqrt(updates in the period), which gives the period back.
+        got["Te"] = series(made.weight_decay, steps) ** -2 / row.arguments(case)["steps_per_epoch"]
+    return got
+
+
+def series(schedule: Callable[[Any], Any], steps: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps, dtype=jnp.int32)))
 
 
-def _cycle(cycle: aj.OneCycle, arrays: Arrays) -> dict[str, np.ndarray]:
-    steps = len(arrays["lr"])
-    both = {"lr": cycle.learning_rate, "mom": cycle.momentum}
-    return {name: _series(both[name], steps) for name in arrays}
+# The range test.
 
 
-def _fastai07(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    if "nbs" in h:
-        total = h.pop("epochs") * h.pop("batches_per_epoch")
-        whole, high_low = sum(h["nbs"]), tuple(h.pop("moms"))
-        preset = "article" if len(h["nbs"]) == 3 else "article_plateau"
-        options = {"pct_end": h["nbs"][-1] / whole, "linear_end": h.pop("lin_end")}
-        if preset == "article_plateau":
-            options["pct_start"] = h["nbs"][0] / whole
-        h.pop("nbs")
-        cycle = aj.one_cycle(
-            h.pop("lr"), round(total), preset, momentum=high_low, div=h.pop("div"), **options
-        )
-        return _cycle(cycle, arrays)
-    if "cycle_mult" in h:
-        restarts = aj.warm_restarts(
-            h.pop("lr_max"),
-            h.pop("nb"),
-            h.pop("cycle_mult"),
-            convention="fastai07",
-            total_steps=len(arrays["lr"]),
-        )
-        return {"lr": _series(restarts.learning_rate, len(arrays["lr"]))}
-    top, total, div = h.pop("lr_max"), h.pop("nb"), h.pop("div")
-    high_low = tuple(h.pop("momentums"))
-    if "cut_div" in h:
-        cycle = aj.one_cycle(
-            top, total, "slanted_triangle", momentum=high_low, div=div, cut_div=h.pop("cut_div")
-        )
-    else:
-        cycle = aj.one_cycle(
-            top, total, "fastai_07", momentum=high_low, div=div, pct_end=h.pop("pct") / 100
-        )
-    return _cycle(cycle, arrays)
-
-
-def _fastai1(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    cycle = aj.one_cycle(
-        h.pop("lr_max"),
-        h.pop("total_steps"),
-        "fastai_v1",
-        momentum=tuple(h.pop("moms")),
-        pct_start=h.pop("pct_start"),
-        div=h.pop("div_factor"),
-        final_div=h.pop("final_div"),
-    )
-    return _cycle(cycle, arrays)
-
-
-def _fastai2(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    cycle = aj.one_cycle(
-        h.pop("lr_max"),
-        h.pop("total_steps"),
-        "fastai_v2",
-        momentum=tuple(h.pop("moms")[:2]),
-        pct_start=h.pop("pct_start"),
-        div=h.pop("div"),
-        final_div=h.pop("div_final"),
-    )
-    return _cycle(cycle, arrays)
-
-
-def _torch(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    if "T_0" in h:
-        restarts = aj.warm_restarts(
-            h.pop("base_lr"), h.pop("T_0"), h.pop("T_mult"), min_learning_rate=h.pop("eta_min")
-        )
-        return {"lr": _series(restarts.learning_rate, len(arrays["lr"]))}
-    names = {
-        "anneal_strategy": "shape",
-        "three_phase": "three_phase",
-        "pct_start": "pct_start",
-        "div_factor": "div",
-        "final_div_factor": "final_div",
-    }
-    top, total = h.pop("max_lr"), h.pop("total_steps")
-    options = {ours: h.pop(theirs) for theirs, ours in names.items() if theirs in h}
-    return _cycle(aj.one_cycle(top, total, "pytorch", **options), arrays)
-
-
-def _optax(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    top, total = h.pop("peak_value"), h.pop("transition_steps")
-    if "pct_final" in h:
-        cycle = aj.one_cycle(top, total, "optax_linear", pct_final=h.pop("pct_final"))
-    else:
-        cycle = aj.one_cycle(top, total)
-    return _cycle(cycle, arrays)
-
-
-def _loshchil(h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    steps, epoch = len(arrays["lr"]), h.pop("batches_per_epoch")
-    restarts = aj.warm_restarts(
-        h.pop("LR"),
-        h.pop("Te"),
-        h.pop("Tmult"),
-        steps_per_epoch=epoch,
-        normalized_decay=1.0,
-        convention="authors",
-        total_steps=steps,
-    )
-    assert restarts.weight_decay is not None
-    # lambda_norm = 1 decays by 1 / sqrt(updates in the period), which gives the period back.
-    updates = 1.0 / _series(restarts.weight_decay, steps) ** 2
-    return {"lr": _series(restarts.learning_rate, steps), "Te": updates / epoch}
-
-
-def _finder(source: str, h: dict[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
+def range_test(case: Case, stops: bool = True, **options: Any) -> Arrays:
     """The public test on a step that replays the recorded losses."""
-    recorded = arrays["raw_loss"]
-    steps = h.pop("nb") if "nb" in h else h.pop("num_it")
-    for told in ("trim", "float64"):  # of the plot, and of how it was recorded
-        h.pop(told, None)
-    stops = h.pop("stop_div", True)
+    recorded = case.arrays["raw_loss"]
     found = aj.lr_range_test(
         lambda index, rate, batch: (index + 1, recorded[index]),
         0,
         [None],
-        start=h.pop("start_lr"),
-        end=h.pop("end_lr"),
-        num_steps=steps,
         **({} if stops else {"stop_factor": float("inf")}),
-        best_after=11 if source == "fastai07" else 0,
+        **options,
     )
-    result = {
+    return {
         "raw_loss": found.losses,
         "lr": found.learning_rates,
         "smooth_loss": found.smoothed,
         "stop_index": np.asarray([len(found.losses) - 1]),
+        **{f"suggest_{name}": np.asarray([rate]) for name, rate in found.suggestions.items()},
     }
-    for name, rate in found.suggestions.items():
-        result[f"suggest_{name}"] = np.asarray([rate])
-    return {name: result[name] for name in arrays}
 
 
-TABLE: dict[str, Callable[[dict[str, Any], Arrays], dict[str, np.ndarray]]] = {
-    "fastai07": _fastai07,
-    "fastai1": _fastai1,
-    "fastai2": _fastai2,
-    "torch": _torch,
-    "optax": _optax,
-    "loshchil": _loshchil,
+FINDER: dict[str, Name] = {
+    "start_lr": "start",
+    "end_lr": "end",
+    **dict.fromkeys(("nb", "num_it"), "num_steps"),
+    "stop_div": "stops",
+    "linear": where(mode={False: "exponential", True: "linear"}),
+    **labels("trim", "float64"),  # of the plot, and of how it was recorded
+}
+FINDERS: dict[str, Row] = {
+    "fastai07": Row(
+        range_test, FINDER, {"best_after": 11}, defaults={"start_lr": 1e-5, "end_lr": 10.0}
+    ),
+    **dict.fromkeys(
+        ("fastai1", "fastai2"),
+        Row(range_test, FINDER, defaults={"start_lr": 1e-7, "end_lr": 10.0, "num_it": 100}),
+    ),
 }
 
 
-def replay_schedule(entry: Mapping[str, Any], arrays: Arrays) -> dict[str, np.ndarray]:
-    """The arrays of a schedule entry, computed by the public functions.
+def check_schedule(case: Case) -> None:
+    """Every recorded array is reproduced."""
+    if "raw_loss" in case.arrays:
+        assert case.source in FINDERS, f"{case.label}: no range test of {case.source!r}"
+        got = range_test(case, **FINDERS[case.source].arguments(case))
+    else:
+        got = replay_schedule(case)
+    unknown = sorted(set(case.arrays) - set(got))
+    assert not unknown, f"{case.label}: nothing computes the arrays {unknown}"
+    assert_arrays(case, {name: got[name] for name in case.arrays})
 
-    Raises:
-      KeyError: a source or hyperparameter that the table does not know.
-    """
-    left = dict(entry["hyperparameters"])
-    source = entry["source_key"]
-    known = TABLE[source]
-    result = _finder(source, left, arrays) if "raw_loss" in arrays else known(left, arrays)
-    if left:
-        raise KeyError(f"{entry['name']}: unknown hyperparameters {sorted(left)}")
-    return result
+
+# Schedules of trajectories that are not a cycle.
+
+
+def decay_schedule(case: Case) -> Options:
+    """fastai 0.7 ``use_wd_sched``: cosine cycles or none, decay normalised by the cycle or not."""
+    h = case.hyperparameters
+    if h["cycle_len"] is None:
+        moved = bool(h["mult"] or h["norm_wds"])
+        assert not moved, not_offered("cycle_len", None, case)
+        return {"learning_rate": h["lr"], "weight_decay": h["wds"]}
+    restarts = aj.warm_restarts(
+        h["lr"],
+        h["cycle_len"],
+        h["cycle_mult"],
+        steps_per_epoch=h["batches_per_epoch"],
+        normalized_decay=h["wds"],
+        convention="fastai07",
+        total_steps=case.steps,
+    )
+    normalized = restarts.weight_decay
+
+    def decay(count: Any) -> Any:
+        assert normalized is not None
+        value = normalized(count) if h["norm_wds"] else h["wds"]
+        return value * restarts.multiplier(count) if h["mult"] else value
+
+    return {"learning_rate": restarts.learning_rate, "weight_decay": decay}
+
+
+def authors_restarts(normalized: bool) -> Callable[[Case], Options]:
+    """The schedule of the AdamW authors' code, which may leave the rate as it is."""
+
+    def make(case: Case) -> Options:
+        h = case.hyperparameters
+        if str(h["LRdec"]).lower() == "false":
+            decay = aj.normalized_decay(h["wd"], h["nBatches"] * h["Te"])
+            return {"learning_rate": h["LR"], **({"weight_decay": decay} if normalized else {})}
+        restarts = aj.warm_restarts(
+            h["LR"],
+            h["Te"],
+            h["Tmult"],
+            steps_per_epoch=h["nBatches"],
+            normalized_decay=h["wd"] if normalized else None,
+            convention="authors",
+            total_steps=case.steps,
+        )
+        return {"learning_rate": restarts}
+
+    return make
+
+
+def paper_restarts(case: Case) -> Options | None:
+    """Cosine restarts in the paper's indexing, where the manifest gives the periods."""
+    h = case.hyperparameters
+    told = re.search(r"T0=(\d+), Tmult=(\d+)", str(h["eta"]))
+    if told is None:
+        return None
+    return {"learning_rate": aj.warm_restarts(h["alpha"], int(told[1]), int(told[2]))}

@@ -46,8 +46,8 @@ TRAJECTORIES = [case for case in CASES if case.system not in CHECKS and not case
 def has_own_schedules(case: Case) -> bool:
     try:
         return row_of(case).own_schedules(case) is not None
-    except AssertionError:
-        return False  # what is unknown fails in test_reference
+    except Exception:  # whatever it is fails in test_reference, not here where tests are collected
+        return False
 
 
 LONG = {*golden_curvature.CHECKS, *golden_initialization.CHECKS}
@@ -167,7 +167,7 @@ def test_nothing_to_test_fails(tmp_path: Any) -> None:
     [
         ({"system": "adamagrad"}, "no row for the system 'adamagrad'"),
         ({"source_key": "abacus"}, "no row for the system 'adam' of 'abacus'"),
-        ({"hyperparameters": {"lr": 0.1, "warp": 9}}, "hyperparameters \\['warp'\\]"),
+        ({"hyperparameters": {"lr": 0.1, "warp": 9}}, "for the hyperparameter 'warp'=9"),
         ({"hyperparameters": {"lr": "see the notes"}}, "cannot read"),
         ({"hyperparameters": {"lr": 0.2, "betas": [0.9, 0.99]}}, "Not equal to tolerance"),
         ({"role": "negative example"}, "must not be"),

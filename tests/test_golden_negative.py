@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from tests.golden_cases import OWN_SETS, Case, discover
+from tests.golden_diagnostics import learned
 from tests.golden_replay import (
     FAR,
     assert_matches,
@@ -179,3 +180,10 @@ def test_decay_and_l2_differ_on_one_run_of_the_references() -> None:
     for leaf in decay.leaves:
         np.testing.assert_array_equal(decay.arrays[f"grads_{leaf}"], l2.arrays[f"grads_{leaf}"])
     assert distance(decay, l2.reference) > FAR
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_momentum_of_the_published_scripts_is_not_repeated() -> None:
+    for case in cases_of("lr_learner", ""):
+        theirs = case.arrays["out__published_code_momentum_median"]
+        assert abs(learned(case)["heavy_ball_momentum_median"] - theirs) > 0.05
