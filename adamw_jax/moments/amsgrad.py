@@ -32,6 +32,7 @@ class MaximumState(NamedTuple):
     """
 
     value: Tree
+    nonnegative = ("value",)
 
 
 def amsgrad_max(*, dtype: Any = None) -> Stage:

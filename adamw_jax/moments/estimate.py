@@ -50,6 +50,7 @@ class MomentsState(NamedTuple):
     first: Any
     second: Any
     count: jax.Array
+    nonnegative = ("second",)
 
 
 def estimate_moments(
