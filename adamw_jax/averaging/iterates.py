@@ -63,6 +63,7 @@ class IterateAverageState(NamedTuple):
     due: jax.Array
     next: Weights
     total: jax.Array | None = None
+    exact = ("mean",)
 
     def eval_params(self) -> tuple[Tree, Any]:
         """The average, with the present parameters in it where they are due."""

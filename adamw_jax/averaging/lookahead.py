@@ -51,6 +51,7 @@ class LookaheadState(NamedTuple):
 
     slow: Tree
     since_sync: jax.Array
+    exact = ("slow",)
 
     def eval_params(self) -> tuple[Tree, Any]:
         """The slow weights, in whose place the parameters are right after a sync."""

@@ -86,6 +86,7 @@ class MomentumFilterState(NamedTuple):
     noise: jax.Array
     velocity: Tree
     average: Tree
+    exact = ("average",)
 
     def eval_params(self) -> tuple[Tree, Any]:
         """The parameters without the velocity that prediction added."""

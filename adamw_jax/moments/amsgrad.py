@@ -33,6 +33,7 @@ class MaximumState(NamedTuple):
 
     maximum: Tree
 
+    nonnegative = ("maximum",)
     restarts = True
 
 

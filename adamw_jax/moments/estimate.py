@@ -49,6 +49,7 @@ class MomentsState(NamedTuple):
     second: Any
     steps: jax.Array
 
+    nonnegative = ("second",)
     restarts = True
 
 

@@ -4,8 +4,10 @@
 
 Dettmers et al., ICLR 2022, arXiv 2110.02861 (8 bits, blocks of 256 since bitsandbytes 0.44); Li et
 al., NeurIPS 2023, arXiv 2309.01507 (4 bits, blocks of 128). A block of zeros has scale 0 and stays
-exactly 0, as does every 0 in a map that has one. NaN and infinities are taken for 0 and leave
-their block alone. Ties go to the lower code.
+exactly 0, as does every 0 in a map that has one. NaN is taken for 0 and leaves its block alone, and
+so are infinities where there is a sign. An infinite second moment is taken for the largest finite
+number, for as 0 it would make the next step endlessly long. Scales are float32, and float64 for
+arrays of float64, whose range they keep. Ties go to the lower code.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax.storage.levels import dynamic
@@ -30,7 +32,7 @@ from adamw_jax.storage.nibbles import pack, unpack
 
 @dataclasses.dataclass(frozen=True)
 class BlockWise:
-    """Codes of 8 or 4 bits with one float32 scale a block.
+    """Codes of 8 or 4 bits with one scale a block.
 
     Attributes:
       levels: the map from codes to magnitudes.
@@ -58,7 +60,7 @@ class BlockWise:
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Codes and scales of a real array."""
         layout = Layout(self, x.shape, x.dtype)
-        x = finite(x) if self.signed else positive(x)
+        x = finite(x) if self.signed else nonnegative(x)
         blocks = self.blocks.split(lax.sqrt(x) if self.root else x)
         scales = jnp.max(lax.abs(blocks), axis=-1)
         if noise is not None:
@@ -78,10 +80,10 @@ class BlockWise:
             last = lax.full_like(index, self.levels.top)
             index = lax.clamp(lax.full_like(index, 0), index, last)
         if self.floor:
-            least = lax.convert_element_type(lax.gt(x, lax.full_like(x, 0)), x.dtype)
+            least = lax.convert_element_type(lax.gt(x, lax.full_like(x, 0)), index.dtype)
             index = lax.max(index, least)
         if self.signed:
-            zero = self._zero(x)
+            zero = self._zero(index)
             index = lax.add(zero, lax.select(negative, -lax.min(index, zero), index))
         return lax.convert_element_type(index, jnp.uint8)
 
@@ -114,6 +116,7 @@ class BlockWise:
         level = self.levels.level(lax.abs(index) if self.signed else index)
         if self.signed:
             level = lax.select(lax.lt(index, lax.full_like(index, 0)), -level, level)
+        level = lax.convert_element_type(level, scale.dtype)
         return lax.mul(level, jnp.broadcast_to(scale, level.shape))
 
     def _zero(self, like: jax.Array) -> jax.Array:
@@ -137,29 +140,40 @@ def _next_above(x: jax.Array, where: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(more, jnp.float32)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """``x`` in float32 at least."""
+    return lax.convert_element_type(x, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
 def finite(x: jax.Array) -> jax.Array:
-    """``x`` in float32, with 0 in the place of NaN and infinities."""
-    x = lax.convert_element_type(x, jnp.float32)
+    """``wide(x)`` with 0 in the place of NaN and infinities."""
+    x = wide(x)
     return lax.select(lax.is_finite(x), x, lax.full_like(x, 0))
 
 
-def positive(x: jax.Array) -> jax.Array:
-    """``finite(x)`` with 0 in the place of negative values."""
-    x = finite(x)
-    return lax.max(x, lax.full_like(x, 0))
+def nonnegative(x: jax.Array) -> jax.Array:
+    """``wide(x)`` with 0 in the place of NaN and what is negative, and no infinity.
+
+    The limit leaves room for the rounding of a root or of a scale.
+    """
+    x = wide(x)
+    limit = lax.full_like(x, float(jnp.finfo(x.dtype).max) * (1 - 1e-6))
+    zero = lax.full_like(x, 0)
+    return lax.select(lax.ne(x, x), zero, lax.clamp(zero, x, limit))
 
 
 def share(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """``x / scale``, and 0 where the scale is 0 or too small to have an inverse.
+    """``x / scale`` in float32, and 0 where the scale is 0 or too small to have an inverse.
 
-    A scale over 2^126 has an inverse that is no normal number and would be flushed to 0, so both
-    are divided by 4 from 2^125 on; a factor of 1 changes nothing below.
+    A scale over 2^126 (of float32) has an inverse that is no normal number and would be flushed to
+    0, so both are divided by 4 from 2^125 on; a factor of 1 changes nothing below.
     """
-    one = lax.full_like(scale, 1)
-    factor = lax.select(lax.gt(scale, lax.full_like(scale, 2.0**125)), one / 4, one)
+    one, info = lax.full_like(scale, 1), jnp.finfo(scale.dtype)
+    large = lax.full_like(scale, 2.0 ** (int(info.maxexp) - 3))
+    factor = lax.select(lax.gt(scale, large), one / 4, one)
     scale = lax.mul(scale, factor)
-    usable = lax.ge(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny))
+    usable = lax.ge(scale, lax.full_like(scale, info.tiny))
     inverse = lax.reciprocal(lax.select(usable, scale, one))
     inverse = lax.select(usable, inverse, lax.full_like(scale, 0))
     factor, inverse = (jnp.broadcast_to(each, x.shape) for each in (factor, inverse))
-    return lax.mul(lax.mul(x, factor), inverse)
+    return lax.convert_element_type(lax.mul(lax.mul(x, factor), inverse), jnp.float32)

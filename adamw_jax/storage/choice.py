@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,38 +19,14 @@ from adamw_jax import masks, numerics
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.storage.block_wise import BlockWise
 from adamw_jax.storage.blocks import ORDERS, Blocks
-from adamw_jax.storage.encoded import Codec, Encoded
+from adamw_jax.storage.encoded import Codec, Encoded, check_sign
 from adamw_jax.storage.floats import SmallFloat
 from adamw_jax.storage.levels import dynamic, linear_without_zero
 from adamw_jax.storage.rank_one import RankOne
+from adamw_jax.storage.roles import EXACT, NONNEGATIVE, fields_of, role_of
 from adamw_jax.storage.shards import check_shards
 
 Tree = Any
-
-UNSIGNED = (
-    *("second", "amsgrad_max"),
-    *("nu", "nu_max", "sum_of_squares", "e_g", "e_x", "exp_avg_sq", "grad_sum_sq", "step_sizes"),
-    *("sum_sq_diff_grads", "variance_grads_ema"),
-    *("ScaleByAdanState.n", "ScaleBySimplifiedAdEMAMixState.n", "FactoredState.v"),
-    *("COCOBState.scale", "COCOBState.subgradients"),
-)
-"""Fields of the states of this library and of optax that are never negative."""
-
-SIGNED = ("SophiaState.nu",)
-"""Fields of those names that may be negative all the same."""
-
-AS_THEY_ARE = (
-    *("LookaheadState.slow", "LookaheadWrapperState.slow", "IterateAverageState.mean"),
-    *("MomentumFilterState.average", "CompensatedRoundingState.error"),
-    *("ScheduleFreeState.z", "MadgradState.x0", "MechanicState.x0", "ProdigyState.params0"),
-    *("DoGState.init_params", "DoWGState.init_params", "COCOBState.init_particles"),
-    *("ScaleByLBFGSState.params", "SAMState.cache", "MultiStepsState.acc_grads"),
-    *("COCOBState.cumulative_gradients", "COCOBState.reward"),
-    *("ScaleByLBFGSState.updates", "ScaleByZoomLinesearchState.grad"),
-    *("ScaleByBacktrackingLinesearchState.grad",),
-)
-"""Fields that hold parameters, to which small terms are added, or of which a difference is taken:
-codes would lose those. A line search's gradient is read from the state by optax itself."""
 
 MIN_SIZE = 4096
 """Smaller arrays stay as they are (bitsandbytes, torchao)."""
@@ -120,7 +96,7 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
       order: ``"rows"`` or ``"flat"``.
     """
     dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
-    return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, floor=True))
+    return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, signed=False))
 
 
 def bfloat16() -> Format:
@@ -130,8 +106,8 @@ def bfloat16() -> Format:
     have become small, for 0.999 v is rounded to v again: quantize it with
     ``quantize_state(..., rounding="stochastic")``, or store it in another format.
     """
-    codec = SmallFloat(jnp.dtype(jnp.bfloat16))
-    return Format(codec, codec)
+    dtype = jnp.dtype(jnp.bfloat16)
+    return Format(SmallFloat(dtype), SmallFloat(dtype, signed=False))
 
 
 def float32() -> Format:
@@ -158,41 +134,41 @@ class Choice:
 
     Attributes:
       formats: one for all, or pairs of a field of the state and its own.
-      unsigned: fields whose arrays are never negative.
-      signed: fields that may be negative, even if ``unsigned`` has their names.
+      unsigned: fields whose arrays are never negative, whatever their class says (``roles``).
+      signed: fields that may be negative, whatever their class says.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
       in_order: whether a step goes one array after the other; None for yes on a single device.
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
-    unsigned: tuple[str, ...] = UNSIGNED
-    signed: tuple[str, ...] = SIGNED
+    unsigned: tuple[str, ...] = ()
+    signed: tuple[str, ...] = ()
     min_size: int = MIN_SIZE
     exempt: tuple[str, ...] = ()
     in_order: bool | None = None
 
-    def codec(self, fields: tuple[str, ...], name: str, leaf: Any) -> Codec | None:
+    def codec(self, owned: Owned, leaf: Any) -> Codec | None:
         """The codec of an array, or None where it stays as it is.
 
         Args:
-          fields: of the state, on the way to the array.
-          name: of the parameter that it belongs to.
+          owned: where it is, and what it is.
           leaf: the array, or its shape and dtype.
         """
         if leaf.size < self.min_size or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return None
-        if any(masks.matches(name, pattern) for pattern in self.exempt):
+        if any(masks.matches(owned.name, pattern) for pattern in self.exempt):
             return None
         if isinstance(form := self.formats, Format):
-            if not set(fields).isdisjoint(AS_THEY_ARE):
+            if owned.role == EXACT:
                 return None
         else:
-            named = [form for field in fields for name, form in self.formats if name == field]
+            named = [form for field in owned.fields for name, form in self.formats if name == field]
             if not named:
                 return None
             form = named[-1]
-        unsigned = set(fields).isdisjoint(self.signed) and not set(fields).isdisjoint(self.unsigned)
+        known = owned.role == NONNEGATIVE or not set(owned.fields).isdisjoint(self.unsigned)
+        unsigned = known and set(owned.fields).isdisjoint(self.signed)
         codec = form.unsigned if unsigned else form.signed
         return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
 
@@ -208,10 +184,10 @@ class Choice:
         """
         fields = {field for owned in _owned(state, params) for field in owned.fields}
         named = [] if isinstance(self.formats, Format) else [name for name, _ in self.formats]
-        own = {
+        own: dict[str, Sequence[str]] = {
             "storage": named,
-            "unsigned": [name for name in self.unsigned if name not in UNSIGNED],
-            "signed": [name for name in self.signed if name not in SIGNED],
+            "unsigned": self.unsigned,
+            "signed": self.signed,
         }
         for argument, name in ((argument, x) for argument, names in own.items() for x in names):
             if name not in fields and fields:  # without parameters there is nothing to name
@@ -238,9 +214,8 @@ def choose(
 
     Args:
       storage: a word, a format, or a mapping from fields of the state to them.
-      unsigned: fields that are never negative, besides those that are known (``UNSIGNED``).
-      signed: fields that may be negative although their name is known for what never is: a ``nu``
-        of your own, whose negative values would be stored as 0.
+      unsigned: fields that are never negative although their class does not say so.
+      signed: fields that may be negative although their class says that they never are.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
       in_order: whether a step goes one array after the other, which bounds its scratch by the
@@ -270,15 +245,15 @@ def choose(
         formats = _format(storage)
     return Choice(
         formats,
-        UNSIGNED + _words(unsigned),
-        SIGNED + _words(signed),
+        _words(unsigned),
+        _words(signed),
         whole_number("min_size", min_size),
         _words(exempt),
         in_order,
     )
 
 
-def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, ...] = ()) -> Tree:
+def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
     """``state`` with the arrays that belong to parameters, and are chosen, encoded.
 
     An array belongs to the parameter whose path its own path ends with, if it has its shape.
@@ -287,7 +262,6 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
       state: of any transformation.
       params: the parameters that it was made for.
       choice: from ``choose``.
-      within: the fields that ``state`` itself is under.
 
     Raises:
       ValueError: an array is sharded within blocks, as far as its sharding is known.
@@ -297,52 +271,42 @@ def encode_state(state: Tree, params: Tree, choice: Choice, within: tuple[str, .
         array = numerics.unboxed(leaves[owned.place])
         if getattr(array, "shape", None) != jnp.shape(numerics.unboxed(owned.param)):
             continue  # factors, scalars, and what is encoded already
-        codec = choice.codec((*within, *owned.fields), owned.name, array)
+        codec = choice.codec(owned, array)
         if codec is not None:
             check_shards(owned.name, array, codec)
+            field = owned.fields[-1] if owned.fields else "the state"
+            check_sign(f"{field} of {owned.name!r}", array, codec)
             leaves[owned.place] = codec.encode(array)
     return jax.tree.unflatten(structure, leaves)
 
 
-class _Owned(NamedTuple):
+class Owned(NamedTuple):
     """A leaf of a state that belongs to a parameter.
 
     Attributes:
       place: among the leaves of the state.
       param: the parameter.
       name: the parameter's.
-      fields: the names on the way, those of a named tuple also with its type: ``AdanState.n``.
+      fields: on the way to it (``roles.fields_of``).
+      role: what it is (``roles.role_of``).
     """
 
     place: int
     param: Any
     name: str
     fields: tuple[str, ...]
+    role: str
 
 
-def _owned(state: Tree, params: Tree) -> Iterator[_Owned]:
+def _owned(state: Tree, params: Tree) -> Iterator[Owned]:
     owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole)
     for place, (path, _) in enumerate(leaves):
         if (start := numerics.owner_in(path, owners)) is not None:
             rest = path[start:]
             name = numerics.leaf_name(rest)
-            yield _Owned(place, owners[rest], name, _fields(state, path[:start]))
-
-
-def _fields(state: Tree, path: tuple[Any, ...]) -> tuple[str, ...]:
-    fields: list[str] = []
-    node: Any = state
-    for key in path:
-        name = numerics.leaf_name((key,))
-        fields.append(name)
-        if hasattr(node, "_fields"):
-            fields.append(f"{type(node).__name__}.{name}")
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            node = getattr(node, key.name, None)
-        elif isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
-            node = node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
-    return tuple(fields)
+            way = path[:start]
+            yield Owned(place, owners[rest], name, fields_of(state, way), role_of(state, way))
 
 
 def _is_whole(node: Any) -> bool:

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.tree_util import GetAttrKey
 
 from adamw_jax.storage.blocks import Blocks
@@ -36,6 +38,11 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """Map and blocks, in a few characters."""
+        ...
+
+    @property
+    def signed(self) -> bool:
+        """Whether values may be negative."""
         ...
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
@@ -136,12 +143,32 @@ def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
       state: what is encoded in it already stays as it is.
       noise: what rounds it by chance; None for the nearest level.
     """
-    nodes, structure = jax.tree.flatten(stored, is_leaf=is_encoded)
+    nodes, structure = jax.tree_util.tree_flatten_with_path(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
-    for number, node in enumerate(nodes):
+    for number, (path, node) in enumerate(nodes):
         if is_encoded(node) and not is_encoded(leaves[number]):
+            check_sign(jax.tree_util.keystr(path), leaves[number], node.layout.codec)
             leaves[number] = encoded_as(node, leaves[number], number, noise)
     return jax.tree.unflatten(structure, leaves)
+
+
+def check_sign(name: str, x: Any, codec: Codec) -> None:
+    """Raises where an array is seen to be negative and would lose its sign; a traced one is not.
+
+    Args:
+      name: of the array, for the error.
+      x: what is to be stored.
+      codec: by which.
+    """
+    if codec.signed or isinstance(x, Tracer) or not x.size:
+        return
+    with jax.ensure_compile_time_eval():  # also of a constant of a traced function
+        least, most = float(jnp.nanmin(x)), float(jnp.nanmax(x))
+    if least < -1e-6 * abs(most):  # rounding may make a zero a little negative
+        raise ValueError(
+            f"{name} has the negative value {least:.3g}, and its class says that it never has, so "
+            "that it would be stored as 0: name its field in signed=, or correct the class."
+        )
 
 
 def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) -> Encoded:

@@ -3,7 +3,9 @@
     float8: scale = max |x| of the block / 448;    stored: x / scale in e4m3
 
 The scale is at least the smallest normal float32, for smaller ones are flushed to 0: blocks whose
-maximum is under 5.3e-36 have fewer digits, and what is under 1.2e-38 is 0.
+maximum is under 5.3e-36 have fewer digits, and what is under 1.2e-38 is 0. For float64 arrays it is
+a float64. bfloat16 has no scale: what is beyond its range is its largest number, or its smallest of
+what is never negative, where an infinity is the largest number, too.
 
 >>> import jax.numpy as jnp
 >>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
@@ -20,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax.storage.block_wise import finite, share
+from adamw_jax.storage.block_wise import finite, nonnegative, share
 from adamw_jax.storage.blocks import Blocks
 from adamw_jax.storage.encoded import Encoded, Layout
 
@@ -33,12 +35,13 @@ class SmallFloat:
       dtype: what is stored.
       blocks: what shares a scale that brings its largest magnitude to the dtype's; None for no
         scale.
-      floor: store no positive value as 0 (where there are blocks).
+      signed: whether values may be negative; where not, no positive value is stored as 0, and
+        none as infinity.
     """
 
     dtype: Any
     blocks: Blocks | None = None
-    floor: bool = False
+    signed: bool = True
 
     @property
     def name(self) -> str:
@@ -49,9 +52,9 @@ class SmallFloat:
         """The narrow values, and the scales."""
         layout = Layout(self, x.shape, x.dtype)
         if self.blocks is None:
-            return Encoded(narrow(x, self.dtype, noise), None, layout)
+            return Encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
         largest = float(jnp.finfo(self.dtype).max)
-        blocks = self.blocks.split(finite(x))
+        blocks = self.blocks.split(finite(x) if self.signed else nonnegative(x))
         maxima = jnp.max(lax.abs(blocks), axis=-1)
         tiny = lax.full_like(maxima, jnp.finfo(maxima.dtype).tiny)
         scales = lax.select(lax.ge(maxima, tiny), lax.max(maxima / largest, tiny), 0 * maxima)
@@ -60,7 +63,7 @@ class SmallFloat:
         scaled = lax.clamp(-limit, scaled, limit)
         noise = None if noise is None else self.blocks.split(noise)
         codes = narrow(scaled, self.dtype, noise)
-        if self.floor:
+        if not self.signed:
             least = lax.full_like(codes, jnp.finfo(self.dtype).smallest_subnormal)
             vanished = lax.bitwise_and(
                 lax.gt(scaled, lax.full_like(scaled, 0)), lax.eq(codes, lax.full_like(codes, 0))
@@ -75,13 +78,25 @@ class SmallFloat:
             return lax.convert_element_type(stored.codes, dtype)
         if self.blocks.order == "flat":
             shape = stored.layout.shape
-        blocks = lax.convert_element_type(self.blocks.split(stored.codes), jnp.float32)
+        blocks = lax.convert_element_type(self.blocks.split(stored.codes), stored.scales.dtype)
         values = lax.mul(blocks, jnp.broadcast_to(stored.scales[..., None], blocks.shape))
         return lax.convert_element_type(self.blocks.join(values, shape), dtype)
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Blocks, and a code to a byte."""
         return self.blocks or Blocks(1), 1
+
+    def _within_range(self, x: jax.Array) -> jax.Array:
+        """``x`` with the ends of the dtype's range in the place of what is beyond them."""
+        info = jnp.finfo(self.dtype)
+        largest = lax.full_like(x, float(info.max))
+        held = lax.clamp(-largest, x, largest)
+        if self.signed:
+            return lax.select(lax.is_finite(x), held, x)
+        if jnp.finfo(x.dtype).tiny < float(info.tiny):
+            positive = lax.gt(x, lax.full_like(x, 0))
+            held = lax.select(positive, lax.max(held, lax.full_like(x, float(info.tiny))), held)
+        return held
 
 
 def narrow(x: jax.Array, dtype: Any, noise: jax.Array | None) -> jax.Array:

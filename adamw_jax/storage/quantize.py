@@ -69,10 +69,10 @@ def quantize_state(
       storage: ``"8bit"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a format such as
         ``eight_bit(block_size=2048)``, or a mapping from field names of the state to them, such as
         ``{"mu": "8bit", "nu": "bfloat16"}``.
-      unsigned: further fields of the state that are never negative and so take the unsigned map;
-        those of this library and of optax are known. Any other field keeps its sign.
-      signed: fields that may be negative although their name is known for what never is: a ``nu``
-        of your own, whose negative values would be stored as 0.
+      unsigned: fields of the state that are never negative and so take the unsigned map, beside
+        those that a state class of its own names in ``nonnegative = ("nu",)``; the classes of this
+        library and of optax are known. Any other field keeps its sign.
+      signed: fields that may be negative although their class says that they never are.
       min_size: arrays with fewer elements stay as they are; 4096 (bitsandbytes, torchao).
       exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
         models, whose embeddings see rare and large gradients.

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax.storage.block_wise import BlockWise, finite, positive
+from adamw_jax.storage.block_wise import BlockWise, finite, nonnegative
 from adamw_jax.storage.blocks import Blocks
 from adamw_jax.storage.encoded import Encoded, Layout
 from adamw_jax.storage.nibbles import pack, unpack
@@ -46,13 +46,18 @@ class RankOne:
         """Map and scales."""
         return f"{self.flat.name}_rank1"
 
+    @property
+    def signed(self) -> bool:
+        """Whether values may be negative."""
+        return self.flat.signed
+
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Codes and one vector of scales an axis."""
         if x.ndim < 2:
             return dataclasses.replace(
                 self.flat.encode(x, noise), layout=Layout(self, x.shape, x.dtype)
             )
-        values = finite(x) if self.flat.signed else positive(x)
+        values = finite(x) if self.flat.signed else nonnegative(x)
         maxima = tuple(
             jnp.max(lax.abs(values), axis=[a for a in range(x.ndim) if a != axis], initial=0)
             for axis in range(x.ndim)

@@ -23,7 +23,7 @@ def stored(spec: Spec, choice: Choice) -> Spec:
     start = spec.init
 
     def init(params: Tree) -> Any:
-        return encode_state(start(params), params, choice, within=(spec.name,))
+        return encode_state(start(params), params, choice)
 
     def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
         flow, new = spec.apply(flow, decode_state(memory), step)

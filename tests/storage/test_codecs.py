@@ -27,9 +27,11 @@ BLOCK_WISE = {
 CODECS = {
     **{f"{name} signed": form.signed for name, form in BLOCK_WISE.items()},
     **{f"{name} unsigned": form.unsigned for name, form in BLOCK_WISE.items()},
-    "bfloat16": bfloat16().signed,
+    "bfloat16 signed": bfloat16().signed,
+    "bfloat16 unsigned": bfloat16().unsigned,
 }
-SCALED = {name: codec for name, codec in CODECS.items() if name != "bfloat16"}
+SCALED = {name: codec for name, codec in CODECS.items() if "bfloat16" not in name}
+UNSIGNED = {name: codec for name, codec in CODECS.items() if "unsigned" in name}
 NO_ZERO = "4bit unsigned"
 
 codecs = pytest.mark.parametrize("name", CODECS)
@@ -110,13 +112,42 @@ def test_a_zero_stays_zero(name: str) -> None:
         np.testing.assert_array_equal(round_trip(SCALED[name], x)[0, [0, 2]], 0.0)
 
 
-@scaled
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [(n, x) for n in SCALED for x in (np.nan, np.inf, -np.inf) if n not in UNSIGNED or x != np.inf],
+)
 def test_a_bad_value_is_stored_as_zero_and_leaves_its_block_alone(name: str, bad: float) -> None:
     x = values(name, (1, 4))
     good = np.asarray(x.at[0, 1].set(0.0))
     got = round_trip(SCALED[name], x.at[0, 1].set(bad))
     np.testing.assert_array_equal(got, round_trip(SCALED[name], jnp.asarray(good)))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_an_overflowed_second_moment_is_the_largest_number(name: str) -> None:
+    """As 0 it would make the next step endlessly long. Not an infinity, also under a root."""
+    for x in (jnp.array([[1.0, jnp.inf, 4.0, 1.0]]), jnp.full((3, 5), jnp.inf), jnp.full(3, 3e38)):
+        got = round_trip(UNSIGNED[name], x)
+        assert np.all(np.isfinite(got))
+        np.testing.assert_array_equal(got > 2.9e38, np.asarray(x) > 2.9e38)
+        if not name.startswith("bfloat16"):
+            assert np.all(got > 0)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("size", [1e-300, 1e-60, 1e-39, 1.0, 1e60, 1e300])
+def test_float64_keeps_its_range(name: str, size: float) -> None:
+    """In its scales; bfloat16, which has none, stores the ends of its own range."""
+    with jax.enable_x64(True):
+        x = jnp.asarray([[1.0, 0.5, 0.8, 0.6, 0.9]], jnp.float64) * size
+        x = x if "unsigned" in name else x * jnp.array([[1.0, -1.0, 1.0, -1.0, 1.0]])
+        got = round_trip(CODECS[name], x)
+    assert got.dtype == np.float64
+    if name.startswith("bfloat16"):
+        least = 1.1754943508222875e-38 if name in UNSIGNED else 0.0
+        x = np.sign(x) * np.clip(np.abs(x), least, float(jnp.finfo(jnp.bfloat16).max))
+    np.testing.assert_allclose(got, x, rtol=0.25, atol=1e-38 if "bfloat16 signed" in name else 0)
 
 
 def test_an_outlier_flattens_its_own_block_only() -> None:
