@@ -395,3 +395,4 @@ def check_state(
             "was cast, or jax_enable_x64 was switched. Carry it over with "
             "migrate_state(saved, tx, params)."
         )
+    live.check_pins()

@@ -1,7 +1,8 @@
 """To and from the states of optax, for the Adam family and SGD.
 
 Accumulators of one meaning are the same arrays under other names; the clocks follow from optax's
-step count for constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t.
+count of moments for constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t. The
+count of the schedules is another one, which goes on where moments were emptied.
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import adamw
@@ -20,8 +21,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import GetAttrKey
 
 from adamw_jax import numerics, state as states
+from adamw_jax.boxes import boxed
 from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import check
 from adamw_jax.moments import (
@@ -32,8 +35,10 @@ from adamw_jax.moments import (
     InfinityNormState,
     MaximumState,
     MomentsState,
+    SquaresState,
 )
 from adamw_jax.moments.correction import one_minus_power
+from adamw_jax.moments.parts import with_moment
 from adamw_jax.state import ComposeState
 from adamw_jax.storage.encoded import decode_state, encode_like
 
@@ -55,8 +60,8 @@ _FIRST = {
     optax.TraceState: _Held("trace", (HeavyBallState,)),
 }
 _SECOND = {
-    optax.ScaleByAdamState: _Held("nu", (AverageState, InfinityNormState)),
-    optax.ScaleByAmsgradState: _Held("nu", (AverageState,)),
+    optax.ScaleByAdamState: _Held("nu", (SquaresState, InfinityNormState)),
+    optax.ScaleByAmsgradState: _Held("nu", (SquaresState,)),
     optax.ScaleByBeliefState: _Held("nu", (CenteredSquaresState,)),
 }
 
@@ -92,18 +97,21 @@ def from_optax(
     """
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
-    theirs = _their_state(saved)
-    target = tx.init(params)
+    plain = numerics.unbox(saved)
+    theirs = _their_state(plain)
+    _check_understood(plain)
+    target = tx.init(numerics.unbox(params))
     ours: Any = decode_state(target)
-    count = _their_count(saved, theirs)
+    scheduled = _schedule_count(plain)
+    steps = _their_count(theirs, scheduled)
     moments = ours.stages.get("estimate_moments")
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
     _check_stages(tx, ours.stages)
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == "estimate_moments")
-    first = _filled(moments.first, theirs, _FIRST, "first moment", count, rates, ("b1", b1))
-    second = _filled(moments.second, theirs, _SECOND, "second moment", count, rates, ("b2", b2))
-    stages = {**ours.stages, "estimate_moments": MomentsState(first, second, count)}
+    first = _filled(moments.first, theirs, _FIRST, "first moment", steps, rates, ("b1", b1))
+    second = _filled(moments.second, theirs, _SECOND, "second moment", steps, rates, ("b2", b2))
+    stages = {**ours.stages, "estimate_moments": MomentsState(first, second, steps)}
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
             raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")
@@ -118,7 +126,9 @@ def from_optax(
         )
     elif isinstance(theirs, optax.ScaleByAmsgradState):
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
-    return encode_like(target, ours._replace(count=count, stages=stages))
+    count = jnp.array(steps if scheduled is None else scheduled, jnp.int32, copy=True)
+    filled = encode_like(target, ours._replace(count=count, stages=stages))
+    return boxed(filled, tx, params, saved)
 
 
 def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> State:
@@ -140,19 +150,21 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
       ValueError: there is no recipe in ``state``, or several, or it holds something that ``tx`` has
         no place for, such as averaged weights: take them with ``eval_params`` first.
     """
-    found = states.find(state, ComposeState)
+    plain, target = numerics.unbox(state), tx.init(numerics.unbox(params))
+    found = states.nodes(plain, ComposeState)
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
-    ours = decode_state(found[0][1])
+    root, ours = found[0][0], decode_state(found[0][1])
     moments = ours.stages.get("estimate_moments")
-    target = tx.init(params)
-    theirs = _their_state(target)
+    theirs: Any = _their_state(target)
     if moments is None or ("amsgrad_max" in ours.stages) != isinstance(
         theirs, optax.ScaleByAmsgradState
     ):
         raise ValueError(
             f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
         )
+    if "scale_gradient" in ours.stages:
+        raise ValueError(_INSIDE.format("the recipe"))
     if more := sorted(set(ours.stages) - {"estimate_moments", "amsgrad_max"}):
         raise ValueError(f"optax's {type(theirs).__name__} has no place for the state of {more}.")
     new: dict[str, Any] = {}
@@ -169,20 +181,113 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     if isinstance(theirs, optax.ScaleByAmsgradState):
         new["nu_max"] = _fit(ours.stages["amsgrad_max"].maximum, theirs.nu_max, "maximum")
         _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
-    filled: Any = theirs._replace(**new)
+    if "count" in theirs._fields:  # a tuple has a method of that name, too
+        new["count"] = jnp.array(moments.steps, theirs.count.dtype, copy=True)
+    target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
+    target = _with_schedule_count(target, ours.count)
+    beside = _beside(plain, root, target, numerics.unbox(params))
+    return boxed(_with_leaves(target, beside), tx, params, state)
 
-    def carried(path: Any, node: Any) -> Any:
-        if isinstance(node, type(theirs)):
-            if "count" not in filled._fields:
-                return filled
-            return filled._replace(count=jnp.asarray(ours.count, filled.count.dtype))
-        # A parameter may be called count, too; the field of a state is reached as an attribute.
-        is_count = bool(path) and getattr(path[-1], "name", None) == "count"
-        return jnp.asarray(ours.count, node.dtype) if is_count else node
 
+def _beside(state: State, root: Any, target: State, params: Tree) -> dict[Any, Any]:
+    """What stands around the recipe in ``state`` and has the same place in ``target``, by path.
+
+    Raises:
+      ValueError: an array like a parameter has none, and is not zero.
+    """
+    places = dict(jax.tree_util.tree_leaves_with_path(target))
+    owners = dict(jax.tree_util.tree_leaves_with_path(params))
+    kept: dict[Any, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if path[: len(root)] == root:
+            continue
+        place = places.get(path)
+        if place is not None and (place.shape, place.dtype) == (leaf.shape, leaf.dtype):
+            kept[path] = jnp.array(leaf, copy=True)
+        elif _is_owned(path, leaf, owners) and not _is_zero(leaf):
+            raise ValueError(
+                f"optax's state has no place for {numerics.leaf_name(path)!r}, which stands beside "
+                "the recipe: wrap tx in the same way, or take averaged weights with eval_params."
+            )
+    return kept
+
+
+def _is_owned(path: Any, leaf: Any, owners: dict[Any, Any]) -> bool:
+    start = numerics.owner_in(path, owners)
+    return start is not None and jnp.shape(leaf) == jnp.shape(owners[path[start:]])
+
+
+def _is_zero(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer) and not np.any(np.asarray(x))
+
+
+def _with_leaves(state: State, values: dict[Any, Any]) -> State:
+    return jax.tree_util.tree_map_with_path(lambda path, x: values.get(path, x), state)
+
+
+_SCHEDULES: tuple[str, ...] = (
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
+    "ScaleByScheduleState",
+    "WrappedScheduleState",
+)
+"""States of optax whose ``count`` drives schedules."""
+
+_WRAPPERS = (
+    *_SCHEDULES,
+    *("ApplyIfFiniteState", "MaskedState", "MultiTransformState", "PartitionState"),
+)
+"""States of optax that hold nothing else that a recipe would have to go on with."""
+
+
+def _of_optax(state: State) -> list[tuple[Any, Any]]:
+    """The named states of optax in a state, with their paths."""
+    return [
+        (path, node)
+        for path, node in states.nodes(state, tuple)
+        if hasattr(node, "_fields") and type(node).__module__.partition(".")[0] == "optax"
+    ]
+
+
+def _schedule_count(state: State) -> jax.Array | None:
+    """The count that drives the schedules in a state of optax, or None without schedules.
+
+    Raises:
+      ValueError: they have several.
+    """
+    counts = [node.count for _, node in _of_optax(state) if type(node).__name__ in _SCHEDULES]
+    known = [int(count) for count in counts if not isinstance(count, jax.core.Tracer)]
+    if len(set(known)) > 1:
+        raise ValueError(
+            f"the schedules of the saved state have made {sorted(set(known))} steps, and a recipe "
+            "drives all by one count: go on with the schedules of optax in optax.chain."
+        )
+    return counts[0] if counts else None
+
+
+def _with_schedule_count(state: State, count: jax.Array) -> State:
+    places = [path for path, node in _of_optax(state) if type(node).__name__ in _SCHEDULES]
+    keys = {(*path, GetAttrKey("count")) for path in places}
     return jax.tree_util.tree_map_with_path(
-        carried, target, is_leaf=lambda node: isinstance(node, type(theirs))
+        lambda path, x: jnp.array(count, x.dtype, copy=True) if path in keys else x, state
     )
+
+
+def _check_understood(saved: State) -> None:
+    """Raises where a state of optax holds more than moments, schedules and empty sums."""
+    holders = dict(_of_optax(saved))
+    known = {*_WRAPPERS, *(kind.__name__ for kind in (*_FIRST, *_SECOND))}
+    for path, _ in jax.tree_util.tree_leaves_with_path(saved):
+        starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
+        holder = holders[starts[-1]] if starts else None
+        empty = isinstance(holder, optax.MultiStepsState) and _is_zero(holder.mini_step)
+        if holder is None or empty or type(holder).__name__ in known:
+            continue
+        raise ValueError(
+            f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax goes on "
+            "with, so that it would be lost: keep that transformation beside the recipe and its "
+            "state beside the new one, or convert between two accumulations."
+        )
 
 
 def _check_meaning(part: Any, held: _Held, theirs: Any, what: str) -> None:
@@ -194,13 +299,14 @@ def _check_meaning(part: Any, held: _Held, theirs: Any, what: str) -> None:
         )
 
 
+_INSIDE = "{} has the learning rate inside its momentum, and optax keeps it outside."
+
+
 def _check_stages(tx: Composed, held: Any) -> None:
     """Raises where a stage of ``tx`` has a state that optax's has nothing for, but for a tail."""
     for spec in tx.specs:
         if spec.rule == "scale_gradient":
-            raise ValueError(
-                "tx has the learning rate inside its momentum, and optax keeps it outside."
-            )
+            raise ValueError(_INSIDE.format("tx"))
         new = spec.takes is not None and not spec.tail and spec.name in held
         if new and spec.name not in ("estimate_moments", "amsgrad_max"):
             raise ValueError(f"tx has a state of {spec.name}, which the saved one does not have.")
@@ -229,12 +335,10 @@ def _their_state(saved: State) -> Any:
     return found[0][1]
 
 
-def _their_count(saved: State, theirs: Any) -> jax.Array:
-    if "count" in theirs._fields:  # a tuple has a method of that name, too
-        return jnp.asarray(theirs.count, jnp.int32)
-    # optax.trace counts nothing, a schedule beside it does.
-    counted = states.find(saved, optax.ScaleByScheduleState)
-    return jnp.asarray(counted[0][1].count if counted else 0, jnp.int32)
+def _their_count(theirs: Any, scheduled: jax.Array | None) -> jax.Array:
+    """The number of updates in the moments: optax.trace does not tell its own."""
+    own = theirs.count if "count" in theirs._fields else scheduled
+    return jnp.array(0 if own is None else own, jnp.int32, copy=True)
 
 
 def _filled(
@@ -249,8 +353,8 @@ def _filled(
         raise ValueError(f"tx has a {what}, which the saved {type(theirs).__name__} does not have.")
     _check_meaning(part, held, theirs, what)
     value = _fit(getattr(theirs, held.field), part.moment, what)
-    if not isinstance(part, AverageState):
-        return part._replace(moment=value)
+    if not hasattr(part, "clock"):
+        return with_moment(part, value)
     name, given = rate
     if given is None and callable(rates[name].value):
         raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import optax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
@@ -58,7 +59,15 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
         return _scaled(rate, gradient), state
 
     declared = declare(learning_rate=learning_rate)
-    return stage("scale_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
+    # An empty state, so that a momentum with the learning rate in it is not taken for another.
+    return stage(
+        "scale_gradient",
+        Kind.GRADIENT,
+        Kind.GRADIENT,
+        apply,
+        init=lambda params: optax.EmptyState(),
+        hyperparams=declared,
+    )
 
 
 def descend() -> Stage:

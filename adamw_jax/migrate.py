@@ -1,7 +1,8 @@
 """Carry a checkpoint over an edit of the recipe that changed no accumulator.
 
 Accumulators match by stage and leaf; wrappers around the recipe, hyperparameters and tails may
-come and go. What is new starts at its initial value, what was dropped is reported, and anything
+come and go. What stands beside the recipe is kept where it has the same place. What is new starts
+at its initial value and what has no place any more is dropped, both as the report says. Anything
 else, such as AMSGrad's maximum or diffGrad's previous gradient, is refused by name.
 
 >>> import jax.numpy as jnp
@@ -9,24 +10,27 @@ else, such as AMSGrad's maximum or diffGrad's previous gradient, is refused by n
 >>> params = {"w": jnp.ones(2)}
 >>> saved = adamw(1e-3).init(params)
 >>> state, report = migrate_state(saved, compose(adamw(1e-3), lookahead()), params)
->>> report.started[2:]
+>>> report.started[1:]
 ('stages/lookahead/since_sync', 'stages/lookahead/slow/w')
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adamw_jax import numerics, state as states
+from adamw_jax import boxes, numerics
 from adamw_jax.compose import Composed
-from adamw_jax.state import ComposeState
+from adamw_jax.state import ComposeState, Hyperparams, find, is_live, live_of
 from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
 
 State = Any
+Path = tuple[str, ...]
 
 TAILS = (
     *("lookahead", "average_iterates", "stochastic_rounding", "compensated_rounding"),
@@ -40,12 +44,21 @@ class MigrationReport(NamedTuple):
     Attributes:
       kept: leaves taken from the checkpoint.
       started: leaves of the new state that start at their initial value.
-      dropped: leaves of the checkpoint that the new recipe has no place for.
+      dropped: leaves of the checkpoint that the new state has no place for.
+      converted: those kept whose dtype is another now.
     """
 
     kept: tuple[str, ...]
     started: tuple[str, ...]
     dropped: tuple[str, ...]
+    converted: tuple[str, ...]
+
+
+class _Live(NamedTuple):
+    """One hyperparameter of a state."""
+
+    value: Any
+    pinned: Any
 
 
 def migrate_state(
@@ -54,59 +67,162 @@ def migrate_state(
     """The state of ``tx`` with the accumulators of ``saved``.
 
     Args:
-      saved: a state of a recipe of this library, also as the plain dicts and lists that a restore
-        without a target gives. One whose arrays are stored otherwise (``storage=``) is decoded and
-        encoded anew, if it has its types.
+      saved: a state with a recipe of this library, also as the plain dicts and lists that a restore
+        without a target gives, and in the boxes of ``nnx.Optimizer``. One whose arrays are stored
+        otherwise (``storage=``) is decoded and encoded anew, if it has its types. One whose floats
+        have another width (saved in bfloat16, or with another ``jax_enable_x64``) is converted.
       tx: the transformation to go on with: the recipe edited, wrapped, unwrapped, with a tail more
         or less, with other hyperparameters.
       params: current parameters; slow weights and averages that are new start here.
 
     Returns:
-      The state and a report of what was kept, started and dropped.
+      The state, of arrays of its own, and a report of what was kept, started, dropped and
+      converted. Outside the recipe (schedules of ``optax.chain``, the sums of ``MultiSteps``, slow
+      weights of a wrapper, moments of another optimizer) what has the same path, shape and kind of
+      number is kept.
 
     Raises:
-      ValueError: an accumulator more or less, which is no tail's, a changed parameter tree, shape
-        or dtype, or a state with no recipe or several of this library.
+      ValueError: an accumulator more or less, which is no tail's, a changed parameter tree or
+        shape, a pinned value that rounding moved out of its range, or states whose recipes cannot
+        be told apart.
     """
-    target = stored = tx.init(params)
-    if _layouts(saved) != _layouts(target):
-        saved, target = decode_state(saved), decode_state(target)
+    plain = numerics.unbox(saved)
+    target = stored = tx.init(numerics.unbox(params))
+    if _must_decode(plain, target):
+        plain, target = decode_state(plain), decode_state(target)
+    old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
+    origin = _matched(old.recipes, new.recipes)
     tails = TAILS + (tuple(s.name for s in tx.specs if s.tail) if isinstance(tx, Composed) else ())
-    (_, old), (root, new) = _recipe(saved, "saved"), _recipe(target, "the state of tx")
-    kept, started, problems = [], [], []
-    for name, leaf in new.items():
-        if name in old:
-            problems += _misfit(name, old[name], leaf)
-            kept.append(name)
-        else:
+    sources = {path: origin(path) for path in new.leaves}
+    taken = set(sources.values())
+
+    kept, started, dropped, converted, problems = [], [], [], [], []
+    values: dict[Path, Any] = {}
+    for path, leaf in new.leaves.items():
+        name, source = new.name(path), old.leaves.get(sources[path])
+        inside = new.recipe_of(path) is not None
+        misfit = None if source is None else _misfit(source, leaf)
+        if source is None or (misfit and not inside):
+            values[path] = leaf
             started.append(name)
-            if not _may_start(name, tails):
+            taken.discard(sources[path])
+            if inside and not _may_start(new.inner(path), tails):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
-    dropped = [name for name in old if name not in new]
-    stages = {_stage_of(name) for name in new}
-    shapes = zip(numerics.leaf_names(params), jax.tree.leaves(params), strict=True)
-    owned = {name and f"/{name}": jnp.shape(leaf) for name, leaf in shapes}
-    for name in dropped:
-        stage = _stage_of(name)
-        accumulator = stage not in tails and any(
-            name.endswith(end) and jnp.shape(old[name]) == shape for end, shape in owned.items()
-        )
-        if stage and (stage in stages or accumulator):
-            problems.append(f"{name} is in the checkpoint but not in the new recipe")
+            continue
+        kept.append(name)
+        if misfit:
+            problems.append(f"{name} {misfit}")
+            continue
+        values[path] = _taken(source, leaf)
+        if _dtype(source) != _dtype(leaf):
+            converted.append(name)
+    for path, leaf in old.leaves.items():
+        if path not in taken:
+            dropped.append(old.name(path))
+            if old.recipe_of(path) is not None and _is_missed(old, path, leaf, new, tails, params):
+                problems.append(f"{old.name(path)} is in the checkpoint but not in the new recipe")
+    problems += _empty_stages(old, new, tails)
     if problems:
         raise ValueError(
             "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
             "the recipe and parameters that wrote it, or start with tx.init(params)."
         )
+    report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
+    filled = encode_like(stored, _filled(target, values))
+    for _, live in find(filled, Hyperparams):
+        live.check_pins()
+    return boxes.boxed(filled, tx, params, saved), report
 
-    def fill(path: Any, leaf: Any) -> Any:
-        parts = _parts(path)
-        inside = parts[: len(root)] == [*root]
-        name = "/".join(parts[len(root) :]) if inside else ""
-        return jnp.asarray(old[name], leaf.dtype) if name in old else leaf
 
-    report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped)))
-    return encode_like(stored, jax.tree_util.tree_map_with_path(fill, target)), report
+class _Leaves(NamedTuple):
+    """The leaves of a state by their paths, hyperparameters one by one.
+
+    Attributes:
+      leaves: by path.
+      recipes: paths of the recipes, the outermost ones.
+      stages: by the path of a recipe that has its type, the names of its stages.
+    """
+
+    leaves: dict[Path, Any]
+    recipes: list[Path]
+    stages: dict[Path, set[str]]
+
+    def recipe_of(self, path: Path) -> Path | None:
+        """The recipe that a leaf is in."""
+        return next((root for root in self.recipes if path[: len(root)] == root), None)
+
+    def inner(self, path: Path) -> Path:
+        """The path inside its recipe."""
+        root = self.recipe_of(path)
+        return path if root is None else path[len(root) :]
+
+    def name(self, path: Path) -> str:
+        """What the report calls it: inside the one recipe by the path there, else by the whole."""
+        return "/".join(self.inner(path) if len(self.recipes) == 1 else path)
+
+
+def _leaves(state: State, what: str) -> _Leaves:
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_recipe)
+    found = {_path(path): node for path, node in nodes if _is_recipe(node)}
+    if not found:
+        raise ValueError(
+            f"{what} holds no recipe of adamw_jax: from_optax and to_optax carry states over from "
+            "and to the optimizers of optax."
+        )
+    leaves: dict[Path, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_live):
+        if not is_live(leaf):
+            leaves[_path(path)] = leaf
+            continue
+        for name, value, pinned in live_of(leaf):
+            leaves[(*_path(path), name)] = _Live(value, pinned)
+    typed = {root: node for root, node in found.items() if isinstance(node, ComposeState)}
+    return _Leaves(leaves, [*found], {root: set(node.stages) for root, node in typed.items()})
+
+
+def _is_recipe(node: Any) -> bool:
+    """Whether a node is the state of a recipe, be it without its type."""
+    if isinstance(node, ComposeState):
+        return True
+    return isinstance(node, Mapping) and is_live(node.get("hyperparams")) and "count" in node
+
+
+def _path(path: tuple[Any, ...]) -> Path:
+    return tuple(numerics.leaf_name((key,)) for key in path)
+
+
+def _matched(old: list[Path], new: list[Path]) -> Any:
+    """From paths of the new state to those of the old one that mean the same."""
+    if len(old) == len(new) == 1:
+        roots = {new[0]: old[0]}
+    elif set(old) == set(new):
+        roots = {root: root for root in new}
+    else:
+        raise ValueError(
+            f"the recipes of saved are at {_shown(old)}, those of the state of tx at {_shown(new)}: "
+            "migrate the recipes of a partition one by one, or keep its labels."
+        )
+
+    def origin(path: Path) -> Path:
+        for mine, theirs in roots.items():
+            if path[: len(mine)] == mine:
+                return (*theirs, *path[len(mine) :])
+        return path
+
+    return origin
+
+
+def _shown(paths: list[Path]) -> list[str]:
+    return ["/".join(path) or "the root" for path in paths]
+
+
+def _must_decode(saved: State, target: State) -> bool:
+    """Whether arrays are stored otherwise; codes that lost their types are known by their names."""
+    layouts = [_layouts(state) for state in (saved, target)]
+    if layouts[0] == layouts[1]:
+        return False
+    names = {_path(path)[-1] for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
+    return bool(layouts[0]) or not any(f"{name}_codes" in names for name in layouts[1])
 
 
 def _layouts(state: State) -> list[str]:
@@ -114,63 +230,79 @@ def _layouts(state: State) -> list[str]:
     return sorted(node.layout.name for node in nodes if is_encoded(node))
 
 
-def _parts(path: Any) -> list[str]:
-    return numerics.leaf_name(path).split("/")
+def _stage_of(inner: Path) -> str | None:
+    return inner[1] if inner[0] == "stages" else None
 
 
-def _within_recipe(parts: list[str]) -> str | None:
-    """The part of a leaf's path inside a ComposeState, or None for a wrapper's own leaf."""
-    for index, part in enumerate(parts):
-        rest = parts[index:]
-        if part == "stages" and len(rest) > 2:
-            return "/".join(rest)
-        if part == "hyperparams" and len(rest) == 3 and rest[2] in ("value", "pinned"):
-            return "/".join(rest)
-    return None
+def _may_start(inner: Path, tails: tuple[str, ...]) -> bool:
+    return inner[0] == "hyperparams" or _stage_of(inner) in tails
 
 
-def _recipe(state: State, what: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Where the one recipe is in a state, and its leaves by their path inside it."""
-    typed = states.find(state, ComposeState)
-    if len(typed) == 1:  # the names below are for states that lost their types
-        root, node = typed[0]
-        leaves = jax.tree_util.tree_leaves_with_path(node)
-        return tuple(root.split("/")) if root else (), {
-            numerics.leaf_name(path): leaf for path, leaf in leaves
-        }
-    found: dict[str, Any] = {}
-    roots, counts = set(), {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        parts = _parts(path)
-        if parts[-1] == "count":
-            counts[tuple(parts[:-1])] = leaf
-        name = _within_recipe(parts)
-        if name is not None:
-            roots.add(tuple(parts[: len(parts) - len(name.split("/"))]))
-            found[name] = leaf
-    if len(roots) != 1:
-        raise ValueError(
-            f"{what} must hold the state of exactly one recipe of adamw_jax, found {len(roots)} at "
-            f"{sorted(roots)}; for optax's own states use from_optax, and migrate the recipes of a "
-            "partition one by one."
-        )
-    root = roots.pop()
-    if root in counts:
-        found["count"] = counts[root]
-    return root, found
+def _is_missed(
+    old: _Leaves, path: Path, leaf: Any, new: _Leaves, tails: tuple[str, ...], params: Any
+) -> bool:
+    """Whether a leaf that has no place any more is an accumulator."""
+    inner = old.inner(path)
+    stage = _stage_of(inner)
+    if stage is None or stage in tails:
+        return False
+    if stage in {_stage_of(new.inner(p)) for p in new.leaves}:
+        return True
+    owners = jax.tree_util.tree_leaves_with_path(numerics.unbox(params))
+    return any(
+        inner[len(inner) - len(owner) :] == _path(owner) and jnp.shape(leaf) == jnp.shape(param)
+        for owner, param in owners
+    )
 
 
-def _stage_of(name: str) -> str | None:
-    return name.split("/")[1] if name.startswith("stages/") else None
+def _empty_stages(old: _Leaves, new: _Leaves, tails: tuple[str, ...]) -> list[str]:
+    """Stages without arrays that come or go, and change what an accumulator means."""
+    if len(old.recipes) != 1 or not old.stages:
+        return []
+    gone, come = (x.stages[x.recipes[0]] for x in (old, new))
+    held = {_stage_of(x.inner(path)) for x in (old, new) for path in x.leaves}
+    return [
+        f"{name} is in only one of the two, the checkpoint or the new recipe"
+        for name in sorted((gone ^ come) - held - {*tails})
+    ]
 
 
-def _may_start(name: str, tails: tuple[str, ...]) -> bool:
-    return name.startswith("hyperparams/") or _stage_of(name) in tails
+def _dtype(leaf: Any) -> Any:
+    return jnp.result_type(leaf.value if isinstance(leaf, _Live) else leaf)
 
 
-def _misfit(name: str, old: Any, new: Any) -> list[str]:
-    if jnp.shape(old) != new.shape:
-        return [f"{name} has shape {jnp.shape(old)} in the checkpoint and {new.shape} now"]
-    if jnp.result_type(old) != new.dtype and not name.startswith("hyperparams/"):
-        return [f"{name} is {jnp.result_type(old)} in the checkpoint and {new.dtype} now"]
-    return []
+def _misfit(old: Any, new: Any) -> str | None:
+    """Why a leaf of the checkpoint cannot stand in a place, or None."""
+    if isinstance(new, _Live):
+        fits = isinstance(old, _Live) and np.shape(old.value) in ((), np.shape(new.value))
+        return None if fits else "has another shape in the checkpoint"
+    if isinstance(old, _Live) or np.shape(old) != np.shape(new):
+        return f"has shape {np.shape(old)} in the checkpoint and {np.shape(new)} now"
+    dtypes = _dtype(old), _dtype(new)
+    for kind in (jnp.floating, jnp.complexfloating):
+        if all(jnp.issubdtype(dtype, kind) for dtype in dtypes):
+            return None
+    if dtypes[0] == dtypes[1]:
+        return None
+    return f"is {dtypes[0]} in the checkpoint and {dtypes[1]} now"
+
+
+def _taken(old: Any, new: Any) -> Any:
+    """A leaf of the checkpoint in the dtype of the new one, in a buffer of its own."""
+    if not isinstance(new, _Live):
+        return jnp.array(old, dtype=_dtype(new), copy=True)
+    value = jnp.broadcast_to(jnp.asarray(old.value, new.value.dtype), jnp.shape(new.value))
+    pinned = jnp.broadcast_to(jnp.asarray(old.pinned), jnp.shape(new.value))
+    return _Live(value, pinned)
+
+
+def _filled(target: State, values: dict[Path, Any]) -> State:
+    """``target`` with the values of its leaves."""
+
+    def fill(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, Hyperparams):
+            return values[_path(path)]
+        live = [values[(*_path(path), name)] for name in leaf.names]
+        return leaf.filled([one.value for one in live], [one.pinned for one in live])
+
+    return jax.tree_util.tree_map_with_path(fill, target, is_leaf=is_live)

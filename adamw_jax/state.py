@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -60,6 +60,28 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def is_pinned(self, name: str) -> jax.Array:
         """Whether the user set the value."""
         return self._read(self.pins, name)
+
+    def check_pins(self) -> None:
+        """Raises where a pinned value is out of its range, as rounding may have moved it.
+
+        What is traced, or on other hosts, cannot be seen.
+
+        Raises:
+          ValueError: it is.
+        """
+        pins = numerics.unboxed(self.pins)
+        if isinstance(pins, jax.core.Tracer) or not getattr(pins, "is_fully_addressable", True):
+            return
+        places = np.unique(np.nonzero(np.asarray(pins))[-1]) if self.names else ()
+        for name in (self.names[i] for i in places):
+            domain = domain_of(name)
+            for value in np.asarray(self.value(name))[np.asarray(self.is_pinned(name))].ravel():
+                if not domain.contains(float(value)):
+                    raise ValueError(
+                        f"{name} is pinned to {value}, and must be {domain.words}: rounding has "
+                        "moved it out of its range. Pin it again with set_hyperparams, or unpin it "
+                        "with clear_hyperparams."
+                    )
 
     def pinned_to(self, name: str, value: Any) -> Hyperparams:
         """With ``name`` pinned to a value.
@@ -137,6 +159,12 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def __reduce__(self) -> Any:
         return Hyperparams, (tuple(self.names), self.array, self.pins, tuple(self.names.injected))
 
+    def filled(self, values: Sequence[Any], pins: Sequence[Any]) -> Hyperparams:
+        """With these values and pins, in the order of the names."""
+        if not self.names:
+            return self
+        return self._with(jnp.stack(values, -1), jnp.stack(pins, -1))
+
     def copy(self) -> Hyperparams:
         """Another node with the same arrays."""
         return self._with(self.array, self.pins)
@@ -155,8 +183,11 @@ def _children(node: Hyperparams) -> tuple[Any, ...]:
 def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
     # The names stand in the keys, so that a checkpoint of other names is refused.
     names = ",".join(node.names)
-    keys = GetAttrKey(f"values of {names}"), GetAttrKey(f"pins of {names}")
+    keys = GetAttrKey(_VALUES + names), GetAttrKey(_PINS + names)
     return tuple(zip(keys, _children(node), strict=False)), node.names
+
+
+_VALUES, _PINS = "values of ", "pins of "
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -176,6 +207,24 @@ class ComposeState(NamedTuple):
     count: jax.Array
     hyperparams: Hyperparams
     stages: dict[str, Any]
+
+
+def is_live(node: Any) -> bool:
+    """Whether a node is the ``Hyperparams`` of a recipe, also one that lost its type."""
+    if isinstance(node, Hyperparams):
+        return True
+    if not isinstance(node, Mapping) or not all(isinstance(key, str) for key in node):
+        return False
+    return sorted(key.partition(" of ")[0] + " of " for key in node) == [_PINS, _VALUES]
+
+
+def live_of(node: Any) -> list[tuple[str, Any, Any]]:
+    """Name, value and pin of every hyperparameter in such a node."""
+    if not isinstance(node, Hyperparams):
+        by_kind = {key.partition(" of ")[0]: (key, array) for key, array in node.items()}
+        names = by_kind["values"][0].removeprefix(_VALUES).split(",")
+        node = Hyperparams(names, by_kind["values"][1], by_kind["pins"][1])
+    return [(name, node.value(name), node.is_pinned(name)) for name in node.names]
 
 
 def check_live(live: Any) -> Hyperparams:
@@ -201,16 +250,41 @@ def restarts(node: Any) -> bool:
     return getattr(type(node), "restarts", False) is True
 
 
+def nodes(state: Any, kind: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """All nodes of a type in a state with their paths, also those inside others of them."""
+
+    def inside(path: tuple[Any, ...], node: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        def is_other(x: Any) -> bool:
+            return x is not node and isinstance(x, kind)
+
+        for rest, found in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_other):
+            if is_other(found):
+                yield (*path, *rest), found
+                yield from inside((*path, *rest), found)
+
+    itself = [((), state)] if isinstance(state, kind) else []
+    return [*itself, *inside((), state)]
+
+
 def find(state: Any, kind: Any) -> list[tuple[str, Any]]:
     """All nodes of a type in a state, each with its slash-separated path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, kind))
-    return [(numerics.leaf_name(path), node) for path, node in leaves if isinstance(node, kind)]
+    return [(numerics.leaf_name(path), node) for path, node in nodes(state, kind)]
 
 
 def replace(state: Any, kind: Any, change: Any) -> Any:
-    """``state`` with ``change(path, node)`` in place of every node of a type."""
+    """``state`` with ``change(path, node)`` in place of every node of a type.
 
-    def one(path: Any, node: Any) -> Any:
-        return change(numerics.leaf_name(path), node) if isinstance(node, kind) else node
+    A node inside another is changed first.
+    """
 
-    return jax.tree_util.tree_map_with_path(one, state, is_leaf=lambda x: isinstance(x, kind))
+    def inside(path: tuple[Any, ...], node: Any) -> Any:
+        def is_other(x: Any) -> bool:
+            return x is not node and isinstance(x, kind)
+
+        def one(rest: tuple[Any, ...], found: Any) -> Any:
+            return inside((*path, *rest), found) if is_other(found) else found
+
+        new = jax.tree_util.tree_map_with_path(one, node, is_leaf=is_other)
+        return change(numerics.leaf_name(path), new) if isinstance(node, kind) else new
+
+    return inside((), state)

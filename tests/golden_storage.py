@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import adamw_jax as aj
+from adamw_jax.moments.parts import with_moment
 from adamw_jax.scaling import percentile_clipping
 from adamw_jax.storage import eight_bit, four_bit, quantize_state
 from adamw_jax.storage.levels import dynamic, linear_without_zero
@@ -260,7 +261,7 @@ def with_recorded(case: Case, state: Any, fields: dict[str, str], row: int) -> A
         scales = jnp.asarray(case.arrays[f"absmax{number}_{leaf}"][row])
         part = getattr(moments, fields[number])
         value = {**part.moment, leaf: dataclasses.replace(node, codes=codes, scales=scales)}
-        moments = moments._replace(**{fields[number]: part._replace(moment=value)})
+        moments = moments._replace(**{fields[number]: with_moment(part, value)})
     return state._replace(stages={**state.stages, "estimate_moments": moments})
 
 

@@ -379,7 +379,7 @@ def test_momentum_is_an_uncorrected_average_of_updates() -> None:
     for t in range(1, 4):
         updates, state = tx.update(g, state, g)
         assert float(updates[0]) == pytest.approx(-0.1 * (1 - 0.75**t), rel=1e-2)
-        assert state.stages["average_updates"].moment.dtype == jnp.bfloat16
+        assert state.stages["average_updates"].average.dtype == jnp.bfloat16
     plain = adafactor(0.1, **PLAIN)
     without = plain.init(g)
     assert "average_updates" not in without.stages

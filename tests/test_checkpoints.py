@@ -130,7 +130,7 @@ def test_migrates_over_wrapping_and_tails(
     old = restored(saved(tmp_path, state)) if plain else state
     with jax.numpy_dtype_promotion("standard"):
         new, report = aj.migrate_state(old, WRAPPED[name], params)
-        assert "stages/estimate_moments/first/moment/dense/kernel" in report.kept
+        assert "stages/estimate_moments/first/average/dense/kernel" in report.kept
         assert "count" in report.kept
         assert not report.dropped
         got, _ = train(WRAPPED[name], params, new, range(5, 10))
@@ -155,20 +155,19 @@ REFUSED = {
     "another shape": (
         aj.adamw(0.1),
         {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}},
-        r"first/moment/dense/kernel has shape \(3, 2\) in the checkpoint and \(4, 2\) now",
+        r"first/average/dense/kernel has shape \(3, 2\) in the checkpoint and \(4, 2\) now",
     ),
-    "another dtype": (aj.adamw(0.1, state_dtype=jnp.bfloat16), PARAMS, r"is float32.*bfloat16"),
     "another leaf": (
         aj.adamw(0.1),
         {"dense": {**PARAMS["dense"], "scale": jnp.ones(2)}},
-        r"first/moment/dense/scale is in the new recipe but not in the checkpoint",
+        r"first/average/dense/scale is in the new recipe but not in the checkpoint",
     ),
     "two recipes": (
         optax.chain(aj.adamw(0.1), aj.adamw(0.1)),
         PARAMS,
-        r"exactly one recipe of adamw_jax, found 2",
+        r"recipes of saved are at \['the root'\], those of the state of tx at \['0', '1'\]",
     ),
-    "optax": (optax.adamw(0.1), PARAMS, r"exactly one recipe.*found 0"),
+    "optax": (optax.adamw(0.1), PARAMS, r"the state of tx holds no recipe.*to_optax"),
 }
 
 
@@ -271,8 +270,7 @@ def test_only_what_means_the_same_goes_from_optax_and_back(theirs: str) -> None:
             aj.to_optax(run, tx, params)
             back.add(name)
     assert there == CORRESPONDS[theirs]
-    # Averaged weights would be lost; that LARS's momentum has the rate inside, no state tells.
-    assert back == there - {"gadam"} | ({"lars"} if theirs == "sgd" else set())
+    assert back == there - {"gadam"}  # averaged weights would be lost
 
 
 def test_a_maximum_of_the_raw_moment_is_not_optax_s() -> None:
@@ -396,8 +394,11 @@ def test_sharded_state_follows_the_parameters_without_collectives() -> None:
     for leaf in jax.tree.leaves(state.stages):
         assert leaf.ndim == 0 or leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
+    traces = []
+
     @jax.jit
     def step(params, state, gradients):
+        traces.append(1)
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -408,9 +409,9 @@ def test_sharded_state_follows_the_parameters_without_collectives() -> None:
     assert new_params["w"].sharding.is_equivalent_to(sharding, 2)
     pinned = aj.set_hyperparams(new_state, learning_rate=0.01)
     step(new_params, new_state, params)
-    before = step._cache_size()
+    before = len(traces)
     step(new_params, pinned, params)
-    assert step._cache_size() == before
+    assert len(traces) == before
 
 
 def test_from_optax_needs_the_saved_rate_where_ours_is_a_schedule() -> None:

@@ -396,7 +396,7 @@ def test_pullback_of_alternating_and_previous_arrays() -> None:
     assert_equal(state.inner.stages["estimate_moments"].first.previous, at(gradients, 7))
     tx = lookahead(adamw_jax.adafactor(0.05, b1=0.9), 2, inner_state="pullback")
     _, state = run(tx, sample_params(), gradients)
-    assert sorted(state.momentum) == ["moment"]
+    assert sorted(state.momentum) == ["average"]
 
 
 def check_lookahead(tx: Any) -> None:

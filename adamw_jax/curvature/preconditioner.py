@@ -95,7 +95,15 @@ def inverse_preconditioner(
             "tx must be a recipe of adamw_jax, for a state of optax the one with the same numbers, "
             f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
         )
-    params = real_params(params)
+    given = params
+    params, gradient = numerics.unbox(real_params(params)), numerics.unbox(gradient)
+    found = _plain_inverse(tx, numerics.unbox(opt_state), params, gradient, loss)
+    return jax.tree.unflatten(jax.tree.structure(given), jax.tree.leaves(found))
+
+
+def _plain_inverse(
+    tx: Composed, opt_state: State, params: Tree, gradient: Tree | None, loss: Mapping[str, Any]
+) -> Tree:
     at = _place(tx)
     state = _state(tx, opt_state, params)
     if tx.frozen is None:

@@ -3,6 +3,7 @@
 from adamw_jax.moments.amsgrad import MaximumState, amsgrad_max
 from adamw_jax.moments.averages import (
     CenteredSquaresState,
+    SquaresState,
     ema,
     ema_of_centered_squares,
     ema_of_squared_momentum,
@@ -35,6 +36,7 @@ __all__ = [
     "MomentsState",
     "Part",
     "Reading",
+    "SquaresState",
     "amsgrad_max",
     "correct_bias",
     "ema",

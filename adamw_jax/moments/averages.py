@@ -12,7 +12,8 @@ Array([0., 0.], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.moments.parts import AverageState, Part, average
+from adamw_jax.moments.parts import Part, average
+from adamw_jax.moments.record import Clock
 from adamw_jax.stage import Step
 
 Tree = Any
@@ -53,6 +55,19 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
         real=False,
         storage=storage,
     )
+
+
+class SquaresState(NamedTuple):
+    """State of ``ema_of_squares``.
+
+    Attributes:
+      squares: the average, params-shaped.
+      clock: of its rate.
+    """
+
+    squares: Tree
+    clock: Clock
+    moment = property(operator.itemgetter(0))
 
 
 def ema_of_squares(
@@ -97,18 +112,23 @@ def ema_of_squares(
         squares,
         dtype=dtype,
         real=True,
+        kind=SquaresState,
         from_first=from_first,
         storage=storage,
     )
 
 
-class SquaredMomentumState(AverageState):
+class SquaredMomentumState(NamedTuple):
     """State of ``ema_of_squared_momentum``.
 
     Attributes:
-      moment: the average, params-shaped.
+      squared_momentum: the average, params-shaped.
       clock: of its rate.
     """
+
+    squared_momentum: Tree
+    clock: Clock
+    moment = property(operator.itemgetter(0))
 
 
 def ema_of_squared_momentum(
@@ -148,13 +168,17 @@ def ema_of_squared_momentum(
     )
 
 
-class CenteredSquaresState(AverageState):
+class CenteredSquaresState(NamedTuple):
     """State of ``ema_of_centered_squares``.
 
     Attributes:
-      moment: the average, params-shaped.
+      centered_squares: the average, params-shaped.
       clock: of its rate.
     """
+
+    centered_squares: Tree
+    clock: Clock
+    moment = property(operator.itemgetter(0))
 
 
 def ema_of_centered_squares(

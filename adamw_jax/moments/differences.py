@@ -13,6 +13,7 @@ paper's betas are 1 minus them, and averages start at 0 and are corrected.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,19 +33,20 @@ class DifferencesState(NamedTuple):
     """State of ``gradient_differences``.
 
     Attributes:
-      moment: the average of gradients, params-shaped.
+      average: the average of gradients, params-shaped.
       difference: the average of their differences, params-shaped.
       previous: the previous gradient, params-shaped.
-      clock: the weights of ``moment``.
+      clock: the weights of ``average``.
       difference_clock: the weights of ``difference``.
     """
 
-    moment: Tree
+    average: Tree
     difference: Tree
     previous: Tree
     clock: Clock
     difference_clock: Clock
-    momenta = ("moment", "difference", "clock", "difference_clock")
+    moment = property(operator.itemgetter(0))
+    momenta = ("average", "difference", "clock", "difference_clock")
 
 
 def gradient_differences(
@@ -148,5 +150,14 @@ def gradient_differences(
         return state._replace(previous=order.after(state.previous, step.count, *readers, kept=True))
 
     declared = declare(b1=b1, b2=b2)
-    part = Part("gradient_differences", declared, init, update, read, entry=entry, settle=settle)
+    part = Part(
+        "gradient_differences",
+        declared,
+        init,
+        update,
+        read,
+        kind=DifferencesState,
+        entry=entry,
+        settle=settle,
+    )
     return part._replace(storage=storage)

@@ -26,7 +26,7 @@ from jax import lax
 from adamw_jax.checks import whole_number
 from adamw_jax.gradients import check_floating, check_gradient
 from adamw_jax.moments.averages import ema, ema_of_squares
-from adamw_jax.moments.parts import Part
+from adamw_jax.moments.parts import Part, with_moment
 from adamw_jax.moments.record import DELAYED, Moments, emptied
 from adamw_jax.order import WHOLE, after, is_on_cpu, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
@@ -90,6 +90,8 @@ def estimate_moments(
         return MomentsState(first.init(params), second.init(params), jnp.zeros([], jnp.int32))
 
     def apply(gradient: Tree, state: MomentsState, step: Step) -> tuple[Moments, MomentsState]:
+        for field, part in (("first", first), ("second", second)):
+            _check_kind(part, getattr(state, field), field)
         kept = [part.moment for part in state[:2] if hasattr(part, "moment")]
         check_gradient(gradient, kept[0] if kept else step.params)
         restarted = None
@@ -125,7 +127,7 @@ def estimate_moments(
         known = jax.tree.map(lambda d: known_once_whole(d, step.count), direction)
         step.signals[WHOLE] = known
         value = after(state.second.moment, step.count, known)
-        return state._replace(second=state.second._replace(moment=value))
+        return state._replace(second=with_moment(state.second, value))
 
     made = stage(
         "estimate_moments",
@@ -139,6 +141,15 @@ def estimate_moments(
     parts = {"first": first, "second": second}
     formats = {name: part.storage for name, part in parts.items() if part.storage is not None}
     return stage_of(stored(made.spec, choose(formats))) if formats else made
+
+
+def _check_kind(part: Part, state: Any, field: str) -> None:
+    if part.kind is not None and type(state) is not part.kind:
+        raise ValueError(
+            f"the state belongs to another optimizer: its {field} moment is a "
+            f"{type(state).__name__}, and {part.name} keeps a {part.kind.__name__}. Start with "
+            "tx.init(params)."
+        )
 
 
 def restart_moments(state: Any) -> Any:

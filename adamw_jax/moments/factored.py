@@ -250,7 +250,7 @@ def factored_squares(
             return state.rows
         return numerics.map_named(leaf, gradient, state.rows, state.columns)
 
-    return Part("factored_squares", declared, init, update, read)
+    return Part("factored_squares", declared, init, update, read, kind=FactoredSquaresState)
 
 
 def mean_square(g: jax.Array, axes: Shape) -> jax.Array:

@@ -11,6 +11,7 @@ It is a sum, not an average, so nothing corrects its bias.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +31,12 @@ class HeavyBallState(NamedTuple):
     """State of ``heavy_ball``.
 
     Attributes:
-      moment: the momentum buffer, params-shaped.
+      buffer: the momentum buffer, params-shaped.
     """
 
-    moment: Tree
-    momenta = ("moment",)
+    buffer: Tree
+    moment = property(operator.itemgetter(0))
+    momenta = ("buffer",)
 
 
 def heavy_ball(
@@ -94,5 +96,4 @@ def heavy_ball(
 
         return Reading(jax.tree.map(leaf, state.moment, gradient))
 
-    part = Part("heavy_ball", declared, init, update, read)
-    return part._replace(storage=storage)
+    return Part("heavy_ball", declared, init, update, read, kind=HeavyBallState, storage=storage)

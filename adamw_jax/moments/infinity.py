@@ -10,6 +10,7 @@ True
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +29,11 @@ class InfinityNormState(NamedTuple):
     """State of ``infinity_norm``.
 
     Attributes:
-      moment: the running maximum, params-shaped and real.
+      largest: the running maximum, params-shaped and real.
     """
 
-    moment: Tree
+    largest: Tree
+    moment = property(operator.itemgetter(0))
 
 
 def infinity_norm(
@@ -76,5 +78,7 @@ def infinity_norm(
         return Reading(jax.tree.map(numerics.widen, state.moment))
 
     declared = declare(b2=b2, eps=eps)
-    part = Part("infinity_norm", declared, init, update, read, magnitude=True)
+    part = Part(
+        "infinity_norm", declared, init, update, read, kind=InfinityNormState, magnitude=True
+    )
     return part._replace(storage=storage)

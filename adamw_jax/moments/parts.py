@@ -9,6 +9,7 @@ second moment needs. State trees are shaped like the parameters, so that shardin
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ class Part(NamedTuple):
         place of the gradient, or None (only for first moments).
       settle: ``(state after the update, state of the second moment after its, step) -> state``, the
         last word of a first moment whose arrays the second moment's entry reads, or None.
+      kind: the class of its state, or None where it has none of its own.
       storage: how its arrays are stored, or None for as they are.
     """
 
@@ -50,20 +52,30 @@ class Part(NamedTuple):
     magnitude: bool = False
     entry: Callable[[Any, Tree, Step], Tree] | None = None
     settle: Callable[[Any, Any, Step], Any] | None = None
+    kind: type | None = None
     storage: Any = None
 
 
 class AverageState(NamedTuple):
-    """State of an exponential moving average, of ``ema`` and its kin.
+    """State of an exponential moving average of gradients, or of what a part of yours averages.
+
+    The first field of every part is its moment, and the field's name says of what, so that no
+    checkpoint of one is taken for another's.
 
     Attributes:
-      moment: the average, params-shaped.
+      average: params-shaped.
       clock: the sum of its weights, and their ages.
     """
 
-    moment: Tree
+    average: Tree
     clock: Clock
-    momenta = ("moment", "clock")
+    moment = property(operator.itemgetter(0))
+    momenta = ("average", "clock")
+
+
+def with_moment(state: Any, moment: Tree) -> Any:
+    """The state of a part with another moment."""
+    return state._replace(**{state._fields[0]: moment})
 
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
@@ -89,21 +101,21 @@ def average(
     *,
     dtype: Any = None,
     real: bool,
-    kind: type[AverageState] = AverageState,
+    kind: type = AverageState,
     floor: Callable[[Step], jax.Array] | None = None,
     from_first: bool = False,
     storage: Any = None,
 ) -> Part:
     """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
 
-    ``kind`` tells by its type what is averaged; ``floor`` gives what is added to the accumulator at
-    every step; ``from_first`` makes the first entry the first value.
+    ``kind`` is the class of its state, of the average and its clock; ``floor`` gives what is added
+    to the accumulator at every step; ``from_first`` makes the first entry the first value.
     """
 
-    def init(params: Tree) -> AverageState:
+    def init(params: Tree) -> Any:
         return kind(zeros(params, dtype, real), Clock.start())
 
-    def update(gradient: Tree, state: AverageState, step: Step, first: Reading | None):
+    def update(gradient: Tree, state: Any, step: Step, first: Reading | None):
         b = step[rate_name]
         if from_first:
             b = started(b, state.clock)
@@ -119,11 +131,11 @@ def average(
         value = jax.tree.map(leaf, state.moment, entries(gradient, first))
         return kind(value, state.clock.tick(b))
 
-    def read(state: AverageState, gradient: Tree, step: Step) -> Reading:
+    def read(state: Any, gradient: Tree, step: Step) -> Reading:
         del gradient
         return Reading(jax.tree.map(numerics.widen, state.moment), state.clock, step[rate_name])
 
-    return Part(name, hyperparams, init, update, read, storage=storage)
+    return Part(name, hyperparams, init, update, read, kind=kind, storage=storage)
 
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:

@@ -13,6 +13,7 @@ in the form of the authors' code: no bias correction of the buffers, so first st
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,17 +33,18 @@ class PositiveNegativeState(NamedTuple):
     """State of ``positive_negative``.
 
     Attributes:
-      moment: the buffer of the odd steps, params-shaped.
+      average: the buffer of the odd steps, params-shaped.
       other: that of the even steps.
-      odd: whether ``moment`` was written last, a bool.
+      odd: whether ``average`` was written last, a bool.
       clock: the weights of an average with rate b1.
     """
 
-    moment: Tree
+    average: Tree
     other: Tree
     odd: jax.Array
     clock: Clock
-    momenta = ("moment", "other", "clock")
+    moment = property(operator.itemgetter(0))
+    momenta = ("average", "other", "clock")
 
 
 def positive_negative(
@@ -112,5 +114,12 @@ def positive_negative(
         )
         return Reading(value, state.clock, step["b1"])
 
-    part = Part("positive_negative", declare(b1=b1, b0=b0), init, update, read)
+    part = Part(
+        "positive_negative",
+        declare(b1=b1, b0=b0),
+        init,
+        update,
+        read,
+        kind=PositiveNegativeState,
+    )
     return part._replace(storage=storage)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from adamw_jax import numerics
+from adamw_jax.boxes import boxed
 
 State = Any
 Tree = Any
@@ -48,16 +49,17 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Raises:
       ValueError: the states differ by more than packing.
     """
+    plain = numerics.unbox(params)
     want, structure = jax.tree_util.tree_flatten_with_path(
-        jax.eval_shape(tx.init, params), is_leaf=_is_absent
+        jax.eval_shape(tx.init, plain), is_leaf=_is_absent
     )
-    have, found = jax.tree.flatten(saved, is_leaf=_is_absent)
+    have, found = jax.tree.flatten(numerics.unbox(saved), is_leaf=_is_absent)
     if found != structure:
         raise ValueError(
             "saved is not the state of tx up to packing: it has the structure "
             f"{found}, expected {structure}. For other edits use migrate_state."
         )
-    sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(params)}
+    sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(plain)}
     trees: dict[Any, list[tuple[int, int]]] = {}  # leaves of the state, and of what length, by tree
     for i, (path, _) in enumerate(want):
         start = numerics.owner_in(path, sizes)
@@ -70,7 +72,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
             cut = _recut(old, new, [length for _, length in members])
             for (i, _), value in zip(members, cut, strict=True):
                 values[i] = value
-    return jax.tree.unflatten(structure, values)
+    return boxed(jax.tree.unflatten(structure, values), tx, params, saved)
 
 
 def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> list[Any]:

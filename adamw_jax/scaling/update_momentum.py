@@ -30,11 +30,11 @@ class AverageUpdatesState(NamedTuple):
     """State of ``average_updates``.
 
     Attributes:
-      moment: the moving average, params-shaped.
+      average: the moving average, params-shaped.
     """
 
-    moment: Tree
-    momenta = ("moment",)
+    average: Tree
+    momenta = ("average",)
 
 
 def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
@@ -65,10 +65,10 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
             lambda m, u: lax.add(
                 numerics.scaled(b1, numerics.widen(m)), numerics.scaled(rest, numerics.widen(u))
             ),
-            state.moment,
+            state.average,
             update,
         )
-        return moved, AverageUpdatesState(numerics.cast_like(moved, state.moment))
+        return moved, AverageUpdatesState(numerics.cast_like(moved, state.average))
 
     return stage(
         "average_updates", Kind.UPDATE, Kind.UPDATE, apply, init=init, hyperparams=declare(b1=b1)
