@@ -72,8 +72,8 @@ class IterateAverageState(NamedTuple):
             due, collected = beside(self.due, wide), beside(self.collected, wide)
             share, slot = (beside(x, wide) for x in self.next)
             if mean.ndim > theta.ndim:
-                window = mean.shape[-1 - theta.ndim]
-                return _last(mean, wide, window, due, collected, slot)
+                axis = jax.tree.leaves(self.due)[0].ndim  # behind those of a mapped state
+                return _last(mean, wide, axis, due, collected, slot)
             now = mean + numerics.like(jnp.where(due, share, jnp.zeros_like(share)), mean) * (
                 wide - mean
             )
@@ -227,10 +227,12 @@ def _steps(name: str, value: Any, least: int) -> Any:
     return value if isinstance(value, jax.Array) else whole_number(name, value, least)
 
 
-def _last(kept: Any, theta: Any, window: int, due: Any, collected: Any, slot: Any) -> jax.Array:
-    """The mean of the last ``window`` iterates, the present one among them where it is due."""
-    axis = kept.ndim - 1 - theta.ndim
-    rows = jnp.arange(window).reshape((window,) + (1,) * theta.ndim)
+def _last(kept: Any, theta: Any, axis: int, due: Any, collected: Any, slot: Any) -> jax.Array:
+    """The mean of the iterates along an axis, the present one among them where it is due."""
+    window = kept.shape[axis]
+    rows = lax.broadcasted_iota(
+        jnp.int32, (1,) * axis + (window,) + (1,) * (theta.ndim - axis), axis
+    )
     fresh = jnp.expand_dims(due, axis) & (rows == jnp.expand_dims(slot, axis))
     filled = fresh | (rows < jnp.expand_dims(collected, axis))
     values = jnp.where(fresh, jnp.expand_dims(theta, axis), kept)
