@@ -20,6 +20,9 @@ AVERAGES: dict[str, Any] = {
         kind: lambda kind=kind: aj.compose(aj.sgdw(0.1), aj.average_iterates(1, 1, kind))
         for kind in KINDS
     },
+    "debiased ema": lambda: aj.compose(
+        aj.sgdw(0.1), aj.average_iterates(1, 2, "ema", debias=True, warm_up=True)
+    ),
     "last, now and then": lambda: aj.compose(aj.sgdw(0.1), aj.average_iterates(1, 3, "last")),
     "lookahead": lambda: aj.compose(aj.sgdw(0.1), aj.lookahead()),
     "lookahead around": lambda: aj.lookahead(optax.sgd(0.1), inner_state="reset"),
