@@ -99,7 +99,8 @@ def decoupled_decay(
       learning_rate: the recipe's learning rate, which the forms ``"schedule"`` and ``"proximal"``
         need.
       base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0; needed where
-        ``learning_rate`` is a schedule, and otherwise the learning rate itself.
+        ``learning_rate`` is a schedule or an array, as ``optax.inject_hyperparams`` gives; the
+        learning rate itself where that is a number.
       rules: per-parameter multipliers of the coefficient.
 
     Returns:
@@ -184,6 +185,12 @@ def _base(learning_rate: Any, base: float | None) -> Any:
         raise ValueError(
             'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '
             "which the schedule is divided."
+        )
+    if isinstance(learning_rate, jax.Array):
+        raise ValueError(
+            'decay="schedule" divides by the peak of the learning rate, but the learning rate is '
+            f"{learning_rate!r}, an array, of which nobody knows whether it is the peak: "
+            "optax.inject_hyperparams gives the value of each step. Give base_learning_rate."
         )
     return learning_rate
 

@@ -2,7 +2,7 @@
 
 A hyperparameter is a number, an array, a tracer, or a schedule: a function of the step count
 (0 at the first update). Concrete numbers are checked where the optimizer is built; tracers and
-the values of schedules cannot be.
+the values of schedules cannot be, so that a schedule that gives a negative learning rate climbs.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ class Domain(NamedTuple):
 
     words: str
     contains: Callable[[float], bool]
+    infinite: bool = False  # whether infinity is a value, as that of a bound that bounds nothing
+    remedy: str = ""
 
 
 NONNEGATIVE = Domain("a number >= 0", lambda x: x >= 0)
+LENGTH = NONNEGATIVE._replace(remedy=" To climb, negate the loss or the gradients.")
 POSITIVE = Domain("a number > 0", lambda x: x > 0)
+BOUND = POSITIVE._replace(infinite=True)
 DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
 FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
 HALF = Domain("a number in [0, 0.5]", lambda x: 0 <= x <= 0.5)
 EXPONENT = Domain("a number in (0, 1]", lambda x: 0 < x <= 1)
-AT_LEAST_ONE = Domain("a number >= 1", lambda x: x >= 1)
+AT_LEAST_ONE = Domain("a number >= 1", lambda x: x >= 1, infinite=True)
 REAL = Domain("a finite number", math.isfinite)
 
 DOMAINS: dict[str, Domain] = {
-    "learning_rate": NONNEGATIVE,
+    "learning_rate": LENGTH,
     "base_learning_rate": POSITIVE,
     "weight_decay": NONNEGATIVE,
     "l2": NONNEGATIVE,
@@ -49,14 +53,14 @@ DOMAINS: dict[str, Domain] = {
     "b3": DECAY_RATE,
     "b0": REAL,
     "partial": HALF,
-    "max_grad_norm": POSITIVE,
+    "max_grad_norm": BOUND,
     "clip_eps": NONNEGATIVE,
-    "max_step": POSITIVE,
+    "max_step": BOUND,
     "decay_rate": EXPONENT,
     "max_b2": DECAY_RATE,
     "clipping_threshold": AT_LEAST_ONE,
     "min_scale": NONNEGATIVE,
-    "max_scale": POSITIVE,
+    "max_scale": BOUND,
     "eps": NONNEGATIVE,
     "eps_root": NONNEGATIVE,
     "momentum": FRACTION,
@@ -68,9 +72,9 @@ DOMAINS: dict[str, Domain] = {
     "trust_coefficient": POSITIVE,
     "min_norm": NONNEGATIVE,
     "min_weight_norm": NONNEGATIVE,
-    "max_weight_norm": POSITIVE,
+    "max_weight_norm": BOUND,
     "min_ratio": NONNEGATIVE,
-    "max_ratio": POSITIVE,
+    "max_ratio": BOUND,
     "beta": DECAY_RATE,
     "floor": NONNEGATIVE,
     "sigma": NONNEGATIVE,
@@ -152,9 +156,13 @@ def in_domain(value: Any, domain: Domain, expected: str) -> None:
     """Raises where a concrete number is outside, also once it is rounded to the scalars' dtype."""
     concrete = float(value)
     if math.isnan(concrete) or not domain.contains(concrete):
-        raise ValueError(f"{expected}, got {concrete!r}.")
+        raise ValueError(f"{expected}, got {concrete!r}.{domain.remedy}")
     dtype = numerics.default_float()
-    if not domain.contains(float(np.asarray(concrete, dtype))):
+    with np.errstate(over="ignore"):
+        rounded = float(np.asarray(concrete, dtype))
+    if math.isinf(concrete) and not domain.infinite:
+        raise ValueError(f"{expected}, got {concrete!r}, which is not finite.")
+    if not domain.contains(rounded) or math.isinf(rounded) > math.isinf(concrete):
         raise ValueError(f"{expected}, got {concrete!r}, which {dtype} rounds out of that range.")
 
 

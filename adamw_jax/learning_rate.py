@@ -24,7 +24,8 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
     """Multiplies the direction by minus the learning rate.
 
     Args:
-      learning_rate: number >= 0, or a schedule of the step count.
+      learning_rate: number >= 0, or a schedule of the step count, whose values are not checked: a
+        negative one climbs. To climb on purpose, negate the loss or the gradients.
       flip_sign: False leaves the sign alone, for maximisation.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 import adamw_jax
 from adamw_jax import (
     Rule,
+    adafactor,
     adam,
     adamax,
     adamw,
@@ -39,11 +41,13 @@ from tests.catalogue import (
     PLAIN,
     REFUSED,
     Entry,
+    assert_close,
     at,
     label,
     numeric_arguments,
     sample_gradients,
     sample_params,
+    whole_numbers,
 )
 
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
@@ -68,6 +72,15 @@ ABOVE_ZERO = (
 )
 AT_LEAST_ONE = ("clipping_threshold",)
 ANY = ("b0", "target")
+BOUNDS = (
+    "clipping_threshold",
+    "max_grad_norm",
+    "max_ratio",
+    "max_scale",
+    "max_step",
+    "max_weight_norm",
+)
+"""Infinity bounds nothing, and is allowed."""
 
 
 def make(entry: Entry, **options: Any) -> Any:
@@ -84,7 +97,7 @@ def make(entry: Entry, **options: Any) -> Any:
 
 @numbers
 def test_numbers_out_of_range(entry: Entry, name: str) -> None:
-    """Negative, NaN, and too large numbers; as Python, NumPy and JAX scalars."""
+    """Negative, NaN, infinite, and too large numbers; as Python, NumPy and JAX scalars."""
     bad = [-0.5, float("nan"), np.float32(-0.5), np.float64("nan"), jnp.float32(-0.5)]
     if name in BELOW_ONE:
         bad += [1.0, 1.5, 1, jnp.float32(1.0)]
@@ -97,13 +110,47 @@ def test_numbers_out_of_range(entry: Entry, name: str) -> None:
     if name in AT_LEAST_ONE:
         bad += [0.0, 0.75]
     if name in ANY:
-        bad = [float("nan"), float("inf"), np.float32("nan")]
+        bad = [float("nan"), np.float32("nan")]
+    bad += [] if name in BOUNDS else [float("inf"), np.float32("inf"), jnp.float32("inf"), 1e39]
     for value in bad:
-        shown = repr(float(value)).replace(".", r"\.")
+        shown = re.escape(repr(float(value)))
         with pytest.raises(
             ValueError, match=rf"\b{name} must be a (finite )?number .* got {shown}"
         ):
             make(entry, **{name: value})
+
+
+def test_a_negative_learning_rate_has_a_remedy() -> None:
+    """A number is refused, here and there; what a schedule gives is not known."""
+    with pytest.raises(ValueError, match=r"got -0\.1\. To climb, negate the loss or the gradients"):
+        adamw(-0.1)
+    state = adamw(0.1).init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"got -0\.1\. To climb, negate the loss"):
+        set_hyperparams(state, learning_rate=-0.1)
+    with pytest.raises(ValueError, match=r"learning_rate .* got inf, which is not finite"):
+        set_hyperparams(state, learning_rate=float("inf"))
+    climbing = adamw(lambda count: -0.1, weight_decay=0.0)
+    assert float(climbing.update(jnp.ones(2), state, jnp.ones(2))[0][0]) > 0
+
+
+@pytest.mark.parametrize("make", [adamw, adafactor], ids=["adamw", "adafactor"])
+def test_decay_by_the_schedule_needs_a_base_under_injection(make: Any) -> None:
+    """An array may be the value of one step: then lr_t / lr_0 were 1 for ever."""
+    schedule, one = optax.linear_schedule(0.1, 0.0, 10), jnp.ones(1)
+    static = ("decay", *(whole_numbers(Entry(make.__name__, make.__name__, {}))))
+    inject = optax.inject_hyperparams(make, static_args=static)
+    options = {"weight_decay": 0.01, "decay": "schedule"}
+    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+        inject(learning_rate=schedule, **options).init(one)
+    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+        make(jnp.float32(0.1), **options)
+    tx = inject(learning_rate=schedule, base_learning_rate=0.1, **options)
+    plain = make(schedule, base_learning_rate=0.1, **options)
+    state, own, zero = tx.init(one), plain.init(one), jnp.zeros(1)
+    for _ in range(4):
+        update, state = tx.update(zero, state, one)
+        expected, own = plain.update(zero, own, one)
+        assert_close(update, expected)
 
 
 @numbers
@@ -124,6 +171,7 @@ def test_numbers_that_are_fine(entry: Entry, name: str) -> None:
     good += [] if name in ABOVE_ZERO else [0.0, 0]
     if name in AT_LEAST_ONE:
         good = [1.0, 1, np.float32(1.5), lambda count: 2.0]
+    good += [float("inf")] if name in BOUNDS else []
     for value in good:
         assert isinstance(make(entry, **{name: value}), optax.GradientTransformation)
 

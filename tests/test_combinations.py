@@ -158,6 +158,19 @@ def test_no_clipped_step_is_too_long(momentum: float | None) -> None:
     assert longest == pytest.approx(0.25, rel=1e-5)
 
 
+@pytest.mark.parametrize("per_leaf", [False, True])
+def test_a_step_of_no_length_is_none(per_leaf: bool) -> None:
+    """Learning rate and longest step may reach 0 together."""
+    sinking = optax.linear_schedule(0.1, 0.0, 2)
+    tx = aj.clipped_sgd(sinking, sinking, per_leaf=per_leaf)
+    params = sample_params()
+    state = tx.init(params)
+    for _ in range(3):
+        with jax.debug_nans(True):
+            updates, state = tx.update(params, state, params)
+    np.testing.assert_array_equal(updates["dense"]["kernel"], 0.0)
+
+
 def test_friction_does_not_see_who_owns_the_gradient() -> None:
     """The same array object twice is as good as two copies: the previous gradient is a copy."""
     tx, params, gradient = aj.diffgrad(0.1), jnp.ones(3), jnp.array([1.0, -2.0, 3.0])
@@ -215,10 +228,37 @@ def test_an_argument_of_another_average_is_refused() -> None:
     for kind, options in (
         ("equal", {"decay": 0.9}),
         ("ema", {"window": 3}),
+        ("equal", {"debias": True}),
+        ("last", {"warm_up": True}),
         ("last", {"weights": 1.0}),
     ):
         with pytest.raises(ValueError, match=r"is an argument of kind=.*leave .* out"):
             aj.average_iterates(kind=kind, **options)
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("period", [1, 3])
+def test_how_an_exponential_average_starts(period: int, debias: bool, warm_up: bool) -> None:
+    """Against its weights in NumPy; a warm-up counts collections, wherever they start."""
+    start, b, collected = 4, 0.9, []
+    options = {"decay": b, "debias": debias, "warm_up": warm_up}
+    tx = aj.compose(
+        aj.sgdw(0.1, momentum=None), aj.average_iterates(start, period, "ema", **options)
+    )
+    params = jnp.array([1.0, -1.0])
+    state = tx.init(params)
+    for t in range(1, 20):
+        updates, state = jax.jit(tx.update)(jnp.sin(params * t), state, params)
+        params = optax.apply_updates(params, updates)
+        if t > start and (t - start) % period == 0:
+            collected.append(np.asarray(params, np.float64))
+        n = np.arange(len(collected))
+        rates = np.minimum(b, (1 + n) / (10 + n)) if warm_up else np.full(len(n), b)
+        weights = (1 - rates) if debias else np.where(n == 0, 1.0, 1 - rates)
+        weights = weights * np.array([np.prod(rates[i + 1 :]) for i in n])
+        expected = params if not collected else weights / weights.sum() @ np.stack(collected)
+        assert_close(aj.eval_params(state, params), expected)
 
 
 @pytest.mark.parametrize("kind", ["equal", "weighted", "by number", "ema", "last"])

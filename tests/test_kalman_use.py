@@ -265,6 +265,40 @@ def test_numbers_may_be_schedules_tracers_and_pinned(factory: Any) -> None:
 
 
 @both
+@pytest.mark.parametrize(
+    ("loud", "bad"),
+    [
+        ("gradient", 3e19),  # what is not finite there is seen in the parameters, as below
+        *(("loss", bad) for bad in (3e19, np.inf, np.nan)),
+        *(("mean of squares", bad) for bad in (np.inf, np.nan)),
+    ],
+)
+def test_what_is_not_finite_is_not_remembered(factory: Any, bad: float, loud: str) -> None:
+    """A loss or gradient that overflows squared says nothing: P and R stay, nothing is NaN."""
+    params, gradient = sample_params(), at(sample_gradients(), 0)
+    tx = factory(alpha_r=0.5)
+    _, state = step(tx, gradient, tx.init(params), params, value=ONE)
+    error, value, extra = gradient, ONE, {}
+    if loud == "gradient":
+        error = jax.tree.map(lambda g: jnp.full_like(g, bad), gradient)
+    elif loud == "loss":
+        value = jnp.float32(bad)
+    else:
+        extra = {"value_sq_mean": jnp.float32(bad)}
+    held, after = step(tx, error, state, params, value=value, **extra)
+    kept = memory(after)._asdict()
+    assert_finite([kept[name] for name in ("variance", "covariance", "noise") if name in kept])
+    if not np.isnan(bad):
+        assert_finite((held, after))
+    if factory is koala_v:
+        assert float(memory(after).variance) == pytest.approx(float(memory(state).variance) + 1)
+        if loud != "gradient":
+            assert float(memory(after).noise) == float(memory(state).noise)
+    if not np.isnan(bad):
+        assert_finite(step(tx, gradient, after, held, value=ONE))
+
+
+@both
 def test_a_nan_is_not_passed_over(factory: Any) -> None:
     """Not taken for a silent leaf: it is NaN at once, and all the next step is."""
     params, gradient = sample_params(), at(sample_gradients(), 0)

@@ -130,6 +130,23 @@ def test_zero_gradients(floor: float) -> None:
     assert_finite(jax.grad(moved)(zeros))
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("use_previous", [True, False])
+@pytest.mark.parametrize("bad", [3e19, np.inf, np.nan])
+def test_what_is_not_finite_is_not_remembered(bad: float, use_previous: bool, at: int) -> None:
+    """One loud gradient does not stop the optimizer: the next steps are as if it had not been."""
+    tx = norm_adaptive_sgd(0.1, use_previous=use_previous)
+    sizes = [1.0, 2.0, 3.0, 1.5, 1.0]
+    state = quiet = tx.init(jnp.ones(3))
+    for i, size in enumerate(sizes):
+        if i == at:
+            _, state = tx.update(jnp.full(3, bad), state)
+        got, state = tx.update(jnp.full(3, size), state)
+        expected, quiet = tx.update(jnp.full(3, size), quiet)
+        assert_close(got, expected)
+    assert_finite(state)
+
+
 def test_arguments() -> None:
     for options in ({"beta": 1.0}, {"beta": -0.1}, {"floor": -1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be a number"):

@@ -117,6 +117,15 @@ def test_zeros_are_not_recorded() -> None:
     np.testing.assert_array_equal(state.memory.squares, np.full((1, 4), np.float32(2)))
 
 
+def test_the_state_starts_finite() -> None:
+    """Whoever asks whether all is finite is not told of a fault, also before a first zero."""
+    with jax.debug_infs(True):
+        tx = percentile_clipping(50, 3)
+        state = tx.init(jnp.ones(2))
+        _, state = tx.update(jnp.zeros(2), state)
+    np.testing.assert_array_equal(state.memory.squares, np.zeros((1, 3)))
+
+
 def test_what_is_not_finite() -> None:
     """A NaN stays in its element; what is infinite is not recorded; norms that overflow are cut."""
     g = np.ones((5, 2), np.float32)

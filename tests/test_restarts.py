@@ -18,6 +18,7 @@ from tests.catalogue import (
     PLAIN,
     Entry,
     assert_close,
+    assert_finite,
     at,
     label,
     one_operation_at_a_time,
@@ -106,6 +107,7 @@ def test_a_reset_is_a_restart_of_the_moments(name: str) -> None:
     inner, params = BESIDE_MOMENTS[name](), sample_params()
     tx = aj.lookahead(inner, STEPS - 1, 1.0, inner_state="reset")
     state, plain = tx.init(params), inner.init(params)
+    assert_finite(plain)
     with jax.numpy_dtype_promotion("standard"):  # MultiSteps is not strict
         for i in range(STEPS - 1):
             gradient = at(sample_gradients(STEPS), i)

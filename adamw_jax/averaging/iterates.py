@@ -29,7 +29,7 @@ from jax import lax
 
 from adamw_jax import numerics, order
 from adamw_jax.averaging.evaluation import beside
-from adamw_jax.checks import one_of, whole_number
+from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import zeros
 from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage
@@ -55,7 +55,8 @@ class IterateAverageState(NamedTuple):
       collected: iterates in it, int32.
       due: whether the present parameters are still to be collected.
       next: what their collection will do.
-      total: sum of the weights so far, of the kind ``"weighted"``; None of the others.
+      total: sum of the weights so far, of the kind ``"weighted"`` and a debiased ``"ema"``; None of
+        the others.
     """
 
     mean: Tree
@@ -73,8 +74,8 @@ class IterateAverageState(NamedTuple):
             due, collected = beside(self.due, wide), beside(self.collected, wide)
             share, slot = (beside(x, wide) for x in self.next)
             if mean.ndim > theta.ndim:
-                window = mean.shape[-1 - theta.ndim]
-                return _last(mean, wide, window, due, collected, slot)
+                axis = jax.tree.leaves(self.due)[0].ndim  # behind those of a mapped state
+                return _last(mean, wide, axis, due, collected, slot)
             now = mean + numerics.like(jnp.where(due, share, jnp.zeros_like(share)), mean) * (
                 wide - mean
             )
@@ -89,6 +90,8 @@ def average_iterates(
     kind: str = "equal",
     *,
     decay: ScalarOrSchedule | None = None,
+    debias: bool = False,
+    warm_up: bool = False,
     window: int | None = None,
     weights: ScalarOrSchedule | str | None = None,
 ) -> Stage:
@@ -100,7 +103,15 @@ def average_iterates(
       kind: ``"equal"`` weights (iterate averaging, SWA); ``"weighted"`` by ``weights``; ``"ema"``
         with rate ``decay``, which begins as a copy of the first collected; or the ``"last"``
         ``window`` collected.
-      decay: rate of ``"ema"``, in [0, 1), or a schedule of it; None for 0.999.
+      decay: rate b of ``"ema"``, in [0, 1), or a schedule of the step count; None for 0.999.
+      debias: of ``"ema"``: divide by the sum of the weights, so that what was collected n before
+        the last weighs b^n, the first as the others (Adam's correction; ``optax.ema``'s default).
+        False begins with a copy of the first (PyTorch, timm), which outweighs all others for the
+        first 0.7 / (1 - b) collections.
+      warm_up: of ``"ema"``: take the rate min(b, (1 + n) / (10 + n)) after n collections, which
+        averages the last ninth of them until it reaches b. TensorFlow's
+        ``ExponentialMovingAverage(num_updates=)``, which counts steps, where this counts
+        collections: a late ``start`` warms up, too. False takes b from the first.
       window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter; None for
         5.
       weights: of ``"weighted"``, >= 0, a schedule of the steps before the one whose parameters it
@@ -119,12 +130,16 @@ def average_iterates(
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
     one_of("kind", kind, KINDS)
-    options = {
-        "ema": ("decay", decay),
-        "last": ("window", window),
-        "weighted": ("weights", weights),
-    }
-    for its, (name, value) in options.items():
+    for name, value in {"debias": debias, "warm_up": warm_up}.items():
+        switch(name, value)
+    options = [
+        ("ema", "decay", decay),
+        ("ema", "debias", debias or None),
+        ("ema", "warm_up", warm_up or None),
+        ("last", "window", window),
+        ("weighted", "weights", weights),
+    ]
+    for its, name, value in options:
         if value is not None and kind != its:
             raise ValueError(
                 f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
@@ -147,7 +162,7 @@ def average_iterates(
         none = jnp.zeros([], jnp.int32)
         share = jnp.ones([], numerics.default_float())
         due = jnp.zeros([], jnp.bool_)
-        total = jnp.zeros_like(share) if kind == "weighted" else None
+        total = jnp.zeros_like(share) if kind == "weighted" or debias else None
         return IterateAverageState(mean, none, due, Weights(share, jnp.zeros([], jnp.int32)), total)
 
     def apply(
@@ -186,13 +201,22 @@ def average_iterates(
         if by_step:  # the weight of the parameters to come is known in the step that leaves them
             assert total is not None
             share = lax.select(total > 0, jnp.zeros_like(share), jnp.ones_like(share))
-        elif total is not None:
+        elif kind == "weighted":
+            assert total is not None
             weight = lax.select(due, step["average_weight"], jnp.zeros_like(total))
             total = total + weight
             share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.ones_like(total))
         elif kind == "ema":
             rate = step["average_decay"]
-            share = lax.select(collected == 0, jnp.ones_like(rate), jnp.ones_like(rate) - rate)
+            if warm_up:
+                number = numerics.scalar(collected)
+                rate = lax.min(rate, (1.0 + number) / (10.0 + number))
+            share = 1.0 - rate
+            if total is None:
+                share = lax.select(collected == 0, jnp.ones_like(share), share)
+            else:
+                seen = rate * total + share
+                share, total = share / seen, lax.select(due, seen, total)
         else:
             share = 1.0 / (numerics.scalar(collected) + 1.0)
         slot = lax.rem(collected, lax.full_like(collected, window))
@@ -228,10 +252,12 @@ def _steps(name: str, value: Any, least: int) -> Any:
     return value if isinstance(value, jax.Array) else whole_number(name, value, least)
 
 
-def _last(kept: Any, theta: Any, window: int, due: Any, collected: Any, slot: Any) -> jax.Array:
-    """The mean of the last ``window`` iterates, the present one among them where it is due."""
-    axis = kept.ndim - 1 - theta.ndim
-    rows = jnp.arange(window).reshape((window,) + (1,) * theta.ndim)
+def _last(kept: Any, theta: Any, axis: int, due: Any, collected: Any, slot: Any) -> jax.Array:
+    """The mean of the iterates along an axis, the present one among them where it is due."""
+    window = kept.shape[axis]
+    rows = lax.broadcasted_iota(
+        jnp.int32, (1,) * axis + (window,) + (1,) * (theta.ndim - axis), axis
+    )
     fresh = jnp.expand_dims(due, axis) & (rows == jnp.expand_dims(slot, axis))
     filled = fresh | (rows < jnp.expand_dims(collected, axis))
     values = jnp.where(fresh, jnp.expand_dims(theta, axis), kept)

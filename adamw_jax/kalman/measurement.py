@@ -7,7 +7,8 @@
 Leaves, or the entries of a leaf that stacks them, are the layers of the paper: each has its own S,
 P is shared; ``per_leaf=False`` makes all leaves one layer. The leaf whose |e|^2 / S is largest, h,
 is that of the largest |e|, so P - P^2 h = P R / (P max |e|^2 + R), which cancels nothing and stays
-positive in float32.
+positive in float32. A measurement that is not finite, or overflows squared, says nothing: P and R
+stay as they are, and an infinite one moves nothing. A NaN is seen in the update.
 
 >>> import jax.numpy as jnp
 >>> measured("koala_v", {"value": jnp.float32(2.0)}, jnp.float32(0.5))
@@ -129,8 +130,8 @@ def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.A
     """R for this step."""
     if "r" in step.values:
         return step["r"]
-    alpha = step["alpha_r"]
-    return alpha * noise + (1.0 - alpha) * measurement.mean_square
+    alpha, square = step["alpha_r"], measurement.mean_square
+    return lax.select(lax.is_finite(square), alpha * noise + (1.0 - alpha) * square, noise)
 
 
 def start_value(name: str, value: Any) -> Any:
@@ -189,10 +190,12 @@ def gains(
         sizes.append((size, square, decay))
     if not layers.per_leaf:
         sizes = [tuple(map(sum, zip(*sizes, strict=True)))] * len(leaves)
+    lost = jnp.isinf(measurement.mean_square) | jnp.isinf(measurement.residual)
     factor_of, heard_by, loudest = [], [], zero
     for error, own, (size, square, decay) in zip(errors, layered, sizes, strict=True):
         spread = variance * square + noise
-        heard = ~((size < SILENT**2) | (spread <= 0.0))  # NaN is heard: it must not pass unseen
+        silent = (size < SILENT**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
+        heard = lax.bitwise_not(silent)  # NaN is heard: it must not pass unseen
         gain = (measurement.residual + decay) / numerics.nonzero(spread)
         gain = lax.select(heard, gain, lax.full_like(gain, 0))
         square = lax.select(heard, square, lax.full_like(square, 0))
@@ -203,7 +206,8 @@ def gains(
         heard_by.append(heard)
         loudest = lax.max(loudest, square)
     spread = variance * loudest + noise
-    learns, safe = ~(loudest <= 0.0), numerics.nonzero(spread)
+    learns = ~(loudest <= 0.0) & lax.is_finite(measurement.mean_square)
+    safe = numerics.nonzero(spread)
     return Gains(
         *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, heard_by)),
         shrink=lax.select(learns, noise / safe, jnp.ones_like(noise)),

@@ -89,7 +89,7 @@ def clip_step(
 
         def shortened(tree: Tree) -> Tree:
             length = step["learning_rate"] * (global_norm(tree) + _FLOOR)
-            return _times(longest / lax.max(length, longest), tree)
+            return _times(longest / numerics.nonzero(lax.max(length, longest)), tree)
 
         return _over(per_leaf, shortened, direction), state
 

@@ -34,7 +34,8 @@ class NormEstimateState(NamedTuple):
     """State of ``scale_by_norm_estimate``.
 
     Attributes:
-      square: the average of |g|^2 over the gradients so far, a scalar; 0 before the first.
+      square: the average of |g|^2 over the gradients so far, a scalar; 0 before the first. One that
+        is not finite says nothing and is left out.
     """
 
     square: jax.Array
@@ -79,7 +80,7 @@ def scale_by_norm_estimate(
         factor = 1.0 / (numerics.root(square) + step["floor"])
         step.signals[STEP_SIZE] = lax.select(square > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
-        return direction, NormEstimateState(after)
+        return direction, NormEstimateState(lax.select(lax.is_finite(now), after, state.square))
 
     def slopes(gradient: Tree | None, state: NormEstimateState, step: Step) -> Tree:
         del gradient  # what is stored divides the step to come or, without use_previous, the last

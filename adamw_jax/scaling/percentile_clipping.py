@@ -39,7 +39,7 @@ class PercentileClippingState(NamedTuple):
 
     Attributes:
       squares: the last squared norms, one row for each leaf in the order of ``jax.tree.leaves``;
-        infinity before the first.
+        0 before the first.
       seen: gradients so far, int32.
     """
 
@@ -74,7 +74,7 @@ def percentile_clipping(
     def init(params: Tree) -> PercentileClippingState:
         check_floating(params, "parameter")
         rows = 1 if whole_tree else len(jax.tree.leaves(params))
-        squares = jnp.full((rows, history), jnp.inf, numerics.default_float())
+        squares = jnp.zeros((rows, history), numerics.default_float())
         return PercentileClippingState(squares, jnp.zeros([], jnp.int32))
 
     def apply(
@@ -103,8 +103,8 @@ def percentile_clipping(
         slot = lax.rem(seen, lax.full_like(seen, history))
         before = lax.dynamic_index_in_dim(squares, slot, 1)
         now = now[:, None]
-        now = jnp.where((now > 0) & (now < jnp.inf), now, before)
-        squares = jnp.where(jnp.isinf(squares), now, squares)
+        now = jnp.where((now > 0) & lax.is_finite(now), now, before)
+        squares = jnp.where(squares == 0, now, squares)
         squares = lax.dynamic_update_slice_in_dim(squares, now, slot, 1)
         return squares, lax.sort(squares)[:, rank]
 
@@ -112,9 +112,12 @@ def percentile_clipping(
 
 
 def _factor(square: jax.Array, limit: jax.Array) -> jax.Array:
-    """``min(1, sqrt(limit / square))``; 1 where the norm is NaN, which stays in its element."""
+    """``min(1, sqrt(limit / square))``; 1 where the norm is NaN, which stays in its element.
+
+    Without a norm before there is no limit.
+    """
     factor = numerics.root(limit) / numerics.root(square)
-    return jnp.where(square > limit, factor, jnp.ones_like(factor))
+    return jnp.where((square > limit) & (limit > 0), factor, jnp.ones_like(factor))
 
 
 def _check_rows(rows: int, state: PercentileClippingState) -> None:
