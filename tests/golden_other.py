@@ -18,12 +18,12 @@ from adamw_jax.stage import Kind, Step, stage
 from tests.golden_cases import Case
 from tests.golden_rows import (
     Name,
-    Only,
     Options,
     Row,
     dampening,
     decay_if,
     labels,
+    not_offered,
     rates,
     same,
     where,
@@ -49,15 +49,18 @@ def acprop_decay(value: float, case: Case) -> Options:
 
 
 def acprop_maximum(value: bool, case: Case) -> Options:
-    """The rectified branch of the authors' code passes over it."""
-    return {} if case.hyperparameters["rectify"] else {"amsgrad": value}
+    """In the rectified branch the authors' maximum only adds eps to the variance."""
+    assert not (value and case.hyperparameters["rectify"]), not_offered("amsgrad", value, case)
+    return {"amsgrad": value}
 
 
 def clip(limit: float, case: Case) -> Options:
     return {"max_grad_norm": limit or None}
 
 
-def diffgrad_with_live_buffer(learning_rate: float, b1: float, b2: float, eps: float) -> Any:
+def diffgrad_with_live_buffer(
+    learning_rate: float, b1: float, b2: float, eps: float, l2: float = 0.0
+) -> Any:
     """The authors' first version: the previous gradient *is* the gradient from step 2 on."""
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
@@ -67,6 +70,7 @@ def diffgrad_with_live_buffer(learning_rate: float, b1: float, b2: float, eps: f
         return record.scaled(jax.tree.map(factor, record.gradient)), state
 
     return aj.compose(
+        aj.l2_decay(l2),
         aj.estimate_moments(aj.ema(b1), aj.ema_of_squares(b2)),
         stage("live_buffer", Kind.MOMENTS, Kind.MOMENTS, apply),
         aj.correct_bias(),
@@ -184,7 +188,7 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("diffGrad", ""): [
         Row(
             diffgrad_with_live_buffer,
-            {**PLAIN, "weight_decay": Only((0,))},
+            {**PLAIN, "weight_decay": "l2"},
             defaults={"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
             says="Version 1 of the repository",
         ),

@@ -325,7 +325,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
             },
             defaults={"wd": 1e-2, "decouple": True, "sqr_mom": 0.99, "eps": 1e-5},
             own=cycle_of(FASTAI2),
-            own_rtol=1e-6,
+            own_share=1e-6,
             **CYCLE_OF_ADAM,
         )
     ],
