@@ -29,12 +29,8 @@ from tests.golden_rows import (
     where,
 )
 
-PLAIN: dict[str, Name] = {
-    **labels("_seed", "foreach"),
-    "lr": "learning_rate",
-    "eps": "eps",
-    "betas": rates("b1", "b2"),
-}
+RATE: dict[str, Name] = {**labels("_seed", "foreach"), "lr": "learning_rate"}
+PLAIN: dict[str, Name] = {**RATE, **same("eps"), "betas": rates("b1", "b2")}
 DECOUPLED: dict[str, Name] = {"weight_decay": decay_if("decoupled"), "decoupled": None}
 DECOUPLED_WD: dict[str, Name] = {"weight_decay": decay_if("decoupled_wd"), "decoupled_wd": None}
 ALWAYS = {"decoupled": True}
@@ -117,7 +113,7 @@ def adan(after: Sequence[int], steps: int, **options: Any) -> Any:
 
 
 VERSIONS = {0: "abs", 1: "signed", 2: "wide"}
-PNM: dict[str, Name] = {**PLAIN, **DECOUPLED, "betas": rates("b1", "b0")}
+PNM: dict[str, Name] = {**RATE, **DECOUPLED, "betas": rates("b1", "b0")}
 ADAPNM: dict[str, Name] = {
     **PLAIN,
     **DECOUPLED,

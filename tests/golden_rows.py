@@ -96,9 +96,11 @@ class Row:
     def arguments(self, case: Case, own_schedules: bool = False) -> Options:
         """All arguments of ``function``."""
         told = self.told(case)
-        options = {**self.options, **(self.derived(told) if self.derived else {})}
+        options = dict(self.options)
         for key, value in told.hyperparameters.items():
             options.update(self._translated(key, value, told))
+        if self.derived is not None:
+            options.update(self.derived(told))
         found = self.found(case)
         options.update({argument: per_step(array) for argument, array in found.items()})
         if own_schedules or len(found) < len(self.recorded):
