@@ -75,11 +75,16 @@ def inner(text: str, case: Case) -> Options:
 
 def pulled_back(value: str, case: Case) -> Options:
     """What a sync does to the momentum buffer, the only state that PyTorch's versions know of."""
-    if stands_for(case.hyperparameters["inner"], case).system != "sgd":
+    inside = stands_for(case.hyperparameters.get("inner", ""), case)
+    if inside.system != "sgd":
         return {"inner_state": "keep"}
     # The official code pulls the live buffer back to itself, which nothing here repeats.
-    repeated = value != "pullback" or case.source != "lookahead_official" or case.is_negative
-    assert repeated, not_offered("pullback_momentum", value, case)
+    aliased = value == "pullback" and case.source == "lookahead_official" and not case.is_negative
+    # PyTorch dampens the first entry of an emptied buffer, unlike that of a new one.
+    dampened = value == "reset" and inside.hyperparameters.get("dampening")
+    said = not_offered("pullback_momentum", value, case)
+    assert not aliased, said
+    assert not dampened, f"{said} with dampening"
     return {"inner_state": {"none": "keep"}.get(value, value)}
 
 

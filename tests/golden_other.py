@@ -18,23 +18,19 @@ from adamw_jax.stage import Kind, Step, stage
 from tests.golden_cases import Case
 from tests.golden_rows import (
     Name,
-    Only,
     Options,
     Row,
     dampening,
     decay_if,
     labels,
+    not_offered,
     rates,
     same,
     where,
 )
 
-PLAIN: dict[str, Name] = {
-    **labels("_seed", "foreach"),
-    "lr": "learning_rate",
-    "eps": "eps",
-    "betas": rates("b1", "b2"),
-}
+RATE: dict[str, Name] = {**labels("_seed", "foreach"), "lr": "learning_rate"}
+PLAIN: dict[str, Name] = {**RATE, **same("eps"), "betas": rates("b1", "b2")}
 DECOUPLED: dict[str, Name] = {"weight_decay": decay_if("decoupled"), "decoupled": None}
 DECOUPLED_WD: dict[str, Name] = {"weight_decay": decay_if("decoupled_wd"), "decoupled_wd": None}
 ALWAYS = {"decoupled": True}
@@ -49,15 +45,18 @@ def acprop_decay(value: float, case: Case) -> Options:
 
 
 def acprop_maximum(value: bool, case: Case) -> Options:
-    """The rectified branch of the authors' code passes over it."""
-    return {} if case.hyperparameters["rectify"] else {"amsgrad": value}
+    """In the rectified branch the authors' maximum only adds eps to the variance."""
+    assert not (value and case.hyperparameters["rectify"]), not_offered("amsgrad", value, case)
+    return {"amsgrad": value}
 
 
 def clip(limit: float, case: Case) -> Options:
     return {"max_grad_norm": limit or None}
 
 
-def diffgrad_with_live_buffer(learning_rate: float, b1: float, b2: float, eps: float) -> Any:
+def diffgrad_with_live_buffer(
+    learning_rate: float, b1: float, b2: float, eps: float, l2: float = 0.0
+) -> Any:
     """The authors' first version: the previous gradient *is* the gradient from step 2 on."""
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
@@ -67,6 +66,7 @@ def diffgrad_with_live_buffer(learning_rate: float, b1: float, b2: float, eps: f
         return record.scaled(jax.tree.map(factor, record.gradient)), state
 
     return aj.compose(
+        aj.l2_decay(l2),
         aj.estimate_moments(aj.ema(b1), aj.ema_of_squares(b2)),
         stage("live_buffer", Kind.MOMENTS, Kind.MOMENTS, apply),
         aj.correct_bias(),
@@ -113,7 +113,7 @@ def adan(after: Sequence[int], steps: int, **options: Any) -> Any:
 
 
 VERSIONS = {0: "abs", 1: "signed", 2: "wide"}
-PNM: dict[str, Name] = {**PLAIN, **DECOUPLED, "betas": rates("b1", "b0")}
+PNM: dict[str, Name] = {**RATE, **DECOUPLED, "betas": rates("b1", "b0")}
 ADAPNM: dict[str, Name] = {
     **PLAIN,
     **DECOUPLED,
@@ -184,7 +184,7 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("diffGrad", ""): [
         Row(
             diffgrad_with_live_buffer,
-            {**PLAIN, "weight_decay": Only((0,))},
+            {**PLAIN, "weight_decay": "l2"},
             defaults={"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
             says="Version 1 of the repository",
         ),

@@ -66,14 +66,21 @@ def _trajectory(tx: Any, average: str, params: Any, gradients: Any) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
-def assert_matches(case: Case, got: Trajectory, rtol: float | None = None) -> None:
-    """Equal to the reference at the manifest's tolerance, or a wider one."""
-    suggested, atol = case.tolerance
+def assert_matches(case: Case, got: Trajectory, share: float | None = None) -> None:
+    """Equal to the reference at the manifest's tolerance.
+
+    With ``share``, no error of a change is more than that of the element's largest change so far.
+    """
+    rtol, atol = case.tolerance
     for name, want in case.reference.items():
         assert got[name].dtype == want.dtype == np.float64
-        np.testing.assert_allclose(
-            got[name], want, rtol=rtol or suggested, atol=atol, err_msg=f"{case.label}: {name}"
-        )
+        if share is None:
+            np.testing.assert_allclose(
+                got[name], want, rtol=rtol, atol=atol, err_msg=f"{case.label}: {name}"
+            )
+    if share is not None:
+        apart = distance(case, got)
+        assert apart <= share, f"{case.label} is off by {apart:.3g} of its change, not {share:.3g}"
 
 
 def change_errors(case: Case, got: Trajectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:

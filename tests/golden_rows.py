@@ -45,7 +45,8 @@ class Row:
       recorded: argument -> recorded values at each step, used where the file has them.
       own: this library's schedules, which take the place of the recorded ones on demand, or where
         the file lacks one; None where the manifest does not say how the schedule came about.
-      own_rtol: tolerance with them, where the source computed its schedule in float32.
+      own_share: share of the change that they may be off by, where the source computed its
+        schedule in float32; None for the manifest's tolerance.
       when: hyperparameters that choose the row.
       has: hyperparameters that choose the row by being there.
       says: words of the manifest that choose the row.
@@ -58,7 +59,7 @@ class Row:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recorded: Mapping[str, Recorded] = dataclasses.field(default_factory=dict)
     own: Callable[[Case], Options | None] | None = None
-    own_rtol: float | None = None
+    own_share: float | None = None
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     has: tuple[str, ...] = ()
     says: str = ""
@@ -78,19 +79,33 @@ class Row:
         """The arguments that replace the recorded ones, or None."""
         return None if self.own is None else self.own(self.told(case))
 
+    def found(self, case: Case) -> dict[str, np.ndarray]:
+        """The recorded values that the file has, by argument."""
+        told = self.told(case)
+        arrays = {
+            argument: told.arrays.get(source) if isinstance(source, str) else source(told)
+            for argument, source in self.recorded.items()
+        }
+        return {argument: array for argument, array in arrays.items() if array is not None}
+
+    def share(self, case: Case, own_schedules: bool = False) -> float | None:
+        """``own_share`` where the own schedules are used."""
+        own_schedules |= len(self.found(case)) < len(self.recorded)
+        return self.own_share if own_schedules else None
+
     def arguments(self, case: Case, own_schedules: bool = False) -> Options:
         """All arguments of ``function``."""
         told = self.told(case)
-        options = {**self.options, **(self.derived(told) if self.derived else {})}
+        options = dict(self.options)
         for key, value in told.hyperparameters.items():
             options.update(self._translated(key, value, told))
-        for argument, source in self.recorded.items():
-            array = told.arrays.get(source) if isinstance(source, str) else source(told)
-            if array is None:
-                own_schedules = True
-            else:
-                options[argument] = per_step(array)
-        return {**options, **(self.own_schedules(case) or {})} if own_schedules else options
+        if self.derived is not None:
+            options.update(self.derived(told))
+        found = self.found(case)
+        options.update({argument: per_step(array) for argument, array in found.items()})
+        if own_schedules or len(found) < len(self.recorded):
+            options.update(self.own_schedules(case) or {})
+        return options
 
     def _translated(self, key: str, value: Any, case: Case) -> Options:
         assert key in self.names or key in self.when, (

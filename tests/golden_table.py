@@ -100,10 +100,9 @@ KERAS: dict[str, Name] = {
     **labels("ema_momentum", "ema_overwrite_frequency", "name"),
 }
 KERAS_DEFAULTS = {**TORCH_DEFAULTS, "eps": 1e-7}
-OPTAX: dict[str, Name] = {
-    **same("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay", "mask", "nesterov"),
-    "mu_dtype": dtype,
-}
+OPTAX: dict[str, Name] = same("learning_rate", "b1", "b2", "eps", "weight_decay", "mask")
+OPTAX_ROOT: dict[str, Name] = {**OPTAX, **same("eps_root"), "mu_dtype": dtype}
+OPTAX_ADAM: dict[str, Name] = {**OPTAX_ROOT, **same("nesterov")}
 SGD: dict[str, Name] = {
     **same("momentum", "nesterov", "weight_decay"),
     "dampening": dampening,
@@ -221,7 +220,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
     ("adam", "torch"): [torch_row(aj.adam, {**ADAM, **EITHER}, **{FLAG: False})],
     ("adam", "fairseq"): [torch_row(aj.adam, FAIRSEQ_ADAM, EPS_HAT)],
     ("adam", "keras"): [Row(aj.adam, KERAS, EPS_HAT, KERAS_DEFAULTS)],
-    ("adam", "optax"): [Row(aj.adam, OPTAX)],
+    ("adam", "optax"): [Row(aj.adam, OPTAX_ADAM)],
     ("adamax", "torch"): [torch_row(aj.adamax, {**TORCH, **L2}, lr=2e-3)],
     ("adamax", "keras"): [Row(aj.adamax, KERAS, EPS_OUTSIDE, KERAS_DEFAULTS)],
     ("adamax", "fairseq"): [
@@ -234,7 +233,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
     ("adamax", "optax"): [Row(aj.adamax, OPTAX)],
     ("adamw", "torch"): [torch_row(aj.adamw, {**ADAM, **DECAY}, weight_decay=1e-2)],
     ("adamw", "fairseq"): [torch_row(aj.adamw, FAIRSEQ_ADAM, EPS_HAT, weight_decay=0.0)],
-    ("adamw", "optax"): [Row(aj.adamw, OPTAX)],
+    ("adamw", "optax"): [Row(aj.adamw, OPTAX_ADAM)],
     ("adamwr", "loshchil"): authors(
         "ADAM", aj.adamw, AUTHORS_ADAM, {**EPS_HAT, "weight_decay": None}
     ),
@@ -257,7 +256,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
     ("amsgrad", "optax"): [
         Row(
             aj.amsgrad,
-            {**OPTAX, **same("bias_correction_mu", "bias_correction_nu")},
+            {**OPTAX_ROOT, **same("bias_correction_mu", "bias_correction_nu")},
             {"maximum": "corrected"},
         )
     ],
@@ -275,7 +274,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
     ("radam", "torch"): [
         torch_row(aj.radam, {**TORCH, **EITHER}, {**EPS_HAT, **MOMENTUM_BELOW}, **{FLAG: False})
     ],
-    ("radam", "optax"): [Row(aj.radam, {**OPTAX, **same("threshold")}, MOMENTUM_BELOW)],
+    ("radam", "optax"): [Row(aj.radam, {**OPTAX_ADAM, **same("threshold")}, MOMENTUM_BELOW)],
     ("radam", "fastai2"): [Row(aj.radam, FASTAI, MOMENTUM_BELOW, FASTAI_DEFAULTS)],
     ("lookahead", "fastai2"): [
         Row(
@@ -325,7 +324,7 @@ TABLE: dict[tuple[str, str], list[Row]] = {
             },
             defaults={"wd": 1e-2, "decouple": True, "sqr_mom": 0.99, "eps": 1e-5},
             own=cycle_of(FASTAI2),
-            own_rtol=1e-6,
+            own_share=1e-6,
             **CYCLE_OF_ADAM,
         )
     ],

@@ -37,7 +37,7 @@ def check(case: Case) -> None:
     if case.is_negative:
         assert_told_apart(case, got)
     else:
-        assert_matches(case, got)
+        assert_matches(case, got, row_of(case).share(case))
 
 
 TRAJECTORIES = [case for case in CASES if case.system not in CHECKS and not case.is_negative]
@@ -85,7 +85,7 @@ def test_in_float32(case: Case) -> None:
 @pytest.mark.usefixtures("x64")
 def test_with_the_schedules_of_this_library(case: Case) -> None:
     got = replay(case, build(case, own_schedules=True))
-    assert_matches(case, got, row_of(case).own_rtol)
+    assert_matches(case, got, row_of(case).share(case, own_schedules=True))
 
 
 @pytest.mark.parametrize(
