@@ -182,7 +182,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         new["nu_max"] = _fit(ours.stages["amsgrad_max"].maximum, theirs.nu_max, "maximum")
         _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
     if "count" in theirs._fields:  # a tuple has a method of that name, too
-        new["count"] = jnp.array(moments.steps, theirs.count.dtype, copy=True)
+        new["count"] = jnp.array(moments.steps, jnp.int32, copy=True)
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
     target = _with_schedule_count(target, ours.count)
     beside = _beside(plain, root, target, numerics.unbox(params))

@@ -199,8 +199,8 @@ def _matched(old: list[Path], new: list[Path]) -> Any:
         roots = {root: root for root in new}
     else:
         raise ValueError(
-            f"the recipes of saved are at {_shown(old)}, those of the state of tx at {_shown(new)}: "
-            "migrate the recipes of a partition one by one, or keep its labels."
+            f"the recipes of saved are at {_shown(old)}, those of the state of tx at {_shown(new)}:"
+            " migrate the recipes of a partition one by one, or keep its labels."
         )
 
     def origin(path: Path) -> Path:

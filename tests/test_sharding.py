@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
-from adamw_jax.storage import is_encoded
+from adamw_jax.storage import eight_bit, is_encoded
+from tools.small_state_memory import measure
 
 SHAPES = {"embedding": (64, 32), "dense": {"kernel": (16, 2048), "bias": (2048,)}, "scale": ()}
 SPECS = {
@@ -83,8 +84,89 @@ def test_one_sharding_for_all_and_shapes_for_arrays() -> None:
     assert wanted[0].count.spec == P()
 
 
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_the_memory_kind_is_kept(name: str) -> None:
+    """As by a whole sharding for all of the state: also of scalars, scales and factors."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, P("data"), memory_kind="pinned_host")
+    params = {"w": jax.ShapeDtypeStruct((64, 2048), jnp.float32)}
+    shardings = jax.tree.leaves(aj.state_shardings(TRANSFORMATIONS[name], params, rows))
+    assert {each.memory_kind for each in shardings} == {"pinned_host"}
+
+
+@pytest.mark.parametrize(
+    ("storage", "shape", "spec", "remedy"),
+    [
+        ("8bit", (64, 768), P(None, "data"), r"storage=eight_bit\(block_size=32\)"),
+        ("float8", (64, 768), P(None, "data"), r"storage=float8\(block_size=32\)"),
+        ("4bit", (64, 768), P(None, "data"), r"storage=four_bit\(block_size=32\)"),
+        (eight_bit(order="flat"), (64, 300), P("data"), "order='rows'"),
+    ],
+    ids=str,
+)
+def test_cut_blocks_are_refused_before_any_init(
+    storage: Any, shape: tuple[int, ...], spec: P, remedy: str
+) -> None:
+    """As by an eager init; in a traced one nobody knows."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    placed = NamedSharding(mesh, spec)
+    params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    for tx in (
+        aj.adamw(0.1, storage=storage),
+        optax.partition({"a": aj.quantize_state(optax.lion(0.1), storage)}, {"w": "a"}),
+    ):
+        with pytest.raises(ValueError, match=f"'w' of shape .* is sharded into .*{remedy}") as got:
+            aj.state_shardings(tx, params, placed)
+        with pytest.raises(ValueError, match="'w' of shape") as eager:
+            tx.init(jax.device_put({"w": jnp.zeros(shape)}, placed))
+        assert str(got.value) == str(eager.value)
+        aj.state_shardings(tx, params, NamedSharding(mesh, P()))
+
+
+def test_packed_leaves_that_are_sharded_are_refused() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {name: jax.ShapeDtypeStruct((16,), jnp.float32) for name in "abc"}
+    tx = aj.pack_small_leaves(aj.adamw(0.1))
+    aj.state_shardings(tx, params, NamedSharding(mesh, P()))
+    with pytest.raises(ValueError, match="the leaf 'a' of 16 elements is sharded"):
+        aj.state_shardings(tx, params, NamedSharding(mesh, P("data")))
+
+
+def test_factors_and_scales_lie_along_the_axes_of_the_parameter() -> None:
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    placed = NamedSharding(mesh, P("data", "model"))
+    params = {"w": jax.ShapeDtypeStruct((64, 2048), jnp.float32)}
+    factors = aj.state_shardings(aj.adafactor(min_dim_size_to_factor=8), params, placed)
+    found = factors.stages["estimate_moments"].second
+    assert found.rows["w"].spec == P("data")
+    assert found.columns["w"].spec == P("model")
+    four = aj.state_shardings(aj.adamw(0.1, storage="4bit"), params, placed)
+    second = four.stages["estimate_moments"].second
+    (node,) = (x for x in jax.tree.leaves(second, is_leaf=is_encoded) if is_encoded(x))
+    assert [x.spec for x in node.scales] == [P("data"), P("model")]
+    rows = NamedSharding(mesh, P(("data", "model")))
+    flat = aj.quantize_state(optax.lion(0.1), eight_bit(order="flat"))
+    node = aj.state_shardings(flat, params, rows)[0].mu["w"]
+    assert (node.codes.spec, node.scales.spec) == (P(("data", "model"), None), P(("data", "model")))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+    ("storage", "number"), [("8bit", 0), (eight_bit(order="flat"), 0), ("4bit", 2)], ids=str
+)
+def test_no_scales_are_gathered(storage: Any, number: int) -> None:
+    """In four bits the maxima of the columns are agreed on, one all-reduce an array."""
+    assert measure("FSDP, 8 devices", storage, leaves=2).collectives <= number
+
+
 def test_what_is_no_sharding_is_refused() -> None:
     params = {"w": jnp.ones((16, 4))}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    some = {"w": NamedSharding(mesh, P()), "b": None}
+    with pytest.raises(TypeError, match=r"got None: give .* NamedSharding\(mesh, PartitionSpec"):
+        aj.state_shardings(optax.adam(0.1), {**params, "b": jnp.ones(4)}, some)
+    with pytest.raises(ValueError, match="shardings does not fit params"):
+        aj.state_shardings(optax.adam(0.1), params, {"v": NamedSharding(mesh, P())})
     with pytest.raises(TypeError, match="shardings must be NamedSharding, got P"):
         aj.state_shardings(optax.adam(0.1), params, P("data"))
     with pytest.raises(TypeError, match="tx must be an optax transformation"):

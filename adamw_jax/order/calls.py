@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+import collections
+import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,23 +43,38 @@ class Calls:
         Args:
           places: where they stand among all.
         """
-        equations = self._jaxpr.eqns
         atoms = [self._jaxpr.outvars[i] for i in places]
-        wanted = set[int]()
+        self._run(self._wanted(atoms))
+        return [self._value(atom) for atom in atoms]
+
+    def apart(self, parts: Iterable[Iterable[int]]) -> list[Calls]:
+        """A function of its own for each group of outputs; what two of them need is computed now.
+
+        Args:
+          parts: the places of each group.
+        """
+        wanted = [self._wanted([self._jaxpr.outvars[i] for i in places]) for places in parts]
+        uses = collections.Counter(itertools.chain.from_iterable(wanted))
+        self._run({equation for equation, number in uses.items() if number > 1})
+        made = []
+        for _ in wanted:
+            own = copy.copy(self)
+            own._values = dict(self._values)
+            made.append(own)
+        return made
+
+    def _wanted(self, atoms: Iterable[Any]) -> set[int]:
+        """The equations that are still to be evaluated for some atoms."""
+        equations, wanted, left = self._jaxpr.eqns, set[int](), list(atoms)
         if self._has_effects:
-            self._has_effects, wanted = False, set(range(len(equations)))
-            left = list(self._jaxpr.invars)
-        else:
-            left = list(atoms)
+            wanted, left = set(range(len(equations))), list(self._jaxpr.invars)
         while left:
             atom = left.pop()
             if self._known(atom) or self._makers[atom] in wanted:
                 continue
             wanted.add(self._makers[atom])
             left += equations[self._makers[atom]].invars
-        if wanted:
-            self._run([equations[i] for i in sorted(wanted)])
-        return [self._value(atom) for atom in atoms]
+        return wanted
 
     def _known(self, atom: Any) -> bool:
         if isinstance(atom, Literal) or atom in self._values:
@@ -69,8 +87,12 @@ class Calls:
     def _value(self, atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else self._values[atom]
 
-    def _run(self, equations: list[Any]) -> None:
+    def _run(self, wanted: set[int]) -> None:
         """Adds to the values what some of the equations compute."""
+        if not wanted:
+            return
+        self._has_effects = False
+        equations = [self._jaxpr.eqns[i] for i in sorted(wanted)]
         made = [var for equation in equations for var in equation.outvars]
         made = [var for var in made if not isinstance(var, DropVar)]
         read = [v for equation in equations for v in equation.invars if not isinstance(v, Literal)]

@@ -43,6 +43,17 @@ def unordered() -> Iterator[None]:
         _UNORDERED.reset(token)
 
 
+def are_alike(*trees: Tree) -> bool:
+    """Whether the types of arrays do not tell how they lie, or that all lie whole everywhere.
+
+    Args:
+      *trees: of arrays or tracers.
+    """
+    types = [jax.typeof(x) for x in jax.tree.leaves(trees)]
+    kinds = {(t.sharding.mesh, getattr(t, "vma", None)) for t in types}
+    return len(kinds) < 2 and all(axis is None for t in types for axis in t.sharding.spec)
+
+
 def is_on_cpu() -> bool:
     """Whether a branch is cheap: on a GPU it waits for the host.
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import optax
-from jax.core import Tracer
 
 from adamw_jax import numerics
 from adamw_jax.packing.buffers import Packer, Run
 from adamw_jax.packing.elementwise import programs
+from adamw_jax.storage.shards import sharding_of
 
 Tree = Any
 
@@ -70,7 +70,7 @@ def _packed_leaves(packer: Packer, params: Tree) -> dict[str, Any]:
     leaves, names = jax.tree.leaves(params), numerics.leaf_names(params)
     found = {names[i]: leaves[i] for run in packer.runs(leaves) for i in run.leaves}
     for name, x in found.items():
-        sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+        sharding = sharding_of(name, x)
         if sharding is not None and not sharding.is_fully_replicated:
             raise ValueError(
                 f"the leaf {name!r} of {x.size} elements is sharded ({sharding}), and leaves in "

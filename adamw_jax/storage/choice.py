@@ -138,7 +138,7 @@ class Choice:
       signed: fields that may be negative, whatever their class says.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
-      in_order: whether a step goes one array after the other; None for yes on a single device.
+      in_order: whether a step goes one parameter after the other; None for yes on CPU.
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
@@ -218,9 +218,9 @@ def choose(
       signed: fields that may be negative although their class says that they never are.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
-      in_order: whether a step goes one array after the other, which bounds its scratch by the
-        largest array; None for yes where there is a single device, since the order is a word
-        between devices that hold different parts of an array.
+      in_order: whether a step goes one parameter after the other, which bounds its scratch by the
+        largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
+        explicit axes that cut an array.
 
     Raises:
       TypeError: ``storage`` is none of these.

@@ -22,7 +22,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax.checks import one_of
-from adamw_jax.order import is_alone, ordered
+from adamw_jax.order import are_alike, is_on_cpu, ordered
 from adamw_jax.storage.choice import (
     MIN_SIZE,
     StorageLike,
@@ -80,9 +80,9 @@ def quantize_state(
         between the levels of a map and keeps a key in the state. Not so where roots are stored,
         whose mean is exact in their place, and where the floor keeps a value from 0.
       seed: of the stochastic rounding.
-      in_order: whether a step goes one array after the other, which bounds its scratch by the
-        largest array; None for yes where there is a single device, since the order is a word
-        between devices that hold different parts of an array.
+      in_order: whether a step goes one parameter after the other, which bounds its scratch by the
+        largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
+        explicit axes that cut an array.
 
     Returns:
       A transformation whose state is that of ``tx`` with ``Encoded`` nodes in the place of arrays,
@@ -174,8 +174,8 @@ def update_encoded(
 
     chance = None if key is None else noise
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
-    if traced and (is_alone(updates, state) if in_order is None else in_order):
-        return parameter_by_parameter(step, state, chance)
+    if traced and (is_on_cpu() and are_alike(updates, state) if in_order is None else in_order):
+        return parameter_by_parameter(step, state, chance, in_branches=jax.device_count() > 1)
     moved, new = step(state)
     return moved, encode_like(state, new, chance)
 

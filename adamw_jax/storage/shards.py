@@ -10,7 +10,10 @@ Such an array would be encoded all the same, but its codes would end on every de
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -18,16 +21,16 @@ from jax.core import Tracer
 
 from adamw_jax.storage.encoded import Codec
 
+_PLACED: ContextVar[Mapping[str, Any]] = ContextVar("_PLACED", default={})  # noqa: B039
+
 SMALL = 16
 """A common divisor under this would spend more on scales than a divisor of the columns alone."""
 
 
 def check_shards(name: str, x: Any, codec: Codec) -> None:
-    """Raises where the array of the parameter ``name`` is known to be cut within blocks.
-
-    The sharding of an array is known, that of a traced one along axes of explicit meshes.
-    """
-    shape, shard = x.shape, _shard_shape(x)
+    """Raises where the array of the parameter ``name`` is known to be cut within blocks."""
+    shape, sharding = x.shape, sharding_of(name, x)
+    shard = shape if sharding is None else tuple(sharding.shard_shape(shape))
     blocks, codes_to_a_byte = codec.pieces(len(shape))
     if shard == shape or blocks.are_whole(shape, shard, codes_to_a_byte):
         return
@@ -45,10 +48,12 @@ def check_shards(name: str, x: Any, codec: Codec) -> None:
             f"{name!r} of shape {shape} is sharded into pieces of {shard[-1]} columns, and two "
             f"codes of 4 bits that share a byte would be on two devices: give it 8 bits, {other}"
         )
+    made_by = "float8" if codec.name.startswith("float8") else "eight_bit"
+    made_by = "four_bit" if codes_to_a_byte == 2 else made_by
     raise ValueError(
         f"{name!r} of shape {shape} is sharded into pieces of {shard[-1]} columns, which are no "
         f"whole blocks of {size}, so that blocks would cross devices: give block_size={fitting}, "
-        f"as in storage=eight_bit(block_size={fitting}), {other}"
+        f"as in storage={made_by}(block_size={fitting}), {other}"
     )
 
 
@@ -61,6 +66,30 @@ def fitting_size(columns: int, size: int, codes_to_a_byte: int) -> int | None:
     return max((n for n in sizes if columns % n == 0), default=None)
 
 
-def _shard_shape(x: Any) -> tuple[int, ...]:
-    sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else getattr(x, "sharding", None)
-    return x.shape if sharding is None else tuple(sharding.shard_shape(x.shape))
+@contextlib.contextmanager
+def placed(shardings: Mapping[str, Any]) -> Iterator[None]:
+    """Makes the shardings of parameters known to an ``init`` that is traced inside.
+
+    Args:
+      shardings: by the name of the parameter.
+    """
+    token = _PLACED.set(shardings)
+    try:
+        yield
+    finally:
+        _PLACED.reset(token)
+
+
+def sharding_of(name: str, x: Any) -> Any:
+    """How the array of a parameter lies, as far as anybody knows, or None.
+
+    The sharding of an array is known, that of a traced one inside ``placed`` and along axes of
+    explicit meshes.
+
+    Args:
+      name: of the parameter.
+      x: its array.
+    """
+    if name in (known := _PLACED.get()):
+        return known[name]
+    return jax.typeof(x).sharding if isinstance(x, Tracer) else getattr(x, "sharding", None)

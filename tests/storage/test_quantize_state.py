@@ -29,6 +29,7 @@ from adamw_jax.storage import (
 )
 from adamw_jax.storage.roles import OPTAX as OPTAX_ROLES
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
+from tools.small_state_memory import LAYOUTS, measure
 
 pytestmark = pytest.mark.slow
 
@@ -851,8 +852,9 @@ def compiled_step(tx: Any, params: Any) -> Any:
 
 
 @pytest.mark.optimized
-def test_scratch_is_that_of_the_largest_array() -> None:
+def test_scratch_is_that_of_the_largest_array(monkeypatch: Any) -> None:
     """Both moments in float32 while their scales are found: of one parameter, not of all."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
     size = sum(x.size for x in params.values())
     ordered, at_once = (
@@ -880,7 +882,24 @@ def test_scratch_of_a_gpt2_tree_and_of_one_leaf(monkeypatch: Any) -> None:
 
 
 @pytest.mark.optimized
-def test_the_order_changes_no_result() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_small_state_needs_less_memory_than_float32_in_every_layout(layout: str) -> None:
+    """State and scratch together, and the order costs no word between devices."""
+    size = {"leaves": 6, "size": 1024}  # blocks of 256 fit
+    full = measure(layout, None, **size)
+    for word in ("8bit", "float8", "4bit"):
+        small = measure(layout, word, **size)
+        at_once = measure(layout, word, **size, in_order=False)
+        assert small.state + small.scratch < 0.75 * (full.state + full.scratch)
+        assert small.scratch < 0.5 * at_once.scratch
+        if word != "4bit":  # whose scales of rank one are maxima over all devices
+            assert small.collectives == 0
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_order_changes_no_result(devices: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     params = {f"layer{i}": jnp.ones((64, 64 * (i + 1))) for i in range(3)}
     gradients = sample_gradients(params)
     results = []
