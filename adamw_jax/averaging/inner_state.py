@@ -133,6 +133,8 @@ def _holder(state: State) -> tuple[str, dict[str, Tree]]:
     """Where the momentum is, and its fields."""
     found = []
     for path, node in states.find(state, _HOLDERS):
+        if found and path.startswith(f"{found[-1][0]}/"):
+            continue  # the first moment itself
         inner = node.first if isinstance(node, MomentsState) else node
         names = _OPTAX.get(type(inner), getattr(inner, "momenta", ()))
         if names:
