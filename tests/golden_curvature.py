@@ -157,7 +157,8 @@ def check_hutchinson(case: Case) -> None:
 
 def network(meta: Mapping[str, Any]) -> Callable[[Any, Any], jax.Array]:
     """The loss of a recorded network; its parameters are a dictionary in the recorded order."""
-    activation = {"tanh": jnp.tanh, "softplus": jax.nn.softplus}[meta["activation"]]
+    activation = getattr(jax.nn, meta["activation"])
+    assert meta["loss"] in ("mse", "ce"), f"unknown loss {meta['loss']!r}"
     depth = len(meta["sizes"]) - 1
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:

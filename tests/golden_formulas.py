@@ -404,3 +404,71 @@ def torch_cycle(
                 break
             before = end
     return np.asarray(rows).T
+
+
+def authors_schedule(total, nBatches, Te, Tmult, LRdec="true"):
+    """Multiplier and period at each step of the AdamW authors' training script."""
+    now, following, rows = 0.0, 1 + Te, []
+    for i in range(total):
+        if LRdec == "true":
+            now = min(now + 1 / (Te * nBatches), 1.0)
+            if now >= 1 and i // nBatches + 1 == following:
+                now, Te = 0.0, Te * Tmult
+                following += Te
+        rows.append(((1 + math.cos(math.pi * now)) / 2 if LRdec == "true" else 1.0, Te))
+    return np.asarray(rows).T
+
+
+# Sources whose steps depend on all leaves.
+
+
+def norm(tree):
+    return math.sqrt(sum(np.sum(x * x) for x in tree.values()))
+
+
+def clipped_sgd(p, g, s, t, lr, clipping_param=None, **h):
+    """The momentum step over all leaves, shortened; with no limit it is as long as ``lr``."""
+    u = {k: p[k] - sgd(p[k], g[k], s.setdefault(k, {}), t, lr=1.0, **h) for k in p}
+    length = 1e-10 + norm(u)
+    rate = lr / length if clipping_param is None else min(lr, clipping_param / length)
+    return {k: p[k] - rate * u[k] for k in p}
+
+
+def measured(p, g, s, h, loss, mean_square, top, low, direction):
+    """KOALA's measurement: steps of the leaves, and the covariance after it."""
+    s["r"] = h["alpha_r"] * s.get("r", 1.0) + (1 - h["alpha_r"]) * mean_square
+    r, wd, largest = s["r"] if h["r"] is None else h["r"], h["weight_decay"], 0.0
+    for k in p:
+        if math.sqrt(np.sum(g[k] ** 2)) < 1e-9:
+            continue
+        e = g[k] + wd * p[k]
+        square = np.sum(e * e)
+        size = square * top + r
+        factor = h["lr"] * (loss + 0.5 * wd * np.sum(p[k] ** 2)) / size
+        largest = max(largest, square / size)
+        s[k] = s.get(k, 0.0) - factor * low * e
+        p[k] = p[k] - factor * top * (e if direction else g[k])
+        s["mean", k] = 0.9 * s.get(("mean", k), 0.0) + 0.1 * p[k]
+    return largest
+
+
+KOALA = {"r": None, "alpha_r": 0.9, "weight_decay": 0.0, "lr": 1.0}
+
+
+def koala_v(p, g, s, t, loss, mean_square, sigma=1.0, q=1.0, **h):
+    top, p = s.get("P", sigma) + q, dict(p)
+    largest = measured(p, g, s, KOALA | h, loss, mean_square, top, 0.0, False)
+    s["P"] = top - top**2 * largest
+    return p
+
+
+def koala_m(p, g, s, t, loss, mean_square, sw=0.1, sv=0.1, sc=0.0, a=0.9, qw=0.01, qv=0.01, **h):
+    apart = norm({k: s.get(("mean", k), 0.0) - p[k] for k in p}) / sum(x.size for x in p.values())
+    s["qw"] = 0.9 * s.get("qw", qw) + 0.1 * apart
+    p = {k: x + s.get(k, 0.0) for k, x in p.items()}
+    s.update({k: a * s.get(k, 0.0) for k in p})
+    move = np.asarray([[1.0, 1.0], [0.0, a]])
+    cov = move @ s.get("P", np.asarray([[sw, sc], [sc, sv]])) @ move.T + np.diag([s["qw"], qv])
+    largest = measured(p, g, s, KOALA | h, loss, mean_square, cov[0, 0], cov[1, 0], True)
+    s["P"] = cov - cov @ np.diag([largest, 0.0]) @ cov.T
+    return p

@@ -69,7 +69,7 @@ def search_of(case: Case, **changed: Any) -> GradInit:
         **settings
         | {
             "shared_second_moment": "separate" not in meta.get("second_moment", ""),
-            "is_bias": tuple(name for name in blocks_of(case) if name.startswith("b")),
+            "is_bias": {name: name.startswith("b") for name in blocks_of(case)},
         }
         | changed,
     )
@@ -78,9 +78,7 @@ def search_of(case: Case, **changed: Any) -> GradInit:
 def in_order(case: Case, search: GradInit, by_block: Any) -> np.ndarray:
     """Values per block in the order of the recorded ones."""
     names = search.blocks(params_of(case)).names
-    return np.asarray(by_block)[
-        ..., [names.index(name) for name in case.entry["meta"]["block_order"]]
-    ]
+    return np.asarray(by_block)[..., [names.index(name) for name in blocks_of(case)]]
 
 
 def together(case: Case, *halves: int) -> tuple[jax.Array, jax.Array]:

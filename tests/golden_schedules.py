@@ -16,7 +16,7 @@ import numpy as np
 
 import adamw_jax as aj
 from tests.golden_cases import Case, assert_arrays
-from tests.golden_rows import Name, Only, Options, Row, labels, not_offered, same, where
+from tests.golden_rows import Name, Only, Options, Row, labels, same, where
 
 Arrays = dict[str, np.ndarray]
 
@@ -300,18 +300,23 @@ def check_schedule(case: Case) -> None:
 # Schedules of trajectories that are not a cycle.
 
 
-def decay_schedule(case: Case) -> Options:
-    """fastai 0.7 ``use_wd_sched``: cosine cycles or none, decay normalised by the cycle or not."""
+def decay_schedule(case: Case) -> Options | None:
+    """fastai 0.7 ``use_wd_sched``: cosine cycles or none, decay normalised by the cycle or not.
+
+    Without cycles an epoch counts as one. None where the decay follows another multiplier.
+    """
     h = case.hyperparameters
+    if h["mult"] and h["wds_sched_mult"] != "lr_t/lr_0":
+        return None
+    epoch = h["batches_per_epoch"]
     if h["cycle_len"] is None:
-        moved = bool(h["mult"] or h["norm_wds"])
-        assert not moved, not_offered("cycle_len", None, case)
-        return {"learning_rate": h["lr"], "weight_decay": h["wds"]}
+        decay = aj.normalized_decay(h["wds"], epoch) if h["norm_wds"] else h["wds"]
+        return {"learning_rate": h["lr"], "weight_decay": decay}
     restarts = aj.warm_restarts(
         h["lr"],
         h["cycle_len"],
         h["cycle_mult"],
-        steps_per_epoch=h["batches_per_epoch"],
+        steps_per_epoch=epoch,
         normalized_decay=h["wds"],
         convention="fastai07",
         total_steps=case.steps,

@@ -336,7 +336,10 @@ TABLE: dict[tuple[str, str], list[Row]] = {
                 **labels("batches_per_epoch", "epochs", "wds_sched_mult"),
                 "optimizer": golden_lookahead.optimizer,
             },
-            defaults={"cycle_len": None, "cycle_mult": 1, "norm_wds": False, "mult": False},
+            defaults={
+                **{"cycle_len": None, "cycle_mult": 1, "norm_wds": False},
+                **{"mult": False, "wds_sched_mult": "lr_t/lr_0"},
+            },
             recorded={"learning_rate": "lr", "weight_decay": "wd_out"},
             own=decay_schedule,
         )

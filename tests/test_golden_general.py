@@ -21,8 +21,12 @@ from tests.golden_cases import Case, discover
 from tests.golden_formulas import (
     FORMULAS,
     adam,
+    authors_schedule,
+    clipped_sgd,
     fastai1_cycle,
     fastai2_cycle,
+    koala_m,
+    koala_v,
     looked_ahead,
     official_radam,
     phase_cycle,
@@ -402,6 +406,100 @@ def test_onecycle_schedules_of_optax(tmp_path: Path) -> None:
             values = np.asarray([schedule(**told, **more)(i) for i in range(41)])
         wide = {"suggested_rtol": 1e-6}
         check(written(tmp_path, "schedule", "optax", {**told, **more}, {"lr": values}, **wide))
+
+
+DECAYING = {"lr": 0.02, "wds": 0.3, "cycle_len": 2, "cycle_mult": 2, "batches_per_epoch": 2}
+
+
+@pytest.mark.parametrize("mult", [False, True])
+@pytest.mark.parametrize("with_arrays", [False, True])
+def test_decay_schedules_of_fastai(tmp_path: Path, with_arrays: bool, mult: bool) -> None:
+    eta, lengths = np.zeros(STEPS), np.zeros(STEPS)
+    first, length = 0, 4
+    for i in range(STEPS):
+        if i == first + length:
+            first, length = i, 2 * length
+        eta[i], lengths[i] = (1 + np.cos(np.pi * (i - first) / length)) / 2, length
+    eta[0] = 0.01  # a twentieth of the first period
+    decay = 0.3 / np.sqrt(lengths) * (eta if mult else 1.0)
+
+    def step(p: Any, g: Any, s: Any, t: int) -> Any:
+        rate = 0.02 * eta[t - 1]
+        return sgd(p, g, s, t, rate, momentum=0.7, nesterov=True) - rate * decay[t - 1] * p
+
+    told = {
+        **DECAYING,
+        "norm_wds": True,
+        "mult": mult,
+        "optimizer": "SGD momentum=0.7 nesterov=True",
+    }
+    arrays = trajectory(step) | ({"lr": 0.02 * eta, "wd_out": decay} if with_arrays else {})
+    check(written(tmp_path, "fastai_wdsched", "fastai07", told, arrays))
+
+
+AUTHORS = {"LR": 0.02, "wd": 0.3, "nBatches": 2, "Te": 2, "Tmult": 3}
+
+
+@pytest.mark.parametrize("missing", [(), ("Te",), ("lr", "Te")])
+@pytest.mark.parametrize("form", ["ADAMW", "ADAMdec", "SGDW", "SGD"])
+def test_restarts_of_the_authors(tmp_path: Path, form: str, missing: tuple[str, ...]) -> None:
+    for more in ({}, {"LRdec": "false"}):
+        plan = {k: v for k, v in (AUTHORS | more).items() if k not in ("LR", "wd")}
+        eta, periods = authors_schedule(STEPS, **plan)
+        decay = 0.3 / np.sqrt(2 * periods) if form.endswith("W") else np.full(STEPS, 0.3)
+        adams = {"beta1": 0.7, "beta2": 0.9, "epsilon": 1e-3}
+
+        def step(p: Any, g: Any, s: Any, t: int, eta: Any = eta, decay: Any = decay) -> Any:
+            rate, lost = 0.02 * eta[t - 1], eta[t - 1] * decay[t - 1]
+            if form == "SGD":
+                return sgd(p, g, s, t, rate, momentum=0.7, weight_decay=0.3)
+            if form == "SGDW":
+                return sgd(p, g, s, t, rate, momentum=0.7, nesterov=True) - lost * p
+            return adam(p, g, s, t, rate, 0.7, 0.9, 1e-3, hat=True) - lost * p
+
+        arrays = trajectory(step) | {"lr": 0.02 * eta, "Te": periods}
+        told = {"alg": form, **AUTHORS, **more}
+        told |= adams if form.startswith("ADAM") else {"momentum": 0.7, "nesterov": form == "SGDW"}
+        for name in missing:
+            del arrays[name]
+        system = "adamwr" if form.startswith("ADAM") else "sgdwr"
+        check(written(tmp_path, system, "loshchil", told, arrays))
+
+
+JOINT: list[tuple[str, dict[str, Any]]] = [
+    ("SGDClipGrad", {"lr": 0.1, "clipping_param": 0.5, "momentum": 0.7, "dampening": 0.4}),
+    ("SGDClipGrad", {"lr": 0.1, "clipping_param": 1.5, "momentum": 0.7, "nesterov": True}),
+    ("SGDNormalized", {"lr": 0.1, "momentum": 0.7, "weight_decay": 0.1}),
+    ("KOALA-V", {}),
+    ("KOALA-V", {"sigma": 0.3, "q": 0.2, "alpha_r": 0.6, "weight_decay": 0.01, "lr": 0.5}),
+    ("KOALA-M", {"alpha_r": 0.6, "weight_decay": 0.01, "lr": 0.5}),
+    ("KOALA-M", {"sw": 0.2, "sc": 0.02, "sv": 0.3, "a": 0.5, "qw": 0.03, "qv": 0.05, "r": 3.0}),
+]
+OF_ALL_LEAVES = {
+    "SGDClipGrad": clipped_sgd,
+    "SGDNormalized": clipped_sgd,
+    "KOALA-V": koala_v,
+    "KOALA-M": koala_m,
+}
+
+
+@pytest.mark.parametrize(("system", "told"), JOINT)
+def test_other_hyperparameters_of_joint_steps(tmp_path: Path, system: str, told: Any) -> None:
+    params, gradients = recorded_gradients()
+    arrays = {f"params_0_{leaf}": p for leaf, p in params.items()}
+    arrays |= {f"grads_{leaf}": g for leaf, g in gradients.items()}
+    losses = np.random.default_rng(1).uniform(0.5, 2.0, size=STEPS)
+    for known in (True, False):  # a file may lack the mean squares
+        squares = losses**2 + (0.3 if known else 0.0)
+        state, p, rows = {}, params, []
+        for t in range(STEPS):
+            g = {leaf: g[t] for leaf, g in gradients.items()}
+            measured = (losses[t], squares[t]) if "KOALA" in system else ()
+            p = OF_ALL_LEAVES[system](p, g, state, t + 1, *measured, **told)
+            rows.append(p)
+        seen = {f"params_{leaf}": np.stack([row[leaf] for row in rows]) for leaf in params}
+        loss = {"loss": losses, **({"loss_var": squares} if known else {})}
+        check(written(tmp_path, system, "", {**told, "_seed": 1}, arrays | seen | loss))
 
 
 FORMS_NOT_OFFERED: list[tuple[str, str, dict[str, Any], str]] = [
