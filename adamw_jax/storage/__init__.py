@@ -11,7 +11,7 @@ from adamw_jax.storage.choice import (
     float32,
     four_bit,
 )
-from adamw_jax.storage.encoded import Encoded, decode_state, is_encoded
+from adamw_jax.storage.encoded import Encoded, decode_state, encoded_like_names, is_encoded
 from adamw_jax.storage.quantize import check_encoded, quantize_state, update_encoded
 from adamw_jax.storage.stages import DECODED, stored
 
@@ -26,6 +26,7 @@ __all__ = [
     "decode_state",
     "eight_bit",
     "encode_state",
+    "encoded_like_names",
     "float32",
     "float8",
     "four_bit",
