@@ -44,7 +44,14 @@ from adamw_jax.stage import (
     stage_of,
 )
 from adamw_jax.state import ComposeState, Hyperparams, check_live
-from adamw_jax.storage import choose, decode_state, stored, update_encoded
+from adamw_jax.storage import (
+    DECODED,
+    check_encoded,
+    choose,
+    decode_state,
+    stored,
+    update_encoded,
+)
 
 Tree = Any
 
@@ -134,17 +141,17 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         if frozen is not None:
             still = masks.resolve(frozen, updates if params is None else params, "frozen")
             moving = masks.hide(updates, still)
-            some, new_state = update_encoded(
-                update_moving,
-                moving,
-                state,
-                None if params is None else masks.hide(params, still),
-                extra,
-                in_order,
-                decode=decode,
-            )
+            theirs = None if params is None else masks.hide(params, still)
+            some, new_state = run(moving, state, theirs, extra)
             whole = numerics.leaving(jax.tree.map(jnp.zeros_like, updates), updates, params)
             return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
+        return run(updates, state, params, extra)
+
+    def run(updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]) -> Any:
+        for spec in specs:
+            if spec.storage is not None and spec.init is not None:
+                memory = state.stages[spec.name]
+                check_encoded(spec.name, memory, spec.init, updates, spec.storage)
         return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
 
     def decode(state: ComposeState) -> ComposeState:
@@ -156,13 +163,13 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
         def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree]:
-            signals: dict[str, Any] = {WHOLE: None}  # asks for it
+            signals: dict[str, Any] = {WHOLE: None, DECODED: True}  # asks for the first
             moved, new_state = through_stages(updates, state, params, extra, signals)
             return moved, new_state, signals[WHOLE]
 
         if by_leaf and is_due(updates, state):
             return leaf_by_leaf(step, updates, state, state.count)
-        return through_stages(updates, state, params, extra, {})
+        return through_stages(updates, state, params, extra, {DECODED: True})
 
     def through_stages(
         updates: Tree, state: ComposeState, params: Tree | None, extra: Any, signals: dict[str, Any]

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -21,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adamw_jax.numerics import leaf_names, owner_in
 from adamw_jax.storage import Encoded, is_encoded
+from adamw_jax.storage.encoded import encoded
 from adamw_jax.storage.shards import placed
 
 Tree = Any
@@ -109,7 +109,7 @@ def _encoded(node: Encoded, like: tuple[int, ...], sharding: NamedSharding) -> E
     else:  # in C order, in which shards follow each other
         names = tuple(name for axis in spec for name in _names(axis))
         scales = _with(sharding, [names or None], node.scales.shape)
-    return dataclasses.replace(node, codes=codes, scales=scales)
+    return encoded(codes, scales, node.layout)
 
 
 def _of(shape: tuple[int, ...], like: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:

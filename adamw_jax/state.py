@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -51,6 +52,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         self._fill(names, array, pins)
 
     def _fill(self, names: _Names, array: Any, pins: Any) -> None:
+        _register_with_flax()
         self.names, self.array, self.pins = names, array, pins
 
     def value(self, name: str) -> jax.Array:
@@ -188,6 +190,32 @@ def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
 
 
 _VALUES, _PINS = "values of ", "pins of "
+
+
+def _register_with_flax() -> None:
+    """Lets ``flax.serialization`` take hyperparameters, once something has imported it."""
+    flax = sys.modules.get("flax.serialization")
+    if flax is None or _FLAX:
+        return
+    _FLAX.append(flax)
+
+    def to_dict(node: Hyperparams) -> dict[str, Any]:
+        keyed, _ = _children_with_keys(node)
+        return {key.name: child for key, child in keyed}
+
+    def from_dict(node: Hyperparams, saved: dict[str, Any]) -> Hyperparams:
+        keys = [*to_dict(node)]
+        if sorted(saved) != sorted(keys):
+            raise ValueError(
+                f"the saved hyperparameters are {sorted(saved)}, those of the target {sorted(keys)}:"
+                " carry the state over with migrate_state(saved, tx, params)."
+            )
+        return _made(node.names, [saved[key] for key in keys])
+
+    flax.register_serialization_state(Hyperparams, to_dict, from_dict)
+
+
+_FLAX: list[Any] = []
 
 
 jax.tree_util.register_pytree_with_keys(

@@ -11,19 +11,22 @@ from adamw_jax.storage.choice import (
     float32,
     four_bit,
 )
-from adamw_jax.storage.encoded import Encoded, decode_state, is_encoded
-from adamw_jax.storage.quantize import quantize_state, update_encoded
-from adamw_jax.storage.stages import stored
+from adamw_jax.storage.encoded import Encoded, decode_state, encoded_like_names, is_encoded
+from adamw_jax.storage.quantize import check_encoded, quantize_state, update_encoded
+from adamw_jax.storage.stages import DECODED, stored
 
 __all__ = [
+    "DECODED",
     "Choice",
     "Encoded",
     "Format",
     "bfloat16",
+    "check_encoded",
     "choose",
     "decode_state",
     "eight_bit",
     "encode_state",
+    "encoded_like_names",
     "float32",
     "float8",
     "four_bit",

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax.storage.blocks import Blocks
-from adamw_jax.storage.encoded import Encoded, Layout
+from adamw_jax.storage.encoded import Encoded, Layout, encoded
 from adamw_jax.storage.levels import Levels
 from adamw_jax.storage.nibbles import pack, unpack
 
@@ -66,7 +66,7 @@ class BlockWise:
         if noise is not None:
             noise = self.blocks.split(noise)
         codes = self.blocks.join(self.codes(blocks, scales[..., None], noise), layout.shape)
-        return Encoded(codes if self.bits == 8 else pack(codes), scales, layout)
+        return encoded(codes if self.bits == 8 else pack(codes), scales, layout)
 
     def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
         """Codes of values with these scales, unpacked."""

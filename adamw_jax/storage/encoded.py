@@ -12,16 +12,20 @@ one written with another block size or map is refused where it is restored.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+import functools
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.tree_util import GetAttrKey
 
+from adamw_jax.numerics import leaf_name
 from adamw_jax.storage.blocks import Blocks
 
 Tree = Any
@@ -79,10 +83,11 @@ class Layout:
         return f"{self.codec.name}_v{VERSION}"
 
 
-@jax.tree_util.register_pytree_with_keys_class
-@dataclasses.dataclass(frozen=True)
 class Encoded:
     """An encoded array: a node of the state in the place of the array.
+
+    Each layout has a named tuple of its own, whose two fields it names: what takes named tuples,
+    pytrees and serializers alike, takes this, and gives a node of the same layout back.
 
     Attributes:
       codes: of the array's shape, or with the last axis halved where two codes share a byte.
@@ -90,9 +95,18 @@ class Encoded:
       layout: static.
     """
 
-    codes: jax.Array
-    scales: Any
-    layout: Layout
+    __slots__ = ()
+    layout: ClassVar[Layout]
+
+    @property
+    def codes(self) -> jax.Array:
+        """The first field."""
+        return cast(Any, self)[0]
+
+    @property
+    def scales(self) -> Any:
+        """The second field."""
+        return cast(Any, self)[1]
 
     def decode(self) -> jax.Array:
         """The array."""
@@ -105,25 +119,34 @@ class Encoded:
           x: of the layout's shape.
           noise: uniform numbers in [0, 1) that round it by chance; None for the nearest level.
         """
-        stored = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
-        return dataclasses.replace(stored, layout=self.layout)
+        made = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
+        return encoded(made.codes, made.scales, self.layout)
 
-    def tree_flatten_with_keys(self) -> Any:
-        """Children, named by the layout."""
-        name = self.layout.name
-        keys = GetAttrKey(f"{name}_codes"), GetAttrKey(f"{name}_scales")
-        return tuple(zip(keys, (self.codes, self.scales), strict=True)), self.layout
+    def __reduce__(self) -> Any:
+        return encoded, (self.codes, self.scales, self.layout)
 
-    @classmethod
-    def tree_unflatten(cls, layout: Layout, children: Any) -> Encoded:
-        """The node again.
 
-        Args:
-          layout: of the node that was flattened.
-          children: its codes and scales.
-        """
-        codes, scales = children
-        return cls(codes, scales, layout)
+def encoded(codes: Any, scales: Any, layout: Layout) -> Encoded:
+    """A node of a layout.
+
+    Args:
+      codes: of the array.
+      scales: of its blocks or axes.
+      layout: what they mean.
+    """
+    with _ONE_AT_A_TIME:  # two threads must not make two types of one layout
+        kind = _kind(layout)
+    return kind(codes, scales)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@functools.cache
+def _kind(layout: Layout) -> Any:
+    """The named tuple of a layout."""
+    fields = collections.namedtuple("Encoded", (f"{layout.name}_codes", f"{layout.name}_scales"))
+    return type("Encoded", (Encoded, fields), {"layout": layout, "__slots__": ()})
 
 
 def is_encoded(node: Any) -> bool:
@@ -183,3 +206,66 @@ def decode_state(state: Tree) -> Tree:
       state: of any transformation; without anything encoded it stays as it is.
     """
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, state, is_leaf=is_encoded)
+
+
+def encoded_like_names(plain: Tree, target: Tree) -> Tree:
+    """Rebuilds the encoded arrays of a state that was restored without its types.
+
+    Such a state has a mapping in the place of every named tuple, also of an encoded array, whose
+    two entries bear the name of its layout. The layout itself comes from ``target``: of the nodes
+    with this name and shape there, the one whose path has the most in common.
+
+    Args:
+      plain: mappings, lists and arrays, as Orbax restores without a target, or
+        ``flax.serialization.to_state_dict`` gives.
+      target: a state of the storage that wrote it, such as ``tx.init(params)`` or its shapes.
+
+    Returns:
+      ``plain`` with ``Encoded`` nodes; everything else in it stays as it is.
+
+    Raises:
+      ValueError: ``target`` has no array of a layout and shape that ``plain`` has.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(target, is_leaf=is_encoded)
+    known = [([leaf_name((k,)) for k in path], x) for path, x in leaves if is_encoded(x)]
+
+    def rebuilt(node: Any, way: list[str]) -> Any:
+        if isinstance(node, Mapping):
+            if node and all(re.search(r"_v\d+_(codes|scales)$", str(name)) for name in node):
+                return _named(node, way, known)
+            return {key: rebuilt(child, [*way, str(key)]) for key, child in node.items()}
+        if isinstance(node, list | tuple) and not is_encoded(node):
+            children = [rebuilt(child, [*way, str(i)]) for i, child in enumerate(node)]
+            return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
+        return node
+
+    return rebuilt(plain, [])
+
+
+def _named(
+    stored: Mapping[str, Any], way: list[str], known: list[tuple[list[str], Any]]
+) -> Encoded:
+    """The node of arrays by their names, at a place of the state."""
+    arrays = {name.rpartition("_")[2]: array for name, array in stored.items()}
+    layout = next(iter(stored)).rpartition("_")[0]
+    codes, scales = arrays["codes"], arrays.get("scales")
+    if isinstance(scales, Mapping):
+        scales = [scales[key] for key in sorted(scales, key=int)]
+    scales = tuple(scales) if isinstance(scales, list) else scales
+    alike = [
+        (path, x)
+        for path, x in known
+        if x.layout.name == layout and jnp.shape(x.codes) == jnp.shape(codes)
+    ]
+    if not alike:
+        names = sorted({f"{x.layout.name} of {jnp.shape(x.codes)}" for _, x in known})
+        raise ValueError(
+            f"{'/'.join(way)} holds codes {layout} of {jnp.shape(codes)}, and target has {names}: "
+            "make it with the storage= that wrote the checkpoint."
+        )
+
+    def common(path: list[str]) -> int:
+        pairs = zip(reversed(path), reversed(way), strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(path), len(way)))
+
+    return encoded(codes, scales, max(alike, key=lambda found: common(found[0]))[1].layout)

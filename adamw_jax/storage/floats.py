@@ -24,7 +24,7 @@ from jax import lax
 
 from adamw_jax.storage.block_wise import finite, nonnegative, share
 from adamw_jax.storage.blocks import Blocks
-from adamw_jax.storage.encoded import Encoded, Layout
+from adamw_jax.storage.encoded import Encoded, Layout, encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SmallFloat:
         """The narrow values, and the scales."""
         layout = Layout(self, x.shape, x.dtype)
         if self.blocks is None:
-            return Encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
+            return encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
         largest = float(jnp.finfo(self.dtype).max)
         blocks = self.blocks.split(finite(x) if self.signed else nonnegative(x))
         maxima = jnp.max(lax.abs(blocks), axis=-1)
@@ -69,7 +69,7 @@ class SmallFloat:
                 lax.gt(scaled, lax.full_like(scaled, 0)), lax.eq(codes, lax.full_like(codes, 0))
             )
             codes = lax.select(vanished, least, codes)
-        return Encoded(self.blocks.join(codes, x.shape), scales, layout)
+        return encoded(self.blocks.join(codes, x.shape), scales, layout)
 
     def decode(self, stored: Encoded) -> jax.Array:
         """The array, in the dtype that it had."""

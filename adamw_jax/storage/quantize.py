@@ -25,6 +25,7 @@ from adamw_jax.checks import one_of
 from adamw_jax.order import are_alike, is_on_cpu, ordered
 from adamw_jax.storage.choice import (
     MIN_SIZE,
+    Choice,
     StorageLike,
     choose,
     encode_state,
@@ -121,9 +122,7 @@ def quantize_state(
         )
 
     def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
-        large = any(jnp.size(p) >= choice.min_size for p in jax.tree.leaves(params))
-        if large and not _holds_encoded(state):
-            _check_small(jax.eval_shape(init, params))
+        check_encoded("quantize_state", state, init, updates, choice)
         if not stochastic:
             return update_encoded(inner.update, updates, state, params, extra, choice.in_order)
         now, later = jax.random.split(jax.random.wrap_key_data(state.key))
@@ -184,10 +183,23 @@ def _holds_encoded(state: Tree) -> bool:
     return any(map(is_encoded, jax.tree.leaves(state, is_leaf=is_encoded)))
 
 
-def _check_small(expected: Tree) -> None:
-    if _holds_encoded(expected):
+def check_encoded(
+    name: str, state: Tree, init: Callable[[Tree], Tree], updates: Tree, choice: Choice
+) -> None:
+    """Raises for a state in full precision where one with encoded arrays is expected.
+
+    Args:
+      name: of the stage or function, for the error.
+      state: what was given.
+      init: makes what is expected.
+      updates: shaped like the parameters.
+      choice: which arrays are encoded.
+    """
+    large = any(jnp.size(x) >= choice.min_size for x in jax.tree.leaves(updates))
+    if large and not _holds_encoded(state) and _holds_encoded(jax.eval_shape(init, updates)):
         raise ValueError(
-            "the state has no encoded arrays, and quantize_state would have some on these "
-            "parameters: start with its own init, or carry a state of the transformation over "
-            "with adamw_jax.storage.encode_state(state, params, choose(storage))."
+            f"the state of {name} has no encoded arrays, and would have some on these parameters: "
+            "start with its own init, or carry a state in full precision over, with "
+            "migrate_state(saved, tx, params) of a recipe of this library, or with "
+            "adamw_jax.storage.encode_state(state, params, choose(storage))."
         )

@@ -27,7 +27,7 @@ from jax import lax
 
 from adamw_jax.storage.block_wise import BlockWise, finite, nonnegative
 from adamw_jax.storage.blocks import Blocks
-from adamw_jax.storage.encoded import Encoded, Layout
+from adamw_jax.storage.encoded import Encoded, Layout, encoded
 from adamw_jax.storage.nibbles import pack, unpack
 
 
@@ -54,16 +54,15 @@ class RankOne:
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Codes and one vector of scales an axis."""
         if x.ndim < 2:
-            return dataclasses.replace(
-                self.flat.encode(x, noise), layout=Layout(self, x.shape, x.dtype)
-            )
+            made = self.flat.encode(x, noise)
+            return encoded(made.codes, made.scales, Layout(self, x.shape, x.dtype))
         values = finite(x) if self.flat.signed else nonnegative(x)
         maxima = tuple(
             jnp.max(lax.abs(values), axis=[a for a in range(x.ndim) if a != axis], initial=0)
             for axis in range(x.ndim)
         )
         codes = self.flat.codes(values, _least(maxima), noise)
-        return Encoded(
+        return encoded(
             codes if self.flat.bits == 8 else pack(codes), maxima, Layout(self, x.shape, x.dtype)
         )
 

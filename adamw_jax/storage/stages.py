@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamw_jax.stage import Spec, Step
+from adamw_jax.stage import Kind, Spec, Step
 from adamw_jax.storage.choice import Choice, encode_state
 from adamw_jax.storage.encoded import decode_state, encode_like
+from adamw_jax.storage.quantize import check_encoded
 
 Tree = Any
+
+DECODED = "decoded"
+"""A signal: the recipe around has decoded what its stages remember."""
 
 
 def stored(spec: Spec, choice: Choice) -> Spec:
@@ -26,6 +30,9 @@ def stored(spec: Spec, choice: Choice) -> Spec:
         return encode_state(start(params), params, choice)
 
     def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
+        if DECODED not in step.signals:
+            shaped = flow.gradient if spec.takes is Kind.MOMENTS else flow
+            check_encoded(spec.name, memory, init, shaped, choice)
         flow, new = spec.apply(flow, decode_state(memory), step)
         return flow, encode_like(memory, new)
 

@@ -946,8 +946,34 @@ def test_names_that_nothing_has() -> None:
             tx.init(params)
     with pytest.raises(ValueError, match=r"storage is what choose\(\) has made"):
         quantize_state(optax.adam(0.1), choose("8bit"), exempt="*kernel*")
-    with pytest.raises(ValueError, match="the state has no encoded arrays"):
-        quantize_state(optax.adam(0.1)).update(params, optax.adam(0.1).init(params), params)
+
+
+@pytest.mark.parametrize("name", [*aj.list_optimizers(), "one stage", "quantize_state", "frozen"])
+def test_a_state_in_full_precision_is_refused(name: str) -> None:
+    """Else it would go on in full precision, without a word."""
+    params = sample_params()
+    if name == "one stage":
+        full, small = (
+            aj.estimate_moments(aj.ema(storage=word), aj.ema_of_squares())
+            for word in (None, "8bit")
+        )
+    elif name == "quantize_state":
+        full, small = optax.adam(0.1), quantize_state(optax.adam(0.1))
+    elif name == "frozen":
+        rules = aj.parameter_rules({"*/bias": aj.Rule(freeze=True), "*/kernel": aj.Rule()})
+        full, small = (aj.adamw(0.1, storage=word, rules=rules) for word in (None, "8bit"))
+    else:
+        row = aj.info(name)
+        if "storage" in row.refuses:
+            return
+        full, small = (aj.create(name, 0.1, **row.example, storage=w) for w in (None, "8bit"))
+    state = full.init(params)
+    if not encoded(small.init(params)):
+        return
+    with pytest.raises(ValueError, match="has no encoded arrays, and would have some on these"):
+        small.update(params, state, params, value=jnp.float32(1.0))
+    some = jax.tree.map(lambda p: p[..., :1], params)  # all is too small to be encoded
+    small.update(some, full.init(some), some, value=jnp.float32(1.0))
 
 
 def test_bad_formats_and_transformations() -> None:
