@@ -42,6 +42,7 @@ from adamw_jax.stage import (
     increment,
     require_params,
     stage_of,
+    transformation,
 )
 from adamw_jax.state import ComposeState, Hyperparams, check_live
 from adamw_jax.storage import (
@@ -223,8 +224,10 @@ def _specs_of(entry: Any) -> tuple[Spec, ...]:
         return entry.specs
     if isinstance(entry, Stage):
         return (entry.spec,)
+    if isinstance(entry, optax.MultiSteps):
+        return (_foreign("multi_steps", transformation(entry, "a stage")),)
     if isinstance(entry, optax.GradientTransformation):
-        return (_foreign(_name_of(entry), entry),)
+        return (_foreign(_name_of(entry), transformation(entry, "a stage")),)
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
         name, inner = entry
         specs = _specs_of(inner)
@@ -246,9 +249,8 @@ def _name_of(tx: optax.GradientTransformation) -> str:
     return "transformation"
 
 
-def _foreign(name: str, tx: optax.GradientTransformation) -> Spec:
+def _foreign(name: str, inner: optax.GradientTransformationExtraArgs) -> Spec:
     """An optax transformation as a stage that keeps the kind."""
-    inner = optax.with_extra_args_support(tx)
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         return inner.update(flow, state, step.params, **step.extra)

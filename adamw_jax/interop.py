@@ -39,6 +39,7 @@ from adamw_jax.moments import (
 )
 from adamw_jax.moments.correction import one_minus_power
 from adamw_jax.moments.parts import with_moment
+from adamw_jax.stage import transformation
 from adamw_jax.state import ComposeState
 from adamw_jax.storage.encoded import decode_state, encode_like
 
@@ -150,6 +151,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
       ValueError: there is no recipe in ``state``, or several, or it holds something that ``tx`` has
         no place for, such as averaged weights: take them with ``eval_params`` first.
     """
+    tx = transformation(tx, "tx")
     plain, target = numerics.unbox(state), tx.init(numerics.unbox(params))
     found = states.nodes(plain, ComposeState)
     if len(found) != 1:

@@ -26,6 +26,7 @@ import optax
 
 from adamw_jax import boxes, numerics
 from adamw_jax.compose import Composed
+from adamw_jax.stage import transformation
 from adamw_jax.state import ComposeState, Hyperparams, find, is_live, live_of
 from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
 
@@ -86,6 +87,7 @@ def migrate_state(
         shape, a pinned value that rounding moved out of its range, or states whose recipes cannot
         be told apart.
     """
+    tx = transformation(tx, "tx")
     plain = numerics.unbox(saved)
     target = stored = tx.init(numerics.unbox(params))
     if _must_decode(plain, target):

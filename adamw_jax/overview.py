@@ -20,6 +20,7 @@ import optax
 
 from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.stage import transformation
 
 HEADER = ("stage", "kinds", "hyperparameters", "state", "bytes/param")
 
@@ -35,6 +36,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
       Plain text, a line per stage and one for the sum. Scalars (clocks, counters, live
       hyperparameters) are counted in the sum only.
     """
+    tx = transformation(tx, "tx")
     shapes = jax.eval_shape(lambda p: p, params)
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     state = jax.eval_shape(tx.init, shapes)

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamw_jax.numerics import leaf_names, owner_in
+from adamw_jax.stage import transformation
 from adamw_jax.storage import Encoded, is_encoded
 from adamw_jax.storage.encoded import encoded
 from adamw_jax.storage.shards import placed
@@ -50,8 +51,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
       ValueError: ``shardings`` does not fit ``params``, there is none, it cuts a parameter within
         the blocks of its codes, or a leaf that is packed with others.
     """
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
+    tx = transformation(tx, "tx")
     whole = _leaves(params, shardings)
     kinds = {each.memory_kind for each in whole}
     everywhere = NamedSharding(

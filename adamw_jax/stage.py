@@ -189,6 +189,25 @@ def stage_of(spec: Spec) -> Stage:
     return Stage.of(spec, *_alone(spec))
 
 
+def transformation(tx: Any, argument: str) -> optax.GradientTransformationExtraArgs:
+    """What a user gave for an optax transformation; ``optax.MultiSteps(...)`` is one, too.
+
+    Args:
+      tx: what was given.
+      argument: what the user calls it, for the error.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if isinstance(tx, optax.MultiSteps):
+        tx = tx.gradient_transformation()
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"{argument} must be an optax transformation such as optax.adam(1e-3), got {tx!r}."
+        )
+    return optax.with_extra_args_support(tx)
+
+
 def require_params(spec_name: str, params: Tree | None) -> None:
     """Raises the error for a stage that needs the parameters and did not get them."""
     if params is None:

@@ -207,8 +207,8 @@ def _register_with_flax() -> None:
         keys = [*to_dict(node)]
         if sorted(saved) != sorted(keys):
             raise ValueError(
-                f"the saved hyperparameters are {sorted(saved)}, those of the target {sorted(keys)}:"
-                " carry the state over with migrate_state(saved, tx, params)."
+                f"the checkpoint has {sorted(saved)}, the target {sorted(keys)}: carry the state "
+                "over with migrate_state(saved, tx, params)."
             )
         return _made(node.names, [saved[key] for key in keys])
 

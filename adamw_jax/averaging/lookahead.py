@@ -34,8 +34,9 @@ from adamw_jax.averaging.inner_state import (
     restarted,
 )
 from adamw_jax.checks import one_of, whole_number
+from adamw_jax.gradients import entering
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage
+from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage, transformation
 
 Tree = Any
 
@@ -185,11 +186,10 @@ def _renewed(state: LookaheadState, params: Tree) -> Tree:
 
 
 def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be an optax transformation, got {inner!r}.")
-    fast: Any = optax.with_extra_args_support(inner)
+    fast: Any = transformation(inner, "inner")
 
     def init(params: Tree) -> LookaheadWrapperState:
+        params = numerics.as_arrays(params)
         state = fast.init(params)
         momentum: Any = optax.EmptyState()
         if inner_state == "reset":
@@ -200,6 +200,7 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
 
     def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
         require_params("lookahead", params)
+        updates, params = entering(updates, params)
         fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
         due = state.lookahead.since_sync + 1 >= sync_period
         rate = alpha.at(state.steps)

@@ -29,12 +29,13 @@ from typing import Any, cast
 
 import optax
 
+from adamw_jax import numerics
 from adamw_jax.checks import whole_number
 from adamw_jax.compose import Composed, compose
-from adamw_jax.gradients import check_gradient
+from adamw_jax.gradients import check_gradient, entering
 from adamw_jax.packing.buffers import Packer
 from adamw_jax.packing.checks import check_recipe, check_whole
-from adamw_jax.stage import Kind, Spec, Step, stage_of
+from adamw_jax.stage import Kind, Spec, Step, stage_of, transformation
 
 Tree = Any
 State = Any
@@ -67,8 +68,7 @@ def pack_small_leaves(
       ValueError: an argument is out of range, the recipe has no moments, or (in ``init``) what
         would be packed is not element-wise, treats leaves differently, or a small leaf is sharded.
     """
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(f"tx must be an optax transformation, got {tx!r}.")
+    tx = transformation(tx, "tx")
     packer = Packer(whole_number("limit", limit), whole_number("group", group, least=2))
     return _packed_recipe(tx, packer) if isinstance(tx, Composed) else _packed_whole(tx, packer)
 
@@ -139,17 +139,18 @@ def _leaving(spec: Spec, packer: Packer) -> Any:
 
 
 def _packed_whole(
-    tx: optax.GradientTransformation, packer: Packer
+    inner: optax.GradientTransformationExtraArgs, packer: Packer
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation from elsewhere on packed gradients and parameters."""
     packer = dataclasses.replace(packer, by_dtype=True)
-    inner = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> State:
-        check_whole(tx, packer, params)
+        params = numerics.as_arrays(params)
+        check_whole(inner, packer, params)
         return inner.init(packer.pack(params))
 
     def update(updates: Tree, state: State, params: Tree | None = None, **extra: Any):
+        updates, params = entering(updates, params)
         like = updates if params is None else params
         check_gradient(updates, params)
         packed = None if params is None else packer.pack(params)

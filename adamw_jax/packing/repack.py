@@ -23,6 +23,7 @@ import optax
 
 from adamw_jax import numerics
 from adamw_jax.boxes import boxed
+from adamw_jax.stage import transformation
 
 State = Any
 Tree = Any
@@ -49,7 +50,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Raises:
       ValueError: the states differ by more than packing.
     """
-    plain = numerics.unbox(params)
+    tx, plain = transformation(tx, "tx"), numerics.unbox(params)
     want, structure = jax.tree_util.tree_flatten_with_path(
         jax.eval_shape(tx.init, plain), is_leaf=_is_absent
     )

@@ -21,8 +21,11 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from adamw_jax import numerics
 from adamw_jax.checks import one_of
+from adamw_jax.gradients import entering
 from adamw_jax.order import are_alike, is_on_cpu, ordered
+from adamw_jax.stage import transformation
 from adamw_jax.storage.choice import (
     MIN_SIZE,
     Choice,
@@ -97,8 +100,7 @@ def quantize_state(
 
     Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
     """
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(f"tx must be an optax transformation such as optax.adam(1e-3), got {tx!r}.")
+    inner = transformation(tx, "tx")
     one_of("rounding", rounding, ROUNDINGS)
     choice = choose(
         storage,
@@ -108,10 +110,10 @@ def quantize_state(
         exempt=exempt,
         in_order=in_order,
     )
-    inner = optax.with_extra_args_support(tx)
     stochastic = rounding == "stochastic"
 
     def init(params: Tree) -> Any:
+        params = numerics.as_arrays(params)
         whole = inner.init(params)
         choice.check_names(whole, params)
         state = encode_state(whole, params, choice)
@@ -122,6 +124,7 @@ def quantize_state(
         )
 
     def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
+        updates, params = entering(updates, params)
         check_encoded("quantize_state", state, init, updates, choice)
         if not stochastic:
             return update_encoded(inner.update, updates, state, params, extra, choice.in_order)
