@@ -200,23 +200,21 @@ def _beside(state: State, root: Any, target: State, params: Tree) -> dict[Any, A
     places = dict(jax.tree_util.tree_leaves_with_path(target))
     owners = dict(jax.tree_util.tree_leaves_with_path(params))
     kept: dict[Any, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    starts = numerics.owners_in([path for path, _ in leaves], owners)
+    for (path, leaf), start in zip(leaves, starts, strict=True):
         if path[: len(root)] == root:
             continue
+        owner = None if start is None else owners[path[start:]]
         place = places.get(path)
         if place is not None and (place.shape, place.dtype) == (leaf.shape, leaf.dtype):
             kept[path] = jnp.array(leaf, copy=True)
-        elif _is_owned(path, leaf, owners) and not _is_zero(leaf):
+        elif owner is not None and leaf.shape == jnp.shape(owner) and not _is_zero(leaf):
             raise ValueError(
                 f"optax's state has no place for {numerics.leaf_name(path)!r}, which stands beside "
                 "the recipe: wrap tx in the same way, or take averaged weights with eval_params."
             )
     return kept
-
-
-def _is_owned(path: Any, leaf: Any, owners: dict[Any, Any]) -> bool:
-    start = numerics.owner_in(path, owners)
-    return start is not None and jnp.shape(leaf) == jnp.shape(owners[path[start:]])
 
 
 def _is_zero(x: Any) -> bool:

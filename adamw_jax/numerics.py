@@ -7,7 +7,8 @@ leaves. What leaves an optimizer has the wider of the dtypes of the gradient and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,12 +163,23 @@ def unbox(tree: Tree) -> Tree:
     return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
-def owner_in(path: tuple[Any, ...], owners: Mapping[tuple[Any, ...], Any]) -> int | None:
-    """Where in the path of a state's array that of its parameter begins; None if it has none.
+def owners_in(
+    paths: Sequence[tuple[Any, ...]], owners: Mapping[tuple[Any, ...], Any]
+) -> list[int | None]:
+    """Where in the paths of a state's arrays those of their parameters begin; None for no parameter.
 
-    Its parameter is the one with the longest path that the array's path ends with.
+    A parameter's path is the end of the array's. Where two ends are parameters, because a module
+    calls one as the state calls its field, it is the end at which most parameters of that place
+    are found; of equals, the longest.
     """
-    return next((start for start in range(len(path) + 1) if path[start:] in owners), None)
+    starts = [[n for n in range(len(path) + 1) if path[n:] in owners] for path in paths]
+    found = collections.Counter(
+        path[:n] for path, ends in zip(paths, starts, strict=True) for n in ends
+    )
+    return [
+        max(ends, key=lambda n: (found[path[:n]], -n), default=None)
+        for path, ends in zip(paths, starts, strict=True)
+    ]
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

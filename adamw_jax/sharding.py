@@ -18,7 +18,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adamw_jax.numerics import leaf_names, owner_in
+from adamw_jax.numerics import leaf_names, owners_in
 from adamw_jax.stage import transformation
 from adamw_jax.storage import Encoded, is_encoded
 from adamw_jax.storage.encoded import encoded
@@ -60,8 +60,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
     leaves = jax.tree_util.tree_leaves_with_path(params)
     owners = {path: (each, leaf) for (path, leaf), each in zip(leaves, whole, strict=True)}
 
-    def place(path: Any, node: Any) -> Any:
-        start = owner_in(path, owners)
+    def place(path: Any, node: Any, start: int | None) -> Any:
         if start is None:
             return jax.tree.map(lambda _: everywhere, node)
         sharding, param = owners[path[start:]]
@@ -72,7 +71,11 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
     with placed(dict(zip(leaf_names(params), whole, strict=True))):
         # A function of its own: JAX remembers what ``tx.init`` was for these shapes.
         state = jax.eval_shape(lambda params: tx.init(params), params)
-    return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_encoded)
+    nodes, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)
+    starts = owners_in([path for path, _ in nodes], owners)
+    return structure.unflatten(
+        place(path, node, start) for (path, node), start in zip(nodes, starts, strict=True)
+    )
 
 
 def _leaves(params: Tree, shardings: Tree) -> list[NamedSharding]:

@@ -51,8 +51,8 @@ def leaf_by_leaf(
     calls = Calls(traced, [*leaves, *(array for _, array in held)])
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
     read = {path: [number] for number, path in enumerate(paths)}
-    for number, (path, array) in enumerate(held, len(leaves)):
-        start = numerics.owner_in(path, read)
+    starts = numerics.owners_in([path for path, _ in held], read)
+    for number, ((path, array), start) in enumerate(zip(held, starts, strict=True), len(leaves)):
         if start is not None and jnp.issubdtype(array.dtype, jnp.inexact):
             read[path[start:]].append(number)
     told = [path for path, _ in jax.tree_util.tree_leaves_with_path(made[2])]

@@ -62,8 +62,8 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
         )
     sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(plain)}
     trees: dict[Any, list[tuple[int, int]]] = {}  # leaves of the state, and of what length, by tree
-    for i, (path, _) in enumerate(want):
-        start = numerics.owner_in(path, sizes)
+    starts = numerics.owners_in([path for path, _ in want], sizes)
+    for i, ((path, _), start) in enumerate(zip(want, starts, strict=True)):
         tree, length = (i, 0) if start is None else (path[:start], sizes[path[start:]])
         trees.setdefault(tree, []).append((i, length))
     values = list(have)

@@ -301,8 +301,9 @@ class Owned(NamedTuple):
 def _owned(state: Tree, params: Tree) -> Iterator[Owned]:
     owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole)
-    for place, (path, _) in enumerate(leaves):
-        if (start := numerics.owner_in(path, owners)) is not None:
+    starts = numerics.owners_in([path for path, _ in leaves], owners)
+    for place, ((path, _), start) in enumerate(zip(leaves, starts, strict=True)):
+        if start is not None:
             rest = path[start:]
             name = numerics.leaf_name(rest)
             way = path[:start]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax.numerics import owner_in
+from adamw_jax.numerics import owners_in
 from adamw_jax.order import Calls
 from adamw_jax.storage.encoded import Noise, encoded_as, is_encoded
 
@@ -49,8 +49,8 @@ def parameter_by_parameter(
     inputs, outputs = _places(nodes, 0), _places(results, len(ends))
 
     held: dict[int, list[int]] = {}
-    for number, (path, node) in enumerate(zip(paths, nodes, strict=True)):
-        start = owner_in(path, owners)
+    starts = owners_in(paths, owners)
+    for number, (path, start, node) in enumerate(zip(paths, starts, nodes, strict=True)):
         if start is not None and is_encoded(node):
             held.setdefault(owners[path[start:]], []).append(number)
 
