@@ -33,7 +33,7 @@ from adamw_jax import masks, numerics
 from adamw_jax.hyperparameters import Hyperparameter
 from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, require_params, stage_of
-from adamw_jax.state import ComposeState, LiveHyperparameter
+from adamw_jax.state import ComposeState, LiveHyperparameter, check_owners
 from adamw_jax.storage import choose, decode_state, stored, update_encoded
 
 Tree = Any
@@ -72,7 +72,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
     Raises:
       TypeError: something is neither a stage nor an optax transformation.
-      ValueError: the kinds do not fit, or two stages with state or hyperparameters have one name.
+      ValueError: the kinds do not fit, two stages with state or hyperparameters have one name, or
+        (in ``init``) two Lookaheads have one parameter.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     _check_kinds(specs)
@@ -100,6 +101,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             if spec.name in memories:
                 raise ValueError(_twice(spec.name))
             memories[spec.name] = memory
+        check_owners(memories)
         for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
             under = {s.name: memories[s.name] for s in specs if s.storage == choice}
             choice.check_names(under, whole)
