@@ -44,7 +44,7 @@ from adamw_jax.stage import (
     stage_of,
     transformation,
 )
-from adamw_jax.state import ComposeState, Hyperparams, check_live
+from adamw_jax.state import ComposeState, Hyperparams, check_live, check_owners
 from adamw_jax.storage import (
     DECODED,
     check_encoded,
@@ -106,7 +106,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
 
     Raises:
       TypeError: something is neither a stage nor an optax transformation.
-      ValueError: the kinds do not fit, or two stages with state or hyperparameters have one name.
+      ValueError: the kinds do not fit, two stages with state or hyperparameters have one name, or
+        (in ``init``) two Lookaheads have one parameter.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     _check_kinds(specs)
@@ -131,6 +132,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             if spec.name in memories:
                 raise ValueError(_twice(spec.name))
             memories[spec.name] = memory
+        check_owners(memories)
         for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
             under = {s.name: memories[s.name] for s in specs if s.storage == choice}
             choice.check_names(under, whole)

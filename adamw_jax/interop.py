@@ -369,11 +369,11 @@ def clock_after(b: jax.Array, count: jax.Array) -> Clock:
     """The clock of an average with constant rate ``b`` after ``count`` entries."""
     mass = one_minus_power(b, count)
     if isinstance(b, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
-        return Clock(mass, b * mass / (1 - b) - numerics.scalar(count) * (1 - mass))
+        return Clock.of(mass, b * mass / (1 - b) - numerics.scalar(count) * (1 - mass))
     # The age of a young average is the small difference of the two: in float64, on the host.
     rate, steps = np.asarray(b, np.float64), np.asarray(count, np.float64)
     kept = rate**steps
-    return Clock(mass, jnp.asarray(rate * (1 - kept) / (1 - rate) - steps * kept, mass.dtype))
+    return Clock.of(mass, jnp.asarray(rate * (1 - kept) / (1 - rate) - steps * kept, mass.dtype))
 
 
 def _fit(values: Tree, like: Tree, what: str) -> Tree:

@@ -278,6 +278,25 @@ def restarts(node: Any) -> bool:
     return getattr(type(node), "restarts", False) is True
 
 
+def check_owners(state: Any) -> None:
+    """Raises where two nodes own the same parameters, by the field that their class names ``owns``.
+
+    Raises:
+      ValueError: two Lookaheads hold slow weights of one parameter.
+    """
+    owned: set[str] = set()
+    for node in jax.tree.leaves(state, is_leaf=lambda x: hasattr(type(x), "owns")):
+        if not hasattr(type(node), "owns"):
+            continue
+        names = set(numerics.leaf_names(getattr(node, type(node).owns)))
+        if both := sorted(names & owned):
+            raise ValueError(
+                f"two {type(node).__name__} hold {type(node).owns} weights of {both}: what one "
+                "makes of the parameters would become those of the other. Leave one out."
+            )
+        owned |= names
+
+
 def nodes(state: Any, kind: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """All nodes of a type in a state with their paths, also those inside others of them."""
 

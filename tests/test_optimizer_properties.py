@@ -203,6 +203,35 @@ def _amsgrad_and_adam() -> Any:
     return jax.jit(lambda gradients: [updates(tx, gradients) for tx in (amsgrad(0.1), adam(0.1))])
 
 
+@pytest.mark.parametrize(
+    ("b", "steps"),
+    [
+        (0.0, 1),
+        (0.5, 2),
+        (0.999, 1),
+        (0.999, 700),
+        (0.999, 10**6),
+        (0.9999, 10**5),
+        (0.9999, 10**6),
+        (0.99999, 10**5),
+        (0.99999, 3 * 10**6),
+    ],
+)
+def test_a_clock_does_not_stop_short(b: float, steps: int) -> None:
+    """Neither the sum of the weights, by which bias is corrected, nor their age, in float32."""
+    rate = np.float32(b)
+
+    @jax.jit
+    def after() -> Clock:
+        return jax.lax.fori_loop(0, steps, lambda _, c: c.tick(jnp.float32(rate)), Clock.start())
+
+    clock, rate = after(), np.float64(rate)
+    mass = 1.0 - rate**steps
+    np.testing.assert_allclose(clock.mass, mass, rtol=3e-6)
+    age = rate * mass / (1 - rate) - steps * rate**steps
+    np.testing.assert_allclose(clock.age, age, rtol=3e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("b2", [0.9, 0.99, 0.999, 0.9999])
 def test_the_rectifier_is_exact_in_float32(b2: float) -> None:
     """Against the closed form in float64 at the rounded b2, over 3000 steps."""

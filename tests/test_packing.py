@@ -316,7 +316,7 @@ def test_recipes_without_moments_are_refused(name: str) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(TypeError, match="tx must be an optax transformation such as .*, got 3"):
+    with pytest.raises(TypeError, match=r"tx must be an optax transformation such as .*, got 3"):
         pack_small_leaves(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"limit must be a whole number >= 1, got -1"):
         pack_small_leaves(aj.adamw(0.1), limit=-1)

@@ -19,6 +19,7 @@ from adamw_jax import (
     correct_bias,
     estimate_moments,
     hyperparams,
+    lookahead,
     precondition,
     rectify_variance,
     scale_by_learning_rate,
@@ -248,3 +249,19 @@ def test_catalogue_choices() -> None:
         for argument, parameter in Entry(name, name).keywords.items():
             if isinstance(parameter.default, str):
                 assert argument in catalogue.CHOICES, (name, argument)
+
+
+def test_two_lookaheads_of_one_parameter_are_refused() -> None:
+    """Tail and tail, a wrapper around either; not of other parameters."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    sgd, tail, around = adamw_jax.sgdw(0.1), lookahead, lookahead
+    for tx in (
+        adamw_jax.compose(sgd, ("inner", tail()), ("outer", tail(sync_period=7))),
+        around(adamw_jax.compose(sgd, tail())),
+        around(around(optax.sgd(0.1))),
+    ):
+        with pytest.raises(ValueError, match=r"two LookaheadState hold slow weights of \['a', 'b'"):
+            tx.init(params)
+    masks = {"a": True, "b": False}, {"a": False, "b": True}
+    first, second = (adamw_jax.only(tail(), mask) for mask in masks)
+    adamw_jax.compose(sgd, ("first", first), ("second", second)).init(params)

@@ -11,6 +11,7 @@ import optax.contrib
 
 from adamw_jax import state as states
 from adamw_jax.moments.estimate import MomentsState
+from adamw_jax.moments.record import Clock
 from adamw_jax.state import ComposeState
 from adamw_jax.storage.encoded import decode_state, encode_like
 
@@ -66,10 +67,14 @@ def pulled_back(
 ) -> tuple[State, dict[str, Tree]]:
     """The state with momentum alpha m + (1 - alpha) old, and that momentum."""
     path, now = _holder(state)
+
+    def mix(m: Any, o: Any) -> Any:
+        if isinstance(m, Clock):
+            return m.mixed(o, alpha)
+        return (alpha.astype(m.dtype) * m + (1 - alpha).astype(m.dtype) * o).astype(m.dtype)
+
     mixed = jax.tree.map(
-        lambda m, o: (alpha.astype(m.dtype) * m + (1 - alpha).astype(m.dtype) * o).astype(m.dtype),
-        decode_state(now),
-        decode_state(old),
+        mix, decode_state(now), decode_state(old), is_leaf=lambda x: isinstance(x, Clock)
     )
     mixed = encode_like(now, mixed)
 

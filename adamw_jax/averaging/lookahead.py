@@ -5,7 +5,10 @@
 The fast weights are ordinary parameters, the slow weights live in the state, and gradients are
 taken at the fast weights. A sync moves the parameters to the new slow weights, so the stored ones
 are renewed from the parameters one step later, in a ``lax.cond``: then a step needs no scratch, and
-between syncs it only reads the slow weights.
+between syncs it only reads the slow weights. So whatever changes the parameters between that step
+and the next (a projection, other weights put in) changes the slow weights with them, but for leaves
+narrower than float32, whose slow weights are stored at the sync. Two Lookaheads of one parameter
+would do that to each other, and are refused.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params
@@ -24,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from adamw_jax import numerics
+from adamw_jax import numerics, state as states
 from adamw_jax.averaging.evaluation import beside
 from adamw_jax.averaging.inner_state import (
     INNER_STATES,
@@ -53,6 +56,8 @@ class LookaheadState(NamedTuple):
     slow: Tree
     since_sync: jax.Array
     exact = ("slow",)
+
+    owns = "slow"
 
     def eval_params(self) -> tuple[Tree, Any]:
         """The slow weights, in whose place the parameters are right after a sync."""
@@ -107,7 +112,8 @@ def lookahead(
 
     Raises:
       ValueError: an argument is out of range, ``inner_state`` without ``inner``, or (in ``init``)
-        the state inside has no momentum to pull back, or arrays not known as moments to reset.
+        the inner optimizer has a Lookahead of the same parameters, no momentum to pull back, or
+        arrays that are not known as moments to reset.
     """
     sync_period = whole_number("sync_period", sync_period)
     one_of("inner_state", inner_state, INNER_STATES)
@@ -196,7 +202,9 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
             check_restart(state)
         elif inner_state == "pullback":
             momentum = jax.tree.map(jnp.zeros_like, momentum_of(state))
-        return LookaheadWrapperState(_start(params), jnp.zeros([], jnp.int32), state, momentum)
+        made = LookaheadWrapperState(_start(params), jnp.zeros([], jnp.int32), state, momentum)
+        states.check_owners(made)
+        return made
 
     def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
         require_params("lookahead", params)

@@ -60,9 +60,9 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
         if corrected_by == "current":
             second = second._replace(clock=now.clock)
         elif prior.clock is not None:
-            mass = numerics.nonzero(prior.clock.mass)
+            level = numerics.nonzero(prior.clock.level)  # of an empty one, which is not used
             before = lax.max(record.count - 1, jnp.ones_like(record.count))
-            second = second._replace(clock=Clock(mass, prior.clock.age), count=before)
+            second = second._replace(clock=Clock(level, prior.clock.age), count=before)
         record = dataclasses.replace(record, second=second)
         if numerator == "gradient":
             wide = jax.tree.map(numerics.widen, record.gradient)

@@ -31,12 +31,15 @@ class Clock(NamedTuple):
 
         mass' = b mass + (1 - b),    age' = b (age + mass)
 
+    Near their limits both would stop short, of 1 by 3e-8 / (1 - b) in float32. So what is stored of
+    a mass near 1 is what is missing, 1 - mass' = b (1 - mass), and an age never stands still.
+
     Attributes:
-      mass: the sum of the weights of the average, in the default float dtype.
-      age: the weighted sum of the ages of what it holds, likewise.
+      level: the mass below 1/2, mass - 1 from there on; 0 for an empty average.
+      age: the weighted sum of the ages of what it holds, in the default float dtype as the other.
     """
 
-    mass: jax.Array
+    level: jax.Array
     age: jax.Array
 
     @staticmethod
@@ -45,14 +48,50 @@ class Clock(NamedTuple):
         dtype = numerics.default_float()
         return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
 
+    @staticmethod
+    def of(mass: jax.Array, age: jax.Array, missing: jax.Array | None = None) -> Clock:
+        """The clock of a mass, or of what is missing to 1 where that is known better.
+
+        Args:
+          mass: the sum of the weights.
+          age: the weighted sum of their ages.
+          missing: 1 - mass; None to compute it.
+        """
+        missing = 1.0 - mass if missing is None else missing
+        least = jnp.finfo(mass.dtype).tiny  # 0 is an empty average
+        return Clock(jnp.where(missing > 0.5, mass, -jnp.maximum(missing, least)), age)
+
+    @property
+    def mass(self) -> jax.Array:
+        """The sum of the weights of the average."""
+        return jnp.where(self.level < 0, 1.0 + self.level, self.level)
+
     def tick(self, b: jax.Array) -> Clock:
         """The clock after one more entry.
 
         Args:
           b: decay rate of the average in this step, a scalar in [0, 1).
         """
-        one = jnp.ones([], b.dtype)
-        return Clock(b * self.mass + (one - b), b * (self.age + self.mass))
+        mass, rest = self.mass, 1.0 - b
+        missing = b * jnp.where(self.level < 0, -self.level, 1.0 - self.level)
+        more = b * mass - rest * self.age
+        age = self.age + more
+        # What rounding would lose for ever: one unit in the last place towards the limit.
+        unit = jnp.sign(more) * self.age * jnp.finfo(mass.dtype).eps
+        age = jnp.where(age == self.age, self.age + unit, age)
+        return Clock.of(b * mass + rest, age, missing)
+
+    def mixed(self, old: Clock, share: jax.Array) -> Clock:
+        """The clock of ``share`` of this average and the rest of an older one.
+
+        Args:
+          old: the clock of the other.
+          share: in [0, 1].
+        """
+        mass, age = (
+            share * x + (1.0 - share) * y for x, y in ((self.mass, old.mass), (self.age, old.age))
+        )
+        return Clock.of(mass, age)
 
 
 class Reading(NamedTuple):
