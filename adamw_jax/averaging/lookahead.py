@@ -156,6 +156,7 @@ def _advanced(
 ) -> tuple[Tree, LookaheadState]:
     """The update, at a sync the one to the new slow weights, and the state after it."""
     slow = _renewed(state, params)
+    update = numerics.leaving(update, update, params)  # the way back may not be short
 
     def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
         fast = numerics.widen(p) + numerics.widen(u)
