@@ -1,0 +1,125 @@
+"""States own their buffers: none is in a state twice, none is the caller's, all may be donated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adamw_jax as aj
+from tests.catalogue import (
+    PLAIN,
+    Entry,
+    at,
+    numeric_arguments,
+    one_step,
+    rows,
+    sample_gradients,
+    sample_params,
+)
+
+GRADIENT = at(sample_gradients(), 0)
+
+
+def check(tx: Any, state: Any, params: Any, *arrays: jax.Array) -> None:
+    """Donates a state for three steps; parameters and other arrays of the caller live on."""
+    step = jax.jit(one_step(tx), donate_argnums=(1,))
+    theta = params
+    for _ in range(3):
+        theta, state = step(theta, state, GRADIENT)
+    assert not any(x.is_deleted() for x in [*jax.tree.leaves(params), *arrays])
+    step(params, tx.init(params), GRADIENT)  # a second run with the same optimizer
+
+
+def with_arrays(entry: Entry) -> tuple[Any, list[jax.Array]]:
+    """The optimizer with one array for the learning rate and arrays for its other numbers."""
+    numbers = {name: entry.keywords[name].default for name in numeric_arguments(entry)}
+    numbers = {**numbers, **entry.example, **entry.options}
+    arrays = {
+        name: jnp.float32(value)
+        for name, value in numbers.items()
+        if isinstance(value, float) and name != "learning_rate"
+    }
+    arrays["learning_rate"] = jnp.float32(0.05)
+    try:
+        tx = entry.make(
+            arrays["learning_rate"], **{k: v for k, v in arrays.items() if k != "learning_rate"}
+        )
+    except ValueError:  # a number that must be static
+        return entry.make(arrays["learning_rate"]), [arrays["learning_rate"]]
+    return tx, [*arrays.values()]
+
+
+@pytest.mark.parametrize("entry", rows(PLAIN))
+def test_hyperparameters_that_are_arrays_stay_the_caller_s(entry: Entry) -> None:
+    tx, arrays = with_arrays(entry)
+    params = sample_params()
+    check(tx, tx.init(params), params, *arrays)
+
+
+def test_a_schedule_may_return_one_array() -> None:
+    rate, decay = jnp.float32(0.05), jnp.float32(0.01)
+    tx = aj.adamw(lambda count: rate, weight_decay=decay, l2=decay)
+    params = sample_params()
+    check(tx, tx.init(params), params, rate, decay)
+
+
+def test_parts_of_a_partition_may_share_an_array() -> None:
+    rate, params = jnp.float32(0.05), sample_params()
+    parts = {"a": aj.adamw(rate), "b": aj.sgdw(rate, momentum=rate)}
+    tx = optax.partition(parts, {"dense": {"bias": "a", "kernel": "b"}, "scale": "a"})
+    check(tx, tx.init(params), params, rate)
+
+
+MADE = {
+    "init": lambda tx, state, params: tx.init(params),
+    "update": lambda tx, state, params: tx.update(GRADIENT, state, params)[1],
+    "migrate_state": lambda tx, state, params: aj.migrate_state(state, tx, params)[0],
+    "from_optax": lambda tx, state, params: aj.from_optax(
+        aj.to_optax(state, optax.adamw(0.05), params), tx, params
+    ),
+    "set_hyperparams": lambda tx, state, params: aj.set_hyperparams(
+        state, {name: jnp.float32(0.5) for name in ("b1", "b2")}
+    ),
+    "restart_moments": lambda tx, state, params: aj.restart_moments(state),
+    "repack_state": lambda tx, state, params: aj.repack_state(state, tx, params),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize("name", MADE)
+def test_every_way_to_make_a_state(name: str, jitted: bool) -> None:
+    tx, params = aj.adamw(jnp.float32(0.05)), sample_params()
+    update = jax.jit(tx.update) if jitted else tx.update
+    _, state = update(GRADIENT, tx.init(params), params)
+    check(tx, MADE[name](tx, state, params), params)
+
+
+@pytest.mark.parametrize("name", ["to_optax", "migrate_state"])
+def test_what_is_made_of_a_state_shares_nothing_with_it(name: str) -> None:
+    """The old state is still there when the new one was donated."""
+    tx, params = aj.adamw(optax.linear_schedule(0.05, 0.0, 9)), sample_params()
+    _, state = tx.update(GRADIENT, tx.init(params), params)
+    if name == "to_optax":
+        target = optax.adamw(optax.linear_schedule(0.05, 0.0, 9))
+        made: Any = aj.to_optax(state, target, params)
+    else:
+        target = aj.compose(tx, aj.lookahead(), aj.average_iterates())
+        made, _ = aj.migrate_state(state, target, params)
+    with jax.numpy_dtype_promotion("standard"):
+        check(target, made, params, *jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [aj.lookahead, aj.average_iterates, aj.stochastic_rounding, aj.compensated_rounding],
+    ids=lambda tail: tail.__name__,
+)
+def test_tails_copy_the_parameters(tail: Any) -> None:
+    params = sample_params()
+    alpha = {"slow_step_size": jnp.float32(0.5)} if tail is aj.lookahead else {}
+    tx = aj.compose(aj.adamw(0.05), tail(**alpha))
+    check(tx, tx.init(params), params, *alpha.values())
