@@ -8,6 +8,7 @@ leaves. What leaves an optimizer has the wider of the dtypes of the gradient and
 from __future__ import annotations
 
 import collections
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,31 @@ def named_leaves(
         for path, node in nodes
         for leaf in (jax.tree.leaves(node, is_leaf=is_leaf) if is_box(node) else [node])
     ]
+
+
+def key_of(key: jax.Array, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    """The random key of one leaf, the same in every process.
+
+    Leaves of unlike paths have unlike keys, also in the parts of a partition that were given one
+    seed, and so have the shards of a leaf inside ``shard_map``, as far as its type tells that it is
+    sharded (``check_vma=True``).
+
+    Args:
+      key: of this step.
+      path: of the leaf.
+      x: the leaf.
+    """
+    key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+    for axis in sorted(varying_axes(x)):
+        key = jax.random.fold_in(key, lax.axis_index(axis))
+    return key
+
+
+def varying_axes(x: jax.Array) -> frozenset[str]:
+    """The axes of a mesh along which an array differs inside ``shard_map``, as its type tells."""
+    kind = jax.typeof(x)
+    varying = getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+    return getattr(kind, "vma", varying)  # its name before and after jax 0.10
 
 
 def leaf_names(tree: Tree) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from adamw_jax.numerics import varying_axes
+
 Tree = Any
 
 _UNORDERED = ContextVar("_UNORDERED", default=False)
@@ -49,9 +51,10 @@ def are_alike(*trees: Tree) -> bool:
     Args:
       *trees: of arrays or tracers.
     """
-    types = [jax.typeof(x) for x in jax.tree.leaves(trees)]
-    kinds = {(t.sharding.mesh, getattr(t, "vma", None)) for t in types}
-    return len(kinds) < 2 and all(axis is None for t in types for axis in t.sharding.spec)
+    arrays = jax.tree.leaves(trees)
+    shardings = [jax.typeof(x).sharding for x in arrays]
+    kinds = {(s.mesh, varying_axes(x)) for s, x in zip(shardings, arrays, strict=True)}
+    return len(kinds) < 2 and all(axis is None for s in shardings for axis in s.spec)
 
 
 def is_on_cpu() -> bool:

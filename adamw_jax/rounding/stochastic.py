@@ -63,8 +63,9 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
 
     Args:
       seed: a whole number from 0 to 2**32 - 1, a scalar integer array, or a key of
-        ``jax.random.key``; 0. Members of an ensemble that is mapped want one each:
-        ``jax.vmap(lambda seed, p: make(seed).init(p))``.
+        ``jax.random.key``; 0. Every leaf draws numbers of its own, by its path, also in the parts
+        of ``optax.partition`` that have one seed. Members of an ensemble that is mapped want one
+        each: ``jax.vmap(lambda seed, p: make(seed).init(p))``.
 
     Returns:
       A stage *update -> update* that needs the parameters and must be the last of a recipe: what
@@ -87,18 +88,16 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
     def apply(
         update: Tree, state: StochasticRoundingState, step: Step
     ) -> tuple[Tree, StochasticRoundingState]:
-        leaves, structure = jax.tree.flatten(update)
-        keys = random.split(random.wrap_key_data(state.key, impl=implementation), len(leaves) + 1)
+        later, now = random.split(random.wrap_key_data(state.key, impl=implementation))
 
-        def leaf(u: jax.Array, p: jax.Array, key: jax.Array) -> jax.Array:
+        def leaf(path: Any, u: jax.Array, p: jax.Array) -> jax.Array:
             if not is_narrow(p):
                 return u
+            key = numerics.key_of(now, path, p)
             return rounding_update(jnp.asarray(p), u, random.bits(key, u.shape, _NOISE))
 
-        params = structure.flatten_up_to(step.params)
-        new = [leaf(*each) for each in zip(leaves, params, keys[1:], strict=True)]
-        after = StochasticRoundingState(random.key_data(keys[0]))
-        return jax.tree.unflatten(structure, new), after
+        new = jax.tree_util.tree_map_with_path(leaf, update, step.params)
+        return new, StochasticRoundingState(random.key_data(later))
 
     return stage(
         "stochastic_rounding",

@@ -29,8 +29,8 @@ from adamw_jax.numerics import leaf_name
 from adamw_jax.storage.blocks import Blocks
 
 Tree = Any
-Noise = Callable[[int, tuple[int, ...]], jax.Array]
-"""By the number of an array in the state and its shape, uniform numbers that round it by chance."""
+Noise = Callable[[int, jax.Array], jax.Array]
+"""By the number of an array in the state and itself, uniform numbers that round it by chance."""
 
 VERSION = 1
 """Of the meaning of codes; a change of it makes older checkpoints unreadable, by name."""
@@ -196,7 +196,7 @@ def check_sign(name: str, x: Any, codec: Codec) -> None:
 
 def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) -> Encoded:
     """``x``, the array of this number in a state, in the layout of ``stored``."""
-    return stored.encode(x, None if noise is None else noise(number, stored.layout.shape))
+    return stored.encode(x, None if noise is None else noise(number, x))
 
 
 def decode_state(state: Tree) -> Tree:

@@ -83,7 +83,8 @@ def quantize_state(
       rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
         between the levels of a map and keeps a key in the state. Not so where roots are stored,
         whose mean is exact in their place, and where the floor keeps a value from 0.
-      seed: of the stochastic rounding.
+      seed: of the stochastic rounding. Every array draws numbers of its own, by its path, also in
+        the parts of ``optax.partition`` that have one seed.
       in_order: whether a step goes one parameter after the other, which bounds its scratch by the
         largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
         explicit axes that cut an array.
@@ -166,9 +167,12 @@ def update_encoded(
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
 
-    def noise(number: int, shape: tuple[int, ...]) -> jax.Array:
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded)
+
+    def noise(number: int, x: jax.Array) -> jax.Array:
         assert key is not None
-        return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32)
+        own = numerics.key_of(key, nodes[number][0], x)
+        return jax.random.uniform(own, x.shape, jnp.float32)
 
     def step(state: Tree) -> tuple[Tree, Tree]:
         with ordered():

@@ -670,6 +670,32 @@ def test_stochastic_rounding_keeps_a_key() -> None:
     assert_equal(inner, steps(tx)[1])  # not decoded, and encoded again to the nearest
 
 
+def test_stochastic_rounding_in_parts_and_in_maps() -> None:
+    """Two parts with one seed round independently; a shard rounds its own part of the array."""
+    params = {name: jax.random.normal(jax.random.key(0), SHAPE) for name in "ab"}
+
+    def make() -> Any:
+        return quantize_state(optax.sgd(1.0, momentum=0.9), "4bit", rounding="stochastic")
+
+    tx = optax.partition({"x": make(), "y": make()}, {"a": "x", "b": "y"})
+
+    def after_two(tx: Any) -> Any:
+        state = tx.update(params, tx.init(params), params)[1]
+        return tx.update(params, state, params)[0]
+
+    updates = after_two(tx)
+    assert float(jnp.mean(updates["a"] == updates["b"])) < 0.9  # 1 with equal numbers
+    assert_equal(after_two(tx), updates)
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("x"), jax.sharding.PartitionSpec()
+    tx, one = make(), {"a": jnp.tile(params["a"][:16], (4, 1))}
+    specs = jax.tree.map(lambda x: rows if x.ndim > 1 else whole, tx.init(one))
+    places = {"in_specs": (rows, specs, rows), "out_specs": (rows, specs)}
+    step = jax.jit(jax.shard_map(lambda g, s, p: tx.update(g, s, p), mesh=mesh, **places))
+    codes = step(one, tx.init(one), one)[1].inner[0].trace["a"].codes
+    assert np.any(np.asarray(codes[:16]) != np.asarray(codes[16:32]))
+
+
 def test_stochastic_rounding_in_float64() -> None:
     with jax.enable_x64(True):
         params = sample_params(jnp.float64)
