@@ -25,7 +25,10 @@ def square_norm(x: jax.Array) -> jax.Array:
 
 
 def square_norm_of_tree(tree: Tree) -> jax.Array:
-    """The sum of |x|^2 over all leaves; 0 for an empty tree."""
+    """The sum of |x|^2 over all leaves; 0 for an empty tree.
+
+    Of arrays sharded in a mesh it is that of the whole; inside ``jax.shard_map`` of the shard.
+    """
     squares = [square_norm(x) for x in jax.tree.leaves(tree)]
     return sum(squares, jnp.zeros([], numerics.default_float()))
 

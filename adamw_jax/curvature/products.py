@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 
 from adamw_jax import numerics
 from adamw_jax.curvature.batches import Batches
@@ -156,6 +157,7 @@ def _averaged(at: Callable[[Tree, Any], LinearMap], params: Tree, batch: Any) ->
     def product(v: Tree) -> Tree:
         _check_fits(v, params)
         v = numerics.cast_like(jax.tree.map(jnp.asarray, v), params)
+        v = jax.tree.map(lambda x, p: _reshard(x, jax.typeof(p).sharding), v, params)
         if whole is not None:
             return whole(v)
         return numerics.cast_like(batch.mean(lambda one: at(params, one)(v)), params)
@@ -169,12 +171,31 @@ def flat_map(linear: LinearMap, like: Tree) -> tuple[LinearMap, jax.Array, Linea
     Returns:
       The map, ``like`` as a vector, and what makes a tree (in that dtype) of a vector.
     """
-    vector, tree_of = ravel_pytree(_wide(like))
+    placed = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    vector, whole_of = ravel_pytree(_whole(_wide(like)))
+
+    def tree_of(v: jax.Array) -> Tree:
+        return jax.tree.map(_reshard, whole_of(v), placed)
 
     def flat(v: jax.Array) -> jax.Array:
-        return ravel_pytree(_wide(linear(tree_of(v))))[0]
+        return ravel_pytree(_whole(_wide(linear(tree_of(v)))))[0]
 
     return flat, vector, tree_of
+
+
+def _whole(tree: Tree) -> Tree:
+    """The tree with every leaf on all devices of an explicit mesh, where it can become a vector."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        sharding: Any = jax.typeof(x).sharding
+        return _reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
+    explicit = AxisType.Explicit in sharding.mesh.axis_types  # in others XLA gathers by itself
+    return reshard(x, sharding) if explicit else x
 
 
 def real_params(params: Tree) -> Tree:
