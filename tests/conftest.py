@@ -1,17 +1,21 @@
-"""Every test runs under strict promotion, without rank promotion, on eight simulated devices."""
+"""Every test runs under strict promotion, without rank promotion, and else as on a user's machine.
+
+That is one device and JAX's own configuration. A test that needs several devices is marked
+``devices``, one that is compiled quickly to save time ``quick``.
+"""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 import hypothesis
 import jax
 import pytest
+
+DEVICES = 8
+QUICK_RUN = "ADAMW_JAX_QUICK_TESTS" in os.environ
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,14 +32,24 @@ def x64():
         yield
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(request):
-    """Spares XLA's optimizations, for compiling is most of what nearly all tests do.
+def pytest_collection_modifyitems(items):
+    """Tests that need several devices are told apart where there are not so many."""
+    if jax.device_count() < DEVICES:
+        reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"
+        for item in items:
+            if item.get_closest_marker("devices"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
-    Tests marked ``optimized`` compile as users do: they judge what XLA makes of a program, or need
-    its exact rounding.
+
+@pytest.fixture(autouse=True)
+def compilation(request):
+    """Compiles as users do, but for what is marked ``quick``, and in a quick run for all.
+
+    Compiling is most of what nearly all tests do, and without XLA's optimizations it takes half
+    the time. What judges XLA's programs, or needs their exact rounding, is marked ``optimized``.
     """
-    optimized = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    wanted = QUICK_RUN or request.node.get_closest_marker("quick") is not None
+    wanted = wanted and request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", wanted)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -37,7 +37,10 @@ MAPPED = {
 }
 
 
-@pytest.mark.parametrize("mapped", MAPPED)
+@pytest.mark.parametrize(
+    "mapped",
+    [pytest.param(x, marks=pytest.mark.devices if "pmap" in x else ()) for x in MAPPED],
+)
 @pytest.mark.parametrize("name", AVERAGES)
 def test_weights_of_a_mapped_state_are_those_of_its_members(name: str, mapped: str) -> None:
     tx, (over, shape) = AVERAGES[name](), MAPPED[mapped]

@@ -384,6 +384,7 @@ def test_a_kill_in_mid_save_leaves_the_previous_checkpoint(tmp_path: pathlib.Pat
         same(manager.restore(0, args=ocp.args.StandardRestore(target)), target)
 
 
+@pytest.mark.devices
 def test_sharded_state_follows_the_parameters_without_collectives() -> None:
     """On eight simulated devices: state sharded as the params, an element-wise step stays local."""
     mesh = jax.make_mesh((8,), ("data",))

@@ -455,6 +455,7 @@ def test_derivatives_through_the_step_are_finite(make: Any) -> None:
     assert float(jnp.max(jnp.abs(slopes[2]["kernel"]))) > 0
 
 
+@pytest.mark.devices
 def test_a_sharded_leaf_has_the_norm_of_the_whole() -> None:
     mesh = jax.make_mesh((8,), ("data",))
     params = {"w": jnp.linspace(-1.0, 1.0, 64).reshape(16, 4)}

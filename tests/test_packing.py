@@ -346,6 +346,7 @@ def test_gradients_of_mixed_dtypes() -> None:
         tx.update(mixed, tx.init(params), params)
 
 
+@pytest.mark.devices
 def test_sharded_small_leaves_are_refused() -> None:
     mesh = jax.make_mesh((8,), ("data",))
     split = jax.device_put(jnp.ones(16), NamedSharding(mesh, PartitionSpec("data")))

@@ -327,6 +327,7 @@ def test_parts_of_a_partition_draw_numbers_of_their_own() -> None:
     assert_equal(alone, updates)  # the path counts, not the part
 
 
+@pytest.mark.devices
 def test_shards_in_a_map_draw_numbers_of_their_own() -> None:
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = jax.sharding.PartitionSpec("x"), jax.sharding.PartitionSpec()

@@ -14,6 +14,8 @@ import adamw_jax as aj
 from adamw_jax.storage import eight_bit, is_encoded
 from tools.small_state_memory import measure
 
+pytestmark = pytest.mark.devices
+
 SHAPES = {"embedding": (64, 32), "dense": {"kernel": (16, 2048), "bias": (2048,)}, "scale": ()}
 SPECS = {
     "embedding": P("data"),

@@ -28,8 +28,9 @@ STEPS = {
     "examples": (PYTHON, "tools/run_examples.py"),
     "notebooks": (PYTHON, "tools/run_notebooks.py"),
     "slow": (PYTHON, "tools/run_tests.py", "--slow", "tests"),
+    "both ways": (PYTHON, "tools/run_tests.py", "--both", "tests"),
 }
-ALONE = "slow"
+ALONE = ("slow", "both ways")
 
 
 def main(names: list[str]) -> int:
@@ -41,13 +42,14 @@ def main(names: list[str]) -> int:
     begin = time.perf_counter()
     chosen = names or list(STEPS)
     with futures.ThreadPoolExecutor(max_workers=2) as pool:
-        runs = [pool.submit(run, name) for name in chosen if name != ALONE]
+        runs = [pool.submit(run, name) for name in chosen if name not in ALONE]
         for done in futures.as_completed(runs):
             if done.result():
                 pool.shutdown(cancel_futures=True)
                 return done.result()
-    if ALONE in chosen and (status := run(ALONE, shown_at_once=True)):
-        return status
+    for name in ALONE:
+        if name in chosen and (status := run(name, shown_at_once=True)):
+            return status
     print(f"check: all is well after {time.perf_counter() - begin:.0f} s", flush=True)
     return 0
 

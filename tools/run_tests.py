@@ -1,10 +1,14 @@
-"""`make test`: the tests, those that judge what XLA makes of a program apart from all others.
+"""`make test`: the tests as a user's machine runs them, with one device and JAX's configuration.
 
-Compiling is most of what nearly all tests do, and XLA's older code generator for CPUs compiles
-small programs in half the time. It is chosen once in a process, so the tests marked `optimized`,
-which compile as users do, have a process of their own.
+Beside them, each in a process of its own since XLA reads its flags once:
 
-`python tools/run_tests.py --slow` runs the tests marked `slow`; other arguments are pytest's.
+- tests marked `quick`, long tables, are compiled quickly: without most optimizations, and by XLA's
+  older code generator for CPUs, which compiles small programs in half the time;
+- tests marked `devices` have eight simulated devices.
+
+`--slow` runs those marked `slow`. `--both` runs every table the other way, too: what is marked
+`quick` as a user's machine does, and all others quickly on eight devices. Other arguments are
+pytest's.
 """
 
 from __future__ import annotations
@@ -15,19 +19,34 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+QUICKLY = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "ADAMW_JAX_QUICK_TESTS": "1"}
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+PARTS = {
+    "not quick and not devices": {},
+    "quick and not devices": QUICKLY,
+    "devices": EIGHT,
+}
+OTHER_WAY = {
+    "quick and not devices and not optimized": {},
+    "not quick and not devices and not optimized": {
+        **QUICKLY,
+        "XLA_FLAGS": f"{QUICKLY['XLA_FLAGS']} {EIGHT['XLA_FLAGS']}",
+    },
+}
 NOTHING_CHOSEN = 5  # pytest's exit status where no test is left
 
 
 def main(arguments: list[str]) -> int:
-    """Runs both parts and returns the exit status of the first that fails."""
+    """Runs the parts and returns the exit status of the first that fails."""
     length = "slow" if "--slow" in arguments else "not slow"
-    rest = [argument for argument in arguments if argument != "--slow"]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
+    parts = OTHER_WAY if "--both" in arguments else PARTS
+    rest = [argument for argument in arguments if argument not in ("--slow", "--both")]
     statuses = []
-    for kind, environment in (("not optimized", {"XLA_FLAGS": flags}), ("optimized", {})):
+    for kind, own in parts.items():
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {own.get('XLA_FLAGS', '')}".strip()
         command = (sys.executable, "-m", "pytest", "-m", f"{length} and {kind}", *rest)
-        run = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, **environment})
+        environment = {**os.environ, **own, "XLA_FLAGS": flags}
+        run = subprocess.run(command, cwd=ROOT, check=False, env=environment)
         statuses.append(run.returncode)
     failures = [status for status in statuses if status not in (0, NOTHING_CHOSEN)]
     return failures[0] if failures else min(statuses)

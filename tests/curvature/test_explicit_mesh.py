@@ -15,6 +15,8 @@ from adamw_jax import curvature
 from tests.catalogue import assert_close
 
 SPECS = {"w": P("fsdp", "tensor"), "b": P("tensor"), "s": P()}
+pytestmark = pytest.mark.devices
+
 OPTIMIZER = aj.adam(1e-2)
 
 

@@ -143,6 +143,7 @@ def test_multi_steps_tells_the_norms() -> None:
     assert float(state.total) == 0
 
 
+@pytest.mark.devices
 def test_over_devices() -> None:
     """One micro-batch a device: the local norms averaged by pmean."""
     micro = jax.tree.map(lambda x: x[0], draws(STEPS))

@@ -670,6 +670,7 @@ def test_stochastic_rounding_keeps_a_key() -> None:
     assert_equal(inner, steps(tx)[1])  # not decoded, and encoded again to the nearest
 
 
+@pytest.mark.devices
 def test_stochastic_rounding_in_parts_and_in_maps() -> None:
     """Two parts with one seed round independently; a shard rounds its own part of the array."""
     params = {name: jax.random.normal(jax.random.key(0), SHAPE) for name in "ab"}
@@ -725,6 +726,7 @@ def test_second_moments_decay_when_gradients_vanish(word: str, rounding: str, de
     assert (abs(share / 0.999**700 - 1) < 0.05) == decays
 
 
+@pytest.mark.devices
 def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
     """Codes and scales lie where the parameter lies, along either axis."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -747,6 +749,7 @@ def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
     assert all(node.codes.sharding.is_equivalent_to(sharding, 2) for node in encoded(after))
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize(
     ("storage", "shape", "spec", "remedy"),
@@ -790,6 +793,7 @@ def test_blocks_do_not_cross_shards(
             assert node.codes.sharding.is_equivalent_to(sharding, 2)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("form", [eight_bit(64), four_bit(64)], ids=["8bit", "4bit"])
 def test_inside_shard_map_and_mapped(form: Any) -> None:
     """A shard steps on its part of the codes, and a mapped state is decoded outside the map."""
