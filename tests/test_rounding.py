@@ -160,7 +160,8 @@ def test_a_regression_in_bfloat16() -> None:
     exact = regression(jnp.float32)
     assert exact < 0.1
     assert regression(BF16) > 1.5 * exact
-    assert regression(BF16, stochastic_rounding(seed=2)) < 1.01 * exact  # 1.00 to 1.05 by the seed
+    drawn = [regression(BF16, stochastic_rounding(seed=seed)) for seed in range(4)]
+    assert max(drawn) < 1.1 * exact  # its noise costs 0 to 5 % by the seed
     assert regression(BF16, compensated_rounding()) < 1.001 * exact
 
 
