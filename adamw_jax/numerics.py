@@ -121,6 +121,22 @@ def unboxed(node: Any) -> Any:
     return node.get_value() if is_box(node) else node
 
 
+def without_boxes(tree: Tree) -> Tree:
+    """A tree of the arrays themselves.
+
+    For state of another shape than its parameter's, which a box would give the parameter's axis
+    names: those of Flax NNX (``out_sharding``) and of Linen (``nn.with_partitioning``).
+    """
+
+    def boxed(node: Any) -> bool:
+        return is_box(node) or hasattr(node, "replace_boxed")
+
+    def one(node: Any) -> Any:
+        return node.unbox(False) if hasattr(node, "replace_boxed") else unboxed(node)
+
+    return jax.tree.map(one, tree, is_leaf=boxed)
+
+
 def owner_in(path: tuple[Any, ...], owners: Mapping[tuple[Any, ...], Any]) -> int | None:
     """Where in the path of a state's array that of its parameter begins; None if it has none.
 

@@ -18,7 +18,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adamw_jax.numerics import owner_in
+from adamw_jax.numerics import owner_in, without_boxes
 from adamw_jax.storage import is_encoded
 
 Tree = Any
@@ -56,7 +56,12 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
         raise ValueError("shardings must tell the mesh, and there is none in it.")
     everywhere = NamedSharding(whole[0].mesh, PartitionSpec())
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    owners = {path: (each, leaf) for (path, leaf), each in zip(leaves, whole, strict=True)}
+    bare = jax.tree_util.tree_leaves_with_path(without_boxes(params))  # state has boxes or has none
+    owners = {
+        path: (each, leaf)
+        for paths in (leaves, bare)
+        for (path, _), (_, leaf), each in zip(paths, leaves, whole, strict=True)
+    }
 
     def place(path: Any, node: Any) -> Any:
         start = owner_in(path, owners)
