@@ -181,11 +181,15 @@ def unboxed(node: Any) -> Any:
     """The array in a box, or the node itself."""
     if not is_box(node):
         return node
-    return node.get_value() if hasattr(node, "get_value") else node.unbox()
+    return node.get_value() if hasattr(node, "get_value") else node.unbox(False)
 
 
 def unbox(tree: Tree) -> Tree:
-    """A tree with arrays in the place of their boxes."""
+    """A tree with arrays in the place of their boxes.
+
+    Also for state of another shape than its parameter's, which a box would give the parameter's
+    axis names: those of Flax NNX (``out_sharding``) and of Linen (``nn.with_partitioning``).
+    """
     return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 

@@ -18,7 +18,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adamw_jax.numerics import leaf_names, owners_in
+from adamw_jax.numerics import leaf_names, owners_in, unbox
 from adamw_jax.stage import transformation
 from adamw_jax.storage import Encoded, is_encoded
 from adamw_jax.storage.encoded import encoded
@@ -58,7 +58,12 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
         whole[0].mesh, PartitionSpec(), memory_kind=kinds.pop() if len(kinds) == 1 else None
     )
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    owners = {path: (each, leaf) for (path, leaf), each in zip(leaves, whole, strict=True)}
+    bare = jax.tree_util.tree_leaves_with_path(unbox(params))  # state has boxes or has none
+    owners = {
+        path: (each, leaf)
+        for paths in (leaves, bare)
+        for (path, _), (_, leaf), each in zip(paths, leaves, whole, strict=True)
+    }
 
     def place(path: Any, node: Any, start: int | None) -> Any:
         if start is None:

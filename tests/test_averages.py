@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
+from jax.sharding import AxisType
 
 import adamw_jax as aj
 from adamw_jax.averaging.iterates import KINDS
@@ -64,3 +67,59 @@ def test_weights_of_a_mapped_state_are_those_of_its_members(name: str, mapped: s
         got = aj.eval_params(after, now)
         assert_close(got.pop("b"), members.pop("b"), rtol=0.01)  # a bit of bfloat16
         assert_close(got, members)
+
+
+BOXED = {
+    "last": lambda: aj.compose(aj.adamw(0.1), aj.average_iterates(kind="last", window=4)),
+    "adafactor": lambda: aj.adafactor(0.1),
+    "factored adafactor": lambda: aj.adafactor(0.1, min_dim_size_to_factor=4),
+}
+
+
+@pytest.mark.parametrize("name", BOXED)
+def test_state_of_another_shape_has_not_the_axis_names_of_nnx(name: str) -> None:
+    """Neither the window of iterates nor factors have the parameter's ``out_sharding``."""
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            start = jax.random.normal(rngs.params(), (16, 32))
+            self.w = nnx.Param(start, out_sharding=("fsdp", "tensor"))
+
+    def loss_fn(model: Model) -> jax.Array:
+        return jnp.sum(jnp.sin(model.w[...]))
+
+    with jax.set_mesh(mesh):
+        model = Model(nnx.Rngs(0))
+        tx, plain = BOXED[name](), jax.device_get(nnx.to_pure_dict(nnx.state(model)))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        for _ in range(3):
+            optimizer.update(model, nnx.grad(loss_fn)(model))
+        moved = nnx.state(model, nnx.Param)
+        places = jax.tree.map(lambda x: jax.typeof(x).sharding, moved)
+        asked = aj.state_shardings(tx, moved, places)
+        held = jax.tree.map(lambda x: jax.typeof(x).sharding, nnx.as_pure(optimizer.opt_state))
+        if name == "last":
+            assert jax.tree.leaves(asked) == jax.tree.leaves(held)
+        got = jax.device_get([aj.eval_params(optimizer.opt_state, moved), moved])
+    params = jax.tree.map(jnp.asarray, plain)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+        params = optax.apply_updates(params, updates)
+    expected = [aj.eval_params(state, params), params]
+    assert_close(jax.tree.leaves(got), jax.tree.leaves(expected), rtol=1e-4)
+
+
+def test_the_window_has_not_the_axis_names_of_linen() -> None:
+    """Its first axis is none of the parameter's, as ``nn.get_partition_spec`` would have it."""
+    params = {"w": nn.LogicallyPartitioned(jnp.arange(6.0).reshape(2, 3), ("in", "out"))}
+    tx = BOXED["last"]()
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(params, state, params)
+        params = optax.apply_updates(params, updates)
+    kept = state.stages["average_iterates"].mean["w"]
+    assert kept.shape == (4, 2, 3)
+    got = aj.eval_params(state, params)
+    assert jax.tree.structure(got) == jax.tree.structure(params)

@@ -156,7 +156,7 @@ def average_iterates(
     every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:
-        mean = zeros(params)
+        mean = zeros(numerics.unbox(params) if kind == "last" else params)
         if kind == "last":
             mean = jax.tree.map(lambda m: jnp.stack([jnp.zeros_like(m)] * window), mean)
         none = jnp.zeros([], jnp.int32)
@@ -177,7 +177,7 @@ def average_iterates(
             total = lax.select(state.due, seen, total)
 
         def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
-            wide = numerics.widen(jnp.asarray(theta))
+            wide = numerics.widen(jnp.asarray(*jax.tree.leaves(theta)))  # perhaps in a box
             if kind == "last":
                 return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
             return lax.add(mean, numerics.scaled(share, lax.sub(wide, mean)))

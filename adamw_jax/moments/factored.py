@@ -128,6 +128,8 @@ def factored_squares(
 
     def init(params: Tree) -> FactoredSquaresState:
         check_patterns(axes, params)
+        # A box of Flax NNX would give the factors the parameter's axis names.
+        params = jax.tree.map(numerics.unboxed, params, is_leaf=numerics.is_box)
 
         def zeros(which: int) -> Tree:
             """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
