@@ -22,6 +22,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax import numerics
+from adamw_jax.boxes import has_boxes
 from adamw_jax.checks import one_of
 from adamw_jax.gradients import entering
 from adamw_jax.order import are_alike, is_on_cpu, ordered
@@ -165,6 +166,10 @@ def update_encoded(
     """
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
+    if has_boxes(updates):  # an encoded array has none, so that all must do without
+        plain = (numerics.unbox(tree) for tree in (updates, state, params))
+        moved, new = update_encoded(update, *plain, extra, in_order, key=key, decode=decode)
+        return _as(updates, moved), _as(state, new)
 
     def noise(number: int, shape: tuple[int, ...]) -> jax.Array:
         assert key is not None
@@ -180,6 +185,11 @@ def update_encoded(
         return parameter_by_parameter(step, state, chance, in_branches=jax.device_count() > 1)
     moved, new = step(state)
     return moved, encode_like(state, new, chance)
+
+
+def _as(like: Tree, tree: Tree) -> Tree:
+    """``tree`` in the boxes of ``like``."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
 def _holds_encoded(state: Tree) -> bool:
