@@ -166,7 +166,7 @@ def unbox(tree: Tree) -> Tree:
 def owners_in(
     paths: Sequence[tuple[Any, ...]], owners: Mapping[tuple[Any, ...], Any]
 ) -> list[int | None]:
-    """Where in the paths of a state's arrays those of their parameters begin; None for no parameter.
+    """Where in the paths of a state's arrays those of their parameters begin; None for no owner.
 
     A parameter's path is the end of the array's. Where two ends are parameters, because a module
     calls one as the state calls its field, it is the end at which most parameters of that place

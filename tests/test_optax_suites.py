@@ -54,6 +54,13 @@ DEPARTURES: dict[str, str] = {
             "_state_utils::test_tree_get [Test filtering for specific state]",
             "_state_utils::test_tree_set [Test setting a specific state]",
             "_state_utils::test_tree_set [Test setting a state]",
+            "_masking::test_masked_state_structure",
+            "_galore::test_3d_memory_reduction_with_dimension_numbers",
+            "_galore::test_dimension_numbers_right_projection",
+            *(f"_galore::test_left_vs_right_projection_state_shapes{i}" for i in range(3)),
+            "_galore::test_memory_reduction_vs_full_moments",
+            "_galore::test_mu_dtype_controls_moment_dtype",
+            "_galore::test_rank_is_clipped_to_min_dimension",
         ),
         "a recipe without inject_hyperparams has a learning rate in its state, too": (
             "_state_utils::test_tree_get_all_with_path [Test with multiple values in state]",
@@ -66,6 +73,18 @@ DEPARTURES: dict[str, str] = {
             "_inject::test_hyperparam_default_dtype_f32",
             "_inject::test_hyperparam_dtypes_bf16hyp f32param bf16grad",
             "_inject::test_hyperparam_dtypes_bf16hyp f32param f32_grads",
+        ),
+        "integer parameters are refused by name": (
+            "combine::test_extra_args",
+            "_combining::test_extra_args",
+        ),
+        "it asks for optax's float32 rounding; in float64 the two are equal": (
+            "transform::test_rms_match_adam",
+            "_schedule_free::test_schedule_free_adamw",
+        ),
+        "it fails with optax's own, too, on this jax": (
+            "_freezing::test_bad_structure_raises",
+            "_freezing::test_selective_bad_structure",
         ),
     }.items()
     for cell in cells

@@ -316,10 +316,10 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_functions_of_a_state_in_boxes(name: str) -> None:
-    """They give what they give without boxes, and a state in the boxes of its own transformation."""
+    """They give what they give without boxes, and a state in the boxes of its transformation."""
     case = CASES[name]
     with jax.numpy_dtype_promotion("standard"):
-        for form in BOXES:
+        for form in (*BOXES, "nnx.Optimizer"):
             state, params, of = _boxed_state(case.tx(), form)
             got = case.call(state, params)
             expected = case.call(unbox(state), unbox(params))
@@ -330,7 +330,7 @@ def test_functions_of_a_state_in_boxes(name: str) -> None:
 
 def _boxed_state(tx: Any, form: str) -> tuple[Any, Any, Any]:
     """State and parameters after a step, as their library keeps them; how it begins a state."""
-    if form == "nnx":  # whose optimizer makes boxes of its own
+    if form == "nnx.Optimizer":  # whose optimizer makes boxes of its own
         model = Dense()
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
         optimizer.update(model, nnx.state(model, nnx.Param))
