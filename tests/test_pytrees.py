@@ -161,7 +161,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "percentile": lambda: compose(adamw_jax.percentile_clipping(), wide()),
 }
 
-FAST = ("adamw", "lookahead", "frozen", "8bit")
+FAST = ("adamw", "lookahead", "frozen")
 MAKERS: dict[str, Callable[[], Any]] = {**{e.label: e.make for e in PLAIN}, **RECIPES}
 ROWS = [
     pytest.param(make, id=label, marks=() if label in FAST else pytest.mark.slow)

@@ -167,8 +167,10 @@ def update_encoded(
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
     if has_boxes(updates):  # an encoded array has none, so that all must do without
-        plain = (numerics.unbox(tree) for tree in (updates, state, params))
-        moved, new = update_encoded(update, *plain, extra, in_order, key=key, decode=decode)
+        plain, opened, open_params = map(numerics.unbox, (updates, state, params))
+        moved, new = update_encoded(
+            update, plain, opened, open_params, extra, in_order, key=key, decode=decode
+        )
         return _as(updates, moved), _as(state, new)
 
     def noise(number: int, shape: tuple[int, ...]) -> jax.Array:
