@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
@@ -220,6 +221,12 @@ _FLAX: list[Any] = []
 
 jax.tree_util.register_pytree_with_keys(
     Hyperparams, _children_with_keys, _made, lambda node: (_children(node), node.names)
+)
+jax.export.register_pytree_node_serialization(
+    Hyperparams,
+    serialized_name="adamw_jax.Hyperparams",
+    serialize_auxdata=lambda names: ",".join(names).encode(),
+    deserialize_auxdata=lambda names: _Names(names.decode().split(",") if names else ()),
 )
 
 
