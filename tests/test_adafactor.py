@@ -33,6 +33,8 @@ from adamw_jax.scaling.update_momentum import average_updates
 from benchmarks import hlo
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, run
 
+pytestmark = pytest.mark.quick
+
 SMALL: dict[str, Any] = {"min_dim_size_to_factor": 1}
 PLAIN: dict[str, Any] = {"multiply_by_parameter_scale": False, "clipping_threshold": None}
 

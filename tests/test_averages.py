@@ -42,7 +42,13 @@ MAPPED = {
 
 @pytest.mark.parametrize(
     "mapped",
-    [pytest.param(x, marks=pytest.mark.devices if "pmap" in x else ()) for x in MAPPED],
+    [
+        pytest.param("vmap, as many as the window"),
+        *(
+            pytest.param(x, marks=[pytest.mark.slow, *([pytest.mark.devices] * ("pmap" in x))])
+            for x in [*MAPPED][1:]
+        ),
+    ],
 )
 @pytest.mark.parametrize("name", AVERAGES)
 def test_weights_of_a_mapped_state_are_those_of_its_members(name: str, mapped: str) -> None:

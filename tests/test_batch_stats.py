@@ -17,6 +17,8 @@ from tests.catalogue import assert_close
 from tests.golden_batch_norm import SYSTEM, replay_batch_norm
 from tests.golden_cases import CASES, Case
 
+pytestmark = pytest.mark.quick
+
 SIZES, SPACE, CHANNELS = (8, 8, 5, 2), (3, 2), 4
 WIDTH, OUT, MOMENTUM = 6, 3, 0.9
 VALUES = {"first": SPACE[0] * SPACE[1], "second": 1}

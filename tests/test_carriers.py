@@ -23,6 +23,8 @@ from tests.catalogue import (
     with_direction,
 )
 
+pytestmark = pytest.mark.quick
+
 STEPS = 12
 
 

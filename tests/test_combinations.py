@@ -21,6 +21,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 COMBINATIONS = {
     "rectified AdaPNM with AMSGrad": lambda: aj.adapnm(0.05, rectify=True, amsgrad=True),
     "rectified Adan": lambda: aj.adan(0.05, rectify=True, weight_decay=0.1),

@@ -18,6 +18,8 @@ from adamw_jax import (
 )
 from tests.catalogue import PLAIN, Entry, label, run
 
+pytestmark = pytest.mark.quick
+
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
 # A trust ratio moves a leaf by a share of its length, which is no measure of these answers.
 alone = pytest.mark.parametrize("entry", [e for e in PLAIN if e.scope != "leaf"], ids=label)

@@ -22,6 +22,8 @@ from tests.golden_replay import (
 from tests.golden_results import CHECKS
 from tests.golden_table import build, row_of
 
+pytestmark = pytest.mark.quick
+
 
 def label(case: Case) -> str:
     return case.label

@@ -40,6 +40,8 @@ from tests.golden_formulas import (
 from tests.golden_table import TABLE
 from tests.test_golden import check
 
+pytestmark = pytest.mark.quick
+
 Arrays = dict[str, np.ndarray]
 SHAPES: dict[str, tuple[int, ...]] = {"w": (5, 2), "b": (3,), "s": (), "t": (2, 3, 4)}
 STEPS = 17

@@ -15,6 +15,8 @@ import pytest
 from tests.golden_cases import Case, discover
 from tests.test_golden import check
 
+pytestmark = pytest.mark.quick
+
 Arrays = dict[str, Any]
 
 
@@ -114,16 +116,22 @@ def recorded(folder: Path, sizes: list[int], biased: set[int], **told: Any) -> C
 @pytest.mark.parametrize(
     ("sizes", "biased", "told"),
     [
-        ([4, 3], {1}, {"algorithm": "sgd", "normalize": True, "shared": True, "gamma": 0.8}),
+        pytest.param(
+            [4, 3],
+            {1},
+            {"algorithm": "sgd", "normalize": True, "shared": True, "gamma": 0.8},
+            marks=pytest.mark.slow,
+        ),
         (
             [4, 5, 6, 3],
             {1, 3},
             {"algorithm": "sgd", "normalize": False, "shared": False, "gamma": 1.4},
         ),
-        (
+        pytest.param(
             [3, 4, 4, 4, 2],
             set(),
             {"algorithm": "adam", "normalize": True, "shared": True, "gamma": 2.0},
+            marks=pytest.mark.slow,
         ),
     ],
 )

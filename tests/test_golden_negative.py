@@ -25,6 +25,8 @@ from tests.golden_replay import (
 )
 from tests.golden_table import build, row_of
 
+pytestmark = pytest.mark.quick
+
 CASES = discover(OWN_SETS)
 STANDARD_PROMOTION = functools.partial(jax.numpy_dtype_promotion, "standard")
 """optax's own functions need implicit promotion."""

@@ -25,6 +25,8 @@ from tests.golden_cases import CASES, Case
 from tests.golden_koala import ROWS
 from tests.golden_replay import assert_matches, assert_matches_in_float32, replay
 
+pytestmark = pytest.mark.quick
+
 both = pytest.mark.parametrize("factory", [koala_v, koala_m], ids=["koala_v", "koala_m"])
 RECORDED = [case for case in CASES if case.system in ("KOALA-V", "KOALA-M")]
 ONE = jnp.float32(1.0)

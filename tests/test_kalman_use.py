@@ -34,6 +34,8 @@ from tests.catalogue import (
 )
 from tests.test_kalman import ONE, both, memory, step
 
+pytestmark = pytest.mark.quick
+
 # What ``update`` needs.
 
 

@@ -31,6 +31,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 STEPS = 8
 FACTORIES = {"lamb": lamb, "lars": lars}
 CHOSEN = {"kernel": True, "bias": False, "zero": True, "still": True, "scale": False}

@@ -20,6 +20,8 @@ from adamw_jax.optimizers.norm_adaptive_sgd import norm_adaptive_sgd, scale_by_n
 from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
 from tests.catalogue import assert_close, assert_equal, assert_finite, run, sample_params
 
+pytestmark = pytest.mark.quick
+
 STEPS, DIMENSION, REPETITIONS, DISTANCE = 1000, 10, 32, 5.0
 COUNT = np.arange(STEPS)
 LOUD = np.where((COUNT >= 400) & (COUNT < 500), 20.0, 0.5)

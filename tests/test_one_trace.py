@@ -45,6 +45,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 VECTOR = sample_params()["dense"]["bias"]
 GRADIENTS = sample_gradients(5)["dense"]["bias"]
 

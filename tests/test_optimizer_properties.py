@@ -27,6 +27,8 @@ from adamw_jax.moments.record import Clock
 from adamw_jax.moments.rectification import rectifier
 from tests.catalogue import PLAIN, Entry, assert_close, assert_equal, rows, run
 
+pytestmark = pytest.mark.quick
+
 table = pytest.mark.parametrize("entry", rows(PLAIN))
 
 # Properties of the formulas.

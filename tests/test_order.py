@@ -89,7 +89,15 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.float32,
+        pytest.param(jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param(jnp.complex64, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", RECIPES)
 def test_values_are_those_without_order(
     name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,8 @@ import adamw_jax as aj
 from adamw_jax.scaling import percentile_clipping
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, one_step
 
+pytestmark = pytest.mark.quick
+
 STEPS = 25
 
 

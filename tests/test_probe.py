@@ -17,6 +17,8 @@ from adamw_jax.probe import probe, read_probe
 from adamw_jax.state import ComposeState
 from tests.catalogue import assert_equal
 
+pytestmark = pytest.mark.quick
+
 PARAMS = {"dense": {"kernel": 0.5 * jnp.ones((2, 3)), "bias": jnp.ones(3)}, "out": jnp.float32(2.0)}
 STEPS = 4
 

@@ -16,6 +16,8 @@ import pytest
 from adamw_jax import adam, lr_range_test
 from adamw_jax.schedules import suggestions
 
+pytestmark = pytest.mark.quick
+
 
 def descend(w, learning_rate, batch):
     """Gradient descent on the sum of squares, stable for learning rates below 1."""

@@ -101,7 +101,7 @@ def assert_same(tx: optax.GradientTransformation, expected: np.ndarray) -> None:
     np.testing.assert_allclose(run(tx), expected, rtol=1e-9, atol=1e-12)
 
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.quick]
 with_betas = pytest.mark.parametrize("betas", BETAS.values(), ids=BETAS)
 
 

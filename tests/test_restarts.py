@@ -26,6 +26,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 STEPS = 4
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"bias_correction": "current"},

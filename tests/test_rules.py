@@ -41,6 +41,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 BY_ELEMENT = [entry for entry in PLAIN if entry.scope == "element"]
 table = pytest.mark.parametrize("entry", BY_ELEMENT, ids=label)
 

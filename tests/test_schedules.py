@@ -16,6 +16,8 @@ import pytest
 from adamw_jax import Phase, one_cycle, phases, theory_decay, warm_restarts
 from adamw_jax.schedules.presets import PRESETS
 
+pytestmark = pytest.mark.quick
+
 # Presets without a lead of the momentum, and those whose momentum runs one batch ahead.
 TOGETHER = ("fastai_v1", "fastai_v2", "pytorch", "article", "article_plateau", "optax_linear")
 AHEAD = ("fastai_07", "slanted_triangle")

@@ -40,6 +40,8 @@ from tests.catalogue import (
     whole_numbers,
 )
 
+pytestmark = pytest.mark.quick
+
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
 UNWRAPPED = [entry for entry in PLAIN if not entry.name.startswith("lookahead_")]
 IN_DENSE = {"dense": {"bias": True, "kernel": True}, "scale": False}

@@ -45,6 +45,8 @@ from tests.catalogue import (
     with_needs,
 )
 
+pytestmark = pytest.mark.quick
+
 table = pytest.mark.parametrize("entry", rows(PLAIN))
 UNWRAPPED = [entry for entry in PLAIN if not entry.name.startswith("lookahead_")]
 

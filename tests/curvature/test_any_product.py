@@ -15,7 +15,7 @@ import adamw_jax as aj
 from adamw_jax import curvature
 from adamw_jax.curvature import Batches, gauss_newton_fn, hvp_fn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 KEY = jax.random.key(3)
 NUMBERS = np.random.default_rng(0)

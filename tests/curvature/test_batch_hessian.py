@@ -17,6 +17,8 @@ from adamw_jax.curvature import (
     minimal_damping,
 )
 
+pytestmark = pytest.mark.quick
+
 SIZE, KEY, EXTREME = 300, jax.random.key(0), jax.jit(batch_hessian_extreme)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from adamw_jax.curvature import layer_gradient_norms
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 TREE = {
     "block0": {"w": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32), "b": jnp.ones(4)},

@@ -15,6 +15,8 @@ from scipy.sparse.linalg import eigsh
 
 from adamw_jax import curvature
 
+pytestmark = pytest.mark.quick
+
 KEY = jax.random.key(7)
 
 

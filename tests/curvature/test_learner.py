@@ -14,6 +14,8 @@ from hypothesis import given, strategies as st
 import adamw_jax as aj
 from adamw_jax.curvature import learn_rates, lr_momentum_from_spectrum
 
+pytestmark = pytest.mark.quick
+
 SPECTRUM = np.array([1.0, 4.0, 9.0, 100.0])
 KEY, LEAST = jax.random.key(0), "non_bulk_min"
 RATES = jax.jit(lr_momentum_from_spectrum, static_argnames=("method", "mu"))

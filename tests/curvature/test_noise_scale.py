@@ -22,6 +22,8 @@ from adamw_jax.curvature import (
 )
 from tests.catalogue import assert_close, assert_equal
 
+pytestmark = pytest.mark.quick
+
 MU = np.array([1.0, 0.5, -0.25])
 STD = np.array([1.0, 2.0, 0.5])
 SIGNAL, NOISE = float(np.sum(MU**2)), float(np.sum(STD**2))

@@ -13,6 +13,8 @@ from jax.flatten_util import ravel_pytree
 
 from adamw_jax import curvature
 
+pytestmark = pytest.mark.quick
+
 SHAPES = {"w1": (3, 4), "b": (4,), "w2": (4, 2)}
 
 

@@ -12,6 +12,8 @@ from hypothesis import given, strategies as st
 
 from adamw_jax.curvature import radam_rectifier, radam_rho, radam_variance
 
+pytestmark = pytest.mark.quick
+
 FUNCTIONS = [jax.jit(f) for f in (radam_rho, radam_variance, radam_rectifier)]
 
 

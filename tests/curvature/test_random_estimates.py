@@ -12,7 +12,7 @@ import pytest
 from adamw_jax import curvature
 from tests.golden_cases import OWN_SETS, discover
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 (GOLDEN,) = (case for case in discover(OWN_SETS) if case.system == "hutchinson")
 MATRIX = GOLDEN.arrays["in__A"].astype(np.float32)

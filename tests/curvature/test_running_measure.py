@@ -11,6 +11,8 @@ import pytest
 
 from adamw_jax.curvature import RunningMeasure
 
+pytestmark = pytest.mark.quick
+
 MEASURE = RunningMeasure(window=40, blocks=8)
 
 

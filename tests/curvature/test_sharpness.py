@@ -14,7 +14,7 @@ import adamw_jax as aj
 from adamw_jax import curvature
 from tests.catalogue import Entry, plain_entries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 KEY = jax.random.key(1)
 LR, B1, B2, EPS = 0.1, 0.8, 0.95, 1e-3

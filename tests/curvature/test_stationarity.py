@@ -18,6 +18,8 @@ from adamw_jax.curvature import (
     stationarity_report,
 )
 
+pytestmark = pytest.mark.quick
+
 CURVATURE = np.array([0.5, 1.0, 4.0], np.float32)
 TRUE = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
 

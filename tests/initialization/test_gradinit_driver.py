@@ -13,7 +13,7 @@ import pytest
 
 from adamw_jax.initialization import GradInit, GradInitRecord, gradinit, overlapping_pair
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 SETTINGS: dict[str, Any] = {"eta": 0.1, "gamma": 1.0, "scale_lr": 0.05}
 

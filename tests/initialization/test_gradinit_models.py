@@ -15,7 +15,7 @@ from flax import nnx
 
 from adamw_jax.initialization import GradInitInfo, gradinit, overlapping_pair
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 WIDTH, GAIN, STEPS = 8, 6.0, 40
 SETTINGS: dict[str, Any] = {"eta": 0.1, "gamma": 0.5, "scale_lr": 0.1, "num_steps": STEPS}

@@ -16,6 +16,8 @@ import pytest
 
 from adamw_jax.initialization import GradInit, first_step, gradient_norm
 
+pytestmark = pytest.mark.quick
+
 ETA = 0.25
 
 

@@ -16,6 +16,8 @@ from adamw_jax.lab.experiments import (
 )
 from adamw_jax.lab.theory import reddi_drift
 
+pytestmark = pytest.mark.quick
+
 NOISE = (0.002, -0.001, 0.001, -0.002)
 
 

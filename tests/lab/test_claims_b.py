@@ -11,6 +11,8 @@ from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.stats import Interval, as_good
 from adamw_jax.lab.train import Runner
 
+pytestmark = pytest.mark.quick
+
 SEEDS = (0, 1, 2, 3)
 NOISE = (0.002, -0.001, 0.001, -0.002)
 

@@ -11,6 +11,8 @@ from adamw_jax.lab.experiments import clipping, diffgrad, pnm
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 
+pytestmark = pytest.mark.quick
+
 
 def tiny(module, **changes):
     return dataclasses.replace(module.EXPERIMENT.settings("tiny"), **changes)

@@ -27,7 +27,7 @@ from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 from adamw_jax.lab.transformer import POST, PRE, Shape, Transformer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 
 def tiny(module, **changes):

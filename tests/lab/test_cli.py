@@ -14,6 +14,8 @@ from adamw_jax import list_optimizers
 from adamw_jax.lab.cli import main
 from adamw_jax.lab.cli.parsing import count, names, rates
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(adamw_jax.__file__).parent
 
 

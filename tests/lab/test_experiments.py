@@ -16,6 +16,8 @@ from adamw_jax.lab.stats import WORDS
 from adamw_jax.lab.theory import l2_decay_kept, reddi_drift
 from adamw_jax.lab.train import Runner
 
+pytestmark = pytest.mark.quick
+
 NOISE = np.array([0.002, -0.001, 0.001, -0.002])
 
 

@@ -23,6 +23,8 @@ from adamw_jax.lab.report import build, markdown
 from adamw_jax.lab.results import Column, Figure, Panel, Table
 from adamw_jax.lab.runs import new_folder, perform, say
 
+pytestmark = pytest.mark.quick
+
 NAMES = ("decay_scale", "decoupled_decay")
 
 

@@ -7,6 +7,8 @@ from scipy import stats as scipy_stats
 from adamw_jax.lab.results import Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, spread
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("count", [2, 4, 9])
 def test_interval_is_that_of_the_paired_t_test(count):

@@ -17,6 +17,8 @@ from adamw_jax.lab.tasks.mnist1d import (
     generate,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def test_same_seed_same_examples():
     first, again, other = generate(50, seed=3), generate(50, seed=3), generate(50, seed=4)

@@ -13,6 +13,8 @@ from adamw_jax.lab.recipes import ADAM, Arm, Recipe, settings, tables
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import METRICS, Plan, Runner, order_of
 
+pytestmark = pytest.mark.quick
+
 PLAN = Plan(seeds=(0, 1), steps=12, points=2)
 
 

@@ -16,6 +16,8 @@ import pytest
 from adamw_jax.storage import bfloat16, eight_bit, float8, four_bit
 from adamw_jax.storage.levels import dynamic, linear_without_zero
 
+pytestmark = pytest.mark.quick
+
 BLOCK_WISE = {
     "8bit": eight_bit(4),
     "8bit flat": eight_bit(4, order="flat"),

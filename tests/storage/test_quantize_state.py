@@ -31,7 +31,7 @@ from adamw_jax.storage.roles import OPTAX as OPTAX_ROLES
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 from tools.small_state_memory import LAYOUTS, measure
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 SHAPE = (64, 128)
 

@@ -22,6 +22,8 @@ from adamw_jax.storage import eight_bit, encoded_like_names, is_encoded
 from adamw_jax.storage.choice import FORMATS
 from tests.catalogue import assert_equal
 
+pytestmark = pytest.mark.quick
+
 PARAMS = {"b": jnp.ones(3), "c": jnp.ones(5), "w": jnp.ones((64, 128)), "x": jnp.ones((64, 127))}
 TRANSFORMATIONS: dict[str, Any] = {
     **{f"adamw {word}": lambda word=word: aj.adamw(0.1, storage=word) for word in FORMATS},
@@ -37,7 +39,11 @@ TRANSFORMATIONS: dict[str, Any] = {
     "packed, 8 bits": lambda: aj.quantize_state(aj.pack_small_leaves(aj.adamw(0.1), limit=64)),
     "Lookahead": lambda: aj.compose(aj.adamw(0.1, storage="4bit"), aj.lookahead()),
 }
-every = pytest.mark.parametrize("name", TRANSFORMATIONS)
+TYPICAL = ("adamw 8bit", "quantize_state 4bit stochastic", "packed, 8 bits", "Lookahead")
+every = pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x in TYPICAL else pytest.mark.slow) for x in TRANSFORMATIONS],
+)
 
 
 def stepped(tx: Any) -> Any:
