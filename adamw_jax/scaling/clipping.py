@@ -7,8 +7,8 @@
 ``clip_step`` differs from clipping the gradient by its norm before momentum: no step is longer than
 ``max_step``, whatever the learning rate and the momentum. Norms are over the whole tree that the
 stage sees, so under ``optax.partition`` and ``optax.masked`` each part has its own; ``per_leaf``
-takes those of the leaves. Inside ``jax.shard_map`` a stage sees a shard and takes its norm: where
-parameters are sharded by hand call the optimizer outside, on the sharded arrays.
+takes those of the leaves. Inside ``jax.shard_map`` a stage sees a shard, and ``norm_axes``
+of ``compose`` says over which axes norms are summed.
 
 >>> clip_step(0.1, 1.0).spec.kinds
 'direction -> direction'
