@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -148,7 +149,7 @@ def sum_over_shards(parts: Iterable[tuple[jax.Array, jax.Array]]) -> jax.Array:
     for part, x in parts:
         by_axes.setdefault(summed_axes(x), []).append(part)
     sums = [lax.psum(sum(some), axes) if axes else sum(some) for axes, some in by_axes.items()]
-    return sum(sums, jnp.zeros([], numerics.default_float()))
+    return functools.reduce(lax.add, sums, jnp.zeros([], numerics.default_float()))
 
 
 def square_norm(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
+from adamw_jax.storage import choose, eight_bit, four_bit
 from tests.catalogue import PLAIN, assert_close, with_needs
 
 pytestmark = pytest.mark.devices
@@ -32,12 +33,12 @@ def mesh() -> Any:
     return jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
 
 
-def sharded(tx: Any, params: Any, *, check_vma: bool = True) -> Any:
+def sharded(tx: Any, params: Any) -> Any:
     """Its update by hand, each device on its shards of parameters and state."""
     places = {k: NamedSharding(mesh(), spec) for k, spec in SPECS.items()}
     state = jax.tree.map(lambda s: s.spec, aj.state_shardings(tx, params, places))
     specs: Any = {"in_specs": (SPECS, state, SPECS), "out_specs": (SPECS, state)}
-    step = jax.shard_map(tx.update, mesh=mesh(), **specs, check_vma=check_vma)
+    step = jax.shard_map(tx.update, mesh=mesh(), **specs)
     return jax.jit(step)
 
 
@@ -119,7 +120,7 @@ def test_models_of_their_own_and_gradients_of_their_own() -> None:
         in_specs=(P("fsdp"), P("fsdp")),
         out_specs=P("fsdp"),
     )
-    kernel = step({"kernel": params["kernel"]}, {"kernel": params["kernel"]})["kernel"]
+    kernel: Any = step(params["kernel"], params["kernel"])
     np.testing.assert_allclose(
         jnp.sqrt(jnp.sum(kernel.reshape(8, -1) ** 2, axis=1)), np.ones(8), rtol=1e-5
     )
@@ -174,6 +175,51 @@ def test_axes_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="different norm_axes"):
         aj.compose(tx, norm_axes="model")
     assert aj.compose(tx).norm_axes == aj.compose(tx, norm_axes="fsdp").norm_axes == ("fsdp",)
+
+
+STORED = {
+    "8bit": ("8bit", True),
+    "8bit by rows": (eight_bit(None), True),
+    "8bit, flat": (eight_bit(64, order="flat"), False),
+    "4bit": ("4bit", False),  # a second moment under scales of rank one
+    "4bit by blocks": (choose({"first": four_bit(64), "second": eight_bit(64)}), True),
+    "float8": ("float8", True),
+    "bfloat16": ("bfloat16", True),
+}
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", STORED)
+def test_codes(name: str, check_vma: bool) -> None:
+    """A shard of whole rows has its own blocks, or an error says that it needs others'."""
+    storage, whole = STORED[name]
+    params = {"kernel": jnp.linspace(-1.0, 1.0, 64 * 512).reshape(64, 512)}
+    tx = aj.adamw(0.1, storage=storage)
+    state, rows = tx.init(params), P("fsdp")
+    specs = jax.tree.map(lambda x: rows if x.ndim > 1 else P(), state)
+    if not whole:  # as far as a user gets
+        specs = jax.tree.map(lambda x: rows if x.shape[:1] == (64,) else P(), state)
+    places: Any = {"in_specs": (rows, specs, rows), "out_specs": (rows, specs)}
+    update = jax.shard_map(tx.update, mesh=mesh(), **places, check_vma=check_vma)
+    if whole:
+        assert_close(jax.jit(update)(params, state, params), tx.update(params, state, params))
+        return
+    with pytest.raises(ValueError, match=r"a shard of shape \(8, 512\) .* scales of other devices"):
+        update(params, state, params)
+
+
+def test_codes_cut_along_the_rows_of_blocks() -> None:
+    """Rows that are one block are cut by a shard of columns."""
+    params = {"kernel": jnp.ones((64, 512))}
+    tx, columns = aj.adamw(0.1, storage=eight_bit(None)), P(None, "fsdp")
+    state = tx.init(params)
+    specs = jax.tree.map(lambda x: columns if x.shape == (64, 512) else P(), state)
+    places: Any = {"in_specs": (columns, specs, columns), "out_specs": columns}
+    update = jax.shard_map(
+        lambda g, s, p: tx.update(g, s, p)[0], mesh=mesh(), **places, check_vma=False
+    )
+    with pytest.raises(ValueError, match=r"a shard of shape \(64, 64\) .* scales of other devices"):
+        update(params, state, params)
 
 
 @pytest.mark.parametrize(
