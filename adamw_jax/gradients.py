@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from adamw_jax import numerics
 
@@ -168,6 +169,27 @@ def square_norm_of_tree(tree: Tree) -> jax.Array:
     Of arrays sharded in a mesh it is that of the whole; see ``compose`` for ``jax.shard_map``.
     """
     return sum_over_shards([(_square(x), x) for x in jax.tree.leaves(tree)])
+
+
+def norm_of_tree(tree: Tree) -> jax.Array:
+    """The root of ``square_norm_of_tree``, also where squares overflow.
+
+    Only where they do the leaves are read once more, scaled by a power of two.
+    """
+    square = square_norm_of_tree(tree)
+    power = 2.0 ** -(5 * jnp.finfo(square.dtype).maxexp // 8)
+    # A constant would let XLA take its square out of the sum, which is 0.
+    power = lax.select(
+        lax.is_finite(square), lax.full_like(square, 1), lax.full_like(square, power)
+    )
+
+    def scaled() -> jax.Array:
+        small = jax.tree.map(lambda x: numerics.scaled(power, numerics.widen(x)), tree)
+        return numerics.root(square_norm_of_tree(small)) / power
+
+    if not isinstance(square, Tracer):  # a conditional would be compiled anew at every call
+        return numerics.root(square) if jnp.isfinite(square) else scaled()
+    return lax.cond(lax.is_finite(square), lambda: numerics.root(square), scaled)
 
 
 def check_floating(tree: Tree, what: str) -> None:
