@@ -35,8 +35,11 @@ def boxed(state: Tree, tx: optax.GradientTransformation, params: Tree, like: Tre
     places = jax.eval_shape(tx.init, params)  # in the boxes of the parameters, if they have some
     state = jax.tree.unflatten(jax.tree.structure(places), jax.tree.leaves(state))
     if not any(hasattr(box, "get_value") for box in _boxes(like)):
-        return numerics.unbox(state) if not has_boxes(like) else state
-    from flax import nnx  # what is boxed in its optimizer is given to whom has it
+        return state
+    from flax import nnx  # what is boxed by it is given to whom has it
+
+    if not any(isinstance(box, nnx.OptState) for box in _boxes(like)):
+        return state  # made by hand, in the boxes of the parameters
 
     def one(x: Any) -> Any:
         if numerics.is_box(x):

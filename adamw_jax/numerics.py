@@ -196,7 +196,7 @@ def unbox(tree: Tree) -> Tree:
 def owners_in(
     paths: Sequence[tuple[Any, ...]], owners: Mapping[tuple[Any, ...], Any]
 ) -> list[int | None]:
-    """Where in the path of every array of a state that of its parameter begins, None for no one's.
+    """Where in the path of each array of a state that of its parameter begins; None for no owner.
 
     A parameter's path is the end of the array's. Where two ends are parameters, because a module
     calls one as the state calls its field, it is the end at which most parameters of that place

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
@@ -52,7 +53,6 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         self._fill(names, array, pins)
 
     def _fill(self, names: _Names, array: Any, pins: Any) -> None:
-        _register_with_flax()
         self.names, self.array, self.pins = names, array, pins
 
     def value(self, name: str) -> jax.Array:
@@ -127,8 +127,16 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
             raise KeyError(unknown(name, self.names))
         return self.names.index(name)
 
-    def __getitem__(self, name: str) -> jax.Array:
-        return self.value(name)
+    @property
+    def _marks(self) -> dict[str, Any]:
+        """By their keys, what a function over trees put in the places of the two arrays, if any."""
+        if not self.names or hasattr(self.array, "shape"):
+            return {}
+        return {key.name: child for key, child in _children_with_keys(self)[0]}
+
+    def __getitem__(self, name: str) -> Any:
+        marks = self._marks
+        return marks[name] if marks else self.value(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         new = self.pinned_to(name, value)
@@ -140,13 +148,15 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         )
 
     def __contains__(self, name: object) -> bool:
+        if marks := self._marks:
+            return name in marks
         return name in self.names and name not in self.names.injected
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self.names if name in self)
+        return iter(self._marks or [name for name in self.names if name in self])
 
     def __len__(self) -> int:
-        return len(self.names) - len(self.names.injected)
+        return sum(1 for _ in self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Hyperparams):
@@ -221,9 +231,21 @@ _FLAX: list[Any] = []
 jax.tree_util.register_pytree_with_keys(
     Hyperparams, _children_with_keys, _made, lambda node: (_children(node), node.names)
 )
+jax.export.register_pytree_node_serialization(
+    Hyperparams,
+    serialized_name="adamw_jax.Hyperparams",
+    serialize_auxdata=lambda names: ",".join(names).encode(),
+    deserialize_auxdata=lambda names: _Names(names.decode().split(",") if names else ()),
+)
 
 
-class ComposeState(NamedTuple):
+class _Fields(NamedTuple):
+    count: jax.Array
+    hyperparams: Hyperparams
+    stages: dict[str, Any]
+
+
+class ComposeState(_Fields):
     """State of a composed recipe.
 
     Attributes:
@@ -232,9 +254,13 @@ class ComposeState(NamedTuple):
       stages: by stage name, the states of the stages that have one.
     """
 
-    count: jax.Array
-    hyperparams: Hyperparams
-    stages: dict[str, Any]
+    __slots__ = ()
+
+    @property
+    def hyperparams(self) -> Hyperparams:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The live hyperparameters; Flax reads them from here before it serializes them."""
+        _register_with_flax()
+        return self[1]
 
 
 def is_live(node: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import adamw_jax as aj
 from adamw_jax.moments.parts import with_moment
 from adamw_jax.scaling import percentile_clipping
 from adamw_jax.storage import eight_bit, four_bit, quantize_state
+from adamw_jax.storage.encoded import encoded
 from adamw_jax.storage.levels import dynamic, linear_without_zero
 from adamw_jax.storage.nibbles import unpack
 from tests.catalogue import at
@@ -260,7 +260,7 @@ def with_recorded(case: Case, state: Any, fields: dict[str, str], row: int) -> A
         codes = jnp.asarray(case.arrays[f"state{number}_{leaf}"][row])
         scales = jnp.asarray(case.arrays[f"absmax{number}_{leaf}"][row])
         part = getattr(moments, fields[number])
-        value = {**part.moment, leaf: dataclasses.replace(node, codes=codes, scales=scales)}
+        value = {**part.moment, leaf: encoded(codes, scales, node.layout)}
         moments = moments._replace(**{fields[number]: with_moment(part, value)})
     return state._replace(stages={**state.stages, "estimate_moments": moments})
 

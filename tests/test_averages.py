@@ -76,6 +76,7 @@ BOXED = {
 }
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("name", BOXED)
 def test_state_of_another_shape_has_not_the_axis_names_of_nnx(name: str) -> None:
     """Neither the window of iterates nor factors have the parameter's ``out_sharding``."""
@@ -98,9 +99,10 @@ def test_state_of_another_shape_has_not_the_axis_names_of_nnx(name: str) -> None
         moved = nnx.state(model, nnx.Param)
         places = jax.tree.map(lambda x: jax.typeof(x).sharding, moved)
         asked = aj.state_shardings(tx, moved, places)
-        held = jax.tree.map(lambda x: jax.typeof(x).sharding, nnx.as_pure(optimizer.opt_state))
+        held = jax.tree.leaves(optimizer.opt_state)
         if name == "last":
-            assert jax.tree.leaves(asked) == jax.tree.leaves(held)
+            for place, x in zip(jax.tree.leaves(asked), held, strict=True):
+                assert jax.typeof(x).sharding.is_equivalent_to(place, x.ndim)
         got = jax.device_get([aj.eval_params(optimizer.opt_state, moved), moved])
     params = jax.tree.map(jnp.asarray, plain)
     state = tx.init(params)

@@ -79,7 +79,8 @@ def test_tpu_step_equals_its_twin(name: str) -> None:
     # Smaller and larger arrays the compiler may keep in fast memory, for one of the two only.
     more, more_when_larger = (_compare(name, hlo.tpu_device(), rows) for rows in (512, 1024))
     assert more_when_larger <= more  # scalars only: it does not grow with the arrays
-    assert more <= 200 * 4 * TILE  # 200 scalars, of which radam has the most
+    # Scalars, and the arrays of hyperparameters: each reader is counted with a whole tile.
+    assert more <= 400 * 4 * TILE
 
 
 @for_tpu

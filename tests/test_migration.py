@@ -145,6 +145,23 @@ def test_moments_and_schedules_have_two_counts(name: str, emptied: str) -> None:
     assert_close(trained(ours, range(8, 10), params, back)[0], expected, rtol=1e-4)
 
 
+def test_a_restart_period_is_one_more_way_to_empty_moments() -> None:
+    ours = aj.compose(
+        aj.estimate_moments(restart_period=5),
+        aj.correct_bias(),
+        aj.precondition(),
+        aj.scale_by_learning_rate(FALL),
+    )
+    theirs = optax.adam(FALL)
+    params, state = trained(ours, range(8))
+    there = aj.to_optax(state, theirs, params)
+    assert (int(there[0].count), int(there[1].count)) == (3, 8)
+    expected, _ = trained(ours, range(8, 10), params, state)
+    assert_close(trained(theirs, range(8, 10), params, there)[0], expected, rtol=1e-4)
+    back = aj.from_optax(there, ours, params)
+    assert_close(trained(ours, range(8, 10), params, back)[0], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "beside",
     [

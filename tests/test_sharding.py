@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
 from adamw_jax.storage import eight_bit, is_encoded
+from tests.catalogue import Entry, one_step
 from tools.small_state_memory import measure
 
 pytestmark = pytest.mark.devices
@@ -159,6 +160,23 @@ def test_factors_and_scales_lie_along_the_axes_of_the_parameter() -> None:
 def test_no_scales_are_gathered(storage: Any, number: int) -> None:
     """In four bits the maxima of the columns are agreed on, one all-reduce an array."""
     assert measure("FSDP, 8 devices", storage, leaves=2).collectives <= number
+
+
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_a_constant_gradient_in_an_explicit_mesh(name: str) -> None:
+    """Closed over by a scan, it is a concrete array whose type must not be lost."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    tx = Entry(name, name).make()
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.ones((16, 4)), NamedSharding(mesh, P("data")))}
+        gradient = jax.tree.map(lambda p: 0.5 * p, params)
+        step = one_step(tx)
+
+        def body(carry: Any, _: Any) -> Any:
+            return step(*carry, gradient), None
+
+        (moved, _), _ = jax.lax.scan(body, (params, tx.init(params)), None, 2)
+        assert moved["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
 
 
 def test_what_is_no_sharding_is_refused() -> None:

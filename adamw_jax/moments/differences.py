@@ -84,8 +84,8 @@ def gradient_differences(
 
     def changes(gradient: Tree, previous: Tree, empty: jax.Array) -> Tree:
         def leaf(g: jax.Array, old: jax.Array) -> jax.Array:
-            wide = numerics.widen(g)
-            return lax.select(empty, lax.full_like(wide, 0), lax.sub(wide, numerics.widen(old)))
+            change = lax.sub(numerics.widen(g), numerics.widen(old))
+            return lax.select(empty, lax.full_like(change, 0), change)
 
         return jax.tree.map(leaf, gradient, previous)
 

@@ -22,6 +22,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax import numerics
+from adamw_jax.boxes import has_boxes
 from adamw_jax.checks import one_of
 from adamw_jax.gradients import entering
 from adamw_jax.order import are_alike, is_on_cpu, ordered
@@ -166,6 +167,12 @@ def update_encoded(
     """
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
+    if has_boxes(updates):  # an encoded array has none, so that all must do without
+        plain, opened, open_params = map(numerics.unbox, (updates, state, params))
+        moved, new = update_encoded(
+            update, plain, opened, open_params, extra, in_order, key=key, decode=decode
+        )
+        return _as(updates, moved), _as(state, new)
 
     nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded)
 
@@ -184,6 +191,11 @@ def update_encoded(
         return parameter_by_parameter(step, state, chance, in_branches=jax.device_count() > 1)
     moved, new = step(state)
     return moved, encode_like(state, new, chance)
+
+
+def _as(like: Tree, tree: Tree) -> Tree:
+    """``tree`` in the boxes of ``like``."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
 def _holds_encoded(state: Tree) -> bool:
