@@ -177,11 +177,9 @@ def norm_of_tree(tree: Tree) -> jax.Array:
     Only where they do the leaves are read once more, scaled by a power of two.
     """
     square = square_norm_of_tree(tree)
-    power = 2.0 ** -(5 * jnp.finfo(square.dtype).maxexp // 8)
-    # A constant would let XLA take its square out of the sum, which is 0.
-    power = lax.select(
-        lax.is_finite(square), lax.full_like(square, 1), lax.full_like(square, power)
-    )
+    least = 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8)
+    # Of a constant XLA would take the square out of the sum, and that is 0.
+    power = jnp.where(lax.is_finite(square), jnp.ones_like(square), jnp.full_like(square, least))
 
     def scaled() -> jax.Array:
         small = jax.tree.map(lambda x: numerics.scaled(power, numerics.widen(x)), tree)
