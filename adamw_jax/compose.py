@@ -21,7 +21,7 @@ Array([-0.1,  0.1], dtype=float32)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +30,9 @@ import optax
 from jax import lax
 
 from adamw_jax import masks, numerics
-from adamw_jax.gradients import entering
+from adamw_jax.gradients import entering, norms_of, step_of
 from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.kinds import check_kinds, check_names, share_hyperparams, twice
 from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
 from adamw_jax.stage import (
     Declared,
@@ -63,6 +64,7 @@ class Recipe(NamedTuple):
     specs: tuple[Spec, ...]
     hyperparams: Mapping[str, Hyperparameter]
     frozen: masks.Mask
+    norm_axes: tuple[str, ...] | None
 
 
 class Composed(Declared):
@@ -88,8 +90,15 @@ class Composed(Declared):
         """Mask of the leaves that do not move, or None."""
         return self.declaration.frozen
 
+    @property
+    def norm_axes(self) -> tuple[str, ...] | None:
+        """Axes of a mesh over which norms are summed inside ``jax.shard_map``, or None."""
+        return self.declaration.norm_axes
 
-def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
+
+def compose(
+    *stages: Any, frozen: masks.Mask = None, norm_axes: str | Sequence[str] | None = None
+) -> Composed:
     """Runs stages one after the other, with one step count and one record of hyperparameters.
 
     Args:
@@ -99,6 +108,13 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         reads ``amsgrad_max() if amsgrad else None``.
       frozen: mask of the leaves that do not move and have no state (see ``decoupled_decay`` for the
         forms of a mask); None for no leaf.
+      norm_axes: for an update inside ``jax.shard_map``, the names of the mesh axes along which
+        parameters are sharded: norms and means over a leaf or the tree are summed over those of
+        them along which the leaf varies, as its type tells (with ``check_vma=False`` no type does,
+        and every leaf is taken for a shard along all of them). ``()`` where every device trains a
+        model of its own. None for neither: then a stage that takes a norm of a shard raises an
+        error, where types tell that it is one. It also holds for the recipes, wrappers and stages
+        inside, but not for norms that optax takes itself.
 
     Returns:
       A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. A hyperparameter that
@@ -110,10 +126,11 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         (in ``init``) two Lookaheads have one parameter.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
-    _check_kinds(specs)
-    _check_names(specs)
-    names, declared = _share_hyperparams(specs)
+    check_kinds(specs)
+    check_names(specs)
+    names, declared = share_hyperparams(specs)
     frozen = _frozen_of(stages, frozen)
+    norm_axes = _norm_axes_of(stages, norm_axes)
     orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
     in_order = next((order for order in orders if order is not None), None)
     by_leaf = any(spec.whole for spec in specs[1:])  # the first reads arrays that are there
@@ -130,7 +147,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             if not _has_slot(spec, memory):
                 continue
             if spec.name in memories:
-                raise ValueError(_twice(spec.name))
+                raise ValueError(twice(spec.name))
             memories[spec.name] = memory
         check_owners(memories)
         for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
@@ -141,6 +158,12 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
         check_state(state, declared, specs)
         updates, params = entering(updates, params)
+        with step_of(norm_axes, updates, params):
+            return moving_ones(updates, state, params, extra)
+
+    def moving_ones(
+        updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]
+    ) -> tuple[Tree, ComposeState]:
         if frozen is not None:
             still = masks.resolve(frozen, updates if params is None else params, "frozen")
             moving = masks.hide(updates, still)
@@ -186,7 +209,8 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
             step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
             if spec.takes is None and flow is not updates:
                 flow = numerics.leaving(flow, updates, params)
-            flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
+            with norms_of(spec.name):
+                flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
             if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
@@ -196,7 +220,7 @@ def compose(*stages: Any, frozen: masks.Mask = None) -> Composed:
         new_state = ComposeState(increment(state.count), live, memories)
         return numerics.leaving(flow, updates, params), new_state
 
-    return Composed.of(Recipe(specs, declared, frozen), init, update)
+    return Composed.of(Recipe(specs, declared, frozen, norm_axes), init, update)
 
 
 def store(recipe: Any, storage: Any) -> Any:
@@ -206,13 +230,36 @@ def store(recipe: Any, storage: Any) -> Any:
     choice = choose(storage)
     if isinstance(recipe, Stage):
         return stage_of(stored(recipe.spec, choice))
-    return compose(*(stage_of(stored(spec, choice)) for spec in recipe.specs), frozen=recipe.frozen)
+    return composed_like(recipe, [stored(spec, choice) for spec in recipe.specs])
+
+
+def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:
+    """Other stages, with what else ``compose`` was told for a recipe."""
+    return compose(*map(stage_of, specs), frozen=recipe.frozen, norm_axes=recipe.norm_axes)
+
+
+def _norm_axes_of(
+    stages: tuple[Any, ...], norm_axes: str | Sequence[str] | None
+) -> tuple[str, ...] | None:
+    own = (norm_axes,) if isinstance(norm_axes, str) else norm_axes
+    if own is not None and not all(isinstance(axis, str) for axis in own):
+        raise TypeError(f"norm_axes must be names of mesh axes or None, got {norm_axes!r}.")
+    given = [None if own is None else tuple(own)]
+    given += [entry.norm_axes for entry in _recipes_in(stages)]
+    given = list(dict.fromkeys(axes for axes in given if axes is not None))
+    if len(given) > 1:
+        raise ValueError(f"recipes in one compose() have different norm_axes, {given}: give one.")
+    return given[0] if given else None
+
+
+def _recipes_in(stages: tuple[Any, ...]) -> list[Composed]:
+    # A transformation is a tuple, too; only (name, transformation) is meant.
+    inner = [entry[1] if type(entry) is tuple and len(entry) == 2 else entry for entry in stages]
+    return [entry for entry in inner if isinstance(entry, Composed)]
 
 
 def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
-    # A transformation is a tuple, too; only (name, transformation) is meant.
-    recipes = [entry[1] if type(entry) is tuple and len(entry) == 2 else entry for entry in stages]
-    given = [entry.frozen for entry in recipes if isinstance(entry, Composed)] + [frozen]
+    given = [entry.frozen for entry in _recipes_in(stages)] + [frozen]
     given = [mask for mask in given if mask is not None]
     if len(given) > 1:
         raise ValueError("several recipes in one compose() freeze parameters; give one mask.")
@@ -276,95 +323,6 @@ def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) 
             "it over with migrate_state(saved, tx, params)."
         )
     return memory
-
-
-def _check_kinds(specs: tuple[Spec, ...]) -> None:
-    kind, before = Kind.GRADIENT, "the gradient"
-    for spec in specs:
-        if spec.takes is None:
-            if kind is Kind.MOMENTS:
-                raise ValueError(
-                    f"{spec.name} stands between stages on moments, where only stages of adamw_jax "
-                    "may stand: put it before estimate_moments or after precondition, or use "
-                    "only(stage, where) to mask one stage."
-                )
-            continue
-        if spec.takes is not kind:
-            raise ValueError(
-                f"{spec.name} takes {spec.takes.value}, but {before} gives {kind.value}. "
-                f"{_REMEDY[kind, spec.takes]}"
-            )
-        assert spec.gives is not None
-        kind, before = spec.gives, spec.name
-    if kind is Kind.MOMENTS:
-        raise ValueError(
-            f"the recipe ends with {before}, which gives moments: add precondition(), which turns "
-            "moments into a direction."
-        )
-
-
-_LATE = "Move it before the stages that already turned the gradient into something else."
-_REMEDY = {
-    (Kind.GRADIENT, Kind.MOMENTS): "Put estimate_moments(...) before it.",
-    (Kind.GRADIENT, Kind.DIRECTION): "Put estimate_moments(...) and precondition() before it; "
-    "estimate_moments(no_moment(), no_moment()) makes plain gradient descent.",
-    (Kind.GRADIENT, Kind.UPDATE): "Put a whole optimizer before it, such as adamw(1e-3).",
-    (Kind.MOMENTS, Kind.DIRECTION): "Put precondition() before it.",
-    (Kind.MOMENTS, Kind.UPDATE): "Put precondition() and scale_by_learning_rate(...) before it.",
-    (Kind.DIRECTION, Kind.UPDATE): "Put scale_by_learning_rate(...) of adamw_jax before it.",
-    (Kind.MOMENTS, Kind.GRADIENT): _LATE,
-    (Kind.DIRECTION, Kind.GRADIENT): _LATE,
-    (Kind.DIRECTION, Kind.MOMENTS): _LATE,
-    (Kind.UPDATE, Kind.GRADIENT): _LATE,
-    (Kind.UPDATE, Kind.MOMENTS): _LATE,
-    (Kind.UPDATE, Kind.DIRECTION): _LATE,
-}
-
-
-def _check_names(specs: tuple[Spec, ...]) -> None:
-    seen: set[str] = set()
-    for spec in specs:
-        if spec.init is None or spec.takes is None:  # a foreign one is known at init only
-            continue
-        if spec.name in seen:
-            raise ValueError(_twice(spec.name))
-        seen.add(spec.name)
-
-
-def _twice(name: str) -> str:
-    return (
-        f"two stages with state are called {name!r}: name one of them with a pair, "
-        f"('other_{name}', stage), so that a checkpoint can tell them apart."
-    )
-
-
-def _share_hyperparams(
-    specs: tuple[Spec, ...],
-) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
-    """Names in the live record: of a name that several stages have, ``stage.name`` for each.
-
-    One learning rate given to several stages is one. Of no other name do the values decide, so that
-    a changed number, or a schedule in its place, leaves the state as it is.
-    """
-    users: dict[str, list[Hyperparameter]] = {}
-    for spec in specs:
-        for name, hyper in spec.hyperparams.items():
-            users.setdefault(name, []).append(hyper)
-    declared: dict[str, Hyperparameter] = {}
-    names = []
-    for spec in specs:
-        own = {}
-        for name, hyper in spec.hyperparams.items():
-            one = name == "learning_rate" and all(hyper.same_as(other) for other in users[name])
-            own[name] = name if one or len(users[name]) == 1 else f"{spec.name}.{name}"
-            if own[name] in declared and not one:
-                raise ValueError(
-                    f"two stages called {spec.name!r} have a hyperparameter {name!r}: name one of "
-                    f"them with a pair, ('other_{spec.name}', stage)."
-                )
-            declared[own[name]] = hyper
-        names.append(own)
-    return tuple(names), declared
 
 
 def live_at(

@@ -35,8 +35,8 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import switch
-from adamw_jax.compose import Composed, compose
-from adamw_jax.gradients import square_norm
+from adamw_jax.compose import Composed, compose, composed_like
+from adamw_jax.gradients import square_norm, square_norm_of_tree
 from adamw_jax.stage import Kind, Spec, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import find
 
@@ -92,7 +92,8 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
         known = known or clips
         body += [_before(flow), stage_of(spec), _after(flow)] if clips else [stage_of(spec)]
         flow = spec.gives or flow
-    return compose(_entrance(per_leaf), *body, _exit(last, per_leaf, known), frozen=whole.frozen)
+    body = [_entrance(per_leaf), *body, _exit(last, per_leaf, known)]
+    return composed_like(whole, [entry.spec for entry in body])
 
 
 def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
@@ -164,10 +165,10 @@ def _turns(spec: Spec) -> bool:
 
 def _squares(tree: Tree, per_leaf: bool) -> jax.Array:
     leaves = jax.tree.leaves(lax.stop_gradient(tree))
-    squares = [square_norm(x) for x in leaves]
-    if per_leaf and squares:
-        return jnp.stack(squares)
-    return sum(squares, jnp.zeros([0] if per_leaf else [], numerics.default_float()))
+    if per_leaf:
+        empty = jnp.zeros([0], numerics.default_float())
+        return jnp.stack([square_norm(x) for x in leaves]) if leaves else empty
+    return square_norm_of_tree(leaves)
 
 
 def _entrance(per_leaf: bool) -> Stage:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from adamw_jax import numerics
-from adamw_jax.gradients import entering
+from adamw_jax.gradients import entering, norms_of, step_of
 from adamw_jax.hyperparameters import Hyperparameter
 
 Tree = Any
@@ -238,7 +238,8 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         gradient, params = entering(updates if record is None else record.gradient, params)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
         step = Step(state.count, values, params, extra, {})
-        flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
+        with step_of(None, gradient, params), norms_of(spec.name):
+            flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
         if spec.gives is not Kind.MOMENTS:
             flow = numerics.leaving(flow, gradient, params)
         return flow, StageState(increment(state.count), memory)

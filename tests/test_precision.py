@@ -195,6 +195,29 @@ def test_a_bad_gradient_stays_in_its_element(entry: Entry) -> None:
     assert_finite([leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 1])
 
 
+CLIPS = {
+    "clip_gradient": adamw_jax.clip_gradient(1.0),
+    "percentile_clipping": adamw_jax.percentile_clipping(50, 4),
+    "percentile_clipping, whole tree": adamw_jax.percentile_clipping(50, 4, whole_tree=True),
+}
+
+
+@pytest.mark.parametrize("mapped", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("size", [1e20, 1e38])
+@pytest.mark.parametrize("name", CLIPS)
+def test_clips_of_norms_whose_squares_overflow(name: str, size: float, mapped: Any) -> None:
+    """They give what they give of gradients of 1e5; an infinite gradient stays seen."""
+    tx, usual = CLIPS[name], sample_gradients(1)
+    _, state = tx.update(at(usual, 0), tx.init(at(usual, 0)))
+    step = mapped(lambda g: tx.update(g, state)[0])
+
+    def clipped(scale: float) -> Any:
+        return step(jax.tree.map(lambda g: g * jnp.float32(scale), at(usual, 0)))
+
+    assert_close(clipped(size / 10), clipped(1e5), rtol=1e-5)
+    assert not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(clipped(np.inf)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize("form", ["tail", "wrapper", "reset", "pullback"])
 def test_slow_weights_outlive_a_bad_gradient_between_syncs(form: str, bad: float) -> None:

@@ -27,6 +27,7 @@ from jax import lax
 from adamw_jax import masks, numerics
 from adamw_jax.checks import switch
 from adamw_jax.decay import decay_factors
+from adamw_jax.gradients import check_uncut, square_norm
 from adamw_jax.hyperparameters import (
     Hyperparameter,
     ScalarOrSchedule,
@@ -217,7 +218,10 @@ def gains(
 
 def _square(x: jax.Array, layered: bool) -> jax.Array:
     """|x|^2 of a leaf, or of every layer in it."""
-    return lax.reduce_sum(numerics.abs_square(x), tuple(range(int(layered), x.ndim)))
+    if not layered:
+        return square_norm(x)
+    check_uncut(x, "a leaf of stacked layers", "leave stacked= out")
+    return lax.reduce_sum(numerics.abs_square(x), tuple(range(1, x.ndim)))
 
 
 def _layered(stacked: masks.Mask, gradient: Tree) -> Tree:

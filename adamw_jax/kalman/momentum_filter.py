@@ -22,7 +22,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics, order
 from adamw_jax.checks import switch
-from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
+from adamw_jax.gradients import check_floating, check_gradient, size, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.kalman.measurement import (
     Gains,
@@ -238,7 +238,7 @@ def _square_distance(a: Tree, b: Tree) -> jax.Array:
 
 def _number(tree: Tree) -> int:
     """How many parameters there are, at least 1."""
-    return max(1, sum(x.size for x in jax.tree.leaves(tree)))
+    return max(1, sum(size(x) for x in jax.tree.leaves(tree)))
 
 
 def _check_covariance(sw: Any, sc: Any, sv: Any) -> None:

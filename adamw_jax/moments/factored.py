@@ -25,7 +25,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of, switch, whole_number
-from adamw_jax.gradients import check_gradient
+from adamw_jax.gradients import check_gradient, check_uncut
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
 from adamw_jax.moments.factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments.parts import Part
@@ -148,6 +148,9 @@ def factored_squares(
         return FactoredSquaresState(zeros(0), zeros(1), jnp.zeros([], jnp.int32))
 
     def update(gradient: Tree, state: FactoredSquaresState, step: Step, first: Reading | None):
+        for g, columns in zip(*map(jax.tree.leaves, (gradient, state.columns)), strict=False):
+            if columns.ndim:
+                check_uncut(g, "a factored second moment", "give factored=False")
         check_gradient(gradient, fitting(gradient, state))
         entry = gradient if first is None or first.entry is None else first.entry
         count = increment(state.steps)

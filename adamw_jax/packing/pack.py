@@ -31,7 +31,7 @@ import optax
 
 from adamw_jax import numerics
 from adamw_jax.checks import whole_number
-from adamw_jax.compose import Composed, compose
+from adamw_jax.compose import Composed, compose, composed_like
 from adamw_jax.gradients import check_gradient, entering
 from adamw_jax.packing.buffers import Packer
 from adamw_jax.packing.checks import check_recipe, check_whole
@@ -101,7 +101,7 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
         specs[i] = _packed_init(specs[i], moments if i == first else None, packer)
     specs[first] = specs[first]._replace(apply=_entering(specs[first], packer))
     specs[last] = specs[last]._replace(apply=_leaving(specs[last], packer))
-    return compose(*(stage_of(spec) for spec in specs), frozen=tx.frozen)
+    return composed_like(tx, specs)
 
 
 def _packed_init(spec: Spec, checked: Composed | None, packer: Packer) -> Spec:

@@ -7,8 +7,8 @@
 ``clip_step`` differs from clipping the gradient by its norm before momentum: no step is longer than
 ``max_step``, whatever the learning rate and the momentum. Norms are over the whole tree that the
 stage sees, so under ``optax.partition`` and ``optax.masked`` each part has its own; ``per_leaf``
-takes those of the leaves. Inside ``jax.shard_map`` a stage sees a shard and takes its norm: where
-parameters are sharded by hand call the optimizer outside, on the sharded arrays.
+takes those of the leaves. Inside ``jax.shard_map`` a stage sees a shard, and ``norm_axes``
+of ``compose`` says over which axes norms are summed.
 
 >>> clip_step(0.1, 1.0).spec.kinds
 'direction -> direction'
@@ -25,7 +25,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import switch
-from adamw_jax.gradients import square_norm_of_tree
+from adamw_jax.gradients import norm_of_tree, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -56,7 +56,7 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         one = jnp.ones([], numerics.default_float())
-        factor = lax.min(one, step["max_grad_norm"] / (global_norm(gradient) + step["clip_eps"]))
+        factor = lax.min(one, step["max_grad_norm"] / (norm_of_tree(gradient) + step["clip_eps"]))
         return _times(factor, gradient), state
 
     check("eps", eps)

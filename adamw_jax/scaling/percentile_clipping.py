@@ -28,7 +28,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import number, switch, whole_number
-from adamw_jax.gradients import check_floating, check_gradient, square_norm, square_norm_of_tree
+from adamw_jax.gradients import check_floating, check_gradient, norm_of_tree, square_norm_of_tree
 from adamw_jax.stage import Kind, Stage, Step, increment, stage
 
 Tree = Any
@@ -84,11 +84,13 @@ def percentile_clipping(
         leaves, structure = jax.tree.flatten(gradient)
         if not leaves:
             return gradient, state
-        norms = [square_norm_of_tree(leaves)] if whole_tree else [square_norm(g) for g in leaves]
-        _check_rows(len(norms), state)
+        groups = [leaves] if whole_tree else [[g] for g in leaves]
+        now = [square_norm_of_tree(group) for group in groups]
+        _check_rows(len(now), state)
         seen = increment(state.seen)
-        squares, limits = _recorded(jnp.stack(norms), state.squares, seen)
-        factors = [_factor(square, limit) for square, limit in zip(norms, limits, strict=True)]
+        squares, limits = _recorded(jnp.stack(now), state.squares, seen)
+        norms = [norm_of_tree(group) for group in groups]
+        factors = list(map(_factor, now, norms, limits))
         factors = factors * (len(leaves) // len(factors))
         clipped = [
             numerics.scaled(factor, numerics.widen(g))
@@ -111,12 +113,12 @@ def percentile_clipping(
     return stage("percentile_clipping", Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
 
 
-def _factor(square: jax.Array, limit: jax.Array) -> jax.Array:
-    """``min(1, sqrt(limit / square))``; 1 where the norm is NaN, which stays in its element.
+def _factor(square: jax.Array, norm: jax.Array, limit: jax.Array) -> jax.Array:
+    """``min(1, sqrt(limit) / norm)``; 1 where the norm is NaN, which stays in its element.
 
     Without a norm before there is no limit.
     """
-    factor = numerics.root(limit) / numerics.root(square)
+    factor = numerics.root(limit) / norm
     return jnp.where((square > limit) & (limit > 0), factor, jnp.ones_like(factor))
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.gradients import square_norm
+from adamw_jax.gradients import size, square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -48,8 +48,8 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
         if WHOLE in step.signals:
             step.signals[WHOLE] = sizes
 
-        def leaf(u: jax.Array, size: jax.Array) -> jax.Array:
-            factor = 1.0 / lax.max(jnp.ones_like(size), size / step["clipping_threshold"])
+        def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
+            factor = 1.0 / lax.max(jnp.ones_like(length), length / step["clipping_threshold"])
             return numerics.scaled(factor, numerics.widen(u))
 
         return jax.tree.map(leaf, direction, sizes), state
@@ -62,4 +62,4 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
 def rms(x: jax.Array) -> jax.Array:
     """The root mean square of a leaf as a scalar, with a gradient of 0 where it is 0."""
-    return numerics.root(square_norm(x) * (1.0 / max(x.size, 1)))
+    return numerics.root(square_norm(x) * (1.0 / max(size(x), 1)))

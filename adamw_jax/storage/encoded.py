@@ -110,6 +110,9 @@ class Encoded:
 
     def decode(self) -> jax.Array:
         """The array."""
+        whole, codes = self.layout.shape, self.codes.shape
+        if len(codes) == len(whole) and codes[:-1] != whole[:-1]:
+            self._check_shard((*codes[:-1], *whole[-1:]))
         return self.layout.codec.decode(self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
@@ -119,8 +122,25 @@ class Encoded:
           x: of the layout's shape.
           noise: uniform numbers in [0, 1) that round it by chance; None for the nearest level.
         """
+        self._check_shard(x.shape)
         made = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
         return encoded(made.codes, made.scales, self.layout)
+
+    def _check_shard(self, shape: tuple[int, ...]) -> None:
+        """Raises for a shard inside ``shard_map`` whose scales other devices would have to know."""
+        whole = self.layout.shape
+        if shape == whole:
+            return
+        blocks, step = self.layout.codec.pieces(len(whole))
+        cut = blocks.size is None and shape[-1:] != whole[-1:]
+        cut = cut or blocks.order == "flat" or isinstance(self.scales, tuple)  # scales of rank one
+        if cut or not blocks.are_whole(whole, shape, step):
+            raise ValueError(
+                f"an array of shape {whole} is stored as {self.layout.name}, and a jax.shard_map "
+                f"gives a shard of shape {shape} to this update, which would need scales of other "
+                "devices: call the update outside, on the sharded arrays, or give blocks by rows "
+                "that shards hold whole, such as storage=eight_bit(block_size=64)."
+            )
 
     def __reduce__(self) -> Any:
         return encoded, (self.codes, self.scales, self.layout)
