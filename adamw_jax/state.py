@@ -142,6 +142,10 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         new = self.pinned_to(name, value)
         self.array, self.pins = new.array, new.pins
 
+    def __ior__(self, other: Any) -> Hyperparams:  # that of dict would set nothing
+        self.update(other)
+        return self
+
     def __delitem__(self, name: str) -> NoReturn:
         raise TypeError(
             "a recipe's hyperparameters cannot be deleted; unpin with clear_hyperparams."

@@ -74,6 +74,15 @@ def test_parts_of_a_partition_may_share_an_array() -> None:
     check(tx, tx.init(params), params, rate)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda x: aj.koala_v(sigma=x), lambda x: aj.koala_m(sw=x, sv=x, qw=x)]
+)
+def test_numbers_that_begin_a_state_stay_the_caller_s(make: Any) -> None:
+    start, params = jnp.float32(0.1), sample_params()
+    tx = make(start)
+    check(tx, tx.init(params), params, start)
+
+
 MADE = {
     "init": lambda tx, state, params: tx.init(params),
     "update": lambda tx, state, params: tx.update(GRADIENT, state, params)[1],

@@ -56,6 +56,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     def choose(name: str, leaf: jax.Array) -> jax.Array:
         if name not in found:
             return leaf
+        leaf = numerics.as_arrays(leaf)
         kept, evaluate = found[name]
         return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
 

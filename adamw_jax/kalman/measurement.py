@@ -138,7 +138,8 @@ def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.A
 def start_value(name: str, value: Any) -> Any:
     """A function that gives the initial value of a scalar of the state, now checked."""
     checked = check(name, value)
-    return lambda: checked.at(jnp.zeros([], jnp.int32))
+    # Never the caller's buffer: it may be donated.
+    return lambda: jnp.array(checked.at(jnp.zeros([], jnp.int32)), copy=True)
 
 
 def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
