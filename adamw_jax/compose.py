@@ -40,6 +40,7 @@ from adamw_jax.stage import (
     Spec,
     Stage,
     Step,
+    check_width,
     increment,
     require_params,
     stage_of,
@@ -357,11 +358,8 @@ def check_state(
             f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
             f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
         )
-    floats = numerics.default_float()
-    if declared and live.array.dtype != floats:
-        raise ValueError(
-            f"the state was made for {live.array.dtype}, and scalars are {floats} now: the state "
-            "was cast, or jax_enable_x64 was switched. Carry it over with "
-            "migrate_state(saved, tx, params)."
-        )
+    check_width("this recipe", [live.value(name) for name in live.names[:1]])
+    for spec in specs:
+        if spec.takes is not None:
+            check_width(spec.name, state.stages.get(spec.name))
     live.check_pins()

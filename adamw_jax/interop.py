@@ -188,7 +188,10 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
     target = _with_schedule_count(target, ours.count)
     beside = _beside(plain, root, target, numerics.unbox(params))
-    return boxed(_with_leaves(target, beside), tx, params, state)
+    made = _with_leaves(target, beside)
+    # ``tx`` may hold arrays of the caller's, a learning rate for one.
+    made = jax.tree.map(lambda x: x if x.ndim else jnp.array(x, copy=True), made)
+    return boxed(made, tx, params, state)
 
 
 def _beside(state: State, root: Any, target: State, params: Tree) -> dict[Any, Any]:

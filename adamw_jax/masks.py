@@ -141,8 +141,8 @@ def _is_patterns(mask: Mask) -> bool:
 
 def _is_tree_of_bools(mask: Mask) -> bool:
     """Whether a callable is a tree all the same, as an Equinox module with bools for arrays is."""
-    leaves = jax.tree.leaves(mask)
-    return len(leaves) > 0 and all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
+    dtypes = [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(mask)]
+    return len(dtypes) > 0 and all(dtype in (bool, np.bool_) for dtype in dtypes)
 
 
 def _is_masked(node: Any) -> bool:

@@ -95,6 +95,7 @@ def migrate_state(
     old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
     origin = _matched(old.recipes, new.recipes)
     tails = TAILS + (tuple(s.name for s in tx.specs if s.tail) if isinstance(tx, Composed) else ())
+    _check_not_mapped(old, new)
     sources = {path: origin(path) for path in new.leaves}
     taken = set(sources.values())
 
@@ -136,6 +137,16 @@ def migrate_state(
     return boxes.boxed(filled, tx, params, saved), report
 
 
+def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
+    for root in old.recipes:
+        shape = np.shape(old.leaves.get((*root, "count"), 0))
+        if shape and not any(np.shape(new.leaves[(*at, "count")]) for at in new.recipes):
+            raise ValueError(
+                f"saved is the state of {shape[0]} mapped runs: migrate each of them, with "
+                "jax.vmap(lambda saved, params: migrate_state(saved, tx, params)[0])."
+            )
+
+
 class _Leaves(NamedTuple):
     """The leaves of a state by their paths, hyperparameters one by one.
 
@@ -172,9 +183,11 @@ def _leaves(state: State, what: str) -> _Leaves:
             "and to the optimizers of optax."
         )
     leaves: dict[Path, Any] = {}
+    named = {(*root, "hyperparams") for root in found}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_live):
-        if not is_live(leaf):
-            leaves[_path(path)] = leaf
+        if not is_live(leaf):  # values by name, as a walk over mappings gives them, are not pinned
+            bare = _path(path)[:-1] in named
+            leaves[_path(path)] = _Live(leaf, jnp.zeros([], jnp.bool_)) if bare else leaf
             continue
         for name, value, pinned in live_of(leaf):
             leaves[(*_path(path), name)] = _Live(value, pinned)
@@ -186,7 +199,11 @@ def _is_recipe(node: Any) -> bool:
     """Whether a node is the state of a recipe, be it without its type."""
     if isinstance(node, ComposeState):
         return True
-    return isinstance(node, Mapping) and is_live(node.get("hyperparams")) and "count" in node
+    if not isinstance(node, Mapping) or not {*node} <= {*ComposeState._fields}:
+        return False
+    # A parameter may be called count, too, but is no whole number.
+    count = jnp.issubdtype(getattr(node.get("count"), "dtype", float), jnp.integer)
+    return count and ("stages" in node or is_live(node.get("hyperparams")))
 
 
 def _path(path: tuple[Any, ...]) -> Path:
@@ -194,7 +211,7 @@ def _path(path: tuple[Any, ...]) -> Path:
 
 
 def _matched(old: list[Path], new: list[Path]) -> Any:
-    """From paths of the new state to those of the old one that mean the same."""
+    """From paths of the new state to those of the old one that mean the same, or None."""
     if len(old) == len(new) == 1:
         roots = {new[0]: old[0]}
     elif set(old) == set(new):
@@ -209,7 +226,8 @@ def _matched(old: list[Path], new: list[Path]) -> Any:
         for mine, theirs in roots.items():
             if path[: len(mine)] == mine:
                 return (*theirs, *path[len(mine) :])
-        return path
+        inside = any(path[: len(theirs)] == theirs for theirs in roots.values())
+        return None if inside else path
 
     return origin
 

@@ -208,6 +208,29 @@ def transformation(tx: Any, argument: str) -> optax.GradientTransformationExtraA
     return optax.with_extra_args_support(tx)
 
 
+def check_width(name: str, memory: Any) -> None:
+    """Raises where the scalars of a state were made for floats of another width.
+
+    Args:
+      name: whose state it is, for the error.
+      memory: the state.
+
+    Raises:
+      ValueError: they were.
+    """
+    for x in jax.tree.leaves(memory):
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or jnp.ndim(x) or not jnp.issubdtype(dtype, jnp.floating):
+            continue
+        if dtype != numerics.default_float():
+            raise ValueError(
+                f"the state of {name} was made for {dtype}, and scalars are "
+                f"{numerics.default_float()} now: the state was cast, or jax_enable_x64 was "
+                "switched. Carry a recipe's state over with migrate_state(saved, tx, params), or "
+                "start with tx.init(params)."
+            )
+
+
 def require_params(spec_name: str, params: Tree | None) -> None:
     """Raises the error for a stage that needs the parameters and did not get them."""
     if params is None:
@@ -234,6 +257,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if spec.needs_params:
             require_params(spec.name, params)
         check_flow(spec, updates)
+        check_width(spec.name, state.memory)
         record = updates if spec.takes is Kind.MOMENTS else None
         gradient, params = entering(updates if record is None else record.gradient, params)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}

@@ -122,6 +122,15 @@ def test_what_is_made_of_a_state_shares_nothing_with_it(name: str) -> None:
         check(target, made, params, *jax.tree.leaves(state))
 
 
+def test_the_arrays_of_an_optimizer_of_optax_stay_the_caller_s() -> None:
+    rate, params = jnp.float32(0.05), sample_params()
+    theirs = optax.inject_hyperparams(optax.adam)(rate)
+    with jax.numpy_dtype_promotion("standard"):
+        made = aj.to_optax(aj.adam(0.05).init(params), theirs, params)
+        jax.jit(theirs.update, donate_argnums=1)(GRADIENT, made, params)
+    assert not rate.is_deleted()
+
+
 @pytest.mark.parametrize(
     "tail",
     [aj.lookahead, aj.average_iterates, aj.stochastic_rounding, aj.compensated_rounding],

@@ -280,6 +280,40 @@ def test_another_float_width_is_converted(entry: Entry) -> None:
     assert_equal(back, state)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(aj.sgdw(0.1), aj.average_iterates(kind="last")),
+        aj.lookahead(optax.adam(0.1)),
+        optax.chain(aj.estimate_moments(), aj.precondition(), optax.scale(-0.1)),
+    ],
+    ids=["a tail alone", "lookahead(...)", "stages alone"],
+)
+def test_another_float_width_is_named_outside_a_recipe_too(tx: Any) -> None:
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"made for float32.*float64 now"):
+        tx.update(params, state, params)
+
+
+def test_moments_that_were_cast_alone_are_named() -> None:
+    tx, params = aj.adamw(0.1), sample_params()
+    state = tx.init(params)
+    cast = state._replace(stages=narrowed(state.stages, jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"estimate_moments was made for bfloat16"):
+        tx.update(at(GRADIENTS, 0), cast, params)
+
+
+def test_mapped_states_are_migrated_one_by_one() -> None:
+    old, new = aj.adamw(0.1), aj.compose(aj.adamw(0.1), aj.lookahead())
+    params = {"w": jnp.ones((4, 3))}
+    state = jax.vmap(old.init)(params)
+    with pytest.raises(ValueError, match=r"4 mapped runs: .*jax\.vmap"):
+        aj.migrate_state(state, new, {"w": jnp.ones(3)})
+    moved = jax.vmap(lambda s, p: aj.migrate_state(s, new, p)[0])(state, params)
+    assert_equal(moved, jax.vmap(new.init)(params))
+
+
 def test_a_pinned_value_that_rounding_moved_out_is_refused() -> None:
     tx = aj.adamw(0.1)
     params, state = trained(tx, range(2))
@@ -332,6 +366,18 @@ def test_serializers_keep_every_storage(name: str) -> None:
     assert_equal(moved, state)
     assert not report.started
     assert not report.dropped
+
+
+def test_plain_states_without_hyperparameters_or_without_their_node() -> None:
+    bare = aj.compose(optax.trace(0.9), optax.scale(-0.1))
+    moved, _ = aj.migrate_state(untyped(bare.init(LARGE)), bare, LARGE)
+    assert_equal(moved, bare.init(LARGE))
+    tx = aj.adamw(0.1)
+    state = aj.set_hyperparams(tx.init(LARGE), b1=0.5)
+    walked = {**untyped(state), "hyperparams": dict(state.hyperparams)}
+    moved, report = aj.migrate_state(walked, tx, LARGE)
+    assert "hyperparams/b1" in report.kept
+    assert not bool(moved.hyperparams.is_pinned("b1"))
 
 
 def test_other_hyperparameters_in_the_bytes_are_refused() -> None:

@@ -6,7 +6,7 @@ Beside them, each in a process of its own since XLA reads its flags once:
   older code generator for CPUs, which compiles small programs in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs those marked `slow`. `--both` runs every table the other way, too: what is marked
+`--slow` runs those marked `slow`, long ones, all quickly. `--both` runs every table the other way, too: what is marked
 `quick` as a user's machine does, and all others quickly on eight devices. Other arguments are
 pytest's.
 """
@@ -38,11 +38,14 @@ NOTHING_CHOSEN = 5  # pytest's exit status where no test is left
 
 def main(arguments: list[str]) -> int:
     """Runs the parts and returns the exit status of the first that fails."""
-    length = "slow" if "--slow" in arguments else "not slow"
+    slow = "--slow" in arguments
+    length = "slow" if slow else "not slow"
     parts = OTHER_WAY if "--both" in arguments else PARTS
     rest = [argument for argument in arguments if argument not in ("--slow", "--both")]
     statuses = []
     for kind, own in parts.items():
+        if slow and kind == "not quick and not devices":
+            own = {"ADAMW_JAX_QUICK_TESTS": "1"}
         flags = f"{os.environ.get('XLA_FLAGS', '')} {own.get('XLA_FLAGS', '')}".strip()
         command = (sys.executable, "-m", "pytest", "-m", f"{length} and {kind}", *rest)
         environment = {**os.environ, **own, "XLA_FLAGS": flags}

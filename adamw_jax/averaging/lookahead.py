@@ -192,6 +192,16 @@ def _renewed(state: LookaheadState, params: Tree) -> Tree:
     return jax.tree.unflatten(structure, slow)
 
 
+def _check_slow(state: LookaheadState, params: Tree) -> None:
+    for s, p in zip(jax.tree.leaves(state.slow), jax.tree.leaves(params), strict=True):
+        if s.dtype != numerics.compute_dtype(p):
+            raise ValueError(
+                f"the slow weights were made for {s.dtype}, and are {numerics.compute_dtype(p)} "
+                "now: the state was cast, or jax_enable_x64 was switched. Start with "
+                "tx.init(params), or carry a recipe's state over with migrate_state."
+            )
+
+
 def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
     fast: Any = transformation(inner, "inner")
 
@@ -210,6 +220,7 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
     def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
         require_params("lookahead", params)
         updates, params = entering(updates, params)
+        _check_slow(state.lookahead, params)
         fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
         due = state.lookahead.since_sync + 1 >= sync_period
         rate = alpha.at(state.steps)
