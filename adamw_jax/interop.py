@@ -31,9 +31,9 @@ from adamw_jax.moments import (
     AverageState,
     CenteredSquaresState,
     Clock,
+    CorrectedMaximumState,
     HeavyBallState,
     InfinityNormState,
-    MaximumState,
     MomentsState,
     SquaresState,
 )
@@ -116,15 +116,13 @@ def from_optax(
     if "amsgrad_max" in stages:
         if not isinstance(theirs, optax.ScaleByAmsgradState):
             raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")
-        order = [spec.name for spec in tx.specs if spec.name in ("correct_bias", "amsgrad_max")]
-        if order != ["correct_bias", "amsgrad_max"]:
+        if not isinstance(stages["amsgrad_max"], CorrectedMaximumState):
             raise ValueError(
                 "tx keeps the maximum of the raw second moment, the saved state that of the "
                 'corrected one: give tx maximum="corrected".'
             )
-        stages["amsgrad_max"] = MaximumState(
-            _fit(theirs.nu_max, stages["amsgrad_max"].maximum, "maximum")
-        )
+        (maximum,) = stages["amsgrad_max"]
+        stages["amsgrad_max"] = CorrectedMaximumState(_fit(theirs.nu_max, maximum, "maximum"))
     elif isinstance(theirs, optax.ScaleByAmsgradState):
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
     count = jnp.array(steps if scheduled is None else scheduled, jnp.int32, copy=True)
@@ -181,8 +179,13 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
             _check_meaning(part, held, theirs, what)
             new[held.field] = _fit(part.moment, getattr(theirs, held.field), what)
     if isinstance(theirs, optax.ScaleByAmsgradState):
-        new["nu_max"] = _fit(ours.stages["amsgrad_max"].maximum, theirs.nu_max, "maximum")
-        _check_corrected(new["nu_max"], new["nu"], moments.second.clock.mass)
+        held = ours.stages["amsgrad_max"]
+        if not isinstance(held, CorrectedMaximumState):
+            raise ValueError(
+                "the recipe keeps the maximum of the raw second moment, optax that of the "
+                'corrected one: only a recipe with maximum="corrected" can go on in optax.'
+            )
+        new["nu_max"] = _fit(held.corrected_maximum, theirs.nu_max, "maximum")
     if "count" in theirs._fields:  # a tuple has a method of that name, too
         new["count"] = jnp.array(moments.steps, jnp.int32, copy=True)
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
@@ -313,18 +316,6 @@ def _check_stages(tx: Composed, held: Any) -> None:
         new = spec.takes is not None and not spec.tail and spec.name in held
         if new and spec.name not in ("estimate_moments", "amsgrad_max"):
             raise ValueError(f"tx has a state of {spec.name}, which the saved one does not have.")
-
-
-def _check_corrected(maximum: Tree, second: Tree, mass: jax.Array) -> None:
-    """Raises where a maximum is under the corrected moment of the last step, and so a raw one."""
-    if isinstance(mass, jax.core.Tracer) or mass == 0:
-        return
-    for largest, last in zip(jax.tree.leaves(maximum), jax.tree.leaves(second), strict=True):
-        if jnp.any(largest < 0.999 * last / mass):
-            raise ValueError(
-                "the recipe keeps the maximum of the raw second moment, optax that of the "
-                'corrected one: only a recipe with maximum="corrected" can go on in optax.'
-            )
 
 
 def _their_state(saved: State) -> Any:

@@ -88,6 +88,8 @@ def _of_all(chosen: Tree, told: Any, before: Any) -> Tree:
     if isinstance(told, jax.Array):
         nothing = jnp.zeros_like(told)
         told = jax.tree.map(lambda _: told, chosen)
+    elif all(x.dtype == jnp.bool_ for x in jax.tree.leaves(told)):
+        nothing = jnp.zeros([], jnp.bool_)
     return masks.merge(chosen, told, leafwise(nothing if before is None else before, chosen))
 
 

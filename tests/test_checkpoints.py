@@ -185,6 +185,26 @@ def test_an_accumulator_is_not_dropped(tx: Any, without: Any, lost: str, params:
         aj.migrate_state(tx.init(params), without, params)
 
 
+def test_a_maximum_is_not_taken_for_the_other() -> None:
+    saved = aj.amsgrad(0.1).init(PARAMS)
+    with pytest.raises(ValueError, match=r"corrected_maximum/.* is in the new recipe but not in"):
+        aj.migrate_state(saved, aj.amsgrad(0.1, maximum="corrected"), PARAMS)
+
+
+def test_a_sum_of_weights_is_not_taken_for_a_mass() -> None:
+    """From a weighted average to a debiased one: its mass is at most 1, and begins anew."""
+    weighted, debiased = (
+        aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind, **options))
+        for kind, options in (("weighted", {}), ("ema", {"debias": True}))
+    )
+    params, saved = train(weighted, PARAMS, weighted.init(PARAMS), range(4))
+    assert float(saved.stages["average_iterates"].total) == 10
+    state, report = aj.migrate_state(saved, debiased, params)
+    assert "stages/average_iterates/mass" in report.started
+    _, state = train(debiased, params, state, range(4, 6))
+    assert 0 < float(state.stages["average_iterates"].mass) <= 1
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_anything_else_is_refused_by_name(run: Any, name: str) -> None:
     tx, params, message = REFUSED[name]

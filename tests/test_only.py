@@ -93,6 +93,22 @@ def test_a_rectifier_of_some_leaves_the_settled_first_step_of_all() -> None:
     assert_close(got, jax.tree.map(lambda p, g: p - g[0], params, gradients))
 
 
+def test_a_rectifier_of_some_behind_a_settled_step_leaves_decay_to_the_rest() -> None:
+    """Where only some leaves may stand still, and not in the first step, the others decay."""
+
+    def made(rectifier: Any) -> Any:
+        return compose(
+            estimate_moments(), delay_second(), correct_bias(), rectifier, precondition(),
+            decoupled_decay(0.1), scale_by_learning_rate(0.05),
+        )  # fmt: skip
+
+    arguments = sample_params(), sample_gradients(7)
+    got = run(made(only(rectify_variance(), "*/kernel")), *arguments)[0]
+    rectified, plain = (run(made(x), *arguments)[0] for x in (rectify_variance(), None))
+    assert_close(got["dense"]["kernel"], rectified["dense"]["kernel"])
+    assert_close(got["dense"]["bias"], plain["dense"]["bias"])
+
+
 def test_only_some_decay_and_some_momentum() -> None:
     """On directions, gradients and updates too."""
     arguments = sample_params(), sample_gradients()

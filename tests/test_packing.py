@@ -96,6 +96,13 @@ def test_masks_and_rules_by_name(options: dict[str, Any]) -> None:
     assert_close(repack_state(state, plain, got), plain_state)
 
 
+def test_a_step_that_stands_still_does_not_decay() -> None:
+    """What a packed stage tells of its buffers, decay hears of the leaves."""
+    plain = aj.acprop(0.1, rectify=True, below="skip", weight_decay=0.5)
+    arguments = sample_params(), sample_gradients()
+    assert_close(run(pack_small_leaves(plain), *arguments)[0], run(plain, *arguments)[0])
+
+
 def in_dense(tree: Any) -> Any:
     """What lies under ``dense``."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "dense", tree)

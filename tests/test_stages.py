@@ -227,7 +227,7 @@ def test_each_order_is_a_variant() -> None:
     cases = {
         "raw": ([amsgrad_max(), correct_bias()], (m / c1) / (np.sqrt(largest / c2) + 1e-8)),
         "corrected": (
-            [correct_bias(), amsgrad_max()],
+            [correct_bias(), amsgrad_max(corrected=True)],
             (m / c1) / (np.sqrt(np.maximum.accumulate(v / c2)) + 1e-8),
         ),
         "paper": ([amsgrad_max()], m / (np.sqrt(largest) + 1e-8)),
@@ -245,6 +245,21 @@ def test_each_order_is_a_variant() -> None:
     }.items():
         made = directions(amsgrad(1.0, **options))
         np.testing.assert_allclose(made, -got[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_maximum_says_where_it_stands(corrected: bool) -> None:
+    stages = [amsgrad_max(corrected), correct_bias()]
+    wrong = stages if corrected else stages[::-1]
+    with pytest.raises(ValueError, match=f"give corrected={not corrected}, or put the stage"):
+        directions(estimate_moments(), *wrong, precondition())
+    words = ("raw", "corrected")
+    other, tx = (amsgrad(0.1, maximum=words[x]) for x in (not corrected, corrected))
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match=f"gets the state of corrected={not corrected}"):
+        tx.update(params, other.init(params), params)
+    uncorrected = amsgrad(0.1, maximum=words[corrected], bias_correction_nu=False)
+    uncorrected.update(params, uncorrected.init(params), params)
 
 
 def test_eps_forms_and_power() -> None:

@@ -55,8 +55,8 @@ class IterateAverageState(NamedTuple):
       collected: iterates in it, int32.
       due: whether the present parameters are still to be collected.
       next: what their collection will do.
-      total: sum of the weights so far, of the kind ``"weighted"`` and a debiased ``"ema"``; None of
-        the others.
+      total: sum of the weights so far, of the kind ``"weighted"``; None of the others.
+      mass: the same of a debiased ``"ema"``, at most 1; None of the others.
     """
 
     mean: Tree
@@ -64,6 +64,7 @@ class IterateAverageState(NamedTuple):
     due: jax.Array
     next: Weights
     total: jax.Array | None = None
+    mass: jax.Array | None = None
     exact = ("mean",)
 
     def eval_params(self) -> tuple[Tree, Any]:
@@ -162,13 +163,15 @@ def average_iterates(
         none = jnp.zeros([], jnp.int32)
         share = jnp.ones([], numerics.default_float())
         due = jnp.zeros([], jnp.bool_)
-        total = jnp.zeros_like(share) if kind == "weighted" or debias else None
-        return IterateAverageState(mean, none, due, Weights(share, jnp.zeros([], jnp.int32)), total)
+        total = jnp.zeros_like(share) if kind == "weighted" else None
+        mass = jnp.zeros_like(share) if debias else None
+        todo = Weights(share, jnp.zeros([], jnp.int32))
+        return IterateAverageState(mean, none, due, todo, total, mass)
 
     def apply(
         update: Tree, state: IterateAverageState, step: Step
     ) -> tuple[Tree, IterateAverageState]:
-        share, total = state.next.share, state.total
+        share, total, mass = state.next.share, state.total, state.mass
         if by_step:
             assert total is not None
             size = _step_size(step)
@@ -212,15 +215,16 @@ def average_iterates(
                 number = numerics.scalar(collected)
                 rate = lax.min(rate, (1.0 + number) / (10.0 + number))
             share = 1.0 - rate
-            if total is None:
+            if mass is None:
                 share = lax.select(collected == 0, jnp.ones_like(share), share)
             else:
-                seen = rate * total + share
-                share, total = share / seen, lax.select(due, seen, total)
+                seen = rate * mass + share
+                share, mass = share / seen, lax.select(due, seen, mass)
         else:
             share = 1.0 / (numerics.scalar(collected) + 1.0)
         slot = lax.rem(collected, lax.full_like(collected, window))
-        return update, IterateAverageState(mean, collected, due, Weights(share, slot), total)
+        todo = Weights(share, slot)
+        return update, IterateAverageState(mean, collected, due, todo, total, mass)
 
     return stage(
         "average_iterates",

@@ -1,6 +1,6 @@
 """The pipe: gradients to moments to a direction, one stage per file."""
 
-from adamw_jax.moments.amsgrad import MaximumState, amsgrad_max
+from adamw_jax.moments.amsgrad import CorrectedMaximumState, MaximumState, amsgrad_max
 from adamw_jax.moments.averages import (
     CenteredSquaresState,
     SquaresState,
@@ -31,6 +31,7 @@ __all__ = [
     "Clock",
     "HeavyBallState",
     "InfinityNormState",
+    "CorrectedMaximumState",
     "MaximumState",
     "Moments",
     "MomentsState",

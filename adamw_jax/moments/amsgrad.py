@@ -3,7 +3,7 @@
     v_max' = max(v_max, v)
 
 Where the stage stands is the variant: before ``correct_bias`` it is PyTorch's, Keras' and the
-fastai article's; after it, optax's; with no ``correct_bias`` at all, the paper's.
+fastai article's; after it (``corrected=True``), optax's; with no ``correct_bias`` at all, the paper's.
 
 >>> amsgrad_max().spec.kinds
 'moments -> moments'
@@ -17,6 +17,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
+from adamw_jax.checks import switch
 from adamw_jax.moments.parts import zeros
 from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -25,7 +26,7 @@ Tree = Any
 
 
 class MaximumState(NamedTuple):
-    """State of ``amsgrad_max``.
+    """State of ``amsgrad_max()``.
 
     Attributes:
       maximum: the largest second moment so far, params-shaped and real.
@@ -37,10 +38,25 @@ class MaximumState(NamedTuple):
     restarts = True
 
 
-def amsgrad_max(*, dtype: Any = None) -> Stage:
+class CorrectedMaximumState(NamedTuple):
+    """State of ``amsgrad_max(corrected=True)``.
+
+    Attributes:
+      corrected_maximum: the largest corrected second moment so far, params-shaped and real.
+    """
+
+    corrected_maximum: Tree
+
+    nonnegative = ("corrected_maximum",)
+    restarts = True
+
+
+def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
     """Replaces the second moment by the largest one so far, element by element.
 
     Args:
+      corrected: whether the stage stands behind ``correct_bias`` and so keeps the maximum of the
+        corrected moment. Its state says which, as one cannot go on from the other.
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
@@ -48,22 +64,36 @@ def amsgrad_max(*, dtype: Any = None) -> Stage:
 
     Raises:
       TypeError: (in ``init``) ``dtype`` is no real floating-point dtype.
-      ValueError: (in ``update``) the recipe has no second moment.
+      ValueError: (in ``update``) the recipe has no second moment, or ``corrected`` is not what the
+        place of the stage says.
     """
+    switch("corrected", corrected)
+    kept = CorrectedMaximumState if corrected else MaximumState
 
-    def init(params: Tree) -> MaximumState:
-        return MaximumState(zeros(params, dtype, real=True))
+    def init(params: Tree) -> Any:
+        return kept(zeros(params, dtype, real=True))
 
-    def apply(record: Moments, state: MaximumState, step: Step) -> tuple[Moments, MaximumState]:
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         del step
         if record.second is None:
             raise ValueError("amsgrad_max() needs a second moment, and the recipe has none.")
+        if (record.second.divisor is not None) != corrected:
+            raise ValueError(
+                f"amsgrad_max(corrected={corrected}) gets a second moment whose bias is "
+                f"{'not ' * corrected}corrected: give corrected={not corrected}, or put the stage "
+                f"{'behind' if corrected else 'before'} correct_bias()."
+            )
+        if not isinstance(state, kept):
+            raise ValueError(
+                f"amsgrad_max(corrected={corrected}) gets the state of corrected={not corrected}, "
+                "and one maximum cannot go on from the other: start with its own init."
+            )
+        (maximum,) = state
         largest = jax.tree.map(
             lambda old, new: lax.max(numerics.widen(old), new),
-            emptied(state.maximum, record.restarted),
+            emptied(maximum, record.restarted),
             record.second.value,
         )
-        stored = numerics.cast_like(largest, state.maximum)
-        return record.with_second(largest), MaximumState(stored)
+        return record.with_second(largest), kept(numerics.cast_like(largest, maximum))
 
     return stage("amsgrad_max", Kind.MOMENTS, Kind.MOMENTS, apply, init=init)

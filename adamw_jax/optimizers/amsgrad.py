@@ -51,7 +51,7 @@ def scale_by_amsgrad(
     one_of("maximum", maximum, MAXIMA)
     if not amsgrad:
         raise ValueError("amsgrad=False makes it Adam: use adam(...).")
-    largest = amsgrad_max(dtype=state_dtype)
+    largest = amsgrad_max(maximum == "corrected" and bias_correction_nu, dtype=state_dtype)
     return compose(
         estimate_moments(
             ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype),

@@ -69,12 +69,15 @@ class Packer:
         return jax.tree.unflatten(structure, leaves)
 
     def unpack(self, packed: Tree, like: Tree) -> Tree:
-        """``packed`` with the structure and shapes of ``like``."""
+        """``packed`` with the structure and shapes of ``like``; a scalar stands for all of a group."""
         shapes, structure = jax.tree.flatten(like)
         leaves = structure.flatten_up_to(packed)
         for run in self.runs(shapes):
             buffer, at = leaves[run.leaves[0]], 0
             for i, size in zip(run.leaves, run.sizes, strict=True):
+                if buffer.ndim == 0:
+                    leaves[i] = buffer
+                    continue
                 part = lax.slice(buffer, (at,), (at + size,))
                 leaves[i] = part if shapes[i].ndim == 1 else lax.reshape(part, shapes[i].shape)
                 at += size

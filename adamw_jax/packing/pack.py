@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
+import jax
 import optax
 
 from adamw_jax import numerics
@@ -133,7 +134,11 @@ def _leaving(spec: Spec, packer: Packer) -> Any:
 
     def apply(record: Any, state: State, step: Step) -> tuple[Tree, State]:
         direction, state = spec.apply(record, state, step)
-        return packer.unpack(direction, step.signals.pop("unpacked")), state
+        like, packed = step.signals.pop("unpacked"), jax.tree.structure(direction)
+        for name, told in step.signals.items():
+            if not isinstance(told, jax.Array) and jax.tree.structure(told) == packed:
+                step.signals[name] = packer.unpack(told, like)
+        return packer.unpack(direction, like), state
 
     return apply
 

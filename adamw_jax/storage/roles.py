@@ -1,6 +1,6 @@
 """What the arrays of a state are: never negative, of either sign, or not to become codes at all.
 
-A state class says so itself, in class attributes that name its fields::
+A state class says so itself, in class attributes that name its fields, one or a tuple of them::
 
     class MaximumState(NamedTuple):
         maximum: Tree
@@ -129,4 +129,5 @@ def _declared(kind: type) -> Mapping[str, tuple[str, ...]]:
     if kind.__module__.partition(".")[0] == "optax":
         return OPTAX.get(kind.__name__, {})
     named = {role: getattr(kind, role, ()) for role in (NONNEGATIVE, EXACT)}
+    named = {role: (x,) if isinstance(x, str) else x for role, x in named.items()}
     return {role: names for role, names in named.items() if isinstance(names, tuple)}

@@ -297,6 +297,16 @@ def test_what_is_said_to_be_nonnegative_and_is_not() -> None:
     assert float(kept.nu["dense"]["kernel"][0, 0]) == pytest.approx(-1.0, abs=0.01)
 
 
+def test_one_field_is_declared_by_its_name() -> None:
+    class Squares(NamedTuple):
+        nu: Any
+        nonnegative = "nu"
+
+    params = sample_params()
+    (node,) = encoded(quantize_state(remembering(Squares)).init(params))
+    assert not node.layout.codec.signed
+
+
 def test_what_is_declared_is_a_field() -> None:
     """Of this library's classes and of optax's: a field that is renamed takes its role along."""
     known = {kind.__name__: kind for kind in _state_classes("optax")}
