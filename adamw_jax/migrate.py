@@ -222,7 +222,7 @@ def _matched(old: list[Path], new: list[Path]) -> Any:
             " migrate the recipes of a partition one by one, or keep its labels."
         )
 
-    def origin(path: Path) -> Path:
+    def origin(path: Path) -> Path | None:
         for mine, theirs in roots.items():
             if path[: len(mine)] == mine:
                 return (*theirs, *path[len(mine) :])

@@ -17,6 +17,8 @@ import adamw_jax as aj
 from adamw_jax.averaging.iterates import KINDS
 from tests.catalogue import assert_close
 
+pytestmark = pytest.mark.quick
+
 WINDOW = 5
 AVERAGES: dict[str, Any] = {
     **{

@@ -30,6 +30,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
 
 MASKS = {

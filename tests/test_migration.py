@@ -28,6 +28,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 GRADIENTS = sample_gradients(12)
 FALL = optax.linear_schedule(1.0, 0.0, 16)
 

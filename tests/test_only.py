@@ -40,6 +40,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 KERNELS = {"dense": {"bias": False, "kernel": True}, "scale": False}
 
 

@@ -45,6 +45,8 @@ from adamw_jax import (
 from adamw_jax.numerics import leaf_names, unbox
 from tests.catalogue import EXTRA, PLAIN, assert_close
 
+pytestmark = pytest.mark.quick
+
 SHAPES = ((3, 2), (3,), (2, 3), (2,))
 
 

@@ -6,9 +6,9 @@ Beside them, each in a process of its own since XLA reads its flags once:
   older code generator for CPUs, which compiles small programs in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs those marked `slow`, long ones, all quickly. `--both` runs every table the other way, too: what is marked
-`quick` as a user's machine does, and all others quickly on eight devices. Other arguments are
-pytest's.
+`--slow` runs those marked `slow`, all quickly. `--both` runs every table the other way, too: what
+is marked `quick` as a user's machine does, and all others quickly on eight devices. Other arguments
+are pytest's.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def measure(
 
     places = jax.tree.map(lambda x: x.sharding, params), shardings
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
-    compiled = jitted.lower(params, state, params).compile()
+    compiled: Any = jitted.lower(params, state, params).compile()
     arrays = [(x.dtype.itemsize, x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state)]
     used = sum(itemsize * math.prod(shape) for itemsize, shape in arrays)
     words = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
