@@ -177,7 +177,8 @@ def compose(
         for spec in specs:
             if spec.storage is not None and spec.init is not None:
                 memory = state.stages[spec.name]
-                check_encoded(spec.name, memory, spec.init, updates, spec.storage)
+                like = updates if params is None else params
+                check_encoded(spec.name, memory, spec.init, like, spec.storage)
         return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
 
     def decode(state: ComposeState) -> ComposeState:
