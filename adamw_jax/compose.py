@@ -159,6 +159,7 @@ def compose(
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
         check_state(state, declared, specs)
         updates, params = entering(updates, params)
+        check_widths(state, specs, updates)
         with step_of(norm_axes, updates, params):
             return moving_ones(updates, state, params, extra)
 
@@ -178,7 +179,8 @@ def compose(
         for spec in specs:
             if spec.storage is not None and spec.init is not None:
                 memory = state.stages[spec.name]
-                check_encoded(spec.name, memory, spec.init, updates, spec.storage)
+                like = updates if params is None else params
+                check_encoded(spec.name, memory, spec.init, like, spec.storage)
         return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
 
     def decode(state: ComposeState) -> ComposeState:
@@ -358,8 +360,13 @@ def check_state(
             f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
             f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
         )
-    check_width("this recipe", [live.value(name) for name in live.names[:1]])
+    live.check_pins()
+
+
+def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
+    """Raises where the scalars of a state were made for floats of another width."""
+    live = state.hyperparams
+    check_width("this recipe", [live.value(name) for name in live.names[:1]], gradient)
     for spec in specs:
         if spec.takes is not None:
-            check_width(spec.name, state.stages.get(spec.name))
-    live.check_pins()
+            check_width(spec.name, state.stages.get(spec.name), gradient)

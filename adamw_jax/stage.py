@@ -208,19 +208,26 @@ def transformation(tx: Any, argument: str) -> optax.GradientTransformationExtraA
     return optax.with_extra_args_support(tx)
 
 
-def check_width(name: str, memory: Any) -> None:
+def check_width(name: str, memory: Any, gradient: Tree) -> None:
     """Raises where the scalars of a state were made for floats of another width.
 
     Args:
       name: whose state it is, for the error.
       memory: the state.
+      gradient: what it was given, whose leaves may be scalars that are stored otherwise.
 
     Raises:
       ValueError: they were.
     """
-    for x in jax.tree.leaves(memory):
+    leaves = jax.tree_util.tree_leaves_with_path(memory)
+    owned = dict(jax.tree_util.tree_leaves_with_path(gradient))
+    for (path, x), start in zip(
+        leaves, numerics.owners_in([path for path, _ in leaves], owned), strict=True
+    ):
         dtype = getattr(x, "dtype", None)
         if dtype is None or jnp.ndim(x) or not jnp.issubdtype(dtype, jnp.floating):
+            continue
+        if start is not None and path[start:]:
             continue
         if dtype != numerics.default_float():
             raise ValueError(
@@ -257,9 +264,9 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if spec.needs_params:
             require_params(spec.name, params)
         check_flow(spec, updates)
-        check_width(spec.name, state.memory)
         record = updates if spec.takes is Kind.MOMENTS else None
         gradient, params = entering(updates if record is None else record.gradient, params)
+        check_width(spec.name, state.memory, gradient)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
         step = Step(state.count, values, params, extra, {})
         with step_of(None, gradient, params), norms_of(spec.name):

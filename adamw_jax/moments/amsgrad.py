@@ -3,7 +3,7 @@
     v_max' = max(v_max, v)
 
 Where the stage stands is the variant: before ``correct_bias`` it is PyTorch's, Keras' and the
-fastai article's; after it (``corrected=True``), optax's; with no ``correct_bias`` at all, the
+fastai article's; after it, with ``corrected=True``, optax's; with no ``correct_bias`` at all, the
 paper's.
 
 >>> amsgrad_max().spec.kinds

@@ -69,7 +69,7 @@ class Packer:
         return jax.tree.unflatten(structure, leaves)
 
     def unpack(self, packed: Tree, like: Tree) -> Tree:
-        """``packed`` with the structure and shapes of ``like``; a scalar stands for its group."""
+        """``packed`` with the structure and shapes of ``like``; a scalar is one for a whole run."""
         shapes, structure = jax.tree.flatten(like)
         leaves = structure.flatten_up_to(packed)
         for run in self.runs(shapes):

@@ -13,6 +13,7 @@ The step itself uses the new moments as they are before they are encoded, as in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ def quantize_state(
 
     def update(updates: Tree, state: Any, params: Tree | None = None, **extra: Any):
         updates, params = entering(updates, params)
-        check_encoded("quantize_state", state, init, updates, choice)
+        like = updates if params is None else params
+        check_encoded("quantize_state", state, init, like, choice)
         if not stochastic:
             return update_encoded(inner.update, updates, state, params, extra, choice.in_order)
         now, later = jax.random.split(jax.random.wrap_key_data(state.key))
@@ -205,20 +207,51 @@ def _holds_encoded(state: Tree) -> bool:
 def check_encoded(
     name: str, state: Tree, init: Callable[[Tree], Tree], updates: Tree, choice: Choice
 ) -> None:
-    """Raises for a state in full precision where one with encoded arrays is expected.
+    """Raises for a state with an array that is not stored as ``init`` would store it.
 
     Args:
       name: of the stage or function, for the error.
       state: what was given.
       init: makes what is expected.
-      updates: shaped like the parameters.
+      updates: the parameters, or what is shaped like them.
       choice: which arrays are encoded.
     """
-    large = any(jnp.size(x) >= choice.min_size for x in jax.tree.leaves(updates))
-    if large and not _holds_encoded(state) and _holds_encoded(jax.eval_shape(init, updates)):
+    leaves, structure = jax.tree.flatten(updates)
+    if all(jnp.size(x) < choice.min_size for x in leaves):
+        return
+    like = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    expected = _expected(init, structure, like, numerics.default_float())
+    for path, held in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):
+        made = expected.get(path)
+        if made is None or not _is_stored_otherwise(held, made):
+            continue
+        are = [x.layout.name if is_encoded(x) else "in full precision" for x in (held, made)]
         raise ValueError(
-            f"the state of {name} has no encoded arrays, and would have some on these parameters: "
-            "start with its own init, or carry a state in full precision over, with "
-            "migrate_state(saved, tx, params) of a recipe of this library, or with "
-            "adamw_jax.storage.encode_state(state, params, choose(storage))."
+            f"the state of {name} has {jax.tree_util.keystr(path) or 'its array'} stored otherwise "
+            f"than storage= says: {are[0]}, and not {are[1]}. Start with its own init, or carry a "
+            "state of another storage over, with migrate_state(saved, tx, params) of a recipe of "
+            "this library, or with adamw_jax.storage.encode_state(decode_state(state), params, "
+            "choose(storage))."
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _expected(
+    init: Callable[[Tree], Tree], structure: Any, leaves: tuple[Any, ...], _: Any
+) -> dict[Any, Any]:
+    """By their paths, the arrays of a state that ``init`` makes; once for a dtype of floats."""
+    made = jax.eval_shape(init, jax.tree.unflatten(structure, leaves))
+    return dict(jax.tree_util.tree_leaves_with_path(made, is_leaf=is_encoded))
+
+
+def _is_stored_otherwise(held: Any, made: Any) -> bool:
+    """Whether one of two arrays of a shape is encoded, or both by different layouts.
+
+    A shard, whose layout knows the whole array, and an array of another dtype prove nothing.
+    """
+    if not is_encoded(held):
+        return is_encoded(made) and jnp.shape(held) == made.layout.shape
+    like, layout = (made.layout if is_encoded(made) else made), held.layout
+    if (like.shape, like.dtype) != (layout.shape, layout.dtype):
+        return False
+    return not is_encoded(made) or made.layout.name != layout.name

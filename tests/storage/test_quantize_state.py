@@ -1010,10 +1010,34 @@ def test_a_state_in_full_precision_is_refused(name: str) -> None:
     state = full.init(params)
     if not encoded(small.init(params)):
         return
-    with pytest.raises(ValueError, match="has no encoded arrays, and would have some on these"):
+    with pytest.raises(
+        ValueError, match="stored otherwise than storage= says: in full precision, and"
+    ):
         small.update(params, state, params, value=jnp.float32(1.0))
     some = jax.tree.map(lambda p: p[..., :1], params)  # all is too small to be encoded
     small.update(some, full.init(some), some, value=jnp.float32(1.0))
+
+
+@pytest.mark.parametrize("made", ["recipe", "one stage", "quantize_state"])
+def test_a_state_of_another_storage_is_refused_by_array(made: str) -> None:
+    """Encoded otherwise, in part, or where full precision is asked: each array is looked at."""
+    params = {"kernel": jnp.ones((64, 128)), "table": jnp.ones((64, 128))}
+
+    def tx(storage: Any) -> Any:
+        if made == "recipe":
+            return aj.adam(0.1, storage=storage)
+        if made == "quantize_state":
+            return quantize_state(optax.adam(0.1), storage)
+        return aj.estimate_moments(aj.ema(storage=storage), aj.ema_of_squares(storage=storage))
+
+    four, eight = tx("4bit"), tx("8bit")
+    with pytest.raises(ValueError, match=r"has .*'kernel'\] stored .*dynamic8.*migrate_state"):
+        four.update(params, eight.init(params), params)
+    part = tx(choose("8bit", exempt="table"))
+    with pytest.raises(ValueError, match=r"'table'\] stored .* says: in full precision, and not"):
+        jax.jit(eight.update)(params, part.init(params), params)
+    with pytest.raises(ValueError, match=r"'table'\] stored .* and not in full precision"):
+        part.update(params, eight.init(params), params)
 
 
 def test_bad_formats_and_transformations() -> None:
