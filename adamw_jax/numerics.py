@@ -193,6 +193,12 @@ def unbox(tree: Tree) -> Tree:
     return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
+def boxed_as(tree: Tree, plain: Tree) -> Tree:
+    """A tree without boxes in those of ``tree``."""
+    places = jax.tree.structure(unbox(tree))
+    return jax.tree.structure(tree).unflatten(places.flatten_up_to(plain))
+
+
 def owners_in(
     paths: Sequence[tuple[Any, ...]], owners: Mapping[tuple[Any, ...], Any]
 ) -> list[int | None]:

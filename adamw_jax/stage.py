@@ -219,6 +219,8 @@ def check_width(name: str, memory: Any, gradient: Tree) -> None:
     Raises:
       ValueError: they were.
     """
+    if jax.tree.structure(gradient) == jax.tree.structure(0):
+        return
     leaves = jax.tree_util.tree_leaves_with_path(memory)
     owned = dict(jax.tree_util.tree_leaves_with_path(gradient))
     for (path, x), start in zip(
@@ -227,7 +229,7 @@ def check_width(name: str, memory: Any, gradient: Tree) -> None:
         dtype = getattr(x, "dtype", None)
         if dtype is None or jnp.ndim(x) or not jnp.issubdtype(dtype, jnp.floating):
             continue
-        if start is not None and path[start:]:
+        if start is not None:
             continue
         if dtype != numerics.default_float():
             raise ValueError(

@@ -21,6 +21,8 @@ from tests.catalogue import (
     sample_params,
 )
 
+pytestmark = pytest.mark.quick
+
 GRADIENT = at(sample_gradients(), 0)
 
 

@@ -120,6 +120,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("plain", [False, True], ids=["typed", "plain dicts"])
 @pytest.mark.parametrize("name", WRAPPED)
 def test_migrates_over_wrapping_and_tails(
@@ -225,6 +226,7 @@ TWINS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", TWINS)
 def test_from_optax_and_back(tmp_path: pathlib.Path, name: str) -> None:
     """A run of optax goes on with ours, and a run of ours with optax."""
@@ -271,6 +273,7 @@ CORRESPONDS = {
 """Whose accumulators are those of which: nothing else of the catalogue is taken from optax."""
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("theirs", CORRESPONDS)
 def test_only_what_means_the_same_goes_from_optax_and_back(theirs: str) -> None:
     """Adam, AdaMax and RAdam look alike in optax; its AMSGrad is that of the corrected moment."""

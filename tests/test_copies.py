@@ -16,6 +16,8 @@ from adamw_jax import adam, adamw, compose, lookahead, pack_small_leaves, probe
 from adamw_jax.stage import Declared
 from tests.catalogue import PLAIN, assert_equal, at, one_step, sample_gradients, sample_params
 
+pytestmark = pytest.mark.quick
+
 DECLARED: dict[str, Callable[[], Any]] = {
     "recipe": lambda: compose(adam(0.1), lookahead()),
     "stage": lambda: adamw_jax.amsgrad_max(),

@@ -152,7 +152,10 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("system", "source", "told"), FORMS)
+@pytest.mark.parametrize(
+    ("system", "source", "told"),
+    [pytest.param(*form, marks=pytest.mark.slow if i % 3 else ()) for i, form in enumerate(FORMS)],
+)
 def test_other_hyperparameters(tmp_path: Path, system: str, source: str, told: Any) -> None:
     formula = FORMULAS[system, source]
     known = {k: v for k, v in told.items() if k not in ("foreach", "max_grad_norm")}

@@ -154,9 +154,8 @@ _FAILED: list[str] = []
 MARK = "departs: "
 
 
-@pytest.mark.parametrize(
-    "suite", [pytest.param(s, marks=() if s == "state" else pytest.mark.slow) for s in SUITES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
 def test_optax_passes_its_tests_with_ours(suite: str, tmp_path: pathlib.Path) -> None:
     """Every cell passes but for those that depart."""
     specs = [importlib.util.find_spec(f"optax.{name}_test") for name in SUITES[suite]]

@@ -13,6 +13,8 @@ import pytest
 import adamw_jax as aj
 from tests.catalogue import PLAIN, Entry, rows, sample_params
 
+pytestmark = pytest.mark.quick
+
 PARAMS = {"w": jnp.ones(3)}
 
 

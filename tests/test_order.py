@@ -98,6 +98,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
+@pytest.mark.quick
 @pytest.mark.parametrize("name", RECIPES)
 def test_values_are_those_without_order(
     name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch

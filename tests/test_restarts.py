@@ -102,7 +102,13 @@ BESIDE_MOMENTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", BESIDE_MOMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=pytest.mark.slow if x in aj.list_optimizers() else ())
+        for x in BESIDE_MOMENTS
+    ],
+)
 def test_a_reset_is_a_restart_of_the_moments(name: str) -> None:
     """Averages, keys, histories, counts and filters go on, as after ``restart_moments``."""
     inner, params = BESIDE_MOMENTS[name](), sample_params()

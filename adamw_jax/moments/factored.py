@@ -129,7 +129,7 @@ def factored_squares(
     def init(params: Tree) -> FactoredSquaresState:
         check_patterns(axes, params)
         # A box of Flax NNX would give the factors the parameter's axis names.
-        params = jax.tree.map(numerics.unboxed, params, is_leaf=numerics.is_box)
+        params = numerics.unbox(params)
 
         def zeros(which: int) -> Tree:
             """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
@@ -148,11 +148,12 @@ def factored_squares(
         return FactoredSquaresState(zeros(0), zeros(1), jnp.zeros([], jnp.int32))
 
     def update(gradient: Tree, state: FactoredSquaresState, step: Step, first: Reading | None):
+        gradient = numerics.unbox(gradient)
         for g, columns in zip(*map(jax.tree.leaves, (gradient, state.columns)), strict=False):
             if columns.ndim:
                 check_uncut(g, "a factored second moment", "give factored=False")
         check_gradient(gradient, fitting(gradient, state))
-        entry = gradient if first is None or first.entry is None else first.entry
+        entry = gradient if first is None or first.entry is None else numerics.unbox(first.entry)
         count = increment(state.steps)
         span = span_of(count, step)
         before = span - 1.0
@@ -210,8 +211,10 @@ def factored_squares(
                 spread(column_factor, g.shape, split.first),
             )
 
-        both = jax.tree.map(leaf, splits(gradient), gradient, state.rows, state.columns)
-        raw, factors = (jax.tree.map(lambda g, x, i=i: x[i], gradient, both) for i in (0, 1))
+        plain = numerics.unbox(gradient)
+        both = jax.tree.map(leaf, splits(plain), plain, state.rows, state.columns)
+        raw, factors = (jax.tree.map(lambda g, x, i=i: x[i], plain, both) for i in (0, 1))
+        raw, factors = (numerics.boxed_as(gradient, tree) for tree in (raw, factors))
         return Reading(raw, inverse_root=factors)
 
     def span_of(count: jax.Array, step: Step) -> jax.Array:
