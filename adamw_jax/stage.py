@@ -223,7 +223,7 @@ def check_width(name: str, memory: Any, gradient: Tree) -> None:
         return
     leaves = jax.tree_util.tree_leaves_with_path(memory)
     owned = dict(jax.tree_util.tree_leaves_with_path(gradient))
-    for (path, x), start in zip(
+    for (_path, x), start in zip(
         leaves, numerics.owners_in([path for path, _ in leaves], owned), strict=True
     ):
         dtype = getattr(x, "dtype", None)

@@ -6,9 +6,9 @@ Beside them, each in a process of its own since XLA reads its flags once:
   older code generator for CPUs, which compiles small programs in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs those marked `slow`, all quickly. `--both` runs every table the other way, too: what
-is marked `quick` as a user's machine does, and all others quickly on eight devices. Other arguments
-are pytest's.
+`--slow` runs those marked `slow`, all quickly. `--both` runs every table of the catalogue the other
+way, too: what is marked `quick` as a user's machine does, and all others quickly on eight devices.
+Other arguments are pytest's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ OTHER_WAY = {
         "XLA_FLAGS": f"{QUICKLY['XLA_FLAGS']} {EIGHT['XLA_FLAGS']}",
     },
 }
+NO_TABLES = (
+    *("--ignore=tests/lab", "--ignore=tests/curvature", "--ignore=tests/initialization"),
+    "--ignore-glob=tests/test_golden*",
+)
 NOTHING_CHOSEN = 5  # pytest's exit status where no test is left
 
 
@@ -42,6 +46,7 @@ def main(arguments: list[str]) -> int:
     length = "slow" if slow else "not slow"
     parts = OTHER_WAY if "--both" in arguments else PARTS
     rest = [argument for argument in arguments if argument not in ("--slow", "--both")]
+    rest += NO_TABLES if "--both" in arguments else ()
     statuses = []
     for kind, own in parts.items():
         if slow and kind == "not quick and not devices":
