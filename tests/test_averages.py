@@ -133,3 +133,20 @@ def test_the_window_has_not_the_axis_names_of_linen() -> None:
     assert kept.shape == (4, 2, 3)
     got = aj.eval_params(state, params)
     assert jax.tree.structure(got) == jax.tree.structure(params)
+
+
+def test_factors_have_not_the_axis_names_of_linen() -> None:
+    """A factor lacks an axis of the parameter, and so may not have the names of its axes."""
+    plain = {"w": jnp.arange(6.0).reshape(2, 3) + 1, "b": jnp.ones(3)}
+    params = {
+        "w": nn.LogicallyPartitioned(plain["w"], ("in", "out")),
+        "b": nn.LogicallyPartitioned(plain["b"], ("out",)),
+    }
+    tx = aj.adafactor(0.1, min_dim_size_to_factor=2)
+    state = tx.init(params)
+    places = nn.get_partition_spec(state)
+    assert not any(any(place) for place in jax.tree.leaves(places))
+    updates, after = jax.jit(tx.update)(params, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    expected, _ = jax.jit(tx.update)(plain, tx.init(plain), plain)
+    assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
