@@ -32,6 +32,7 @@ from adamw_jax.interop import from_optax
 from adamw_jax.moments.record import Moments, Reading
 from adamw_jax.stage import Kind, Spec, Step
 from adamw_jax.state import ComposeState, find
+from adamw_jax.storage import DECODED
 from adamw_jax.storage.encoded import decode_state
 
 State = Any
@@ -168,7 +169,7 @@ def _slopes(
     count = memory.steps if source.slopes is None else state.count
     if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
         raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
-    signals: dict[str, Any] = {}
+    signals: dict[str, Any] = {DECODED: True}
 
     # Moments divided the last step, the others divide the step to come.
     live = state.hyperparams

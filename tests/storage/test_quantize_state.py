@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 import adamw_jax as aj
+from adamw_jax.compose import store
 from adamw_jax.kalman.momentum_filter import MomentumFilterState
 from adamw_jax.storage import (
     Encoded,
@@ -921,6 +922,7 @@ def test_scratch_of_a_gpt2_tree_and_of_one_leaf(monkeypatch: Any) -> None:
         assert memory.temp_size_in_bytes / size <= bound
 
 
+@pytest.mark.devices
 @pytest.mark.optimized
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_small_state_needs_less_memory_than_float32_in_every_layout(layout: str) -> None:
@@ -1028,7 +1030,7 @@ def test_a_state_of_another_storage_is_refused_by_array(made: str) -> None:
             return aj.adam(0.1, storage=storage)
         if made == "quantize_state":
             return quantize_state(optax.adam(0.1), storage)
-        return aj.estimate_moments(aj.ema(storage=storage), aj.ema_of_squares(storage=storage))
+        return store(aj.estimate_moments(), storage)
 
     four, eight = tx("4bit"), tx("8bit")
     with pytest.raises(ValueError, match=r"has .*'kernel'\] stored .*dynamic8.*migrate_state"):
