@@ -36,7 +36,7 @@ def boxed(state: Tree, tx: optax.GradientTransformation, params: Tree, like: Tre
     state = jax.tree.unflatten(jax.tree.structure(places), jax.tree.leaves(state))
     if not any(hasattr(box, "get_value") for box in _boxes(like)):
         return state
-    from flax import nnx  # what is boxed by it is given to whom has it
+    from flax import nnx  # its boxes are in ``like``, so Flax is installed
 
     if not any(isinstance(box, nnx.OptState) for box in _boxes(like)):
         return state  # made by hand, in the boxes of the parameters

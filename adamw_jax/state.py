@@ -32,8 +32,8 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     """The live hyperparameters of a recipe: two arrays in the state, a mapping to the user.
 
     Reading ``state.hyperparams["b1"]`` gives the value of the last step, assigning pins a new one.
-    ``optax.tree.get(state, "learning_rate")`` finds it, too. One that the code gave as an array
-    belongs to who gave it: under ``optax.inject_hyperparams`` the name is found there alone.
+    ``optax.tree.get(state, "learning_rate")`` finds it, too. It does not find a hyperparameter that
+    was given as an array: ``optax.inject_hyperparams`` does that, and keeps the value in its state.
 
     Attributes:
       names: in order.
