@@ -33,9 +33,8 @@ SUITES = {
         *("transforms._constraining", "transforms._freezing", "transforms._layouts"),
         *("transforms._masking", "transforms._monitoring"),
     ),
-    "sharded": (
-        "_src.sharding",
-    ),  # asks for eight devices, which must be set before it is imported
+    # It asks for eight devices, which must be set before the first of its imports.
+    "sharded": ("_src.sharding",),
     "contrib common": ("contrib._common",),
     "contrib": (
         *("contrib._schedule_free", "contrib._complex_valued", "contrib._privacy"),
