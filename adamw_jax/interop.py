@@ -14,7 +14,8 @@ count of the schedules is another one, which goes on where moments were emptied.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.core
@@ -23,10 +24,11 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey
 
-from adamw_jax import numerics, state as states
+from adamw_jax import numerics, optax_states, state as states
 from adamw_jax.boxes import boxed
 from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import check
+from adamw_jax.learning_rate import ScaledGradientState
 from adamw_jax.moments import (
     AverageState,
     CenteredSquaresState,
@@ -34,6 +36,7 @@ from adamw_jax.moments import (
     CorrectedMaximumState,
     HeavyBallState,
     InfinityNormState,
+    MaximumState,
     MomentsState,
     SquaresState,
 )
@@ -45,26 +48,6 @@ from adamw_jax.storage.encoded import decode_state, encode_like
 
 State = Any
 Tree = Any
-
-
-class _Held(NamedTuple):
-    """A moment in a state of optax: its field, and the parts of ours that mean the same."""
-
-    field: str
-    parts: tuple[type, ...]
-
-
-_FIRST = {
-    optax.ScaleByAdamState: _Held("mu", (AverageState,)),
-    optax.ScaleByAmsgradState: _Held("mu", (AverageState,)),
-    optax.ScaleByBeliefState: _Held("mu", (AverageState,)),
-    optax.TraceState: _Held("trace", (HeavyBallState,)),
-}
-_SECOND = {
-    optax.ScaleByAdamState: _Held("nu", (SquaresState, InfinityNormState)),
-    optax.ScaleByAmsgradState: _Held("nu", (SquaresState,)),
-    optax.ScaleByBeliefState: _Held("nu", (CenteredSquaresState,)),
-}
 
 
 def from_optax(
@@ -105,25 +88,26 @@ def from_optax(
     ours: Any = decode_state(target)
     scheduled = _schedule_count(plain)
     steps = _their_count(theirs, scheduled)
-    moments = ours.stages.get("estimate_moments")
+    moments, maximum = _known(ours.stages)
     if moments is None:
         raise ValueError("tx has no estimate_moments stage to take the accumulators.")
-    _check_stages(tx, ours.stages)
-    rates = next(spec.hyperparams for spec in tx.specs if spec.name == "estimate_moments")
-    first = _filled(moments.first, theirs, _FIRST, "first moment", steps, rates, ("b1", b1))
-    second = _filled(moments.second, theirs, _SECOND, "second moment", steps, rates, ("b2", b2))
-    stages = {**ours.stages, "estimate_moments": MomentsState(first, second, steps)}
-    if "amsgrad_max" in stages:
-        if not isinstance(theirs, optax.ScaleByAmsgradState):
+    _check_stages(tx, ours.stages, (moments, maximum))
+    rates = next(spec.hyperparams for spec in tx.specs if spec.name == moments)
+    fields, held = _fields(theirs), ours.stages[moments]
+    first = _filled(held.first, theirs, fields.momentum, "first moment", steps, rates, ("b1", b1))
+    second = _filled(held.second, theirs, fields.second, "second moment", steps, rates, ("b2", b2))
+    stages = {**ours.stages, moments: MomentsState(first, second, steps)}
+    if maximum is not None:
+        if not fields.maximum:
             raise ValueError("tx keeps AMSGrad's maximum, which the saved state does not have.")
-        if not isinstance(stages["amsgrad_max"], CorrectedMaximumState):
+        if not isinstance(stages[maximum], CorrectedMaximumState):
             raise ValueError(
                 "tx keeps the maximum of the raw second moment, the saved state that of the "
                 'corrected one: give tx maximum="corrected".'
             )
-        (maximum,) = stages["amsgrad_max"]
-        stages["amsgrad_max"] = CorrectedMaximumState(_fit(theirs.nu_max, maximum, "maximum"))
-    elif isinstance(theirs, optax.ScaleByAmsgradState):
+        value = _fit(getattr(theirs, fields.maximum), stages[maximum][0], "maximum")
+        stages[maximum] = CorrectedMaximumState(value)
+    elif fields.maximum:
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
     count = jnp.array(steps if scheduled is None else scheduled, jnp.int32, copy=True)
     filled = encode_like(target, ours._replace(count=count, stages=stages))
@@ -155,39 +139,39 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
     root, ours = found[0][0], decode_state(found[0][1])
-    moments = ours.stages.get("estimate_moments")
+    moments, maximum = _known(ours.stages)
     theirs: Any = _their_state(target)
-    if moments is None or ("amsgrad_max" in ours.stages) != isinstance(
-        theirs, optax.ScaleByAmsgradState
-    ):
+    fields = _fields(theirs)
+    if moments is None or (maximum is None) != (not fields.maximum):
         raise ValueError(
             f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
         )
-    if "scale_gradient" in ours.stages:
+    if any(isinstance(memory, ScaledGradientState) for memory in ours.stages.values()):
         raise ValueError(_INSIDE.format("the recipe"))
-    if more := sorted(set(ours.stages) - {"estimate_moments", "amsgrad_max"}):
+    if more := sorted(set(ours.stages) - {moments, maximum}):
         raise ValueError(f"optax's {type(theirs).__name__} has no place for the state of {more}.")
     new: dict[str, Any] = {}
-    for part, moment, what in (
-        (moments.first, _FIRST, "first moment"),
-        (moments.second, _SECOND, "second moment"),
+    held = ours.stages[moments]
+    for part, field, what in (
+        (held.first, fields.momentum, "first moment"),
+        (held.second, fields.second, "second moment"),
     ):
-        held = moment.get(type(theirs))
-        if (held is None) != (not hasattr(part, "moment")):
+        if bool(field) != hasattr(part, "moment"):
             raise ValueError(f"only one of the two states has a {what}.")
-        if held is not None:
-            _check_meaning(part, held, theirs, what)
-            new[held.field] = _fit(part.moment, getattr(theirs, held.field), what)
-    if isinstance(theirs, optax.ScaleByAmsgradState):
-        held = ours.stages["amsgrad_max"]
-        if not isinstance(held, CorrectedMaximumState):
+        if field:
+            _check_meaning(part, field, theirs, what)
+            new[field] = _fit(part.moment, getattr(theirs, field), what)
+    if maximum is not None:
+        largest = ours.stages[maximum]
+        if not isinstance(largest, CorrectedMaximumState):
             raise ValueError(
                 "the recipe keeps the maximum of the raw second moment, optax that of the "
                 'corrected one: only a recipe with maximum="corrected" can go on in optax.'
             )
-        new["nu_max"] = _fit(held.corrected_maximum, theirs.nu_max, "maximum")
+        like = getattr(theirs, fields.maximum)
+        new[fields.maximum] = _fit(largest.corrected_maximum, like, "maximum")
     if "count" in theirs._fields:  # a tuple has a method of that name, too
-        new["count"] = jnp.array(moments.steps, jnp.int32, copy=True)
+        new["count"] = jnp.array(held.steps, jnp.int32, copy=True)
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
     target = _with_schedule_count(target, ours.count)
     beside = _beside(plain, root, target, numerics.unbox(params))
@@ -231,19 +215,25 @@ def _with_leaves(state: State, values: dict[Any, Any]) -> State:
     return jax.tree_util.tree_map_with_path(lambda path, x: values.get(path, x), state)
 
 
-_SCHEDULES: tuple[str, ...] = (
-    "InjectHyperparamsState",
-    "InjectStatefulHyperparamsState",
-    "ScaleByScheduleState",
-    "WrappedScheduleState",
-)
-"""States of optax whose ``count`` drives schedules."""
+def _fields(theirs: Any) -> optax_states.Fields:
+    return optax_states.fields_of(type(theirs)) or optax_states.Fields()
 
-_WRAPPERS = (
-    *_SCHEDULES,
-    *("ApplyIfFiniteState", "MaskedState", "MultiTransformState", "PartitionState"),
-)
-"""States of optax that hold nothing else that a recipe would have to go on with."""
+
+def _is_known(node: Any) -> bool:
+    """Whether a recipe can go on with the moments in a state of optax."""
+    parts = (AverageState, HeavyBallState, SquaresState, CenteredSquaresState, InfinityNormState)
+    twins = {twin.partition(".")[0] for part in parts for twin in part.twins}
+    return optax_states.fields_of(type(node)) is not None and type(node).__name__ in twins
+
+
+def _known(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The names of the stages with the moments and with AMSGrad's maximum."""
+    kinds = (MomentsState, (MaximumState, CorrectedMaximumState))
+    moments, maximum = (
+        next((name for name, memory in stages.items() if isinstance(memory, kind)), None)
+        for kind in kinds
+    )
+    return moments, maximum
 
 
 def _of_optax(state: State) -> list[tuple[Any, Any]]:
@@ -261,7 +251,7 @@ def _schedule_count(state: State) -> jax.Array | None:
     Raises:
       ValueError: they have several.
     """
-    counts = [node.count for _, node in _of_optax(state) if type(node).__name__ in _SCHEDULES]
+    counts = [node.count for _, node in _of_optax(state) if _fields(node).schedules]
     known = [int(count) for count in counts if not isinstance(count, jax.core.Tracer)]
     if len(set(known)) > 1:
         raise ValueError(
@@ -272,7 +262,7 @@ def _schedule_count(state: State) -> jax.Array | None:
 
 
 def _with_schedule_count(state: State, count: jax.Array) -> State:
-    places = [path for path, node in _of_optax(state) if type(node).__name__ in _SCHEDULES]
+    places = [path for path, node in _of_optax(state) if _fields(node).schedules]
     keys = {(*path, GetAttrKey("count")) for path in places}
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.array(count, x.dtype, copy=True) if path in keys else x, state
@@ -282,12 +272,11 @@ def _with_schedule_count(state: State, count: jax.Array) -> State:
 def _check_understood(saved: State) -> None:
     """Raises where a state of optax holds more than moments, schedules and empty sums."""
     holders = dict(_of_optax(saved))
-    known = {*_WRAPPERS, *(kind.__name__ for kind in (*_FIRST, *_SECOND))}
     for path, _ in jax.tree_util.tree_leaves_with_path(saved):
         starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
         holder = holders[starts[-1]] if starts else None
         empty = isinstance(holder, optax.MultiStepsState) and _is_zero(holder.mini_step)
-        if holder is None or empty or type(holder).__name__ in known:
+        if holder is None or empty or _fields(holder).wraps or _is_known(holder):
             continue
         raise ValueError(
             f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax goes on "
@@ -296,9 +285,9 @@ def _check_understood(saved: State) -> None:
         )
 
 
-def _check_meaning(part: Any, held: _Held, theirs: Any, what: str) -> None:
+def _check_meaning(part: Any, field: str, theirs: Any, what: str) -> None:
     """Raises where an accumulator of ours is of another kind than optax's."""
-    if type(part) not in held.parts:
+    if f"{type(theirs).__name__}.{field}" not in getattr(type(part), "twins", ()):
         raise ValueError(
             f"the {what} of the recipe is of the kind {type(part).__name__}, which is not what "
             f"optax's {type(theirs).__name__} holds."
@@ -308,23 +297,22 @@ def _check_meaning(part: Any, held: _Held, theirs: Any, what: str) -> None:
 _INSIDE = "{} has the learning rate inside its momentum, and optax keeps it outside."
 
 
-def _check_stages(tx: Composed, held: Any) -> None:
-    """Raises where a stage of ``tx`` has a state that optax's has nothing for, but for a tail."""
+def _check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None:
+    """Raises if a stage of ``tx``, other than a tail, has a state that optax's does not have."""
     for spec in tx.specs:
-        if spec.rule == "scale_gradient":
+        if isinstance(held.get(spec.name), ScaledGradientState):
             raise ValueError(_INSIDE.format("tx"))
         new = spec.takes is not None and not spec.tail and spec.name in held
-        if new and spec.name not in ("estimate_moments", "amsgrad_max"):
+        if new and spec.name not in known:
             raise ValueError(f"tx has a state of {spec.name}, which the saved one does not have.")
 
 
 def _their_state(saved: State) -> Any:
-    found = states.find(saved, tuple(_FIRST))  # type: ignore[arg-type]
+    found = states.find(saved, _is_known)
     if len(found) != 1:
-        names = [kind.__name__ for kind in _FIRST]
         raise ValueError(
-            f"expected one optax state of the kinds {names}, found {len(found)}; restore the "
-            "checkpoint into the optax optimizer's own state first."
+            "expected one state of optax's Adam family, AdaBelief or SGD with momentum, found "
+            f"{len(found)}; restore the checkpoint into the optax optimizer's own state first."
         )
     return found[0][1]
 
@@ -336,17 +324,16 @@ def _their_count(theirs: Any, scheduled: jax.Array | None) -> jax.Array:
 
 
 def _filled(
-    part: Any, theirs: Any, moment: Any, what: str, count: jax.Array, rates: Any, rate: Any
+    part: Any, theirs: Any, field: str, what: str, count: jax.Array, rates: Any, rate: Any
 ) -> Any:
-    held = moment.get(type(theirs))
     if not hasattr(part, "moment"):
-        if held is not None:
+        if field:
             raise ValueError(f"the saved state has a {what}, for which tx has no place.")
         return part
-    if held is None:
+    if not field:
         raise ValueError(f"tx has a {what}, which the saved {type(theirs).__name__} does not have.")
-    _check_meaning(part, held, theirs, what)
-    value = _fit(getattr(theirs, held.field), part.moment, what)
+    _check_meaning(part, field, theirs, what)
+    value = _fit(getattr(theirs, field), part.moment, what)
     if not hasattr(part, "clock"):
         return with_moment(part, value)
     name, given = rate

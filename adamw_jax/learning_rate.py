@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
@@ -46,6 +45,10 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
     return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
 
 
+class ScaledGradientState(NamedTuple):
+    """Says, without an array, that the momentum in a state has the learning rate in it."""
+
+
 def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
     """Multiplies the gradient by the learning rate: the schedule *inside* the momentum buffer.
 
@@ -60,13 +63,12 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
         return _scaled(rate, gradient), state
 
     declared = declare(learning_rate=learning_rate)
-    # An empty state, so that a momentum with the learning rate in it is not taken for another.
     return stage(
         "scale_gradient",
         Kind.GRADIENT,
         Kind.GRADIENT,
         apply,
-        init=lambda params: optax.EmptyState(),
+        init=lambda params: ScaledGradientState(),
         hyperparams=declared,
     )
 

@@ -26,17 +26,12 @@ import optax
 
 from adamw_jax import boxes, numerics
 from adamw_jax.compose import Composed
-from adamw_jax.stage import transformation
+from adamw_jax.stage import TAILS, transformation
 from adamw_jax.state import ComposeState, Hyperparams, find, is_live, live_of
 from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
 
 State = Any
 Path = tuple[str, ...]
-
-TAILS = (
-    *("lookahead", "average_iterates", "stochastic_rounding", "compensated_rounding"),
-    *("probe", "measure_noise_scale"),
-)
 
 
 class MigrationReport(NamedTuple):
@@ -94,7 +89,8 @@ def migrate_state(
         plain, target = decode_state(plain), decode_state(target)
     old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
     origin = _matched(old.recipes, new.recipes)
-    tails = TAILS + (tuple(s.name for s in tx.specs if s.tail) if isinstance(tx, Composed) else ())
+    named = [spec.name for spec in tx.specs if spec.tail] if isinstance(tx, Composed) else []
+    tails = TAILS | {*named}
     _check_not_mapped(old, new)
     sources = {path: origin(path) for path in new.leaves}
     taken = set(sources.values())
@@ -254,12 +250,12 @@ def _stage_of(inner: Path) -> str | None:
     return inner[1] if inner[0] == "stages" else None
 
 
-def _may_start(inner: Path, tails: tuple[str, ...]) -> bool:
+def _may_start(inner: Path, tails: set[str]) -> bool:
     return inner[0] == "hyperparams" or _stage_of(inner) in tails
 
 
 def _is_missed(
-    old: _Leaves, path: Path, leaf: Any, new: _Leaves, tails: tuple[str, ...], params: Any
+    old: _Leaves, path: Path, leaf: Any, new: _Leaves, tails: set[str], params: Any
 ) -> bool:
     """Whether a leaf that has no place any more is an accumulator."""
     inner = old.inner(path)
@@ -275,7 +271,7 @@ def _is_missed(
     )
 
 
-def _empty_stages(old: _Leaves, new: _Leaves, tails: tuple[str, ...]) -> list[str]:
+def _empty_stages(old: _Leaves, new: _Leaves, tails: set[str]) -> list[str]:
     """Stages without arrays that come or go, and change what an accumulator means."""
     if len(old.recipes) != 1 or not old.stages:
         return []
@@ -283,7 +279,7 @@ def _empty_stages(old: _Leaves, new: _Leaves, tails: tuple[str, ...]) -> list[st
     held = {_stage_of(x.inner(path)) for x in (old, new) for path in x.leaves}
     return [
         f"{name} is in only one of the two, the checkpoint or the new recipe"
-        for name in sorted((gone ^ come) - held - {*tails})
+        for name in sorted((gone ^ come) - held - tails)
     ]
 
 

@@ -4,9 +4,9 @@
     effective_learning_rate |u| / |g|,    clip_rate: share of the steps that were clipped
 
 g is the gradient as it comes into the probe, before the clippings in it, and u the update as it
-leaves. A step is clipped where a clipping shortens what it is given: a stage with "clip" in its
-name, such as ``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms`` and those
-of optax; what adds to the gradient or scales it does not count. The state holds scalars only; the
+leaves. A step is clipped if a clipping shortens what it is given: a stage that declares
+``clips=True`` (``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms``), or one
+of optax's. What adds to the gradient or scales it does not count. The state holds scalars only; the
 norms are one more pass over gradients, update and parameters, for which XLA may write out an update
 that it would have fused into the addition to the parameters.
 
@@ -37,10 +37,12 @@ from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.compose import Composed, compose, composed_like
 from adamw_jax.gradients import square_norm, square_norm_of_tree
-from adamw_jax.stage import Kind, Spec, Stage, Step, increment, stage, stage_of
+from adamw_jax.stage import Kind, Spec, Stage, Step, increment, stage, stage_of, tail
 from adamw_jax.state import find
 
 Tree = Any
+
+NAME = tail("probe")
 
 _SHORTER = 1.0 - 1e-6  # a norm that fell by less is rounding
 
@@ -71,8 +73,9 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     Args:
       *stages: as for ``compose``: a whole optimizer, ours or optax's, clipping before it, tails. A
         clipping that stands before the probe, and not in it, is not seen.
-        Clippings go by their names: ``("clip", tx)`` makes one of what would not be known as such,
-        an ``optax.chain`` or a function of yours.
+        A transformation from elsewhere is taken for a clipping if its name has "clip" in it, as
+        that of ``optax.clip`` has: ``("clip", tx)`` names an ``optax.chain`` or a function of yours
+        so.
       per_leaf: norms of every parameter and not of the whole tree: three numbers for each.
 
     Returns:
@@ -88,7 +91,8 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     last = gives[-1] if gives else Kind.GRADIENT
     body, flow, known = [], Kind.GRADIENT, any(_turns(spec) for spec in whole.specs)
     for spec in whole.specs:
-        clips = "clip" in spec.name and spec.takes is spec.gives and flow is not Kind.MOMENTS
+        foreign = spec.takes is None and flow is not Kind.MOMENTS
+        clips = spec.clips or (foreign and "clip" in spec.name)
         known = known or clips
         body += [_before(flow), stage_of(spec), _after(flow)] if clips else [stage_of(spec)]
         flow = spec.gives or flow
@@ -219,4 +223,4 @@ def _exit(kind: Kind, per_leaf: bool, clips: bool) -> Stage:
             clipped,
         )
 
-    return stage("probe", kind, kind, apply, init=init, needs_params=True, tail=True)
+    return stage(NAME, kind, kind, apply, init=init, needs_params=True)

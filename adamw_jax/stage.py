@@ -99,10 +99,11 @@ class Spec(NamedTuple):
     tail: bool
     storage: Any = None  # the ``Choice`` by which its memory is encoded
     partial: bool = False  # whether ``only`` keeps it to some of the leaves
-    rule: str = ""  # the name that it was made with, whatever it is called now
     slopes: Slopes | None = None  # of one that makes its direction without moments
     settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
     whole: bool = False  # whether it has a direction whole before it is used
+    clips: bool = False  # whether it may shorten what it is given, which ``probe`` counts
+    reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the last v
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """The declaration of a stage that wraps this one; its memory is another, to be settled."""
@@ -173,15 +174,38 @@ def stage(
     init: Callable[[Tree], Any] | None = None,
     hyperparams: Mapping[str, Hyperparameter] | None = None,
     needs_params: bool = False,
-    tail: bool = False,
     slopes: Slopes | None = None,
     settle: Settle | None = None,
     whole: bool = False,
+    clips: bool = False,
+    reads: str = "",
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory, see ``Spec`` for the rest."""
     declared = hyperparams or {}
-    spec = Spec(name, takes, gives, apply, init, declared, needs_params, tail)
-    return stage_of(spec._replace(rule=name, slopes=slopes, settle=settle, whole=whole))
+    spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
+    return stage_of(
+        spec._replace(slopes=slopes, settle=settle, whole=whole, clips=clips, reads=reads)
+    )
+
+
+TAILS: set[str] = set()
+"""Names of the stages that ``tail`` declared."""
+
+
+def tail(name: str) -> str:
+    """Declares that the state of a stage may come and go when a recipe is edited.
+
+    Call it where a module begins, so that ``migrate_state`` knows the name in a checkpoint of a
+    program that does not build the stage any more.
+
+    Args:
+      name: of the stage.
+
+    Returns:
+      The name, for ``stage``.
+    """
+    TAILS.add(name)
+    return name
 
 
 def stage_of(spec: Spec) -> Stage:

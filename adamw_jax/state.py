@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -16,6 +16,9 @@ from jax.tree_util import GetAttrKey
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import domain_of, in_domain, real_number
+
+Wanted = type | tuple[type, ...] | Callable[[Any], bool]
+"""Which nodes of a state are meant: those of a type or of several, or those that a test accepts."""
 
 
 class _Names(tuple[str, ...]):
@@ -327,41 +330,49 @@ def check_owners(state: Any) -> None:
         owned |= names
 
 
-def nodes(state: Any, kind: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def nodes(state: Any, kind: Wanted) -> list[tuple[tuple[Any, ...], Any]]:
     """All nodes of a type in a state with their paths, also those inside others of them."""
+    is_one = _test(kind)
 
     def inside(path: tuple[Any, ...], node: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
         def is_other(x: Any) -> bool:
-            return x is not node and isinstance(x, kind)
+            return x is not node and is_one(x)
 
         for rest, found in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_other):
             if is_other(found):
                 yield (*path, *rest), found
                 yield from inside((*path, *rest), found)
 
-    itself = [((), state)] if isinstance(state, kind) else []
+    itself = [((), state)] if is_one(state) else []
     return [*itself, *inside((), state)]
 
 
-def find(state: Any, kind: Any) -> list[tuple[str, Any]]:
+def _test(kind: Wanted) -> Callable[[Any], bool]:
+    if isinstance(kind, (type, tuple)):
+        return lambda node: isinstance(node, kind)
+    return kind
+
+
+def find(state: Any, kind: Wanted) -> list[tuple[str, Any]]:
     """All nodes of a type in a state, each with its slash-separated path."""
     return [(numerics.leaf_name(path), node) for path, node in nodes(state, kind)]
 
 
-def replace(state: Any, kind: Any, change: Any) -> Any:
+def replace(state: Any, kind: Wanted, change: Any) -> Any:
     """``state`` with ``change(path, node)`` in place of every node of a type.
 
     A node inside another is changed first.
     """
+    is_one = _test(kind)
 
     def inside(path: tuple[Any, ...], node: Any) -> Any:
         def is_other(x: Any) -> bool:
-            return x is not node and isinstance(x, kind)
+            return x is not node and is_one(x)
 
         def one(rest: tuple[Any, ...], found: Any) -> Any:
             return inside((*path, *rest), found) if is_other(found) else found
 
         new = jax.tree_util.tree_map_with_path(one, node, is_leaf=is_other)
-        return change(numerics.leaf_name(path), new) if isinstance(node, kind) else new
+        return change(numerics.leaf_name(path), new) if is_one(node) else new
 
     return inside((), state)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-import optax.contrib
 
-from adamw_jax import state as states
+from adamw_jax import optax_states, state as states
 from adamw_jax.moments.estimate import MomentsState
 from adamw_jax.moments.record import Clock
 from adamw_jax.state import ComposeState
@@ -46,7 +44,8 @@ def check_restart(state: State) -> None:
 
 
 def _restarts(node: Any) -> bool:
-    return states.restarts(node) or isinstance(node, _OPTAX_MOMENTS)
+    theirs = optax_states.fields_of(type(node))
+    return states.restarts(node) if theirs is None else theirs.restarts
 
 
 def momentum_of(state: State) -> dict[str, Tree]:
@@ -85,64 +84,29 @@ def pulled_back(
             return node._replace(first=node.first._replace(**mixed))
         return node._replace(**mixed)
 
-    return states.replace(state, _HOLDERS, change), jax.tree.map(jnp.copy, mixed)
+    return states.replace(state, _may_hold, change), jax.tree.map(jnp.copy, mixed)
 
 
-_OPTAX: dict[Any, tuple[str, ...]] = {
-    optax.TraceState: ("trace",),
-    optax.ScaleByAdamState: ("mu",),
-    optax.ScaleByAmsgradState: ("mu",),
-    optax.ScaleByBeliefState: ("mu",),
-    optax.ScaleByLionState: ("mu",),
-}
+def _momenta(node: Any) -> tuple[str, ...]:
+    """The fields of a node that are its momentum and the clock of that."""
+    theirs = optax_states.fields_of(type(node))
+    if theirs is not None:
+        return (theirs.momentum,) if theirs.momentum else ()
+    return getattr(type(node), "momenta", ())
 
 
-_OPTAX_MOMENTS = (
-    optax.EmaState,
-    optax.FactoredState,
-    optax.ScaleByAdaDeltaState,
-    optax.ScaleByAdamState,
-    optax.ScaleByAdanState,
-    optax.ScaleByAmsgradState,
-    optax.ScaleByBeliefState,
-    optax.ScaleByLionState,
-    optax.ScaleByNovogradState,
-    optax.ScaleByRmsState,
-    optax.ScaleByRpropState,
-    optax.ScaleByRssState,
-    optax.ScaleByRStdDevState,
-    optax.ScaleBySM3State,
-    optax.TraceState,
-    optax.contrib.MuonState,
-    optax.contrib.ScaleByAdemamixState,
-    optax.contrib.ScaleBySimplifiedAdEMAMixState,
-    optax.contrib.SophiaState,
-    # Of rms and rstd with bias correction, which have no public name.
-    type(optax.scale_by_rms(bias_correction=True).init(())),
-    type(optax.scale_by_stddev(bias_correction=True).init(())),
-)
-"""States of optax that are moments and their clock, and nothing else."""
-
-
-@runtime_checkable
-class _WithMomenta(Protocol):
-    """A state that names the fields that are its momentum."""
-
-    momenta: tuple[str, ...]
-
-
-_HOLDERS: Any = (MomentsState, _WithMomenta, *_OPTAX)
+def _may_hold(node: Any) -> bool:
+    return isinstance(node, MomentsState) or bool(_momenta(node))
 
 
 def _holder(state: State) -> tuple[str, dict[str, Tree]]:
     """Where the momentum is, and its fields."""
     found = []
-    for path, node in states.find(state, _HOLDERS):
+    for path, node in states.find(state, _may_hold):
         if found and path.startswith(f"{found[-1][0]}/"):
             continue  # the first moment itself
         inner = node.first if isinstance(node, MomentsState) else node
-        names = _OPTAX.get(type(inner), getattr(inner, "momenta", ()))
-        if names:
+        if names := _momenta(inner):
             found.append((path, {name: getattr(inner, name) for name in names}))
     if len(found) != 1:
         raise ValueError(

@@ -32,9 +32,11 @@ from adamw_jax.averaging.evaluation import beside
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.moments.parts import zeros
-from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage
+from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage, tail
 
 Tree = Any
+
+NAME = tail("average_iterates")
 
 KINDS = ("equal", "weighted", "ema", "last")
 
@@ -227,14 +229,13 @@ def average_iterates(
         return update, IterateAverageState(mean, collected, due, todo, total, mass)
 
     return stage(
-        "average_iterates",
+        NAME,
         Kind.UPDATE,
         Kind.UPDATE,
         apply,
         init=init,
         hyperparams=declared,
         needs_params=True,
-        tail=True,
     )
 
 

@@ -39,9 +39,20 @@ from adamw_jax.averaging.inner_state import (
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.gradients import entering
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.stage import Kind, Stage, Step, increment, require_params, stage, transformation
+from adamw_jax.stage import (
+    Kind,
+    Stage,
+    Step,
+    increment,
+    require_params,
+    stage,
+    tail,
+    transformation,
+)
 
 Tree = Any
+
+NAME = tail("lookahead")
 
 
 class LookaheadState(NamedTuple):
@@ -130,14 +141,13 @@ def lookahead(
         return _advanced(due, update, state, step.params, step["slow_step_size"])
 
     return stage(
-        "lookahead",
+        NAME,
         Kind.UPDATE,
         Kind.UPDATE,
         apply,
         init=_start,
         hyperparams=declared,
         needs_params=True,
-        tail=True,
     )
 
 

@@ -41,10 +41,12 @@ from adamw_jax import numerics
 from adamw_jax.checks import number, whole_number
 from adamw_jax.curvature.noise_scale import NoiseScale, gradient_noise_scale
 from adamw_jax.gradients import check_gradient, square_norm_of_tree
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage, tail
 from adamw_jax.state import find
 
 Tree = Any
+
+NAME = tail("measure_noise_scale")
 
 
 class NoiseMeterState(NamedTuple):
@@ -124,7 +126,7 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
         )
 
     # A tail to migrate_state: it may come and go.
-    return stage("measure_noise_scale", Kind.GRADIENT, Kind.GRADIENT, apply, init=init, tail=True)
+    return stage(NAME, Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
 
 
 def read_noise_scale(state: Any) -> NoiseScale:

@@ -38,9 +38,6 @@ from adamw_jax.storage.encoded import decode_state
 State = Any
 Tree = Any
 
-OF_THE_GRADIENT = ("nesterov", "friction")
-"""Rules that mix the next gradient into the numerator or the gain, which a state does not tell."""
-
 
 def preconditioner(
     tx: Composed,
@@ -186,7 +183,7 @@ def _slopes(
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
     if source.slopes is None:
         after = [spec for spec in tx.specs[at + 1 :] if spec.takes is Kind.MOMENTS]
-        after = [spec for spec in after if spec.rule not in OF_THE_GRADIENT]
+        after = [spec for spec in after if spec.reads != "gradient"]
         return _of_moments(source, after, state, ones, step)
     if source.slopes.needs_loss:
         if gradient is None or loss["value"] is None:
@@ -215,7 +212,7 @@ def _of_moments(
     # with a restart period must not call for one now.
     unstarted = memory._replace(steps=jnp.full_like(memory.steps, -2))
     record, _ = estimate.apply(ones, unstarted, step(estimate))
-    delayed = any(spec.rule == "delay_second" for spec in stages)
+    delayed = any(spec.reads == "prior" for spec in stages)
     ones = record.gradient  # as accumulators lie, also where small leaves are packed
     record = Moments(
         gradient=ones,

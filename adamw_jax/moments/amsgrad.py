@@ -49,6 +49,7 @@ class CorrectedMaximumState(NamedTuple):
     corrected_maximum: Tree
 
     nonnegative = ("corrected_maximum",)
+    twins = ("ScaleByAmsgradState.nu_max",)
     restarts = True
 
 

@@ -67,6 +67,7 @@ class SquaresState(NamedTuple):
 
     squares: Tree
     clock: Clock
+    twins = ("ScaleByAdamState.nu", "ScaleByAmsgradState.nu")
     moment = property(operator.itemgetter(0))
 
 
@@ -178,6 +179,7 @@ class CenteredSquaresState(NamedTuple):
 
     centered_squares: Tree
     clock: Clock
+    twins = ("ScaleByBeliefState.nu",)
     moment = property(operator.itemgetter(0))
 
 

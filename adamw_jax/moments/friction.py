@@ -87,4 +87,6 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
     def settle(state: FrictionState, direction: Tree, step: Step) -> FrictionState:
         return FrictionState(order.after(state.previous, step.count, direction))
 
-    return stage("friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, settle=settle)
+    return stage(
+        "friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, settle=settle, reads="gradient"
+    )

@@ -35,6 +35,7 @@ class HeavyBallState(NamedTuple):
     """
 
     buffer: Tree
+    twins = ("TraceState.trace",)
     moment = property(operator.itemgetter(0))
     momenta = ("buffer",)
 

@@ -33,6 +33,7 @@ class InfinityNormState(NamedTuple):
     """
 
     largest: Tree
+    twins = ("ScaleByAdamState.nu",)
     moment = property(operator.itemgetter(0))
 
 

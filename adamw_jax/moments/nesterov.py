@@ -51,4 +51,4 @@ def nesterov() -> Stage:
         )
         return record.with_first(value, divisor=mass), state
 
-    return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply)
+    return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply, reads="gradient")

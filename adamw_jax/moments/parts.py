@@ -60,7 +60,8 @@ class AverageState(NamedTuple):
     """State of an exponential moving average of gradients, or of what a part of yours averages.
 
     The first field of every part is its moment, and the field's name says of what, so that no
-    checkpoint of one is taken for another's.
+    checkpoint of one is taken for another's. ``twins`` are the fields of optax's states that hold
+    the same.
 
     Attributes:
       average: params-shaped.
@@ -69,6 +70,7 @@ class AverageState(NamedTuple):
 
     average: Tree
     clock: Clock
+    twins = ("ScaleByAdamState.mu", "ScaleByAmsgradState.mu", "ScaleByBeliefState.mu")
     moment = property(operator.itemgetter(0))
     momenta = ("average", "clock")
 

@@ -35,9 +35,11 @@ import jax.numpy as jnp
 
 from adamw_jax import masks, numerics
 from adamw_jax.rounding.grid import gap, in_place_of, is_narrow, largest, nearest, saturated
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
+
+NAME = tail("compensated_rounding")
 
 _UNITS = 2.0**16
 _ENDS = jnp.iinfo(jnp.int16)
@@ -87,13 +89,12 @@ def compensated_rounding() -> Stage:
         return new, CompensatedRoundingState(rest)
 
     return stage(
-        "compensated_rounding",
+        NAME,
         Kind.UPDATE,
         Kind.UPDATE,
         apply,
         init=init,
         needs_params=True,
-        tail=True,
     )
 
 

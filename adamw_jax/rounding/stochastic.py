@@ -40,9 +40,11 @@ from adamw_jax.rounding.grid import (
     saturated,
     to_multiple,
 )
-from adamw_jax.stage import Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
+
+NAME = tail("stochastic_rounding")
 
 _NOISE = jnp.uint16
 _SEEDS = 2**32
@@ -100,13 +102,12 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
         return new, StochasticRoundingState(random.key_data(later))
 
     return stage(
-        "stochastic_rounding",
+        NAME,
         Kind.UPDATE,
         Kind.UPDATE,
         apply,
         init=init,
         needs_params=True,
-        tail=True,
     )
 
 

@@ -62,7 +62,9 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
     check("eps", eps)
     # A name of its own: that of precondition's eps stays when a clip is put before it.
     declared = declare(max_grad_norm=max_grad_norm, clip_eps=eps)
-    return stage("clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
+    return stage(
+        "clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, clips=True
+    )
 
 
 def clip_step(
@@ -95,7 +97,9 @@ def clip_step(
         return _over(per_leaf, shortened, direction), state
 
     declared = declare(learning_rate=learning_rate, max_step=max_step)
-    return stage("clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared)
+    return stage(
+        "clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
+    )
 
 
 def normalize(*, per_leaf: bool = False) -> Stage:

@@ -110,7 +110,7 @@ def percentile_clipping(
         squares = lax.dynamic_update_slice_in_dim(squares, now, slot, 1)
         return squares, lax.sort(squares)[:, rank]
 
-    return stage("percentile_clipping", Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
+    return stage("percentile_clipping", Kind.GRADIENT, Kind.GRADIENT, apply, init=init, clips=True)
 
 
 def _factor(square: jax.Array, norm: jax.Array, limit: jax.Array) -> jax.Array:

@@ -56,7 +56,13 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
     declared = declare(clipping_threshold=clipping_threshold)
     return stage(
-        "clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, whole=True
+        "clip_by_rms",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declared,
+        whole=True,
+        clips=True,
     )
 
 

@@ -10,9 +10,9 @@ A state class says so itself, in class attributes that name its fields, one or a
         slow: Tree
         exact = ("slow",)  # parameters, or what small terms are added to: codes would lose those
 
-For the states of optax one table says it. Names that a user chose (a label of ``optax.partition``,
-an entry of ``named_chain``, a stage of ``compose``) are keys of mappings, no fields, and say
-nothing.
+``optax_states`` says it for the states of optax. Names that a user chose (a label of
+``optax.partition``, an entry of ``named_chain``, a stage of ``compose``) are keys of mappings and
+not fields: they decide nothing.
 
 >>> import jax, optax
 >>> state = optax.adam(1e-3).init({"nu": 0.0})
@@ -27,53 +27,9 @@ from typing import Any
 
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
-NONNEGATIVE, SIGNED, EXACT = "nonnegative", "signed", "exact"
+from adamw_jax import optax_states
 
-OPTAX: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "AccumulateAvgUpdatesState": {EXACT: ("avg_grad",)},
-    "ApplyEvery": {EXACT: ("grad_acc",)},
-    "COCOBState": {
-        NONNEGATIVE: ("scale", "subgradients"),
-        EXACT: ("init_particles", "cumulative_gradients", "reward"),
-    },
-    "DAdaptAdamWState": {NONNEGATIVE: ("exp_avg_sq",)},
-    "DoGState": {EXACT: ("init_params",)},
-    "DoWGState": {EXACT: ("init_params",)},
-    "FactoredState": {NONNEGATIVE: ("v_row", "v_col", "v")},
-    "MadgradState": {NONNEGATIVE: ("grad_sum_sq",), EXACT: ("x0",)},
-    "MechanicState": {EXACT: ("x0",)},
-    "MomoAdamState": {NONNEGATIVE: ("exp_avg_sq",)},
-    "MonitorState": {EXACT: ("measurements", "measure_states")},
-    "MultiStepsState": {EXACT: ("acc_grads",)},
-    "PerElementMeanAndSumSqDiffGradsState": {EXACT: ("mean_grads", "sum_sq_diff_grads")},
-    "PerElementMeanAndVarianceEMAState": {NONNEGATIVE: ("variance_grads_ema",)},
-    "ProdigyState": {NONNEGATIVE: ("exp_avg_sq",), EXACT: ("params0",)},
-    "SAMState": {EXACT: ("cache",)},
-    "ScaleByAdaDeltaState": {NONNEGATIVE: ("e_g", "e_x")},
-    "ScaleByAdamState": {NONNEGATIVE: ("nu",)},
-    "ScaleByAdanState": {NONNEGATIVE: ("n",)},
-    "ScaleByAdemamixState": {NONNEGATIVE: ("nu",)},
-    "ScaleByAmsgradState": {NONNEGATIVE: ("nu", "nu_max")},
-    "ScaleByBacktrackingLinesearchState": {EXACT: ("grad",)},
-    "ScaleByBeliefState": {NONNEGATIVE: ("nu",)},
-    "ScaleByDistanceOverGradientsState": {EXACT: ("init_params",)},
-    "ScaleByLBFGSState": {EXACT: ("params", "updates")},
-    "ScaleByNovogradState": {NONNEGATIVE: ("nu",)},
-    "ScaleByRStdDevState": {NONNEGATIVE: ("nu",)},
-    "ScaleByRStdDevWithCountState": {NONNEGATIVE: ("nu",)},
-    "ScaleByRmsState": {NONNEGATIVE: ("nu",)},
-    "ScaleByRmsWithCountState": {NONNEGATIVE: ("nu",)},
-    "ScaleByRpropState": {NONNEGATIVE: ("step_sizes",)},
-    "ScaleByRssState": {NONNEGATIVE: ("sum_of_squares",)},
-    "ScaleBySM3State": {NONNEGATIVE: ("mu",)},  # its nu is the momentum
-    "ScaleBySimplifiedAdEMAMixState": {NONNEGATIVE: ("n",)},
-    "ScaleByZoomLinesearchState": {EXACT: ("grad",)},
-    "ScheduleFreeState": {EXACT: ("z",)},
-    "SnapshotState": {EXACT: ("measurement",)},
-}
-"""By the class of optax's states, their fields that are not simply of either sign. Exact are
-parameters, what small terms are added to or a difference is taken of, and what optax itself reads
-from the state."""
+NONNEGATIVE, SIGNED, EXACT = "nonnegative", "signed", "exact"
 
 
 def role_of(state: Any, path: tuple[Any, ...]) -> str:
@@ -126,8 +82,9 @@ def _nodes(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
 
 def _declared(kind: type) -> Mapping[str, tuple[str, ...]]:
     """The fields that a class names, by their role."""
-    if kind.__module__.partition(".")[0] == "optax":
-        return OPTAX.get(kind.__name__, {})
+    theirs = optax_states.fields_of(kind)
+    if theirs is not None:
+        return {NONNEGATIVE: theirs.nonnegative, EXACT: theirs.exact}
     named = {role: getattr(kind, role, ()) for role in (NONNEGATIVE, EXACT)}
     named = {role: (x,) if isinstance(x, str) else x for role, x in named.items()}
     return {role: names for role, names in named.items() if isinstance(names, tuple)}

@@ -18,6 +18,7 @@ from flax import nnx
 import adamw_jax as aj
 from adamw_jax.compose import store
 from adamw_jax.kalman.momentum_filter import MomentumFilterState
+from adamw_jax.optax_states import TABLE
 from adamw_jax.storage import (
     Encoded,
     choose,
@@ -28,7 +29,6 @@ from adamw_jax.storage import (
     is_encoded,
     quantize_state,
 )
-from adamw_jax.storage.roles import OPTAX as OPTAX_ROLES
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 from tools.small_state_memory import LAYOUTS, measure
 
@@ -311,8 +311,9 @@ def test_one_field_is_declared_by_its_name() -> None:
 def test_what_is_declared_is_a_field() -> None:
     """Of this library's classes and of optax's: a field that is renamed takes its role along."""
     known = {kind.__name__: kind for kind in _state_classes("optax")}
-    for name, declared in OPTAX_ROLES.items():
-        assert {field for names in declared.values() for field in names} <= set(known[name]._fields)
+    for name, row in TABLE.items():
+        fields = {*row.nonnegative, *row.exact, row.momentum, row.second, row.maximum} - {""}
+        assert fields <= set(known[name]._fields)
     declaring = set()
     for kind in _state_classes("adamw_jax"):
         for role in ("nonnegative", "exact"):

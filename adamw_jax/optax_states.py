@@ -1,0 +1,111 @@
+"""What the states of optax hold: the one table that storage, interop and averaging ask.
+
+A class of this library says these things itself, in class attributes: ``nonnegative``, ``exact``,
+``momenta``, ``restarts``, and ``twins`` for the fields of optax with the same meaning.
+
+>>> import optax
+>>> fields_of(optax.ScaleByAdamState).momentum
+'mu'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Fields(NamedTuple):
+    """The fields of a state of optax.
+
+    Attributes:
+      momentum: the first moment, or empty.
+      second: the second moment that a recipe of this library can go on with, or empty.
+      maximum: AMSGrad's maximum, or empty.
+      nonnegative: fields that are never negative.
+      exact: fields that must not become codes: parameters, what small terms are added to or a
+        difference is taken of, and what optax itself reads from the state.
+      restarts: whether the state is moments and their count, and nothing else.
+      schedules: whether its ``count`` drives schedules.
+      wraps: whether it holds nothing of its own that a recipe would have to go on with.
+    """
+
+    momentum: str = ""
+    second: str = ""
+    maximum: str = ""
+    nonnegative: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
+    restarts: bool = False
+    schedules: bool = False
+    wraps: bool = False
+
+
+def _moments(**fields: Any) -> Fields:
+    return Fields(**fields, restarts=True)
+
+
+_SCHEDULE = Fields(schedules=True, wraps=True)
+_WRAPPER = Fields(wraps=True)
+
+TABLE = {
+    "AccumulateAvgUpdatesState": Fields(exact=("avg_grad",)),
+    "ApplyEvery": Fields(exact=("grad_acc",)),
+    "ApplyIfFiniteState": _WRAPPER,
+    "COCOBState": Fields(
+        nonnegative=("scale", "subgradients"),
+        exact=("init_particles", "cumulative_gradients", "reward"),
+    ),
+    "DAdaptAdamWState": Fields(nonnegative=("exp_avg_sq",)),
+    "DoGState": Fields(exact=("init_params",)),
+    "DoWGState": Fields(exact=("init_params",)),
+    "EmaState": _moments(),
+    "FactoredState": _moments(nonnegative=("v_row", "v_col", "v")),
+    "InjectHyperparamsState": _SCHEDULE,
+    "InjectStatefulHyperparamsState": _SCHEDULE,
+    "MadgradState": Fields(nonnegative=("grad_sum_sq",), exact=("x0",)),
+    "MaskedState": _WRAPPER,
+    "MechanicState": Fields(exact=("x0",)),
+    "MomoAdamState": Fields(nonnegative=("exp_avg_sq",)),
+    "MonitorState": Fields(exact=("measurements", "measure_states")),
+    "MultiStepsState": Fields(exact=("acc_grads",)),
+    "MuonState": _moments(),
+    "PartitionState": _WRAPPER,
+    "PerElementMeanAndSumSqDiffGradsState": Fields(exact=("mean_grads", "sum_sq_diff_grads")),
+    "PerElementMeanAndVarianceEMAState": Fields(nonnegative=("variance_grads_ema",)),
+    "ProdigyState": Fields(nonnegative=("exp_avg_sq",), exact=("params0",)),
+    "SAMState": Fields(exact=("cache",)),
+    "ScaleByAdaDeltaState": _moments(nonnegative=("e_g", "e_x")),
+    "ScaleByAdamState": _moments(momentum="mu", second="nu", nonnegative=("nu",)),
+    "ScaleByAdanState": _moments(nonnegative=("n",)),
+    "ScaleByAdemamixState": _moments(nonnegative=("nu",)),
+    "ScaleByAmsgradState": _moments(
+        momentum="mu", second="nu", maximum="nu_max", nonnegative=("nu", "nu_max")
+    ),
+    "ScaleByBacktrackingLinesearchState": Fields(exact=("grad",)),
+    "ScaleByBeliefState": _moments(momentum="mu", second="nu", nonnegative=("nu",)),
+    "ScaleByDistanceOverGradientsState": Fields(exact=("init_params",)),
+    "ScaleByLBFGSState": Fields(exact=("params", "updates")),
+    "ScaleByLionState": _moments(momentum="mu"),
+    "ScaleByNovogradState": _moments(nonnegative=("nu",)),
+    "ScaleByRStdDevState": _moments(nonnegative=("nu",)),
+    "ScaleByRStdDevWithCountState": _moments(nonnegative=("nu",)),
+    "ScaleByRmsState": _moments(nonnegative=("nu",)),
+    "ScaleByRmsWithCountState": _moments(nonnegative=("nu",)),
+    "ScaleByRpropState": _moments(nonnegative=("step_sizes",)),
+    "ScaleByRssState": _moments(nonnegative=("sum_of_squares",)),
+    "ScaleBySM3State": _moments(nonnegative=("mu",)),  # its nu is the momentum
+    "ScaleByScheduleState": _SCHEDULE,
+    "ScaleBySimplifiedAdEMAMixState": _moments(nonnegative=("n",)),
+    "ScaleByZoomLinesearchState": Fields(exact=("grad",)),
+    "ScheduleFreeState": Fields(exact=("z",)),
+    "SnapshotState": Fields(exact=("measurement",)),
+    "SophiaState": _moments(),
+    "TraceState": _moments(momentum="trace"),
+    "WrappedScheduleState": _SCHEDULE,
+}
+"""Rows by the names of the classes: some are not public in optax."""
+
+
+def fields_of(kind: type) -> Fields | None:
+    """The row of a class of optax, an empty one if it has none; None for any other class."""
+    if kind.__module__.partition(".")[0] != "optax":
+        return None
+    return TABLE.get(kind.__name__, Fields())
