@@ -1,4 +1,4 @@
-"""Imports run one way, as the diagram in the architecture page draws them."""
+"""Imports run one way, as the architecture page draws them; stages are told by what they declare."""
 
 from __future__ import annotations
 
@@ -60,3 +60,32 @@ def test_imports_run_down(path):
         other for other in _imported(path) - {room} if other == "lab" or LEVEL[other] <= LEVEL[room]
     }
     assert not wrong, f"{room} may not import {sorted(wrong)}"
+
+
+WORDS = {"nesterov": "a switch of optimizers", "normalize": "an argument of gradinit"}
+"""Names of stages that are also words for other things."""
+
+
+def test_stages_are_named_in_their_own_files_only():
+    """What a stage is stands on it: no other file decides by its name."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    home = {
+        call.args[0].value: path
+        for path, tree in trees.items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("stage", "tail")
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert {"estimate_moments", "lookahead", "clip_gradient", "probe"} <= set(home)
+    named = [
+        f"{path.relative_to(ROOT)}:{node.lineno} names {node.value!r}"
+        for path, tree in trees.items()
+        if path.name != "__init__.py"  # which lists what it exports
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and node.value in set(home) - set(WORDS)
+        and home[node.value] != path
+    ]
+    assert not named
