@@ -1,4 +1,4 @@
-"""Imports run one way, as the architecture page draws them; stages are told by what they declare."""
+"""Imports run one way, as the architecture page draws them; a stage says itself what it is."""
 
 from __future__ import annotations
 
