@@ -23,7 +23,7 @@ from jax import lax
 from adamw_jax import masks, numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax.kalman.measurement import (
     Gains,
     Layers,
@@ -83,11 +83,11 @@ def loss_filter(
     switch("decay_in_direction", decay_in_direction)
     layers = Layers.of(stacked, per_leaf)
     declared = {
-        **declare(q=q, target=target),
+        **declare(q=nonnegative(q), target=real(target)),
         **declare_noise(r, alpha_r),
         **declare_decay(weight_decay, mask),
     }
-    first_variance = start_value("sigma", sigma)
+    first_variance = start_value(sigma=nonnegative(sigma))
 
     def init(params: Tree) -> LossFilterState:
         check_floating(params, "parameter")

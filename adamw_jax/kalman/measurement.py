@@ -30,9 +30,11 @@ from adamw_jax.decay import decay_factors
 from adamw_jax.gradients import check_uncut, square_norm
 from adamw_jax.hyperparameters import (
     Hyperparameter,
+    Ranged,
     ScalarOrSchedule,
-    check,
+    decay_rate,
     declare,
+    nonnegative,
     real_number,
 )
 from adamw_jax.rules import ParameterRules
@@ -123,8 +125,8 @@ def declare_noise(
     r: ScalarOrSchedule | None, alpha_r: ScalarOrSchedule
 ) -> dict[str, Hyperparameter]:
     """The measurement noise as hyperparameter: ``r``, or the rate at which it is learned."""
-    alpha = declare(alpha_r=alpha_r)
-    return alpha if r is None else declare(r=r)
+    alpha = declare(alpha_r=decay_rate(alpha_r))
+    return alpha if r is None else declare(r=nonnegative(r))
 
 
 def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.Array:
@@ -135,9 +137,9 @@ def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.A
     return lax.select(lax.is_finite(square), alpha * noise + (1.0 - alpha) * square, noise)
 
 
-def start_value(name: str, value: Any) -> Any:
+def start_value(**named: Ranged) -> Any:
     """A function that gives the initial value of a scalar of the state, now checked."""
-    checked = check(name, value)
+    (checked,) = declare(**named).values()
     # Never the caller's buffer: it may be donated.
     return lambda: jnp.array(checked.at(jnp.zeros([], jnp.int32)), copy=True)
 
@@ -145,7 +147,7 @@ def start_value(name: str, value: Any) -> Any:
 def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
     """The decay coefficient as hyperparameter, where there is one."""
     if weight_decay is not None:
-        return declare(weight_decay=weight_decay)
+        return declare(weight_decay=nonnegative(weight_decay))
     if mask is not None:
         raise ValueError(
             "mask says which leaves decay, but weight_decay is not given: give it, or leave mask "

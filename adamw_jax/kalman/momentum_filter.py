@@ -23,7 +23,7 @@ from jax import lax
 from adamw_jax import masks, numerics, order
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, size, square_norm_of_tree
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, fraction, length, nonnegative, real
 from adamw_jax.kalman.measurement import (
     Gains,
     Layers,
@@ -136,12 +136,21 @@ def momentum_filter(
     switch("squared_drift", squared_drift)
     layers = Layers.of(stacked, per_leaf)
     declared = {
-        **declare(learning_rate=learning_rate, kappa=kappa, qv=qv, target=target),
+        **declare(
+            learning_rate=length(learning_rate),
+            kappa=fraction(kappa),
+            qv=nonnegative(qv),
+            target=real(target),
+        ),
         **declare_noise(r, alpha_r),
         **declare_decay(weight_decay, mask),
     }
-    first = [start_value(name, x) for name, x in {"sw": sw, "sc": sc, "sv": sv}.items()]
-    first_drift = start_value("qw", qw)
+    first = [
+        start_value(sw=nonnegative(sw)),
+        start_value(sc=real(sc)),
+        start_value(sv=nonnegative(sv)),
+    ]
+    first_drift = start_value(qw=nonnegative(qw))
     _check_covariance(sw, sc, sv)
 
     def init(params: Tree) -> MomentumFilterState:

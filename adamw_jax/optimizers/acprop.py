@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -46,7 +46,7 @@ def scale_by_acprop(
 ) -> Composed:
     """ACProp's direction: gradient in, direction out. Arguments as for ``acprop``."""
     state_dtype = storage_dtype("state_dtype", state_dtype)
-    check("eps", eps)
+    declare(eps=nonnegative(eps))
     one_of("below", below, FALLBACKS)
     return compose(
         estimate_moments(

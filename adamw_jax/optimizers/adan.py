@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -150,7 +150,7 @@ def adan(
 
 def _kept(name: str, beta: Any) -> Any:
     """The rate that keeps, of a beta of the paper."""
-    check(name, beta)
+    declare(**{name: decay_rate(beta)})
     if callable(beta):
         schedule: Any = beta
         return lambda count: 1 - schedule(count)
