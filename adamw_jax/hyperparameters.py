@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.core
@@ -22,6 +22,19 @@ ScalarOrSchedule: TypeAlias = (
     float | jax.Array | np.ndarray | np.number | Callable[[jax.Array], jax.typing.ArrayLike]
 )
 """A number, a scalar array or tracer, or a function of the step count."""
+
+
+class Schedules(Protocol):
+    """An object that carries several schedules, as ``one_cycle`` makes."""
+
+    @property
+    def learning_rate(self) -> ScalarOrSchedule:
+        """The learning rate; ``momentum``, ``b2``, ``weight_decay`` and ``l2`` are optional."""
+        ...
+
+
+LearningRate: TypeAlias = ScalarOrSchedule | Schedules
+"""What an optimizer takes as learning rate."""
 
 
 class Domain(NamedTuple):

@@ -18,7 +18,7 @@ Measurement(residual=Array(1.5, dtype=float32), mean_square=Array(2.25, dtype=fl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from adamw_jax.hyperparameters import (
     nonnegative,
     real_number,
 )
+from adamw_jax.options import Option
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Step
 
@@ -44,6 +45,53 @@ Tree = Any
 
 SILENT = 1e-9
 """A leaf whose gradient has a smaller norm says nothing: it does not move (the authors' code)."""
+
+
+class FilterOptions(TypedDict, total=False):
+    """Keywords of both filters."""
+
+    r: Annotated[
+        ScalarOrSchedule | None,
+        Option(
+            None,
+            "measurement noise R, >= 0; None learns it: an average of ``value_sq_mean`` from 1.",
+        ),
+    ]
+    alpha_r: Annotated[
+        ScalarOrSchedule, Option(0.9, "decay rate of that average, in [0, 1); 0.9 (paper).")
+    ]
+    target: Annotated[ScalarOrSchedule, Option(0.0, "the loss to be reached; 0.")]
+    weight_decay: Annotated[
+        ScalarOrSchedule | None,
+        Option(
+            None,
+            "coefficient of the term wd/2 |theta|^2 of the loss of a leaf, a number or schedule; "
+            "None for none. As in the authors' code it enters the loss and the norm.",
+        ),
+    ]
+    mask: Annotated[
+        masks.Mask,
+        Option(
+            None,
+            "which leaves decay: tree of bools, function of the parameters, or name pattern.",
+        ),
+    ]
+    stacked: Annotated[
+        masks.Mask,
+        Option(
+            None,
+            "which leaves stack layers along their first axis (``nnx.scan``), so that each layer "
+            "has its own S; given like ``mask``. None for no leaf.",
+        ),
+    ]
+    per_leaf: Annotated[
+        bool,
+        Option(
+            True,
+            "every leaf is a layer with its own S (the paper's layer-wise form, and the code's); "
+            "False gives all leaves together one S.",
+        ),
+    ]
 
 
 class Measurement(NamedTuple):
