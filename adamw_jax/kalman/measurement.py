@@ -37,6 +37,7 @@ from adamw_jax.hyperparameters import (
     nonnegative,
     real_number,
 )
+from adamw_jax.masks import Mask
 from adamw_jax.options import Option
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Step
@@ -70,14 +71,14 @@ class FilterOptions(TypedDict, total=False):
         ),
     ]
     mask: Annotated[
-        masks.Mask,
+        Mask,
         Option(
             None,
             "which leaves decay: tree of bools, function of the parameters, or name pattern.",
         ),
     ]
     stacked: Annotated[
-        masks.Mask,
+        Mask,
         Option(
             None,
             "which leaves stack layers along their first axis (``nnx.scan``), so that each layer "

@@ -15,7 +15,7 @@ from typing import Unpack
 
 from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
-from adamw_jax.optimizers.common import CommonOptions, Plain, finish
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish, plain
 from adamw_jax.optimizers.registry import register
 from adamw_jax.optimizers.sgdw import momentum_buffer
 from adamw_jax.scaling.clipping import clip_step, normalize
@@ -65,12 +65,12 @@ def clipped_sgd(
       The transformation; its state has one value per parameter with momentum, none without. Under
       ``optax.partition`` every part has its own norm.
     """
-    o = CommonOptions(common)
+    o, rate = CommonOptions(common), plain(learning_rate)
     return finish(
         o,
-        learning_rate,
+        rate,
         momentum_buffer(momentum, nesterov, dampening, o.state_dtype),
-        clip_step(learning_rate, max_step, per_leaf=per_leaf),
+        clip_step(rate, max_step, per_leaf=per_leaf),
     )
 
 

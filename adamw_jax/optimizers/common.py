@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 from adamw_jax.checks import one_of
 from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
 from adamw_jax.masks import Mask
 from adamw_jax.options import Option, Options, options_of
@@ -170,9 +170,15 @@ class CommonOptions(Options):
         return self.rules.frozen if self.rules is not None and self.rules.freezes else None
 
 
+def plain(learning_rate: LearningRate) -> ScalarOrSchedule:
+    """A learning rate without other schedules, as ``register`` gives it to an optimizer."""
+    assert not hasattr(learning_rate, "learning_rate")
+    return cast(ScalarOrSchedule, learning_rate)
+
+
 def finish(
     options: CommonOptions,
-    learning_rate: Any,
+    learning_rate: LearningRate,
     *direction: Composed | Stage | None,
     schedule_inside: bool = False,
     step: Stage | None = None,
@@ -183,6 +189,7 @@ def finish(
     ``step`` is the stage that turns direction into update, if it is not ``scale_by_learning_rate``.
     """
     decay, mask, l2 = options.decay, options.mask, options.l2
+    rate = plain(learning_rate)
     one_of("decay", decay, FORMS)
     if mask is not None and options.weight_decay is None and l2 is None:
         raise ValueError(
@@ -198,17 +205,17 @@ def finish(
             options.weight_decay,
             mask,
             decay,
-            learning_rate=learning_rate if decay in ("schedule", "proximal") else None,
+            learning_rate=rate if decay in ("schedule", "proximal") else None,
             base_learning_rate=base,
             rules=rules,
         )
     return compose(
         None if l2 is None else l2_decay(l2, mask, rules=rules),
-        scale_gradient(learning_rate) if schedule_inside else None,
+        scale_gradient(rate) if schedule_inside else None,
         store(compose(*direction), options.storage),
         decayed if decay == "learning_rate" else None,
         None if rules is None or not rules.table else scale_by_rules(rules),
-        step or (descend() if schedule_inside else scale_by_learning_rate(learning_rate)),
+        step or (descend() if schedule_inside else scale_by_learning_rate(rate)),
         None if decay == "learning_rate" else decayed,
         frozen=options.frozen,
     )

@@ -21,7 +21,7 @@ from adamw_jax.compose import Composed, compose, store
 from adamw_jax.hyperparameters import LearningRate
 from adamw_jax.kalman.loss_filter import LossFilterOptions, loss_filter
 from adamw_jax.kalman.momentum_filter import MomentumFilterOptions, momentum_filter
-from adamw_jax.optimizers.common import CommonOptions, finish
+from adamw_jax.optimizers.common import CommonOptions, finish, plain
 from adamw_jax.optimizers.registry import register
 from adamw_jax.rules import ParameterRules
 
@@ -112,5 +112,5 @@ def koala_m(
     """
     o = CommonOptions({}, rules=rules, state_dtype=state_dtype)
     moving = o.moving_rules if o.moving_rules and o.moving_rules.table else None
-    filtered = momentum_filter(learning_rate, moving, o.state_dtype, **own)
+    filtered = momentum_filter(plain(learning_rate), moving, o.state_dtype, **own)
     return compose(store(filtered, storage), frozen=o.frozen)

@@ -270,7 +270,7 @@ def _unpacked(
     ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of
     ``momentum``, ``b2``, ``weight_decay`` and ``l2``. A momentum of None, no buffer, stays None.
     """
-    carrier = given.get("learning_rate")
+    carrier: Any = given.get("learning_rate")
     if isinstance(carrier, optax.GradientTransformation):
         raise TypeError(
             f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
