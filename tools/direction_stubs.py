@@ -24,6 +24,7 @@ from adamw_jax.compose import Composed
 from adamw_jax.hyperparameters import ScalarOrSchedule
 from adamw_jax.masks import Mask
 from adamw_jax.rules import ParameterRules
+
 '''
 
 

@@ -85,7 +85,7 @@ def gadam(
     degree=0.5,
     state_values=4,
     direction="padam",
-    lacks="Padam adds eps to the uncorrected root always",
+    lacks="it adds eps to the uncorrected root always",
     differs="neither optax nor PyTorch has it.",
 )
 def gadamx(

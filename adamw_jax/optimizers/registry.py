@@ -20,8 +20,9 @@ from typing import Any, ParamSpec
 import optax
 
 from adamw_jax.averaging.lookahead import lookahead
-from adamw_jax.checks import switch
+from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose, composed_like
+from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.optimizers.common import COMMON, RENAMED
 from adamw_jax.options import Option, entry, full_signature
 from adamw_jax.stage import Kind
@@ -124,7 +125,7 @@ def register(
 
         @functools.wraps(factory)
         def public(*args: P.args, **kwargs: P.kwargs) -> Composed:
-            given = _bound(name, signature, facts.get("lacks", ""), args, kwargs)
+            given = _bound(name, signature, args, kwargs, lambda _: facts["lacks"])
             return factory(**_unpacked(name, signature, second_rate, given))  # type: ignore[arg-type]
 
         public.__signature__ = signature  # type: ignore[attr-defined]
@@ -138,7 +139,7 @@ def register(
                 if key not in ("learning_rate", *behind)
                 and (key not in COMMON or COMMON[key].in_direction or key in within)
             ]
-            scale_by = _direction_of(public, signature.replace(parameters=kept), facts["title"])
+            scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
         row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)
         public.__doc__ = _docstring(row, {**COMMON, **own_options})
         _REGISTRY[name] = row
@@ -147,19 +148,23 @@ def register(
     return enter
 
 
-def _direction_of(optimizer: Factory, signature: inspect.Signature, title: str) -> Factory:
+def _direction_of(
+    optimizer: Factory, signature: inspect.Signature, facts: dict[str, Any]
+) -> Factory:
     """The optimizer up to its learning rate: the stages before the first that gives an update."""
     of = optimizer.__name__
-    name = f"scale_by_{of}"
+    name, taken = f"scale_by_{of}", inspect.signature(optimizer).parameters
     plain = {
         key: COMMON[key].default
-        for key in inspect.signature(optimizer).parameters
+        for key in taken
         if key in COMMON and key not in signature.parameters
     }
-    why = f"give it to {of}, which has what stands behind the direction"
+
+    def why(key: str) -> str:
+        return f"it acts behind the direction, {of}() takes it" if key in taken else facts["lacks"]
 
     def scale_by(*args: Any, **kwargs: Any) -> Composed:
-        given = _bound(name, signature, why, args, kwargs)
+        given = _bound(name, signature, args, kwargs, why)
         if given.get("rules") is not None:
             given["rules"] = given["rules"].of_decay()
         made = optimizer(learning_rate=1.0, **plain, **given)
@@ -170,7 +175,7 @@ def _direction_of(optimizer: Factory, signature: inspect.Signature, title: str) 
     scale_by.__module__ = "adamw_jax.optimizers.directions"
     scale_by.__signature__ = signature  # type: ignore[attr-defined]
     scale_by.__doc__ = (
-        f"{title}'s direction, without learning rate: gradient in, direction out.\n\n"
+        f"{facts['title']}'s direction, without learning rate: gradient in, direction out.\n\n"
         f"Arguments as for ``{of}``. It can be jitted alone."
     )
     return scale_by
@@ -239,15 +244,15 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
 
 
 def _bound(
-    name: str, signature: inspect.Signature, lacks: str, args: Any, kwargs: Any
+    name: str, signature: inspect.Signature, args: Any, kwargs: Any, why_not: Callable[[str], str]
 ) -> dict[str, Any]:
-    """The arguments by name, or the error for one that is unknown or no switch."""
+    """The arguments by name, or the error for one that is unknown or not among its choices."""
     known = signature.parameters
     for key in kwargs:
         if key in known:
             continue
         if key in COMMON:
-            raise TypeError(f"{name}() takes no {key}: {lacks}.")
+            raise TypeError(f"{name}() takes no {key}: {why_not(key)}.")
         near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
         near = [word for word in near if word in known]
         hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(known)}."
@@ -259,6 +264,8 @@ def _bound(
     for key, value in given.items():
         if known[key].annotation == "bool":
             switch(key, value)
+        if key == "bias_correction":
+            one_of(key, value, CONVENTIONS)
     return given
 
 
