@@ -67,7 +67,7 @@ class FilterOptions(TypedDict, total=False):
         Option(
             None,
             "coefficient of the term wd/2 |theta|^2 of the loss of a leaf, a number or schedule; "
-            "None for none. As in the authors' code it enters the loss and the norm.",
+            "None for none. It enters the loss and the norm, with KOALA-M the direction, too.",
         ),
     ]
     mask: Annotated[

@@ -318,7 +318,7 @@ def _docstring(row: OptimizerInfo, options: Mapping[str, Option]) -> str:
     args, marker, after = rest.partition("\nReturns:")
     told = re.findall(r"^  (\w+):", args, re.MULTILINE)
     known = inspect.signature(row.factory).parameters
-    shared = [entry(*item) for item in options.items() if item[0] in known and item[0] not in told]
+    shared = [entry(key, options[key]) for key in known if key in options and key not in told]
     if "Raises:" not in after:
         after = after.rstrip() + "\n\n" + _RAISES
     args = "\n".join([args.rstrip(), *shared, marker + after])
