@@ -2,18 +2,15 @@
 
 A ``TypedDict`` names them, ``**options: Unpack[...]`` takes them, and type checkers see each one.
 
->>> from typing import Annotated, TypedDict
->>> class Look(TypedDict, total=False):
-...     width: Annotated[int, Option(3, "how wide it is.")]
->>> Options(Look, {}).width, Options(Look, {"width": 4}).width
-(3, 4)
+>>> from adamw_jax.optimizers.common import Moments
+>>> filled(Moments, {"amsgrad": True})
+{'amsgrad': True, 'rectify': False, 'eps_hat': False, 'bias_correction': 'exact'}
 """
 
 from __future__ import annotations
 
 import inspect
 import textwrap
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -38,13 +35,16 @@ def options_of(kind: Any) -> dict[str, Option]:
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
-class Options(types.SimpleNamespace):
-    """Every keyword of a ``TypedDict`` by name: as given, or its default."""
+def filled(kind: Any, given: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """Every keyword of a ``TypedDict`` by name: as given, or its default.
 
-    def __init__(self, kind: Any, given: Mapping[str, Any], **own: Any) -> None:
-        """Takes the keywords that were given, and those that a function spells out itself."""
-        defaults = {name: option.default for name, option in options_of(kind).items()}
-        super().__init__(**{**defaults, **given, **own})
+    Raises:
+      TypeError: a keyword is given that it does not have.
+    """
+    defaults = {name: option.default for name, option in options_of(kind).items()}
+    if unknown := sorted({*given, *own} - {*defaults}):
+        raise TypeError(f"there is no argument {unknown[0]!r}; there are {sorted(defaults)}.")
+    return {**defaults, **given, **own}
 
 
 def full_signature(

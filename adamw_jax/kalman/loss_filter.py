@@ -14,6 +14,7 @@ Array([0.6, 0.8], dtype=float32)
 
 from __future__ import annotations
 
+import types
 from typing import Annotated, Any, NamedTuple, Unpack
 
 import jax
@@ -36,7 +37,7 @@ from adamw_jax.kalman.measurement import (
     noise_after,
     start_value,
 )
-from adamw_jax.options import Option, Options
+from adamw_jax.options import Option, filled
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
@@ -93,7 +94,7 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
         loss or parameters are missing, or the gradients do not fit them.
       TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
     """
-    o = Options(LossFilterOptions, options)
+    o = types.SimpleNamespace(**filled(LossFilterOptions, options))
     switch("decay_in_direction", o.decay_in_direction)
     layers = Layers.of(o.stacked, o.per_leaf)
     declared = {

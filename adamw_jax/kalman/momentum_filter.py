@@ -14,6 +14,7 @@ velocity off again. The rest of the prediction, which needs no gradient, begins 
 from __future__ import annotations
 
 import functools
+import types
 from typing import Annotated, Any, NamedTuple, Unpack
 
 import jax
@@ -37,7 +38,7 @@ from adamw_jax.kalman.measurement import (
     start_value,
 )
 from adamw_jax.moments.parts import zeros
-from adamw_jax.options import Option, Options
+from adamw_jax.options import Option, filled
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
@@ -159,7 +160,7 @@ def momentum_filter(
       TypeError: a value is neither number nor schedule, a leaf is not floating-point, or (in
         ``init``) ``dtype`` is no real floating-point dtype.
     """
-    o = Options(MomentumFilterOptions, options)
+    o = types.SimpleNamespace(**filled(MomentumFilterOptions, options))
     switch("squared_drift", o.squared_drift)
     layers = Layers.of(o.stacked, o.per_leaf)
     declared = {

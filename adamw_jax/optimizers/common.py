@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict, cast
 
@@ -14,7 +15,7 @@ from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
 from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
 from adamw_jax.masks import Mask
-from adamw_jax.options import Option, Options, options_of
+from adamw_jax.options import Option, filled, options_of
 from adamw_jax.rules import ParameterRules, scale_by_rules
 from adamw_jax.stage import Stage
 
@@ -149,12 +150,12 @@ RENAMED = {
 """Names of the same thing elsewhere, for the hint in the error; empty for a thing of its own."""
 
 
-class CommonOptions(Options):
+class CommonOptions(types.SimpleNamespace):
     """Every common keyword of one call, by name: as given, or its default."""
 
-    def __init__(self, given: Mapping[str, Any], **own: Any) -> None:
+    def __init__(self, given: Mapping[str, Any] | None = None, **own: Any) -> None:
         """Takes the common keywords, and those that the optimizer spells out itself."""
-        super().__init__(Common, given, **own)
+        super().__init__(**filled(Common, given or {}, **own))
         self.state_dtype = storage_dtype("state_dtype", self.state_dtype)
         if self.rules is not None and not isinstance(self.rules, ParameterRules):
             raise TypeError(f"rules must come from parameter_rules({{...}}), got {self.rules!r}.")

@@ -68,7 +68,7 @@ def koala_v(
       is shorter than 1e-9 stays still. Under ``optax.partition`` and ``optax.masked`` P is that of
       the leaves of the part.
     """
-    o = CommonOptions({}, rules=rules)
+    o = CommonOptions(rules=rules)
     return finish(o, learning_rate, loss_filter(o.moving_rules, **own))
 
 
@@ -110,7 +110,7 @@ def koala_m(
       ``optax.masked`` covariance and process noise are those of the leaves of the part. Lookahead
       or an average behind it would average predicted parameters: ``eval_params`` refuses to choose.
     """
-    o = CommonOptions({}, rules=rules, state_dtype=state_dtype)
+    o = CommonOptions(rules=rules, state_dtype=state_dtype)
     moving = o.moving_rules if o.moving_rules and o.moving_rules.table else None
     filtered = momentum_filter(plain(learning_rate), moving, o.state_dtype, **own)
     return compose(store(filtered, storage), frozen=o.frozen)
