@@ -18,7 +18,7 @@ help:
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
 	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"
-	@echo "make pages        write anew what is made from the registry: README's table, docs/optimizers, its pictures"
+	@echo "make pages        write anew what is made from the registry: README's table, types of scale_by_x, docs/optimizers, its pictures"
 	@echo "make constraints  bring constraints.txt up to date with pyproject.toml (needs uv)"
 	@echo "make clean        remove the environment and what was built"
 
@@ -36,6 +36,7 @@ fix: $(VENV)/.check
 
 pages: $(VENV)/.check
 	$(BIN)/python tools/readme_table.py
+	$(BIN)/python tools/direction_stubs.py
 	$(BIN)/python tools/optimizer_pictures.py
 	$(BIN)/python tools/optimizer_pages.py
 

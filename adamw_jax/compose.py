@@ -31,7 +31,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.gradients import entering, norms_of, step_of
-from adamw_jax.hyperparameters import Hyperparameter
+from adamw_jax.hyperparameters import Domain, Hyperparameter
 from adamw_jax.kinds import check_kinds, check_names, share_hyperparams, twice
 from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
 from adamw_jax.stage import (
@@ -335,10 +335,15 @@ def live_at(
     names = sorted(declared)
     given = [declared[name].at(count) for name in names]
     code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
+    domains = _domains(declared)
     injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
     if live is None or not names:
-        return Hyperparams(names, code, jnp.zeros(code.shape, jnp.bool_), injected)
-    return Hyperparams(names, lax.select(live.pins, live.array, code), live.pins, injected)
+        return Hyperparams(domains, code, jnp.zeros(code.shape, jnp.bool_), injected)
+    return Hyperparams(domains, lax.select(live.pins, live.array, code), live.pins, injected)
+
+
+def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
+    return {name: declared[name].domain for name in sorted(declared)}
 
 
 def check_state(
@@ -360,7 +365,7 @@ def check_state(
             f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
             f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
         )
-    live.check_pins()
+    live.check_pins(_domains(declared))
 
 
 def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:

@@ -26,7 +26,7 @@ from jax import lax
 from adamw_jax import masks, numerics
 from adamw_jax.checks import number, one_of
 from adamw_jax.gradients import check_gradient
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length, nonnegative, positive
 from adamw_jax.moments.record import leafwise
 from adamw_jax.rules import ParameterRules, Rule
 from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
@@ -73,7 +73,7 @@ def l2_decay(
         factors = decay_factors(mask, rules, step.params)
         return jax.tree.map(leaf, factors, gradient, step.params), state
 
-    declared = declare(**{rate_name: l2})
+    declared = declare(**{rate_name: nonnegative(l2)})
     return stage(
         "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
     )
@@ -113,11 +113,11 @@ def decoupled_decay(
       TypeError: a value is neither number nor schedule, or ``base_learning_rate`` is a schedule.
     """
     one_of("form", form, FORMS)
-    declared = declare(weight_decay=weight_decay)
+    declared = declare(weight_decay=nonnegative(weight_decay))
     if form in ("schedule", "proximal"):
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate, the recipe's own.")
-        declared["learning_rate"] = check("learning_rate", learning_rate)
+        declared |= declare(learning_rate=length(learning_rate))
     base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
 
     def coefficient(step: Step) -> jax.Array:
@@ -180,7 +180,8 @@ def _base(learning_rate: Any, base: float | None) -> Any:
     if base is not None:
         if callable(base):
             raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
-        return check("base_learning_rate", base).value
+        declare(base_learning_rate=positive(base))
+        return base
     if callable(learning_rate):
         raise ValueError(
             'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '

@@ -8,9 +8,8 @@ the values of schedules cannot be, so that a schedule that gives a negative lear
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.core
@@ -19,77 +18,82 @@ import numpy as np
 
 from adamw_jax import numerics
 
-ScalarOrSchedule = Any
+ScalarOrSchedule: TypeAlias = (
+    float | jax.Array | np.ndarray | np.number | Callable[[jax.Array], jax.typing.ArrayLike]
+)
 """A number, a scalar array or tracer, or a function of the step count."""
 
 
-class Domain(NamedTuple):
-    """The numbers a hyperparameter may take."""
+class Schedules(Protocol):
+    """An object that carries several schedules, as ``one_cycle`` makes."""
 
-    words: str
-    contains: Callable[[float], bool]
-    infinite: bool = False  # whether infinity is a value, as that of a bound that bounds nothing
+    @property
+    def learning_rate(self) -> ScalarOrSchedule:
+        """The learning rate; ``momentum``, ``b2``, ``weight_decay`` and ``l2`` are optional."""
+        ...
+
+
+LearningRate: TypeAlias = ScalarOrSchedule | Schedules
+"""What an optimizer takes as learning rate."""
+
+
+class Domain(NamedTuple):
+    """The interval of numbers that a hyperparameter may be in; calling it on a value declares it.
+
+    Attributes:
+      low: the lower end.
+      high: the upper end.
+      brackets: ``"["`` where the lower end belongs to it, ``"]"`` where the upper end does.
+      infinite: whether infinity is a value, as that of a bound that bounds nothing.
+      remedy: what the error adds.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    brackets: str = "[]"
+    infinite: bool = False
     remedy: str = ""
 
+    def __call__(self, value: ScalarOrSchedule) -> Ranged:
+        """The value with this range, for ``declare``."""
+        return Ranged(value, self)
 
-NONNEGATIVE = Domain("a number >= 0", lambda x: x >= 0)
-LENGTH = NONNEGATIVE._replace(remedy=" To climb, negate the loss or the gradients.")
-POSITIVE = Domain("a number > 0", lambda x: x > 0)
-BOUND = POSITIVE._replace(infinite=True)
-DECAY_RATE = Domain("a number in [0, 1)", lambda x: 0 <= x < 1)
-FRACTION = Domain("a number in [0, 1]", lambda x: 0 <= x <= 1)
-HALF = Domain("a number in [0, 0.5]", lambda x: 0 <= x <= 0.5)
-EXPONENT = Domain("a number in (0, 1]", lambda x: 0 < x <= 1)
-AT_LEAST_ONE = Domain("a number >= 1", lambda x: x >= 1, infinite=True)
-REAL = Domain("a finite number", math.isfinite)
+    def if_given(self, value: ScalarOrSchedule | None) -> Ranged | None:
+        """The same, or None for a value of None, which ``declare`` leaves out."""
+        return None if value is None else self(value)
 
-DOMAINS: dict[str, Domain] = {
-    "learning_rate": LENGTH,
-    "base_learning_rate": POSITIVE,
-    "weight_decay": NONNEGATIVE,
-    "l2": NONNEGATIVE,
-    "b1": DECAY_RATE,
-    "b2": DECAY_RATE,
-    "b3": DECAY_RATE,
-    "b0": REAL,
-    "partial": HALF,
-    "max_grad_norm": BOUND,
-    "clip_eps": NONNEGATIVE,
-    "max_step": BOUND,
-    "decay_rate": EXPONENT,
-    "max_b2": DECAY_RATE,
-    "clipping_threshold": AT_LEAST_ONE,
-    "min_scale": NONNEGATIVE,
-    "max_scale": BOUND,
-    "eps": NONNEGATIVE,
-    "eps_root": NONNEGATIVE,
-    "momentum": FRACTION,
-    "dampening": FRACTION,
-    "threshold": NONNEGATIVE,
-    "slow_step_size": FRACTION,
-    "average_decay": DECAY_RATE,
-    "average_weight": NONNEGATIVE,
-    "trust_coefficient": POSITIVE,
-    "min_norm": NONNEGATIVE,
-    "min_weight_norm": NONNEGATIVE,
-    "max_weight_norm": BOUND,
-    "min_ratio": NONNEGATIVE,
-    "max_ratio": BOUND,
-    "beta": DECAY_RATE,
-    "floor": NONNEGATIVE,
-    "sigma": NONNEGATIVE,
-    "q": NONNEGATIVE,
-    "r": NONNEGATIVE,
-    "alpha_r": DECAY_RATE,
-    "target": REAL,
-    "kappa": FRACTION,
-    "sw": NONNEGATIVE,
-    "sv": NONNEGATIVE,
-    "sc": REAL,
-    "qw": NONNEGATIVE,
-    "qv": NONNEGATIVE,
-}
-"""What each hyperparameter may be, wherever it appears: a new name is a new row."""
+    def contains(self, x: float) -> bool:
+        """Whether a number lies inside, infinity aside."""
+        above = x >= self.low if self.brackets[0] == "[" else x > self.low
+        return above and (x <= self.high if self.brackets[1] == "]" else x < self.high)
+
+    @property
+    def words(self) -> str:
+        """What a value must be."""
+        if self.high < math.inf:
+            return f"a number in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
+        if self.low > -math.inf:
+            return f"a number {'>=' if self.brackets[0] == '[' else '>'} {self.low:g}"
+        return "a finite number"
+
+
+class Ranged(NamedTuple):
+    """A value or schedule and the range it must be in."""
+
+    value: ScalarOrSchedule
+    domain: Domain
+
+
+nonnegative = Domain(0)
+length = Domain(0, remedy=" To climb, negate the loss or the gradients.")
+positive = Domain(0, brackets="(]")
+bound = positive._replace(infinite=True)
+decay_rate = Domain(0, 1, "[)")
+fraction = Domain(0, 1)
+up_to_half = Domain(0, 0.5)
+exponent = Domain(0, 1, "(]")
+at_least_one = Domain(1, infinite=True)
+real = Domain()
 
 
 class Hyperparameter(NamedTuple):
@@ -113,43 +117,33 @@ class Hyperparameter(NamedTuple):
         return mine is theirs
 
 
-def declare(**values: ScalarOrSchedule) -> dict[str, Hyperparameter]:
-    """Checked hyperparameters by name.
+def declare(**values: Ranged | None) -> dict[str, Hyperparameter]:
+    """Checked hyperparameters by name, each with the range that its value is given with.
 
-    >>> declare(b1=1.5)
+    >>> declare(b1=decay_rate(1.5))
     Traceback (most recent call last):
     ValueError: b1 must be a number in [0, 1) or a schedule, got 1.5.
     """
-    return {name: check(name, value) for name, value in values.items()}
+    return {name: _checked(name, *ranged) for name, ranged in values.items() if ranged}
 
 
-def domain_of(name: str) -> Domain:
-    """The domain of a hyperparameter by its name in the live record, ``stage.name`` or path."""
-    return DOMAINS.get(re.split(r"[./]", name)[-1], REAL)
-
-
-def check(name: str, value: ScalarOrSchedule) -> Hyperparameter:
+def _checked(name: str, value: Any, domain: Domain) -> Hyperparameter:
     """A hyperparameter whose value lies in its domain as far as that can be known now."""
-    if name not in DOMAINS:
-        raise ValueError(
-            f"{name!r} is no hyperparameter of this library, whose range is known: make "
-            f"Hyperparameter({name!r}, value, domain) instead."
-        )
-    domain = DOMAINS[name]
+    hyper = Hyperparameter(name, value, domain)
     if callable(value):
-        return Hyperparameter(name, value, domain)
+        return hyper
     expected = f"{name} must be {domain.words} or a schedule"
     if value is None or isinstance(value, (bool, np.bool_, str)):
         raise TypeError(f"{expected}, got {value!r}.")
     if isinstance(value, jax.core.Tracer):
         _check_array(name, value, domain)
-        return Hyperparameter(name, value, domain)
+        return hyper
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         _check_array(name, value, domain)
     elif not isinstance(value, (int, float)):
         raise TypeError(f"{expected}, got {value!r} of type {type(value).__name__}.")
     in_domain(value, domain, expected)
-    return Hyperparameter(name, value, domain)
+    return hyper
 
 
 def in_domain(value: Any, domain: Domain, expected: str) -> None:
@@ -175,7 +169,7 @@ def _check_array(name: str, value: Any, domain: Domain) -> None:
     if jnp.issubdtype(value.dtype, jnp.complexfloating) or value.dtype == jnp.bool_:
         raise TypeError(f"{name} must be {domain.words}, got an array of dtype {value.dtype}.")
     narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
-    if domain is DECAY_RATE and narrow:
+    if domain == decay_rate and narrow:
         raise TypeError(
             f"{name} arrived as {value.dtype}, in which a decay rate near 1 rounds to 1 and stops "
             "the average. Pass it in float32; with optax.inject_hyperparams, give "

@@ -27,7 +27,7 @@ from jax.tree_util import GetAttrKey
 from adamw_jax import numerics, optax_states, state as states
 from adamw_jax.boxes import boxed
 from adamw_jax.compose import Composed
-from adamw_jax.hyperparameters import check
+from adamw_jax.hyperparameters import declare
 from adamw_jax.learning_rate import ScaledGradientState
 from adamw_jax.moments import (
     AverageState,
@@ -342,7 +342,7 @@ def _filled(
             f"{name} of tx is a schedule, and the saved state does not tell what it was: give "
             f"from_optax(..., {name}=...), the rate of the saved run."
         )
-    b = rates[name] if given is None else check(name, given)
+    b = rates[name] if given is None else declare(**{name: rates[name].domain(given)})[name]
     return type(part)(value, clock_after(b.at(count), count))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length
 from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, stage
 
 Tree = Any
@@ -41,7 +41,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
             step.signals[STEP_SIZE] = step.signals[STEP_SIZE] * step["learning_rate"]
         return _scaled(rate, direction), state
 
-    declared = declare(learning_rate=learning_rate)
+    declared = declare(learning_rate=length(learning_rate))
     return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
 
 
@@ -62,7 +62,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
         rate = step["learning_rate"]
         return _scaled(rate, gradient), state
 
-    declared = declare(learning_rate=learning_rate)
+    declared = declare(learning_rate=length(learning_rate))
     return stage(
         "scale_gradient",
         Kind.GRADIENT,

@@ -129,7 +129,7 @@ def migrate_state(
     report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
     filled = encode_like(stored, _filled(target, values))
     for _, live in find(filled, Hyperparams):
-        live.check_pins()
+        live.check_pins(live.names.domains)
     return boxes.boxed(filled, tx, params, saved), report
 
 

@@ -109,6 +109,10 @@ class ParameterRules:
         """The rules for what is not frozen."""
         return ParameterRules({p: rule for p, rule in self.table.items() if not rule.freeze})
 
+    def of_decay(self) -> ParameterRules:
+        """The multipliers of the decay alone."""
+        return ParameterRules({p: Rule(weight_decay=r.weight_decay) for p, r in self.table.items()})
+
 
 def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
     """Rules for an optimizer's ``rules=``, from patterns on leaf names.

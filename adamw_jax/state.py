@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import domain_of, in_domain, real_number
+from adamw_jax.hyperparameters import Domain, in_domain, real, real_number
 
 Wanted = type | tuple[type, ...] | Callable[[Any], bool]
 """Which nodes of a state are meant: those of a type or of several, or those that a test accepts."""
@@ -25,10 +26,18 @@ class _Names(tuple[str, ...]):
     """Names of hyperparameters in order; equal to others by the names alone.
 
     Attributes:
+      domains: the range with which each was declared.
       injected: those that the code gave as arrays.
     """
 
+    domains: Mapping[str, Domain] = {}
     injected: frozenset[str] = frozenset()
+
+
+def _names(domains: Mapping[str, Domain], injected: Iterable[str] = ()) -> _Names:
+    names = _Names(domains)
+    names.domains, names.injected = domains, frozenset(injected)
+    return names
 
 
 class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGeneralTypeIssues]
@@ -49,11 +58,9 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     pins: Any
 
     def __init__(
-        self, names: Sequence[str], array: Any, pins: Any, injected: Sequence[str] = ()
+        self, domains: Mapping[str, Domain], array: Any, pins: Any, injected: Iterable[str] = ()
     ) -> None:
-        names = _Names(names)
-        names.injected = frozenset(injected)
-        self._fill(names, array, pins)
+        self._fill(_names(domains, injected), array, pins)
 
     def _fill(self, names: _Names, array: Any, pins: Any) -> None:
         self.names, self.array, self.pins = names, array, pins
@@ -66,7 +73,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         """Whether the user set the value."""
         return self._read(self.pins, name)
 
-    def check_pins(self) -> None:
+    def check_pins(self, domains: Mapping[str, Domain]) -> None:
         """Raises where a pinned value is out of its range, as rounding may have moved it.
 
         What is traced, or on other hosts, cannot be seen.
@@ -79,13 +86,13 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
             return
         places = np.unique(np.nonzero(np.asarray(pins))[-1]) if self.names else ()
         for name in (self.names[i] for i in places):
-            domain = domain_of(name)
+            domain = domains[name]
             for value in np.asarray(self.value(name))[np.asarray(self.is_pinned(name))].ravel():
-                if not domain.contains(float(value)):
+                if not domain.contains(float(value)) or (np.isinf(value) and not domain.infinite):
                     raise ValueError(
                         f"{name} is pinned to {value}, and must be {domain.words}: rounding has "
-                        "moved it out of its range. Pin it again with set_hyperparams, or unpin it "
-                        "with clear_hyperparams."
+                        "moved it out of its range, or the range is another now. Pin it again with "
+                        "set_hyperparams, or unpin it with clear_hyperparams."
                     )
 
     def pinned_to(self, name: str, value: Any) -> Hyperparams:
@@ -98,7 +105,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         old, here = self.value(name), self._here(name)
         given = real_number(value, f"{name} must be a number, got", old.shape)
         if not isinstance(given, jax.core.Tracer):
-            domain = domain_of(name)
+            domain = self.names.domains[name]
             for one in np.ravel(given):
                 in_domain(one, domain, f"{name} must be {domain.words}")
         new = jnp.asarray(given, old.dtype)[..., None]
@@ -176,7 +183,8 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         return f"<Hyperparams {names}: read with hyperparams(state), set with set_hyperparams>"
 
     def __reduce__(self) -> Any:
-        return Hyperparams, (tuple(self.names), self.array, self.pins, tuple(self.names.injected))
+        names = self.names
+        return Hyperparams, (names.domains, self.array, self.pins, names.injected)
 
     def filled(self, values: Sequence[Any], pins: Sequence[Any]) -> Hyperparams:
         """With these values and pins, in the order of the names."""
@@ -241,8 +249,10 @@ jax.tree_util.register_pytree_with_keys(
 jax.export.register_pytree_node_serialization(
     Hyperparams,
     serialized_name="adamw_jax.Hyperparams",
-    serialize_auxdata=lambda names: ",".join(names).encode(),
-    deserialize_auxdata=lambda names: _Names(names.decode().split(",") if names else ()),
+    serialize_auxdata=lambda names: json.dumps([*names.domains.items()]).encode(),
+    deserialize_auxdata=lambda text: _names(
+        {name: Domain(*ends) for name, ends in json.loads(text)}
+    ),
 )
 
 
@@ -284,7 +294,7 @@ def live_of(node: Any) -> list[tuple[str, Any, Any]]:
     if not isinstance(node, Hyperparams):
         by_kind = {key.partition(" of ")[0]: (key, array) for key, array in node.items()}
         names = by_kind["values"][0].removeprefix(_VALUES).split(",")
-        node = Hyperparams(names, by_kind["values"][1], by_kind["pins"][1])
+        node = Hyperparams(dict.fromkeys(names, real), by_kind["values"][1], by_kind["pins"][1])
     return [(name, node.value(name), node.is_pinned(name)) for name in node.names]
 
 

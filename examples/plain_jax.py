@@ -29,7 +29,7 @@ def main():
     cycle = aj.one_cycle(3e-2, total_steps=EPOCHS * 1500 // BATCH)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
-        aj.estimate_moments(aj.ema(cycle.momentum), aj.ema_of_squares(0.99)),
+        aj.estimate_moments(aj.ema(cycle.momentum or 0.9), aj.ema_of_squares(0.99)),
         aj.amsgrad_max(),
         aj.correct_bias(),
         aj.precondition(),

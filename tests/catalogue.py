@@ -29,7 +29,6 @@ from adamw_jax.moments.friction import VARIANTS as FRICTIONS
 from adamw_jax.moments.rectification import FALLBACKS
 from adamw_jax.optimizers.adan import STARTS
 from adamw_jax.optimizers.amsgrad import MAXIMA
-from adamw_jax.optimizers.common import Common
 from adamw_jax.state import Hyperparams
 
 CHOICES = {
@@ -206,7 +205,7 @@ def numeric_arguments(entry: Entry) -> list[str]:
     return [
         name
         for name, parameter in entry.keywords.items()
-        if "ScalarOrSchedule" in _annotation(parameter) and name not in entry.info.refuses
+        if "ScalarOrSchedule" in _annotation(parameter)
     ]
 
 
@@ -252,9 +251,7 @@ def _other_values(name: str, parameter: inspect.Parameter) -> list[Any]:
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
-    if parameter.annotation is not parameter.empty:
-        return str(parameter.annotation)
-    return str(Common.__annotations__.get(parameter.name, ""))
+    return str(parameter.annotation)
 
 
 PLAIN = plain_entries()

@@ -99,6 +99,7 @@ KERAS: dict[str, Name] = {
     **dict.fromkeys(("gradient_accumulation_steps", "use_ema"), Only((None, False))),
     **labels("ema_momentum", "ema_overwrite_frequency", "name"),
 }
+ALWAYS_AMSGRAD: dict[str, Name] = {"amsgrad": Only((True,))}
 KERAS_DEFAULTS = {**TORCH_DEFAULTS, "eps": 1e-7}
 OPTAX: dict[str, Name] = same("learning_rate", "b1", "b2", "eps", "weight_decay", "mask")
 OPTAX_ROOT: dict[str, Name] = {**OPTAX, **same("eps_root"), "mu_dtype": dtype}
@@ -249,10 +250,12 @@ TABLE: dict[tuple[str, str], list[Row]] = {
     ),
     ("sgdwr", "paper"): [paper(aj.sgdw, {"beta1": "momentum"}, schedule_inside=True)],
     ("amsgrad", "torch"): [
-        torch_row(aj.amsgrad, {**ADAM, "weight_decay": decay_in_words, FLAG: None})
+        torch_row(
+            aj.amsgrad, {**ADAM, **ALWAYS_AMSGRAD, "weight_decay": decay_in_words, FLAG: None}
+        )
     ],
-    ("amsgrad", "fairseq"): [torch_row(aj.amsgrad, FAIRSEQ_ADAM, EPS_HAT)],
-    ("amsgrad", "keras"): [Row(aj.amsgrad, KERAS, EPS_HAT, KERAS_DEFAULTS)],
+    ("amsgrad", "fairseq"): [torch_row(aj.amsgrad, FAIRSEQ_ADAM | ALWAYS_AMSGRAD, EPS_HAT)],
+    ("amsgrad", "keras"): [Row(aj.amsgrad, KERAS | ALWAYS_AMSGRAD, EPS_HAT, KERAS_DEFAULTS)],
     ("amsgrad", "optax"): [
         Row(
             aj.amsgrad,

@@ -18,7 +18,6 @@ from adamw_jax import (
     adam,
     adamax,
     adamw,
-    amsgrad,
     clear_hyperparams,
     compose,
     create,
@@ -31,12 +30,12 @@ from adamw_jax import (
     normalized_decay,
     one_cycle,
     precondition,
-    radam,
     set_hyperparams,
     sgdw,
     theory_decay,
     warm_restarts,
 )
+from adamw_jax.optimizers.common import COMMON
 from tests.catalogue import (
     PLAIN,
     REFUSED,
@@ -267,17 +266,17 @@ def test_sgdw_arguments() -> None:
             sgdw(0.1, momentum=None, **options)
 
 
-@pytest.mark.parametrize("option", ["amsgrad", "rectify"])
-def test_switches_that_contradict_the_name(option: str) -> None:
-    """What a name promises cannot be switched off, and not silently."""
-    factory, direction = {
-        "amsgrad": (amsgrad, adamw_jax.scale_by_amsgrad),
-        "rectify": (radam, adamw_jax.scale_by_radam),
-    }[option]
-    with pytest.raises(ValueError, match=rf"{option}=False makes it Adam"):
-        direction(**{option: False})
-    with pytest.raises(ValueError, match=rf"{option}=False makes it Adam"):
-        factory(0.1, **{option: False})
+@pytest.mark.parametrize("name", adamw_jax.list_optimizers())
+def test_a_common_keyword_without_a_meaning_is_refused_with_the_reason(name: str) -> None:
+    """Whatever its value; and of a direction, what acts behind it."""
+    row = adamw_jax.info(name)
+    for option in row.refuses:
+        for make in (row.factory, row.direction or row.factory):
+            with pytest.raises(TypeError, match=re.escape(f"() takes no {option}: {row.lacks}.")):
+                make(**{option: COMMON[option].default})
+    if row.direction is not None and "l2" not in row.refuses:
+        with pytest.raises(TypeError, match="takes no l2: it acts behind the direction"):
+            row.direction(l2=0.1)
 
 
 def test_decay_arguments() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from typing import Any
 
 import jax
@@ -291,3 +292,20 @@ def test_the_live_record_shows_what_a_plan_sets() -> None:
     names = {"learning_rate": "rate", "b1": "b1", "b2": "b2", "weight_decay": "wd", "l2": "l2"}
     for ours, here in names.items():
         assert float(now[ours]) == pytest.approx(expected[here], rel=1e-5), ours
+
+
+def test_a_schedule_of_b2_drives_the_rate_of_the_second_moment() -> None:
+    """Which Adan calls b3; its b2 weighs the differences, and may be given."""
+    plan: Any = types.SimpleNamespace(learning_rate=0.1, b2=lambda count: 0.5)
+    driven = aj.adan(plan, b2=0.8).hyperparams
+    assert driven["b3"].value is plan.b2
+    assert driven["b2"].value == 0.8
+    with pytest.raises(ValueError, match=r"b3=0\.9, but SimpleNamespace brings its own b2"):
+        aj.adan(plan, b3=0.9)
+
+
+def test_an_l2_that_nothing_takes_is_refused() -> None:
+    plan: Any = types.SimpleNamespace(learning_rate=1.0, l2=0.1)
+    for factory in (aj.koala_v, aj.koala_m):
+        with pytest.raises(ValueError, match=r"takes no l2, which SimpleNamespace brings"):
+            factory(plan)

@@ -15,8 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from adamw_jax import hyperparams
-from adamw_jax.optimizers.norm_adaptive_sgd import norm_adaptive_sgd, scale_by_norm_adaptive_sgd
+from adamw_jax import hyperparams, norm_adaptive_sgd, scale_by_norm_adaptive_sgd
 from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
 from tests.catalogue import assert_close, assert_equal, assert_finite, run, sample_params
 
@@ -153,10 +152,5 @@ def test_arguments() -> None:
     for options in ({"beta": 1.0}, {"beta": -0.1}, {"floor": -1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be a number"):
             norm_adaptive_sgd(0.1, **options)
-    for name in ("amsgrad", "rectify", "eps_hat"):
-        with pytest.raises(ValueError, match=name):
-            norm_adaptive_sgd(0.1, **{name: True})
-    with pytest.raises(ValueError, match="state_dtype"):
-        norm_adaptive_sgd(0.1, state_dtype=jnp.bfloat16)
     with pytest.raises(ValueError, match="use_previous must be True or False"):
         scale_by_norm_estimate(use_previous=1)  # type: ignore[arg-type]

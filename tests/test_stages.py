@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import jax
@@ -24,21 +25,25 @@ from adamw_jax import (
     ema_of_squares,
     estimate_moments,
     heavy_ball,
+    hyperparams,
     infinity_norm,
     l2_decay,
     lookahead,
+    migrate_state,
     nesterov,
     no_moment,
     precondition,
+    radam,
     rectify_variance,
     scale_by_adam,
     scale_by_learning_rate,
+    set_hyperparams,
     summary,
 )
 from adamw_jax.compose import Composed
-from adamw_jax.hyperparameters import declare
+from adamw_jax.hyperparameters import Domain, decay_rate, declare, fraction, real
 from adamw_jax.moments.parts import average
-from adamw_jax.stage import Kind, Stage, stage_of
+from adamw_jax.stage import Kind, Stage, stage, stage_of
 from tests.catalogue import (
     PLAIN,
     Entry,
@@ -349,12 +354,12 @@ def test_nesterov_has_its_place() -> None:
 
 def test_stages_that_need_a_second_moment_say_so() -> None:
     params, gradient = sample_params(), at(sample_gradients(), 0)
-    for second, stage, message in (
+    for second, late, message in (
         (no_moment(), amsgrad_max(), r"amsgrad_max\(\) needs a second moment"),
         (no_moment(), rectify_variance(), r"needs a moving average as second moment"),
         (infinity_norm(), rectify_variance(), r"such as ema_of_squares"),
     ):
-        tx = compose(estimate_moments(second=second), stage, precondition())
+        tx = compose(estimate_moments(second=second), late, precondition())
         state = tx.init(params)
         with pytest.raises(ValueError, match=message):
             tx.update(gradient, state, params)
@@ -434,7 +439,7 @@ def test_a_magnitude_of_one_s_own_is_corrected_as_one(eps_hat: bool) -> None:
     part = average(
         "mean_of_magnitudes",
         "b2",
-        declare(b2=0.99),
+        declare(b2=decay_rate(0.99)),
         lambda gradient, first: jax.tree.map(jnp.abs, gradient),
         real=True,
     )._replace(magnitude=True)
@@ -446,3 +451,51 @@ def test_a_magnitude_of_one_s_own_is_corrected_as_one(eps_hat: bool) -> None:
     added = 1e-6 / 0.01 if eps_hat else 1e-6
     expected = gradient / (jnp.abs(gradient) + added)
     np.testing.assert_allclose(direction, expected, rtol=1e-5)
+
+
+def ranged(name: str, value: Any, domain: Domain) -> Any:
+    """A recipe with a stage whose hyperparameter has a range of its own."""
+
+    def apply(direction: Any, state: Any, step: Any) -> Any:
+        return jax.tree.map(lambda d: d * step[name], direction), state
+
+    declared = declare(**{name: domain(value)})
+    mine = stage("mine", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared)
+    return compose(scale_by_adam(), mine, scale_by_learning_rate(1e-3))
+
+
+def carried(tx: Any) -> Any:
+    """States that went through what takes them apart."""
+    params = {"w": jnp.ones(2)}
+    state = tx.init(params)
+    return [
+        state,
+        pickle.loads(pickle.dumps(state)),
+        jax.tree.map(lambda x: x, state),
+        jax.jit(tx.update)(params, state, params)[1],
+    ]
+
+
+def test_the_range_of_a_hyperparameter_is_where_it_was_declared() -> None:
+    with pytest.raises(ValueError, match=r"gamma must be a number in \[0, 1\] or a schedule, got"):
+        ranged("gamma", 9.0, fraction)
+    with pytest.raises(ValueError, match="threshold must be a number >= 0"):
+        radam(1e-3, threshold=-1.0)
+    for state in carried(ranged("gamma", 0.5, fraction)):
+        with pytest.raises(ValueError, match=r"gamma must be a number in \[0, 1\], got 7"):
+            set_hyperparams(state, gamma=7.0)
+    for own, rectified in zip(
+        carried(ranged("threshold", -2.0, real)), carried(radam(1e-3)), strict=True
+    ):
+        assert hyperparams(set_hyperparams(own, threshold=-1.0))["threshold"] == -1
+        with pytest.raises(ValueError, match="threshold must be a number >= 0"):
+            set_hyperparams(rectified, threshold=-1.0)
+
+
+def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> None:
+    params = {"w": jnp.ones(2)}
+    state = set_hyperparams(ranged("gamma", 0.5, real).init(params), gamma=-1.0)
+    tx = ranged("gamma", 0.5, fraction)
+    for use in (tx.update, lambda g, s, p: migrate_state(s, tx, p)):
+        with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, and must be a number in"):
+            use(params, state, params)

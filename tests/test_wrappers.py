@@ -112,7 +112,8 @@ def test_inject_hyperparams_with_a_number(entry: Entry) -> None:
     once, _ = update(at(gradients, 0), state, params)
     state.hyperparams["learning_rate"] = jnp.float32(0.1)
     twice, _ = update(at(gradients, 0), state, params)
-    form = entry.options.get("decay", entry.keywords["decay"].default)
+    usual = getattr(entry.keywords.get("decay"), "default", "learning_rate")
+    form = entry.options.get("decay", usual)
     if form == "learning_rate" and entry.info.direction is not None:
         assert_close(twice, jax.tree.map(lambda u: 2 * u, once))
     else:

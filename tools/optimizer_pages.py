@@ -59,14 +59,12 @@ def _defaults(row: aj.OptimizerInfo) -> list[str]:
     """The arguments in their order, shared ones included, each with its default."""
     lines = ["| argument | default |", "|---|---|"]
     for parameter in inspect.signature(row.factory).parameters.values():
-        if parameter.name in row.refuses:
-            continue
         default = parameter.default
         shown = "none, must be given" if default is parameter.empty else f"`{_shown(default)}`"
         lines.append(f"| `{parameter.name}` | {shown} |")
     if row.refuses:
         names = ", ".join(f"`{name}`" for name in row.refuses)
-        lines += ["", f"Has no meaning here, and is refused: {names}."]
+        lines += ["", f"Does not take {names}: {row.lacks}."]
     return lines
 
 

@@ -30,7 +30,7 @@ from jax import lax
 from adamw_jax import numerics, order
 from adamw_jax.averaging.evaluation import beside
 from adamw_jax.checks import one_of, switch, whole_number
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax.moments.parts import zeros
 from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage, tail
 
@@ -151,11 +151,12 @@ def average_iterates(
     window = whole_number("window", 5 if window is None else window)
     declared, by_step = {}, False
     if kind == "ema":
-        declared = declare(average_decay=0.999 if decay is None else decay)
+        declared = declare(average_decay=decay_rate(0.999 if decay is None else decay))
     elif kind == "weighted":
         by_step = isinstance(weights, str) and weights == STEP_SIZE
         if not by_step:
-            declared = declare(average_weight=_number_of_step if weights is None else weights)
+            each: Any = _number_of_step if weights is None else weights
+            declared = declare(average_weight=nonnegative(each))
     every_step = kind != "last" and isinstance(period, int) and period == 1
 
     def init(params: Tree) -> IterateAverageState:

@@ -38,7 +38,7 @@ from adamw_jax.averaging.inner_state import (
 )
 from adamw_jax.checks import one_of, whole_number
 from adamw_jax.gradients import entering
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, fraction
 from adamw_jax.stage import (
     Kind,
     Stage,
@@ -128,7 +128,7 @@ def lookahead(
     """
     sync_period = whole_number("sync_period", sync_period)
     one_of("inner_state", inner_state, INNER_STATES)
-    declared = declare(slow_step_size=slow_step_size)
+    declared = declare(slow_step_size=fraction(slow_step_size))
     if inner is not None:
         return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)
     if inner_state != "keep":

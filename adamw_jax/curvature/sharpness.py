@@ -36,7 +36,7 @@ from adamw_jax.curvature.batches import Batches
 from adamw_jax.curvature.eigenvalues import extreme_pairs, top_eigenvalues
 from adamw_jax.curvature.preconditioner import inverse_preconditioner, measures_loss
 from adamw_jax.curvature.products import LossFn, Product, hvp_fn, real_params
-from adamw_jax.hyperparameters import DECAY_RATE, POSITIVE, Domain, in_domain, real_number
+from adamw_jax.hyperparameters import Domain, decay_rate, in_domain, positive, real_number
 
 Tree = Any
 
@@ -168,8 +168,8 @@ def stability_threshold(optimizer: str, learning_rate: Any, b1: Any) -> jax.Arra
       TypeError, ValueError: an argument is out of its range or a schedule.
     """
     one_of("optimizer", optimizer, OPTIMIZERS)
-    lr = _concrete("learning_rate", learning_rate, POSITIVE)
-    b = _concrete("b1", b1, DECAY_RATE)
+    lr = _concrete("learning_rate", learning_rate, positive)
+    b = _concrete("b1", b1, decay_rate)
     share = {"sgd": 1.0, "nesterov": 1.0 + 2.0 * b, "adam": 1.0 - b}[optimizer]
     return (2.0 + 2.0 * b) / (share * lr)
 

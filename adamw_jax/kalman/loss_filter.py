@@ -14,17 +14,19 @@ Array([0.6, 0.8], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import types
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import masks, numerics
+from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax.kalman.measurement import (
+    FilterOptions,
     Gains,
     Layers,
     decay_shares,
@@ -35,6 +37,7 @@ from adamw_jax.kalman.measurement import (
     noise_after,
     start_value,
 )
+from adamw_jax.options import Option, filled
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
@@ -53,20 +56,31 @@ class LossFilterState(NamedTuple):
     noise: jax.Array
 
 
-def loss_filter(
-    *,
-    sigma: float = 0.1,
-    q: ScalarOrSchedule = 1.0,
-    r: ScalarOrSchedule | None = None,
-    alpha_r: ScalarOrSchedule = 0.9,
-    target: ScalarOrSchedule = 0.0,
-    weight_decay: ScalarOrSchedule | None = None,
-    mask: masks.Mask = None,
-    decay_in_direction: bool = False,
-    stacked: masks.Mask = None,
-    per_leaf: bool = True,
-    rules: ParameterRules | None = None,
-) -> Stage:
+class LossFilterOptions(FilterOptions, total=False):
+    """Keywords of KOALA-V."""
+
+    sigma: Annotated[
+        float,
+        Option(
+            0.1,
+            "variance P before the first step, >= 0; 0.1 (training script; the class has 1).",
+        ),
+    ]
+    q: Annotated[
+        ScalarOrSchedule,
+        Option(1.0, "process noise, by which P grows at every step, >= 0; 1 (code)."),
+    ]
+    decay_in_direction: Annotated[
+        bool,
+        Option(
+            False,
+            "step along the gradient of the loss with that term, g + wd theta; the authors step "
+            "along g.",
+        ),
+    ]
+
+
+def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilterOptions]) -> Stage:
     """The stage of ``koala_v``. Arguments as for ``koala_v``.
 
     Of ``rules`` the multipliers of the decay are read, and nothing else.
@@ -80,14 +94,15 @@ def loss_filter(
         loss or parameters are missing, or the gradients do not fit them.
       TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
     """
-    switch("decay_in_direction", decay_in_direction)
-    layers = Layers.of(stacked, per_leaf)
+    o = types.SimpleNamespace(**filled(LossFilterOptions, options))
+    switch("decay_in_direction", o.decay_in_direction)
+    layers = Layers.of(o.stacked, o.per_leaf)
     declared = {
-        **declare(q=q, target=target),
-        **declare_noise(r, alpha_r),
-        **declare_decay(weight_decay, mask),
+        **declare(q=nonnegative(o.q), target=real(o.target)),
+        **declare_noise(o.r, o.alpha_r),
+        **declare_decay(o.weight_decay, o.mask),
     }
-    first_variance = start_value("sigma", sigma)
+    first_variance = start_value(sigma=nonnegative(o.sigma))
 
     def init(params: Tree) -> LossFilterState:
         check_floating(params, "parameter")
@@ -98,13 +113,13 @@ def loss_filter(
         measurement = measured("koala_v", step.extra, step["target"])
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(mask, rules, step.params, step)
+        shares = decay_shares(o.mask, rules, step.params, step)
         found = gains(gradient, shares, step, measurement, variance, noise, layers)
         return LossFilterState(variance, noise), found
 
     def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:
         (variance, noise), found = read(gradient, state, step)
-        along = found.error if decay_in_direction else jax.tree.map(numerics.widen, gradient)
+        along = found.error if o.decay_in_direction else jax.tree.map(numerics.widen, gradient)
         direction = jax.tree.map(
             lambda gain, x: numerics.scaled(lax.mul(variance, gain), x), found.gain, along
         )
@@ -121,6 +136,6 @@ def loss_filter(
         apply,
         init=init,
         hyperparams=declared,
-        needs_params=weight_decay is not None,
+        needs_params=o.weight_decay is not None,
         slopes=Slopes(slopes, needs_loss=True),
     )

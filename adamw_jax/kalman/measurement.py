@@ -18,7 +18,7 @@ Measurement(residual=Array(1.5, dtype=float32), mean_square=Array(2.25, dtype=fl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,15 @@ from adamw_jax.decay import decay_factors
 from adamw_jax.gradients import check_uncut, square_norm
 from adamw_jax.hyperparameters import (
     Hyperparameter,
+    Ranged,
     ScalarOrSchedule,
-    check,
+    decay_rate,
     declare,
+    nonnegative,
     real_number,
 )
+from adamw_jax.masks import Mask
+from adamw_jax.options import Option
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Step
 
@@ -42,6 +46,53 @@ Tree = Any
 
 SILENT = 1e-9
 """A leaf whose gradient has a smaller norm says nothing: it does not move (the authors' code)."""
+
+
+class FilterOptions(TypedDict, total=False):
+    """Keywords of both filters."""
+
+    r: Annotated[
+        ScalarOrSchedule | None,
+        Option(
+            None,
+            "measurement noise R, >= 0; None learns it: an average of ``value_sq_mean`` from 1.",
+        ),
+    ]
+    alpha_r: Annotated[
+        ScalarOrSchedule, Option(0.9, "decay rate of that average, in [0, 1); 0.9 (paper).")
+    ]
+    target: Annotated[ScalarOrSchedule, Option(0.0, "the loss to be reached; 0.")]
+    weight_decay: Annotated[
+        ScalarOrSchedule | None,
+        Option(
+            None,
+            "coefficient of the term wd/2 |theta|^2 of the loss of a leaf, a number or schedule; "
+            "None for none. It enters the loss and the norm, with KOALA-M the direction, too.",
+        ),
+    ]
+    mask: Annotated[
+        Mask,
+        Option(
+            None,
+            "which leaves decay: tree of bools, function of the parameters, or name pattern.",
+        ),
+    ]
+    stacked: Annotated[
+        Mask,
+        Option(
+            None,
+            "which leaves stack layers along their first axis (``nnx.scan``), so that each layer "
+            "has its own S; given like ``mask``. None for no leaf.",
+        ),
+    ]
+    per_leaf: Annotated[
+        bool,
+        Option(
+            True,
+            "every leaf is a layer with its own S (the paper's layer-wise form, and the code's); "
+            "False gives all leaves together one S.",
+        ),
+    ]
 
 
 class Measurement(NamedTuple):
@@ -123,8 +174,8 @@ def declare_noise(
     r: ScalarOrSchedule | None, alpha_r: ScalarOrSchedule
 ) -> dict[str, Hyperparameter]:
     """The measurement noise as hyperparameter: ``r``, or the rate at which it is learned."""
-    alpha = declare(alpha_r=alpha_r)
-    return alpha if r is None else declare(r=r)
+    alpha = declare(alpha_r=decay_rate(alpha_r))
+    return alpha if r is None else declare(r=nonnegative(r))
 
 
 def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.Array:
@@ -135,9 +186,9 @@ def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.A
     return lax.select(lax.is_finite(square), alpha * noise + (1.0 - alpha) * square, noise)
 
 
-def start_value(name: str, value: Any) -> Any:
+def start_value(**named: Ranged) -> Any:
     """A function that gives the initial value of a scalar of the state, now checked."""
-    checked = check(name, value)
+    (checked,) = declare(**named).values()
     # Never the caller's buffer: it may be donated.
     return lambda: jnp.array(checked.at(jnp.zeros([], jnp.int32)), copy=True)
 
@@ -145,7 +196,7 @@ def start_value(name: str, value: Any) -> Any:
 def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
     """The decay coefficient as hyperparameter, where there is one."""
     if weight_decay is not None:
-        return declare(weight_decay=weight_decay)
+        return declare(weight_decay=nonnegative(weight_decay))
     if mask is not None:
         raise ValueError(
             "mask says which leaves decay, but weight_decay is not given: give it, or leave mask "

@@ -14,17 +14,19 @@ velocity off again. The rest of the prediction, which needs no gradient, begins 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+import types
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import masks, numerics, order
+from adamw_jax import numerics, order
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, size, square_norm_of_tree
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, fraction, length, nonnegative, real
 from adamw_jax.kalman.measurement import (
+    FilterOptions,
     Gains,
     Layers,
     decay_shares,
@@ -36,6 +38,7 @@ from adamw_jax.kalman.measurement import (
     start_value,
 )
 from adamw_jax.moments.parts import zeros
+from adamw_jax.options import Option, filled
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
@@ -97,25 +100,49 @@ class MomentumFilterState(NamedTuple):
         return self.velocity, evaluate
 
 
+class MomentumFilterOptions(FilterOptions, total=False):
+    """Keywords of KOALA-M."""
+
+    sw: Annotated[
+        float,
+        Option(
+            0.1,
+            "variance of the parameters before the first step, >= 0; 0.1 (code), as for ``sv``.",
+        ),
+    ]
+    sv: Annotated[float, Option(0.1, "variance of the velocity before it, >= 0.")]
+    sc: Annotated[float, Option(0.0, "their covariance before it; 0 (code).")]
+    kappa: Annotated[
+        ScalarOrSchedule, Option(0.9, "factor on the velocity, in [0, 1]; 0.9 (paper).")
+    ]
+    qw: Annotated[
+        float,
+        Option(
+            0.01,
+            "process noise of the parameters before the first step, >= 0; 0.01 (code). Then it "
+            "follows the distance of the parameters to their running average, over the number of "
+            "parameters.",
+        ),
+    ]
+    qv: Annotated[
+        ScalarOrSchedule, Option(0.01, "process noise of the velocity, >= 0; 0.01 (code).")
+    ]
+    squared_drift: Annotated[
+        bool,
+        Option(
+            False,
+            "the paper's process noise, the squared distance to a running average that starts at "
+            "the parameters and holds the present ones. The authors' code averages the distance "
+            "itself, and its running average starts at 0.",
+        ),
+    ]
+
+
 def momentum_filter(
     learning_rate: ScalarOrSchedule = 1.0,
-    *,
-    sw: float = 0.1,
-    sv: float = 0.1,
-    sc: float = 0.0,
-    kappa: ScalarOrSchedule = 0.9,
-    qw: float = 0.01,
-    qv: ScalarOrSchedule = 0.01,
-    r: ScalarOrSchedule | None = None,
-    alpha_r: ScalarOrSchedule = 0.9,
-    target: ScalarOrSchedule = 0.0,
-    squared_drift: bool = False,
-    weight_decay: ScalarOrSchedule | None = None,
-    mask: masks.Mask = None,
-    stacked: masks.Mask = None,
-    per_leaf: bool = True,
     rules: ParameterRules | None = None,
     dtype: Any = None,
+    **options: Unpack[MomentumFilterOptions],
 ) -> Stage:
     """The stage of ``koala_m``. Arguments as for ``koala_m``.
 
@@ -133,16 +160,26 @@ def momentum_filter(
       TypeError: a value is neither number nor schedule, a leaf is not floating-point, or (in
         ``init``) ``dtype`` is no real floating-point dtype.
     """
-    switch("squared_drift", squared_drift)
-    layers = Layers.of(stacked, per_leaf)
+    o = types.SimpleNamespace(**filled(MomentumFilterOptions, options))
+    switch("squared_drift", o.squared_drift)
+    layers = Layers.of(o.stacked, o.per_leaf)
     declared = {
-        **declare(learning_rate=learning_rate, kappa=kappa, qv=qv, target=target),
-        **declare_noise(r, alpha_r),
-        **declare_decay(weight_decay, mask),
+        **declare(
+            learning_rate=length(learning_rate),
+            kappa=fraction(o.kappa),
+            qv=nonnegative(o.qv),
+            target=real(o.target),
+        ),
+        **declare_noise(o.r, o.alpha_r),
+        **declare_decay(o.weight_decay, o.mask),
     }
-    first = [start_value(name, x) for name, x in {"sw": sw, "sc": sc, "sv": sv}.items()]
-    first_drift = start_value("qw", qw)
-    _check_covariance(sw, sc, sv)
+    first = [
+        start_value(sw=nonnegative(o.sw)),
+        start_value(sc=real(o.sc)),
+        start_value(sv=nonnegative(o.sv)),
+    ]
+    first_drift = start_value(qw=nonnegative(o.qw))
+    _check_covariance(o.sw, o.sc, o.sv)
 
     def init(params: Tree) -> MomentumFilterState:
         check_floating(params, "parameter")
@@ -162,7 +199,7 @@ def momentum_filter(
         average = jax.tree.map(numerics.widen, state.average)
         measurement = measured("koala_m", step.extra, step["target"])
         before = jax.tree.map(lax.sub, params, velocity)
-        if squared_drift:
+        if o.squared_drift:
             share = lax.select(step.count == 0, numerics.scalar(1.0), numerics.scalar(SHARE))
             average = jax.tree.map(functools.partial(_towards, share), average, before)
             drift = _square_distance(average, before) / _number(params)
@@ -171,7 +208,7 @@ def momentum_filter(
             drift = (1.0 - SHARE) * state.drift + SHARE * newest
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(mask, rules, step.params, step)
+        shares = decay_shares(o.mask, rules, step.params, step)
         found = gains(gradient, shares, step, measurement, covariance.parameter, noise, layers)
         return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
 
@@ -195,7 +232,7 @@ def momentum_filter(
         back = jax.tree.map(moved, pull, found.error)
         new_velocity = jax.tree.map(slowed, velocity, state.velocity, pull, found.error)
         update = jax.tree.map(lambda v, b: lax.sub(numerics.widen(v), b), new_velocity, back)
-        if not squared_drift:
+        if not o.squared_drift:
 
             def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
                 return lax.select(heard, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e)

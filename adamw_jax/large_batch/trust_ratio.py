@@ -26,7 +26,7 @@ from adamw_jax import masks, numerics
 from adamw_jax.checks import one_of
 from adamw_jax.decay import decay_factors
 from adamw_jax.gradients import check_gradient, square_norm
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, bound, declare, nonnegative, positive
 from adamw_jax.order import WHOLE
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -87,17 +87,16 @@ def scale_by_trust_ratio(
       TypeError: a value is neither number nor schedule.
     """
     one_of("of", of, OF)
-    given = {
-        "trust_coefficient": trust_coefficient,
-        "eps": eps,
-        "min_norm": min_norm,
-        "min_weight_norm": min_weight_norm,
-        "max_weight_norm": max_weight_norm,
-        "min_ratio": min_ratio,
-        "max_ratio": max_ratio,
-        "weight_decay": weight_decay,
-    }
-    declared = declare(**{name: x for name, x in given.items() if x is not None})
+    declared = declare(
+        trust_coefficient=positive.if_given(trust_coefficient),
+        eps=nonnegative.if_given(eps),
+        min_norm=nonnegative.if_given(min_norm),
+        min_weight_norm=nonnegative.if_given(min_weight_norm),
+        max_weight_norm=bound.if_given(max_weight_norm),
+        min_ratio=nonnegative.if_given(min_ratio),
+        max_ratio=bound.if_given(max_ratio),
+        weight_decay=nonnegative.if_given(weight_decay),
+    )
     if weight_decay is None and (weight_decay_mask is not None or rules is not None):
         raise ValueError(
             "weight_decay_mask and rules are for the decay that scale_by_trust_ratio adds, but "

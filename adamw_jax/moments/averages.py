@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax.moments.parts import Part, average
 from adamw_jax.moments.record import Clock
 from adamw_jax.stage import Step
@@ -49,7 +49,7 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
     return average(
         "ema",
         "b1",
-        declare(b1=b1),
+        declare(b1=decay_rate(b1)),
         lambda gradient, first: jax.tree.map(numerics.widen, gradient),
         dtype=dtype,
         real=False,
@@ -109,7 +109,7 @@ def ema_of_squares(
     return average(
         "ema_of_squares",
         rate_name,
-        declare(**{rate_name: b2}),
+        declare(**{rate_name: decay_rate(b2)}),
         squares,
         dtype=dtype,
         real=True,
@@ -160,7 +160,7 @@ def ema_of_squared_momentum(
     return average(
         "ema_of_squared_momentum",
         "b2",
-        declare(b2=b2),
+        declare(b2=decay_rate(b2)),
         squares,
         dtype=dtype,
         real=True,
@@ -226,7 +226,7 @@ def ema_of_centered_squares(
     return average(
         "ema_of_centered_squares",
         "b2",
-        declare(b2=b2, eps_root=eps_root),
+        declare(b2=decay_rate(b2), eps_root=nonnegative(eps_root)),
         residual,
         dtype=dtype,
         real=True,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics, order
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare
 from adamw_jax.moments.parts import Part, started, zeros
 from adamw_jax.moments.record import Clock, Reading, divided
 from adamw_jax.stage import Step
@@ -149,7 +149,7 @@ def gradient_differences(
         readers = [state.difference] if squares is None else [state.difference, squares]
         return state._replace(previous=order.after(state.previous, step.count, *readers, kept=True))
 
-    declared = declare(b1=b1, b2=b2)
+    declared = declare(b1=decay_rate(b1), b2=decay_rate(b2))
     part = Part(
         "gradient_differences",
         declared,

@@ -26,7 +26,14 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.gradients import check_gradient, check_uncut
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
+from adamw_jax.hyperparameters import (
+    ScalarOrSchedule,
+    decay_rate as keeping_rate,
+    declare,
+    exponent,
+    nonnegative,
+    storage_dtype,
+)
 from adamw_jax.moments.factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments.parts import Part
 from adamw_jax.moments.record import Reading
@@ -116,9 +123,12 @@ def factored_squares(
             'eps=None is the machine epsilon, by which eps_form="clamped" bounds the root: give a '
             'number to add to the square, or eps_form="clamped".'
         )
-    rate = {"decay_rate": decay_rate} if b2 is None else {"b2": b2}
-    given = {**rate, "eps": eps, "max_b2": max_b2}
-    declared = declare(**{name: x for name, x in given.items() if x is not None})
+    declared = declare(
+        decay_rate=exponent(decay_rate) if b2 is None else None,
+        b2=keeping_rate.if_given(b2),
+        eps=nonnegative.if_given(eps),
+        max_b2=keeping_rate.if_given(max_b2),
+    )
 
     def split_at(name: str, shape: Shape) -> Split:
         return split_of(axes, name, shape, smallest) if factored else Split()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, fraction
 from adamw_jax.moments.parts import Part, zeros
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step
@@ -66,9 +66,9 @@ def heavy_ball(
       TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
         floating-point dtype.
     """
-    declared = declare(momentum=momentum)
+    declared = declare(momentum=fraction(momentum))
     if dampening is not None:
-        declared |= declare(dampening=dampening)
+        declared |= declare(dampening=fraction(dampening))
 
     def init(params: Tree) -> HeavyBallState:
         return HeavyBallState(zeros(params, dtype))

@@ -17,7 +17,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax.moments.parts import Part, zeros
 from adamw_jax.moments.record import Reading
 from adamw_jax.stage import Step
@@ -78,7 +78,7 @@ def infinity_norm(
         del gradient, step
         return Reading(jax.tree.map(numerics.widen, state.moment))
 
-    declared = declare(b2=b2, eps=eps)
+    declared = declare(b2=decay_rate(b2), eps=nonnegative(eps))
     part = Part(
         "infinity_norm", declared, init, update, read, kind=InfinityNormState, magnitude=True
     )

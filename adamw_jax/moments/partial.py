@@ -18,7 +18,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative, up_to_half
 from adamw_jax.moments.precondition import factors, numerator, quotient, times, where_adaptive
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -64,7 +64,7 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
         divided = jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by)
         return where_adaptive(divided, record), state
 
-    declared = declare(partial=partial, eps=eps)
+    declared = declare(partial=up_to_half(partial), eps=nonnegative(eps))
     return stage(
         "precondition_partially", Kind.MOMENTS, Kind.DIRECTION, apply, hyperparams=declared
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, real
 from adamw_jax.moments.parts import Part, zeros
 from adamw_jax.moments.record import Clock, Reading
 from adamw_jax.stage import Step
@@ -116,7 +116,7 @@ def positive_negative(
 
     part = Part(
         "positive_negative",
-        declare(b1=b1, b0=b0),
+        declare(b1=decay_rate(b1), b0=real(b0)),
         init,
         update,
         read,

@@ -20,7 +20,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import number
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative
 from adamw_jax.moments.record import Moments, Reading, leafwise
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -53,8 +53,6 @@ def precondition(
       TypeError: ``eps`` or ``eps_root`` is neither number nor schedule.
     """
     power = number("power", power, above=0.0, most=0.5)
-    given = {"eps": eps, "eps_root": eps_root}
-    declared = {name: x for name, x in given.items() if x is not None}
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
         if record.second is None:
@@ -116,7 +114,7 @@ def precondition(
         Kind.MOMENTS,
         Kind.DIRECTION,
         apply,
-        hyperparams=declare(**declared),
+        hyperparams=declare(eps=nonnegative.if_given(eps), eps_root=nonnegative.if_given(eps_root)),
     )
 
 

@@ -20,7 +20,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative
 from adamw_jax.moments.record import Moments
 from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
 
@@ -76,7 +76,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         Kind.MOMENTS,
         Kind.MOMENTS,
         apply,
-        hyperparams=declare(threshold=threshold),
+        hyperparams=declare(threshold=nonnegative(threshold)),
     )
 
 

@@ -11,11 +11,16 @@ Zhuang et al., NeurIPS 2021, arXiv 2110.05454.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from adamw_jax.checks import one_of
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import (
+    LearningRate,
+    ScalarOrSchedule,
+    declare,
+    nonnegative,
+)
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -27,38 +32,8 @@ from adamw_jax.moments import (
     rectify_variance,
 )
 from adamw_jax.moments.rectification import FALLBACKS
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import Common, CommonOptions, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_acprop(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    numerator: str = "gradient",
-    below: str = "momentum",
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """ACProp's direction: gradient in, direction out. Arguments as for ``acprop``."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    check("eps", eps)
-    one_of("below", below, FALLBACKS)
-    return compose(
-        estimate_moments(
-            ema(b1, dtype=state_dtype),
-            ema_of_centered_squares(b2, eps, from_floor=amsgrad, dtype=state_dtype),
-        ),
-        delay_second(numerator, corrected_by="current" if rectify else "prior"),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        rectify_variance(below=below) if rectify else None,
-        precondition(eps, eps_hat=eps_hat or rectify),
-    )
 
 
 @register(
@@ -67,7 +42,6 @@ def scale_by_acprop(
     citation="Zhuang, Ding, Tang, Dvornek, Tatikonda & Duncan, Momentum Centering and Asynchronous "
     "Update for Adaptive Gradient Methods, NeurIPS 2021",
     arxiv="2110.05454",
-    direction=scale_by_acprop,
     degree=None,
     state_values=2,
     differs="optax.contrib.acprop centres with the momentum of the step before, which makes every "
@@ -75,7 +49,7 @@ def scale_by_acprop(
     "learning rates after a silence; with ours, the 1e-8 of the authors' experiments, by hundreds.",
 )
 def acprop(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -106,10 +80,19 @@ def acprop(
       of the authors' constructor, but that ``amsgrad`` divides by the maximum there, too. The
       authors' CIFAR runs use ``l2``.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    one_of("below", below, FALLBACKS)
+    declare(eps=nonnegative(eps))
+    o = CommonOptions(common)
     return finish(
-        scale_by_acprop(b1, b2, eps, numerator=numerator, below=below, **direction),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_centered_squares(b2, eps, from_floor=o.amsgrad, dtype=o.state_dtype),
+        ),
+        delay_second(numerator, corrected_by="current" if o.rectify else "prior"),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correct_bias(o.bias_correction),
+        rectify_variance(below=below) if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat or o.rectify),
     )

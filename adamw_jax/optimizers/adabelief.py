@@ -10,10 +10,10 @@ Zhuang et al., NeurIPS 2020, arXiv 2010.07468.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -24,36 +24,8 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import Common, CommonOptions, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_adabelief(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-16,
-    eps_root: ScalarOrSchedule = 1e-16,
-    *,
-    nesterov: bool = False,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """AdaBelief's direction ``m_hat / (sqrt(s_hat) + eps)``. Arguments as for ``adabelief``."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    return compose(
-        estimate_moments(
-            ema(b1, dtype=state_dtype),
-            ema_of_centered_squares(b2, eps_root, dtype=state_dtype),
-        ),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        nesterov_ahead() if nesterov else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_hat=eps_hat),
-    )
 
 
 @register(
@@ -63,13 +35,12 @@ def scale_by_adabelief(
     citation="Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed "
     "Gradients, NeurIPS 2020",
     arxiv="2010.07468",
-    direction=scale_by_adabelief,
     state_values=2,
     differs="eps_root enters the accumulator at every step, as in the paper and optax.",
     twin="adabelief",
 )
 def adabelief(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-16,
@@ -91,10 +62,17 @@ def adabelief(
     Returns:
       The transformation; its state has two values per parameter.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    o = CommonOptions(common)
     return finish(
-        scale_by_adabelief(b1, b2, eps, eps_root, nesterov=nesterov, **direction),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_centered_squares(b2, eps_root, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(o.bias_correction),
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat),
     )

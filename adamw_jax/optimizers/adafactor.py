@@ -17,11 +17,11 @@ from typing import Any, Unpack
 from adamw_jax.checks import one_of, switch
 from adamw_jax.compose import Composed, compose, store
 from adamw_jax.decay import FORMS, decoupled_decay
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
+from adamw_jax.masks import Mask
 from adamw_jax.moments import estimate_moments, no_moment, precondition
-from adamw_jax.moments.correction import CONVENTIONS
 from adamw_jax.moments.factored import factored_squares
-from adamw_jax.optimizers.common import Common, finish, moving_rules, refuse, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Stored, finish
 from adamw_jax.optimizers.registry import register
 from adamw_jax.scaling import effective_decay as behind
 from adamw_jax.scaling.parameter_scale import scale_by_parameter_rms
@@ -33,60 +33,6 @@ from adamw_jax.stage import Stage
 DECAYS = (*FORMS, "raw_learning_rate")
 
 
-def scale_by_adafactor(
-    decay_rate: ScalarOrSchedule = 0.8,
-    eps: ScalarOrSchedule | None = 1e-30,
-    min_scale: ScalarOrSchedule = 1e-3,
-    clipping_threshold: ScalarOrSchedule | None = 1.0,
-    *,
-    multiply_by_parameter_scale: bool = True,
-    max_scale: ScalarOrSchedule | None = None,
-    min_dim_size_to_factor: int = 128,
-    axes: Any = "last",
-    eps_form: str = "added",
-    factored: bool = True,
-    decay_offset: int = 0,
-    max_b2: ScalarOrSchedule | None = None,
-    b2: ScalarOrSchedule | None = None,
-    state_dtype: Any = None,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-) -> Composed:
-    """Adafactor's direction, clipped and scaled: gradient in, direction out.
-
-    Arguments as for ``adafactor``; with ``multiply_by_parameter_scale`` it needs the parameters.
-    """
-    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: there is no bias to correct
-    why = "has a second moment without bias, which amsgrad would store whole"
-    refuse("adafactor", why, amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
-    switch("multiply_by_parameter_scale", multiply_by_parameter_scale)
-    if max_scale is not None and not multiply_by_parameter_scale:
-        raise ValueError(
-            f"max_scale={max_scale!r} bounds the parameter scale, which "
-            "multiply_by_parameter_scale=False leaves out: give one of the two."
-        )
-    squares = factored_squares(
-        decay_rate,
-        eps,
-        min_dim_size_to_factor=min_dim_size_to_factor,
-        axes=axes,
-        eps_form=eps_form,
-        factored=factored,
-        decay_offset=decay_offset,
-        max_b2=max_b2,
-        b2=b2,
-        dtype=storage_dtype("state_dtype", state_dtype),
-    )
-    return compose(
-        estimate_moments(no_moment(), squares),
-        precondition(None),
-        None if clipping_threshold is None else clip_by_rms(clipping_threshold),
-        scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
-    )
-
-
 @register(
     title="Adafactor",
     equation="V = R C^T / mean(R);  u = g / sqrt(V) / max(1, RMS(g / sqrt(V)) / clipping_threshold)"
@@ -94,7 +40,6 @@ def scale_by_adafactor(
     citation="Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, "
     "ICML 2018",
     arxiv="1804.04235",
-    direction=scale_by_adafactor,
     scope="leaf",
     state_values=1,
     differs="with a learning rate as optax.adafactor, but for leaves of three and more axes, "
@@ -105,11 +50,12 @@ def scale_by_adafactor(
     "min_dim_size_to_factor=1.",
     twin="adafactor",
     twin_options={"axes": "largest", "decay": "fixed"},
+    lacks="its second moment has no bias, and amsgrad would store it whole",
+    behind=("b1", "mu_dtype", "relative_step", "warmup_init"),
     memory="n + m for a matrix n x m, 1 per parameter where not factored",
-    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
 )
 def adafactor(
-    learning_rate: ScalarOrSchedule | None = None,
+    learning_rate: LearningRate | None = None,
     decay_rate: ScalarOrSchedule = 0.8,
     eps: ScalarOrSchedule | None = 1e-30,
     min_scale: ScalarOrSchedule = 1e-3,
@@ -128,8 +74,10 @@ def adafactor(
     decay_offset: int = 0,
     max_b2: ScalarOrSchedule | None = None,
     b2: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
     decay: str = "learning_rate",
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    **common: Unpack[Stored],
 ) -> Composed:
     """Adafactor: Adam's scaling from the row and column means of the squared gradients.
 
@@ -170,57 +118,49 @@ def adafactor(
       The transformation; its state has n + m values for a factored n x m matrix, one per parameter
       for other leaves, and one more per parameter with ``b1``.
     """
-    learning_rate, b1, _, common = unpack(learning_rate, b1, None, common)
     mu_dtype = storage_dtype("mu_dtype", mu_dtype)
     if mu_dtype is not None and b1 is None:
         raise ValueError("mu_dtype is the storage of a momentum, and there is none: give b1.")
-    learning_rate, relative = _rate(learning_rate, relative_step, warmup_init)
-    direction, rest = split(common)
-    weight_decay, mask = rest.pop("weight_decay", None), rest.pop("mask", None)
-    decayed = _decay(
-        decay,
-        weight_decay,
-        learning_rate,
-        mask,
-        relative,
-        base_learning_rate=rest.pop("base_learning_rate", None),
-        rules=moving_rules(rest.get("rules")),
+    if max_scale is not None and not multiply_by_parameter_scale:
+        raise ValueError(
+            f"max_scale={max_scale!r} bounds the parameter scale, which "
+            "multiply_by_parameter_scale=False leaves out: give one of the two."
+        )
+    o = CommonOptions(common, mask=mask)
+    rate, relative = _rate(learning_rate, relative_step, warmup_init)
+    decayed = _decay(decay, weight_decay, rate, o, relative)
+    if decayed is not None and o.l2 is None:
+        o.mask = None
+    squares = factored_squares(
+        decay_rate,
+        eps,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        axes=axes,
+        eps_form=eps_form,
+        factored=factored,
+        decay_offset=decay_offset,
+        max_b2=max_b2,
+        b2=b2,
+        dtype=o.state_dtype,
     )
+    averaged = None if b1 is None else average_updates(b1, dtype=mu_dtype or o.state_dtype)
     return compose(
         finish(
-            scale_by_adafactor(
-                decay_rate,
-                eps,
-                min_scale,
-                clipping_threshold,
-                multiply_by_parameter_scale=multiply_by_parameter_scale,
-                max_scale=max_scale,
-                min_dim_size_to_factor=min_dim_size_to_factor,
-                axes=axes,
-                eps_form=eps_form,
-                factored=factored,
-                decay_offset=decay_offset,
-                max_b2=max_b2,
-                b2=b2,
-                **direction,
-            ),
-            learning_rate,
-            mask=None if decayed is not None and rest.get("l2") is None else mask,
-            step=scale_by_relative_step(learning_rate) if relative else None,
-            **rest,
+            o,
+            rate,
+            estimate_moments(no_moment(), squares),
+            precondition(None),
+            None if clipping_threshold is None else clip_by_rms(clipping_threshold),
+            scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
+            step=scale_by_relative_step(rate) if relative else None,
         ),
-        None
-        if b1 is None
-        else store(
-            average_updates(b1, dtype=mu_dtype or direction.get("state_dtype")), rest.get("storage")
-        ),
+        None if averaged is None else store(averaged, o.storage),
         decayed,
     )
 
 
 def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> tuple[Any, bool]:
     """The learning rate, and whether it caps a relative step."""
-    switch("warmup_init", warmup_init)
     if relative_step is not None:
         switch("relative_step", relative_step)
     if learning_rate is not None:
@@ -238,15 +178,9 @@ def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> 
 
 
 def _decay(
-    form: str,
-    weight_decay: Any,
-    learning_rate: Any,
-    mask: Any,
-    relative: bool,
-    *,
-    base_learning_rate: Any,
-    rules: Any,
+    form: str, weight_decay: Any, learning_rate: Any, options: CommonOptions, relative: bool
 ) -> Stage | None:
+    mask, rules = options.mask, options.moving_rules
     one_of("decay", form, DECAYS)
     if weight_decay is None:
         return None
@@ -264,6 +198,6 @@ def _decay(
         mask,
         form,
         learning_rate=learning_rate if form == "schedule" else None,
-        base_learning_rate=base_learning_rate,
+        base_learning_rate=options.base_learning_rate,
         rules=rules,
     )

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax.masks import Mask
 from adamw_jax.moments import (
     amsgrad_max,
@@ -26,44 +26,8 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import Common, CommonOptions, OwnDecay, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_adam(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule | None = None,
-    mu_dtype: Any = None,
-    *,
-    nesterov: bool = False,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """Adam's direction ``m_hat / (sqrt(v_hat + eps_root) + eps)``: gradient in, direction out.
-
-    Arguments as for ``adam``. It can be jitted alone.
-    """
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    return compose(
-        estimate_moments(
-            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or state_dtype),
-            ema_of_squares(b2, dtype=state_dtype),
-        ),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        nesterov_ahead() if nesterov else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_root, eps_hat=eps_hat),
-    )
-
-
-scale_by_adamw = scale_by_adam
-"""AdamW's direction is Adam's: the decay stands behind it."""
 
 
 @register(
@@ -71,14 +35,13 @@ scale_by_adamw = scale_by_adam
     equation="theta <- theta - lr m_hat / (sqrt(v_hat + eps_root) + eps)",
     citation="Kingma & Ba, Adam: A Method for Stochastic Optimization, ICLR 2015",
     arxiv="1412.6980",
-    direction=scale_by_adam,
     state_values=2,
     differs="optax keeps moments in the parameters' dtype, ours are float32 at least; PyTorch's "
     "weight_decay is our l2.",
     twin="adam",
 )
 def adam(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -102,12 +65,19 @@ def adam(
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    o = CommonOptions(common)
     return finish(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, **direction),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=storage_dtype("mu_dtype", mu_dtype) or o.state_dtype),
+            ema_of_squares(b2, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(o.bias_correction),
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_root, eps_hat=o.eps_hat),
     )
 
 
@@ -116,14 +86,14 @@ def adam(
     equation="theta <- theta - lr (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay theta)",
     citation="Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019",
     arxiv="1711.05101",
-    direction=scale_by_adamw,
+    direction="adam",
     state_values=2,
     differs="weight_decay is 1e-4 as in optax; PyTorch and fastai take 1e-2. As there, it is "
     'multiplied by the learning rate; the paper multiplies by the schedule only: decay="schedule".',
     twin="adamw",
 )
 def adamw(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -133,7 +103,8 @@ def adamw(
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
+    decay: str = "learning_rate",
+    **common: Unpack[OwnDecay],
 ) -> Composed:
     """AdamW: Adam with weight decay that bypasses the moments.
 
@@ -151,11 +122,16 @@ def adamw(
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
     """
-    common = {"weight_decay": weight_decay, "mask": mask, **common}
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
-    return finish(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, **direction),
+    return adam(
         learning_rate,
-        **rest,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        mask=mask,
+        decay=decay,
+        **common,
     )

@@ -10,10 +10,10 @@ Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -22,36 +22,8 @@ from adamw_jax.moments import (
     infinity_norm,
     precondition,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_adamax(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    eps_inside_max: bool = True,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """AdaMax's direction ``m_hat / u``: gradient in, direction out. Arguments as for ``adamax``."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    if rectify or eps_hat:
-        raise ValueError(
-            "adamax has no variance to rectify and no corrected root: rectify and eps_hat must be "
-            f"False, got rectify={rectify}, eps_hat={eps_hat}."
-        )
-    inside, outside = (eps, None) if eps_inside_max else (0.0, eps)
-    return compose(
-        estimate_moments(ema(b1, dtype=state_dtype), infinity_norm(b2, inside, dtype=state_dtype)),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        precondition(outside),
-    )
 
 
 @register(
@@ -59,22 +31,23 @@ def scale_by_adamax(
     equation="u <- max(b2 u, |g| + eps);  theta <- theta - lr m_hat / u",
     citation="Kingma & Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, Algorithm 2",
     arxiv="1412.6980",
-    direction=scale_by_adamax,
     state_values=2,
     differs="the paper has no eps; with 0 an element that never had a gradient stays still here. "
     "Keras and fairseq add eps outside the maximum (eps_inside_max=False). weight_decay makes it "
     "optax's adamaxw.",
-    refuses=("rectify", "eps_hat"),
     twin="adamax",
+    lacks="it has no variance to rectify, and its root is not corrected",
 )
 def adamax(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
     eps_inside_max: bool = True,
-    **common: Unpack[Common],
+    amsgrad: bool = False,
+    bias_correction: str = "exact",
+    **common: Unpack[Plain],
 ) -> Composed:
     """AdaMax: Adam divided by the decaying maximum of |g|.
 
@@ -88,10 +61,16 @@ def adamax(
     Returns:
       The transformation; its state has two values per parameter.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    inside, outside = (eps, None) if eps_inside_max else (0.0, eps)
+    o = CommonOptions(common)
     return finish(
-        scale_by_adamax(b1, b2, eps, eps_inside_max=eps_inside_max, **direction),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            infinity_norm(b2, inside, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
+        correct_bias(bias_correction),
+        precondition(outside),
     )

@@ -15,9 +15,15 @@ from typing import Any, Unpack
 
 from jax.core import Tracer
 
-from adamw_jax.checks import one_of, switch
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, storage_dtype
+from adamw_jax.checks import one_of
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import (
+    LearningRate,
+    ScalarOrSchedule,
+    decay_rate,
+    declare,
+)
+from adamw_jax.masks import Mask
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -27,53 +33,11 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, OwnDecay, finish
 from adamw_jax.optimizers.registry import register
 from adamw_jax.scaling.clipping import clip_gradient
 
 STARTS = ("zero", "first_gradient")
-
-
-def scale_by_adan(
-    b1: ScalarOrSchedule = 0.98,
-    b2: ScalarOrSchedule = 0.92,
-    b3: ScalarOrSchedule = 0.99,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    max_grad_norm: ScalarOrSchedule | None = None,
-    restart_period: int | None = None,
-    start: str = "zero",
-    paper_betas: bool = False,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """Adan's direction: gradient in, direction out. Arguments as for ``adan``; jit it alone."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    one_of("start", start, STARTS)
-    switch("paper_betas", paper_betas)
-    if paper_betas:
-        b1, b2, b3 = _kept("b1", b1), _kept("b2", b2), _kept("b3", b3)
-    from_first = start == "first_gradient"
-    if from_first and bias_correction != "exact":
-        raise ValueError(
-            'start="first_gradient" leaves nothing to correct, so bias_correction must be "exact", '
-            f"which is 1 there; got {bias_correction!r}."
-        )
-    return compose(
-        None if max_grad_norm is None else clip_gradient(max_grad_norm, eps),
-        estimate_moments(
-            gradient_differences(b1, b2, from_first=from_first, dtype=state_dtype),
-            ema_of_squares(b3, dtype=state_dtype, rate_name="b3", from_first=from_first),
-            restart_period=restart_period,
-        ),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_hat=eps_hat),
-    )
 
 
 @register(
@@ -82,14 +46,14 @@ def scale_by_adan(
     citation="Xie, Zhou, Li, Lin & Yan, Adan: Adaptive Nesterov Momentum Algorithm for Faster "
     "Optimizing Deep Models, TPAMI 2024",
     arxiv="2208.06677",
-    direction=scale_by_adan,
+    second_rate="b3",
     state_values=4,
     differs="optax.adan weighs the differences by 1 - b2 = 0.08 instead of b2 = 0.92, adds "
     "eps_root = 1e-8 under the root and decays as AdamW does; after 40 recorded steps it is off by "
     "two thirds of the movement. The rates keep: they are 1 minus the paper's betas.",
 )
 def adan(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.98,
     b2: ScalarOrSchedule = 0.92,
     b3: ScalarOrSchedule = 0.99,
@@ -99,8 +63,10 @@ def adan(
     restart_period: int | None = None,
     start: str = "zero",
     paper_betas: bool = False,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
     decay: str = "proximal",
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    **common: Unpack[OwnDecay],
 ) -> Composed:
     """Adan: adaptive Nesterov momentum from gradient differences.
 
@@ -126,31 +92,35 @@ def adan(
     Returns:
       The transformation; its state has four values per parameter, the previous gradient among them.
     """
-    switch("paper_betas", paper_betas)
+    one_of("start", start, STARTS)
     if paper_betas:
         b1, b2, b3 = _kept("b1", b1), _kept("b2", b2), _kept("b3", b3)
-    learning_rate, b1, b3, common = unpack(learning_rate, b1, b3, common)
-    direction, rest = split(common)
+    o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
+    from_first = start == "first_gradient"
+    if from_first and o.bias_correction != "exact":
+        raise ValueError(
+            'start="first_gradient" leaves nothing to correct, so bias_correction must be "exact", '
+            f"which is 1 there; got {o.bias_correction!r}."
+        )
     return finish(
-        scale_by_adan(
-            b1,
-            b2,
-            b3,
-            eps,
-            max_grad_norm=max_grad_norm,
-            restart_period=restart_period,
-            start=start,
-            **direction,
-        ),
+        o,
         learning_rate,
-        decay=decay,
-        **rest,
+        None if max_grad_norm is None else clip_gradient(max_grad_norm, eps),
+        estimate_moments(
+            gradient_differences(b1, b2, from_first=from_first, dtype=o.state_dtype),
+            ema_of_squares(b3, dtype=o.state_dtype, rate_name="b3", from_first=from_first),
+            restart_period=restart_period,
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correct_bias(o.bias_correction),
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat),
     )
 
 
 def _kept(name: str, beta: Any) -> Any:
     """The rate that keeps, of a beta of the paper."""
-    check(name, beta)
+    declare(**{name: decay_rate(beta)})
     if callable(beta):
         schedule: Any = beta
         return lambda count: 1 - schedule(count)

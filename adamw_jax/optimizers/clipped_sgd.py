@@ -11,46 +11,19 @@ The baselines of Crawshaw et al., NeurIPS 2022, arXiv 2208.11195, for (L0, L1)-s
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish, plain
 from adamw_jax.optimizers.registry import register
-from adamw_jax.optimizers.sgdw import scale_by_sgdw
+from adamw_jax.optimizers.sgdw import momentum_buffer
 from adamw_jax.scaling.clipping import clip_step, normalize
 
 _CITATION = (
     "Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of Generalized "
     "SignSGD, NeurIPS 2022"
 )
-_REFUSES = ("amsgrad", "rectify", "eps_hat", "bias_correction")
-
-
-def scale_by_normalized_sgd(
-    momentum: ScalarOrSchedule | None = None,
-    *,
-    nesterov: bool = False,
-    dampening: ScalarOrSchedule | None = None,
-    per_leaf: bool = False,
-    state_dtype: Any = None,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-) -> Composed:
-    """The momentum buffer, 1 long over all parameters. Arguments as for ``normalized_sgd``."""
-    buffer = scale_by_sgdw(
-        momentum,
-        nesterov=nesterov,
-        dampening=dampening,
-        state_dtype=state_dtype,
-        amsgrad=amsgrad,
-        rectify=rectify,
-        eps_hat=eps_hat,
-        bias_correction=bias_correction,
-    )
-    return compose(buffer, normalize(per_leaf=per_leaf))
 
 
 @register(
@@ -58,24 +31,24 @@ def scale_by_normalized_sgd(
     equation="theta <- theta - min(lr, max_step / |u|) u, u <- momentum u + g",
     citation=_CITATION,
     arxiv="2208.11195",
+    lacks="it has no second moment",
     direction=None,  # the learning rate is in it
     state_values=0,
     differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
     "step may then be lr c / (1 - mu) long.",
-    refuses=_REFUSES,
     degree=None,
     scope="tree",
     example={"max_step": 0.5},
 )
 def clipped_sgd(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     max_step: ScalarOrSchedule,
     momentum: ScalarOrSchedule | None = None,
     *,
     nesterov: bool = False,
     dampening: ScalarOrSchedule | None = None,
     per_leaf: bool = False,
-    **common: Unpack[Common],
+    **common: Unpack[Plain],
 ) -> Composed:
     """SGD whose step over all parameters is at most ``max_step`` long, without decay and rules.
 
@@ -92,15 +65,12 @@ def clipped_sgd(
       The transformation; its state has one value per parameter with momentum, none without. Under
       ``optax.partition`` every part has its own norm.
     """
-    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
-    direction, rest = split(common)
+    o, rate = CommonOptions(common), plain(learning_rate)
     return finish(
-        compose(
-            scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
-            clip_step(learning_rate, max_step, per_leaf=per_leaf),
-        ),
-        learning_rate,
-        **rest,
+        o,
+        rate,
+        momentum_buffer(momentum, nesterov, dampening, o.state_dtype),
+        clip_step(rate, max_step, per_leaf=per_leaf),
     )
 
 
@@ -109,20 +79,19 @@ def clipped_sgd(
     equation="theta <- theta - lr u / |u|, u <- momentum u + g",
     citation=_CITATION,
     arxiv="2208.11195",
-    direction=scale_by_normalized_sgd,
+    lacks="it has no second moment",
     state_values=0,
     differs="optax.normalize_by_update_norm divides by the norm alone, ours by the norm + 1e-10.",
-    refuses=_REFUSES,
     scope="tree",
 )
 def normalized_sgd(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     momentum: ScalarOrSchedule | None = None,
     *,
     nesterov: bool = False,
     dampening: ScalarOrSchedule | None = None,
     per_leaf: bool = False,
-    **common: Unpack[Common],
+    **common: Unpack[Plain],
 ) -> Composed:
     """SGD whose step over all parameters is ``learning_rate`` long, without decay and rules.
 
@@ -139,12 +108,10 @@ def normalized_sgd(
     Returns:
       The transformation; its state has one value per parameter with momentum, none without.
     """
-    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
-    direction, rest = split(common)
+    o = CommonOptions(common)
     return finish(
-        scale_by_normalized_sgd(
-            momentum, nesterov=nesterov, dampening=dampening, per_leaf=per_leaf, **direction
-        ),
+        o,
         learning_rate,
-        **rest,
+        momentum_buffer(momentum, nesterov, dampening, o.state_dtype),
+        normalize(per_leaf=per_leaf),
     )

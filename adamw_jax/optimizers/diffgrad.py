@@ -11,10 +11,10 @@ Dubey et al., TNNLS 2020, arXiv 1909.11015.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -25,32 +25,8 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_diffgrad(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    variant: str = "abs",
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = True,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """DiffGrad's direction: gradient in, direction out. Arguments as for ``diffgrad``."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    return compose(
-        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
-        friction(variant, dtype=state_dtype),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_hat=eps_hat),
-    )
 
 
 @register(
@@ -60,21 +36,23 @@ def scale_by_diffgrad(
     citation="Dubey, Chakraborty, Roy, Mukherjee, Singh & Chaudhuri, diffGrad: An Optimization "
     "Method for Convolutional Neural Networks, TNNLS 2020",
     arxiv="1909.11015",
-    direction=scale_by_diffgrad,
     degree=None,
     state_values=3,
     differs="neither optax nor PyTorch has it. The previous gradient is a copy: the authors' first "
     "version kept a reference to the live buffer, which made it Adam at half the learning rate.",
 )
 def diffgrad(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
     variant: str = "abs",
+    amsgrad: bool = False,
+    rectify: bool = False,
     eps_hat: bool = True,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    bias_correction: str = "exact",
+    **common: Unpack[Plain],
 ) -> Composed:
     """diffGrad: Adam slowed down where the gradient hardly changes.
 
@@ -92,8 +70,17 @@ def diffgrad(
       The transformation; its state has three values per parameter, the previous gradient (with L2
       decay, if there is any) among them.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split({**common, "eps_hat": eps_hat})
+    o = CommonOptions(common)
     return finish(
-        scale_by_diffgrad(b1, b2, eps, variant=variant, **direction), learning_rate, **rest
+        o,
+        learning_rate,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_squares(b2, dtype=o.state_dtype),
+        ),
+        friction(variant, dtype=o.state_dtype),
+        amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition(eps, eps_hat=eps_hat),
     )

@@ -14,10 +14,10 @@ from typing import Any, Unpack
 
 from adamw_jax.averaging.iterates import KINDS, average_iterates
 from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
-from adamw_jax.optimizers.adam import adamw, scale_by_adam
-from adamw_jax.optimizers.common import Common
-from adamw_jax.optimizers.padam import padam, scale_by_padam
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
+from adamw_jax.optimizers.adam import adam
+from adamw_jax.optimizers.common import Common, Plain
+from adamw_jax.optimizers.padam import padam
 from adamw_jax.optimizers.registry import register
 from adamw_jax.stage import Stage
 
@@ -26,24 +26,18 @@ _CITATION = (
     "JMLR 2024"
 )
 
-scale_by_gadam = scale_by_adam
-"""Gadam's direction is Adam's; the average is of the iterates."""
-
-scale_by_gadamx = scale_by_padam
-"""GadamX's direction is Padam's; the average is of the iterates."""
-
 
 @register(
     title="Gadam",
     equation="AdamW;  mean <- mean + (theta - mean) / (n + 1) every period steps after start",
     citation=_CITATION,
     arxiv="2003.01247",
-    direction=scale_by_gadam,
     state_values=3,
+    direction="adam",
     differs="optax does not have it; torch.optim.swa_utils averages outside the optimizer.",
 )
 def gadam(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -78,7 +72,7 @@ def gadam(
       lr 5e-4.
     """
     return compose(
-        adamw(learning_rate, b1, b2, eps, **{"weight_decay": None, **common}),
+        adam(learning_rate, b1, b2, eps, **common),
         _average(start, period, kind, average_decay, window, average_weight),
     )
 
@@ -88,14 +82,14 @@ def gadam(
     equation="Padam;  mean <- mean + (theta - mean) / (n + 1) every period steps after start",
     citation=_CITATION,
     arxiv="2003.01247",
-    direction=scale_by_gadamx,
     degree=0.5,
     state_values=4,
+    direction="padam",
+    lacks="it adds eps to the uncorrected root always",
     differs="neither optax nor PyTorch has it.",
-    refuses=("eps_hat",),
 )
 def gadamx(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -108,7 +102,9 @@ def gadamx(
     window: int | None = None,
     average_weight: ScalarOrSchedule | None = None,
     amsgrad: bool = True,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    rectify: bool = False,
+    bias_correction: str = "exact",
+    **common: Unpack[Plain],
 ) -> Composed:
     """GadamX: Padam with decoupled decay, evaluated at the average of its iterates.
 
@@ -129,8 +125,9 @@ def gadamx(
     Returns:
       The transformation; its state has four values per parameter, three without ``amsgrad``.
     """
+    moments: Any = {"amsgrad": amsgrad, "rectify": rectify, "bias_correction": bias_correction}
     return compose(
-        padam(learning_rate, b1, b2, eps, partial, **{**common, "amsgrad": amsgrad}),
+        padam(learning_rate, b1, b2, eps, partial, **moments, **common),
         _average(start, period, kind, average_decay, window, average_weight),
     )
 

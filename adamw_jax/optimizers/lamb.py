@@ -11,12 +11,11 @@ You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer & Hsieh, arXiv 
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.checks import switch
-from adamw_jax.compose import Composed, compose
+from adamw_jax.compose import Composed
 from adamw_jax.decay import decoupled_decay
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.large_batch.trust_ratio import scale_by_trust_ratio
 from adamw_jax.masks import Mask
 from adamw_jax.moments import (
@@ -28,61 +27,8 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, moving_rules, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, OwnDecay, finish
 from adamw_jax.optimizers.registry import register
-from adamw_jax.rules import ParameterRules
-
-
-def scale_by_lamb(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-6,
-    eps_root: ScalarOrSchedule | None = None,
-    weight_decay: ScalarOrSchedule | None = None,
-    mask: Mask = None,
-    *,
-    correct: bool = True,
-    trust_ratio_mask: Mask = None,
-    min_weight_norm: ScalarOrSchedule | None = None,
-    max_weight_norm: ScalarOrSchedule | None = None,
-    min_ratio: ScalarOrSchedule | None = None,
-    max_ratio: ScalarOrSchedule | None = None,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-    rules: ParameterRules | None = None,
-) -> Composed:
-    """Adam's direction with decay, times the trust ratio: gradient in, direction out.
-
-    Arguments as for ``lamb``; it needs the parameters.
-    """
-    switch("correct", correct)
-    if not correct and (rectify or bias_correction != "exact"):
-        raise ValueError(
-            "correct=False leaves the moments as they are, so rectify and bias_correction have "
-            "nothing to act on: leave them out, or leave correct=True."
-        )
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    rules = moving_rules(rules)
-    return compose(
-        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction) if correct else None,
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_root, eps_hat=eps_hat),
-        None if weight_decay is None else decoupled_decay(weight_decay, mask, rules=rules),
-        scale_by_trust_ratio(
-            None,
-            None,
-            min_weight_norm=min_weight_norm,
-            max_weight_norm=max_weight_norm,
-            min_ratio=min_ratio,
-            max_ratio=max_ratio,
-            mask=trust_ratio_mask,
-        ),
-    )
 
 
 @register(
@@ -92,7 +38,6 @@ def scale_by_lamb(
     citation="You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, "
     "ICLR 2020",
     arxiv="1904.00962",
-    direction=scale_by_lamb,
     state_values=2,
     differs="as optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, which "
     "also omits the bias correction: correct=False); many leave vectors out, which optax.lamb "
@@ -100,9 +45,10 @@ def scale_by_lamb(
     "norm of the update. PyTorch has none.",
     scope="leaf",
     twin="lamb",
+    within=("weight_decay", "mask", "rules"),
 )
 def lamb(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-6,
@@ -116,7 +62,8 @@ def lamb(
     max_weight_norm: ScalarOrSchedule | None = None,
     min_ratio: ScalarOrSchedule | None = None,
     max_ratio: ScalarOrSchedule | None = None,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: two have a place here
+    decay: str = "learning_rate",
+    **common: Unpack[OwnDecay],
 ) -> Composed:
     """LAMB: Adam whose step in every leaf is as long as the learning rate's share of the leaf.
 
@@ -143,29 +90,32 @@ def lamb(
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
     """
-    common = {"weight_decay": weight_decay, "mask": mask, **common}
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
-    if rest.get("decay", "learning_rate") == "learning_rate":
-        direction["weight_decay"] = rest.pop("weight_decay")
-        direction["mask"] = rest["mask"]
-        direction["rules"] = rest.get("rules")
-        if direction["weight_decay"] is not None and rest.get("l2") is None:
-            rest.pop("mask")
+    if not correct and (common.get("rectify") or common.get("bias_correction", "exact") != "exact"):
+        raise ValueError(
+            "correct=False leaves the moments as they are, so rectify and bias_correction have "
+            "nothing to act on: leave them out, or leave correct=True."
+        )
+    o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
+    scaled = None
+    if decay == "learning_rate" and weight_decay is not None:
+        scaled = decoupled_decay(weight_decay, mask, rules=o.moving_rules)
+        o.weight_decay, o.mask = None, None if o.l2 is None else mask
     return finish(
-        scale_by_lamb(
-            b1,
-            b2,
-            eps,
-            eps_root,
-            correct=correct,
-            trust_ratio_mask=trust_ratio_mask,
+        o,
+        learning_rate,
+        estimate_moments(ema(b1, dtype=o.state_dtype), ema_of_squares(b2, dtype=o.state_dtype)),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correct_bias(o.bias_correction) if correct else None,
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_root, eps_hat=o.eps_hat),
+        scaled,
+        scale_by_trust_ratio(
+            None,
+            None,
             min_weight_norm=min_weight_norm,
             max_weight_norm=max_weight_norm,
             min_ratio=min_ratio,
             max_ratio=max_ratio,
-            **direction,
+            mask=trust_ratio_mask,
         ),
-        learning_rate,
-        **rest,
     )

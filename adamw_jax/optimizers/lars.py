@@ -16,15 +16,14 @@ from typing import Any, Unpack
 
 import jax
 
-from adamw_jax.checks import switch
 from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import l2_decay
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.large_batch.trust_ratio import scale_by_trust_ratio
 from adamw_jax.masks import Mask
-from adamw_jax.optimizers.common import Common, finish, moving_rules, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Stored, finish
 from adamw_jax.optimizers.registry import register
-from adamw_jax.optimizers.sgdw import scale_by_sgdw
+from adamw_jax.optimizers.sgdw import momentum_buffer
 
 
 @register(
@@ -41,10 +40,10 @@ from adamw_jax.optimizers.sgdw import scale_by_sgdw
     degree=None,
     scope="leaf",
     twin="lars",
-    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
+    lacks="it has no second moment",
 )
 def lars(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     weight_decay: ScalarOrSchedule | None = None,
     weight_decay_mask: Mask = True,
     trust_coefficient: ScalarOrSchedule = 0.001,
@@ -60,7 +59,9 @@ def lars(
     max_weight_norm: ScalarOrSchedule | None = None,
     min_ratio: ScalarOrSchedule | None = None,
     max_ratio: ScalarOrSchedule | None = None,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    mask: Mask = None,
+    decay: str = "learning_rate",
+    **common: Unpack[Stored],
 ) -> Composed:
     """LARS: momentum SGD whose step in every leaf is in proportion to the norm of the leaf.
 
@@ -91,28 +92,23 @@ def lars(
     Returns:
       The transformation; its state has one value per parameter, none without momentum.
     """
-    switch("sum_of_norms", sum_of_norms)
-    switch("schedule_inside", schedule_inside)
-    mask = _one_mask(_from_optax(weight_decay_mask), common.get("mask"))
-    common = {"weight_decay": weight_decay, **common, "mask": mask}
-    learning_rate, momentum, _, common = unpack(learning_rate, momentum, None, common)
-    direction, rest = split(common)
-    rules, l2 = moving_rules(rest.get("rules")), rest.pop("l2", None)
-    if mask is not None and l2 is None and rest["weight_decay"] is None:
+    mask = _one_mask(_from_optax(weight_decay_mask), mask)
+    if mask is not None and common.get("l2") is None and weight_decay is None:
         raise ValueError(
             "weight_decay_mask (mask) says which leaves decay, but neither weight_decay nor l2 is "
             "given: give one of them, or leave the mask out."
         )
-    decay = None
-    if rest.get("decay", "learning_rate") == "learning_rate":
-        decay = rest.pop("weight_decay")
-    if rest.get("weight_decay") is None:
-        rest.pop("mask")
+    o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
+    rules, l2, o.l2 = o.moving_rules, o.l2, None
     before, within = None, {}
-    if decay is not None and sum_of_norms:
-        within = {"weight_decay": decay, "weight_decay_mask": mask, "rules": rules}
-    elif decay is not None:
-        before = l2_decay(decay, mask, rules=rules, rate_name="weight_decay")
+    if decay == "learning_rate":
+        o.weight_decay = None
+        if weight_decay is not None and sum_of_norms:
+            within = {"weight_decay": weight_decay, "weight_decay_mask": mask, "rules": rules}
+        elif weight_decay is not None:
+            before = l2_decay(weight_decay, mask, rules=rules, rate_name="weight_decay")
+    if o.weight_decay is None:
+        o.mask = None
     return compose(
         None if l2 is None else l2_decay(l2, mask, rules=rules),
         before,
@@ -128,10 +124,10 @@ def lars(
             **within,
         ),
         finish(
-            scale_by_sgdw(momentum, nesterov=nesterov, dampening=dampening, **direction),
+            o,
             learning_rate,
+            momentum_buffer(momentum, nesterov, dampening, o.state_dtype),
             schedule_inside=schedule_inside,
-            **rest,
         ),
     )
 

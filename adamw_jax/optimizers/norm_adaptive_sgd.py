@@ -8,39 +8,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.checks import one_of
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule
-from adamw_jax.moments.correction import CONVENTIONS
-from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
+from adamw_jax.optimizers.common import CommonOptions, Unstored, finish
 from adamw_jax.optimizers.registry import register
 from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
-
-
-def scale_by_norm_adaptive_sgd(
-    beta: ScalarOrSchedule = 0.9,
-    floor: ScalarOrSchedule = 1e-3,
-    *,
-    use_previous: bool = True,
-    state_dtype: Any = None,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-) -> Composed:
-    """The gradient over its estimated norm. Arguments as for ``norm_adaptive_sgd``."""
-    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: the estimate starts unbiased
-    refuse(
-        "norm_adaptive_sgd",
-        "has one scalar of state and no second moment",
-        amsgrad=amsgrad,
-        rectify=rectify,
-        eps_hat=eps_hat,
-        state_dtype=state_dtype,
-    )
-    return compose(scale_by_norm_estimate(beta, floor, use_previous))
 
 
 @register(
@@ -49,21 +23,20 @@ def scale_by_norm_adaptive_sgd(
     citation="in the spirit of Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves "
     "Instance Complexity, ICML 2022",
     arxiv="2006.04429",
-    direction=scale_by_norm_adaptive_sgd,
     state_values=0,
+    lacks="it has one scalar of state and no second moment",
     differs="built from the idea and its bound, not from the authors' pseudo-code. RMSProp has a "
     "norm per element and puts the present gradient into it.",
-    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction", "state_dtype", "storage"),
     degree=None,  # the floor stands beside the norm
     scope="tree",
 )
 def norm_adaptive_sgd(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     beta: ScalarOrSchedule = 0.9,
     floor: ScalarOrSchedule = 1e-3,
     *,
     use_previous: bool = True,
-    **common: Unpack[Common],
+    **common: Unpack[Unstored],
 ) -> Composed:
     """SGD with short steps while the gradients are large, for noise that changes during a run.
 
@@ -83,11 +56,5 @@ def norm_adaptive_sgd(
       The transformation; its state is one scalar. Under ``optax.partition`` every part has its own
       norm.
     """
-    learning_rate, _, _, common = unpack(learning_rate, None, None, common)
-    direction, rest = split(common)
-    refuse("norm_adaptive_sgd", "has one scalar of state", storage=rest.pop("storage", None))
-    return finish(
-        scale_by_norm_adaptive_sgd(beta, floor, use_previous=use_previous, **direction),
-        learning_rate,
-        **rest,
-    )
+    stage = scale_by_norm_estimate(beta, floor, use_previous)
+    return finish(CommonOptions(common), learning_rate, stage)

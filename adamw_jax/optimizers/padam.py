@@ -10,10 +10,10 @@ Chen et al., arXiv 1806.06763, in the form of the authors of Gadam (2003.01247).
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -23,32 +23,8 @@ from adamw_jax.moments import (
     precondition_partially,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_padam(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    partial: ScalarOrSchedule = 0.25,
-    *,
-    amsgrad: bool = True,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """Padam's direction: gradient in, direction out. Arguments as for ``padam``."""
-    refuse("padam", "adds eps to the uncorrected root always", eps_hat=eps_hat)
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    return compose(
-        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition_partially(partial, eps),
-    )
 
 
 @register(
@@ -57,21 +33,22 @@ def scale_by_padam(
     citation="Chen, Zhou, Tang, Yang, Cao & Gu, Closing the Generalization Gap of Adaptive "
     "Gradient Methods in Training Deep Neural Networks, IJCAI 2020",
     arxiv="1806.06763",
-    direction=scale_by_padam,
     degree=0.5,
     state_values=3,
+    lacks="it adds eps to the uncorrected root always",
     differs="AMSGrad is on. Neither optax nor PyTorch has it.",
-    refuses=("eps_hat",),
 )
 def padam(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     partial: ScalarOrSchedule = 0.25,
     *,
     amsgrad: bool = True,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    rectify: bool = False,
+    bias_correction: str = "exact",
+    **common: Unpack[Plain],
 ) -> Composed:
     """Padam: partially adaptive momentum.
 
@@ -88,6 +65,16 @@ def padam(
     Returns:
       The transformation; its state has three values per parameter, two without ``amsgrad``.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split({**common, "amsgrad": amsgrad})
-    return finish(scale_by_padam(b1, b2, eps, partial, **direction), learning_rate, **rest)
+    o = CommonOptions(common)
+    return finish(
+        o,
+        learning_rate,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_squares(b2, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition_partially(partial, eps),
+    )

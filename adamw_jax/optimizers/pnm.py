@@ -12,11 +12,10 @@ Xie et al., ICML 2021, arXiv 2103.17182.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.checks import one_of
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -27,8 +26,7 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.moments.correction import CONVENTIONS
-from adamw_jax.optimizers.common import Common, finish, refuse, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish
 from adamw_jax.optimizers.registry import register
 
 _CITATION = (
@@ -37,64 +35,21 @@ _CITATION = (
 )
 
 
-def scale_by_pnm(
-    b1: ScalarOrSchedule = 0.9,
-    b0: ScalarOrSchedule = 1.0,
-    *,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """Positive-negative momentum as direction. Arguments as for ``pnm``; it can be jitted alone."""
-    one_of("bias_correction", bias_correction, CONVENTIONS)  # either: the authors correct nothing
-    refuse("pnm", "has no second moment", amsgrad=amsgrad, rectify=rectify, eps_hat=eps_hat)
-    part = positive_negative(b1, b0, dtype=storage_dtype("state_dtype", state_dtype))
-    return compose(estimate_moments(part, no_moment()), precondition(None))
-
-
-def scale_by_adapnm(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    b0: ScalarOrSchedule = 1.0,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    amsgrad: bool = True,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """AdaPNM's direction. Arguments as for ``adapnm``; it can be jitted alone."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    return compose(
-        estimate_moments(
-            positive_negative(b1, b0, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)
-        ),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correct_bias(bias_correction),
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_hat=eps_hat),
-    )
-
-
 @register(
     title="PNM",
     equation="theta <- theta - lr ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2)",
     citation=_CITATION,
     arxiv="2103.17182",
-    direction=scale_by_pnm,
     degree=1,
+    lacks="it has no second moment",
     state_values=2,
     differs="neither optax nor PyTorch has it.",
-    refuses=("amsgrad", "rectify", "eps_hat", "bias_correction"),
 )
 def pnm(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b0: ScalarOrSchedule = 1.0,
-    **common: Unpack[Common],
+    **common: Unpack[Plain],
 ) -> Composed:
     """PNM: momentum that magnifies the gradient noise by a chosen factor.
 
@@ -108,9 +63,9 @@ def pnm(
       The transformation; its state has two values per parameter. First steps are small, since no
       bias is corrected.
     """
-    learning_rate, b1, _, common = unpack(learning_rate, b1, None, common)
-    direction, rest = split(common)
-    return finish(scale_by_pnm(b1, b0, **direction), learning_rate, **rest)
+    o = CommonOptions(common)
+    part = positive_negative(b1, b0, dtype=o.state_dtype)
+    return finish(o, learning_rate, estimate_moments(part, no_moment()), precondition(None))
 
 
 @register(
@@ -118,19 +73,21 @@ def pnm(
     equation="theta <- theta - lr u / (1 - b1^t) / (sqrt(v_max / (1 - b2^t)) + eps), u as in PNM",
     citation=_CITATION,
     arxiv="2103.17182",
-    direction=scale_by_adapnm,
     state_values=4,
     differs="AMSGrad is on, as in the authors' code. Neither optax nor PyTorch has it.",
 )
 def adapnm(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     b0: ScalarOrSchedule = 1.0,
     eps: ScalarOrSchedule = 1e-8,
     *,
     amsgrad: bool = True,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    rectify: bool = False,
+    eps_hat: bool = False,
+    bias_correction: str = "exact",
+    **common: Unpack[Plain],
 ) -> Composed:
     """AdaPNM: positive-negative momentum over the root of the second moment.
 
@@ -145,6 +102,16 @@ def adapnm(
     Returns:
       The transformation; its state has four values per parameter, three without ``amsgrad``.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split({**common, "amsgrad": amsgrad})
-    return finish(scale_by_adapnm(b1, b2, b0, eps, **direction), learning_rate, **rest)
+    o = CommonOptions(common)
+    return finish(
+        o,
+        learning_rate,
+        estimate_moments(
+            positive_negative(b1, b0, dtype=o.state_dtype),
+            ema_of_squares(b2, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
+        correct_bias(bias_correction),
+        rectify_variance() if rectify else None,
+        precondition(eps, eps_hat=eps_hat),
+    )

@@ -10,10 +10,10 @@ Liu et al., ICLR 2020, arXiv 1908.03265.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -24,11 +24,27 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import CommonOptions, Plain, finish
 from adamw_jax.optimizers.registry import register
 
 
-def scale_by_radam(
+@register(
+    title="RAdam",
+    equation="theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps) where rho_t >= threshold, "
+    "else no step",
+    citation="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020",
+    arxiv="1908.03265",
+    state_values=2,
+    differs="the first five steps are skipped, as in the authors' code since 2021, decay included; "
+    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). A solver '
+    "that stops on a small update takes a skipped one, which is exactly 0, for convergence. The "
+    "rectifier is exact in float32, where optax's is off by up to 110 %.",
+    twin="radam",
+    lacks="it rectifies the variance always; adam() does not",
+    twin_options={"below": "momentum"},
+)
+def radam(
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -38,55 +54,9 @@ def scale_by_radam(
     nesterov: bool = False,
     below: str = "skip",
     amsgrad: bool = False,
-    rectify: bool = True,
     eps_hat: bool = False,
     bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """RAdam's direction: gradient in, direction out. Arguments as for ``radam``.
-
-    In ``optax.chain`` a decay behind it goes on in a skipped step, in ``compose`` it does not.
-    """
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    if not rectify:
-        raise ValueError("rectify=False makes it Adam: use adam(...).")
-    return compose(
-        estimate_moments(ema(b1, dtype=state_dtype), ema_of_squares(b2, dtype=state_dtype)),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        nesterov_ahead() if nesterov else None,
-        correct_bias(bias_correction),
-        rectify_variance(threshold, below=below),
-        precondition(eps, eps_root, eps_hat=eps_hat),
-    )
-
-
-@register(
-    title="RAdam",
-    equation="theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps) where rho_t >= threshold, "
-    "else no step",
-    citation="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020",
-    arxiv="1908.03265",
-    direction=scale_by_radam,
-    state_values=2,
-    differs="the first five steps are skipped, as in the authors' code since 2021, decay included; "
-    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). A solver '
-    "that stops on a small update takes a skipped one, which is exactly 0, for convergence. The "
-    "rectifier is exact in float32, where optax's is off by up to 110 %.",
-    twin="radam",
-    twin_options={"below": "momentum"},
-)
-def radam(
-    learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    eps_root: ScalarOrSchedule | None = None,
-    threshold: ScalarOrSchedule = 5.0,
-    *,
-    nesterov: bool = False,
-    below: str = "skip",
-    rectify: bool = True,
-    **common: Unpack[Common],  # pyright: ignore[reportGeneralTypeIssues]: one has a place here
+    **common: Unpack[Plain],
 ) -> Composed:
     """RAdam: Adam whose early steps are scaled by how well the second moment is known.
 
@@ -102,25 +72,21 @@ def radam(
         since 2021), ``"decay"`` no step but the decay's, ``"momentum"`` the unscaled momentum step
         (paper, PyTorch, optax). A skipped step is exactly 0: a solver that stops on a small update
         (optimistix) takes it for convergence and returns its start. Give it ``"momentum"``.
-      rectify: must be True; ``adam`` is the optimizer without rectification.
 
     Returns:
       The transformation; its state has two values per parameter.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    o = CommonOptions(common)
     return finish(
-        scale_by_radam(
-            b1,
-            b2,
-            eps,
-            eps_root,
-            threshold,
-            nesterov=nesterov,
-            below=below,
-            rectify=rectify,
-            **direction,
-        ),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_squares(b2, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(bias_correction),
+        rectify_variance(threshold, below=below),
+        precondition(eps, eps_root, eps_hat=eps_hat),
     )

@@ -13,58 +13,66 @@ import difflib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+import optax
 
 from adamw_jax.averaging.lookahead import lookahead
-from adamw_jax.compose import Composed, compose
-from adamw_jax.optimizers.common import COMMON, COMMON_DOC, RENAMED, check_switches
+from adamw_jax.checks import one_of, switch
+from adamw_jax.compose import Composed, compose, composed_like
+from adamw_jax.moments.correction import CONVENTIONS
+from adamw_jax.optimizers.common import COMMON, RENAMED
+from adamw_jax.options import Option, entry, full_signature
+from adamw_jax.stage import Kind
 
 Factory = Callable[..., Composed]
+P = ParamSpec("P")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerInfo:
     """What the library knows of an optimizer.
 
     Attributes:
       name: the public function's name.
+      factory: the optimizer.
+      direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
       title: full name.
       equation: the step in one line; theta are the parameters, g the gradient, t counts from 1.
       citation: authors, title, venue, year.
-      arxiv: arXiv number, or empty.
       state_values: values of state per parameter, scalars aside.
+      arxiv: arXiv number, or empty.
       differs: how the default differs from optax and PyTorch, in words.
       twin: the optax function with the same step under ``twin_options``, or empty.
       twin_options: keyword arguments of ours that make the step equal the twin's.
-      refuses: common keywords that have no meaning for it and must keep their defaults.
+      lacks: why it does not take the common keywords that it ``refuses``.
       example: values of the arguments that have no default, for tables and demonstrations.
       needs: extra arguments of ``update`` that it cannot do without.
       degree: the power of the gradient's scale that the step goes with, eps aside: 0 for Adam, 1
         for SGD, None where it is no power.
       scope: what a step looks at to move an element: the ``"element"``, its ``"leaf"`` (norms), or
         the whole ``"tree"``.
-      factory: the optimizer.
-      direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
       memory: the state in words, where ``state_values`` is only its upper bound.
     """
 
     name: str
+    factory: Factory
+    direction: Factory | None
     title: str
     equation: str
     citation: str
-    arxiv: str
     state_values: int
-    differs: str
-    twin: str
-    twin_options: dict[str, Any]
-    refuses: tuple[str, ...]
-    example: dict[str, Any]
-    needs: tuple[str, ...]
-    degree: float | None
-    scope: str
-    factory: Factory
-    direction: Factory | None
+    arxiv: str = ""
+    differs: str = ""
+    twin: str = ""
+    twin_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lacks: str = ""
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    degree: float | None = 0
+    scope: str = "element"
     memory: str = ""
 
     @property
@@ -72,11 +80,14 @@ class OptimizerInfo:
         """How much state there is, for a table."""
         return self.memory or f"{self.state_values} per parameter"
 
+    @property
+    def refuses(self) -> tuple[str, ...]:
+        """The common keywords that have no meaning for it."""
+        taken = inspect.signature(self.factory).parameters
+        return tuple(name for name in COMMON if name not in taken)
+
 
 _REGISTRY: dict[str, OptimizerInfo] = {}
-
-CARRIED = ("momentum", "b2", "weight_decay", "l2")
-"""What an object given as learning rate may bring besides the learning rate."""
 
 _RAISES = """\
 Raises:
@@ -88,57 +99,86 @@ Raises:
 
 def register(
     *,
-    title: str,
-    equation: str,
-    citation: str,
-    direction: Factory | None,
-    state_values: int,
-    arxiv: str = "",
-    differs: str = "",
-    twin: str = "",
-    twin_options: dict[str, Any] | None = None,
-    refuses: tuple[str, ...] = (),
-    example: dict[str, Any] | None = None,
-    needs: tuple[str, ...] = (),
-    degree: float | None = 0,
-    scope: str = "element",
-    memory: str = "",
-) -> Callable[[Factory], Factory]:
+    direction: str | None = "",
+    behind: tuple[str, ...] = (),
+    within: tuple[str, ...] = (),
+    second_rate: str = "b2",
+    **facts: Any,
+) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
     """Enters an optimizer into the registry and completes its signature and docstring.
 
-    The decorated function takes the common keywords as ``**common``; the function that users see
-    lists them one by one, which is also what ``optax.inject_hyperparams`` reads.
+    The decorated function takes common keywords as ``**common: Unpack[...]``; the function that
+    users see lists them one by one, which is also what ``optax.inject_hyperparams`` reads. Where
+    the learning rate is an object with several schedules, the decorated function gets each of them
+    in its place, and a plain learning rate.
+
+    Args:
+      direction: the optimizer whose direction it has; its own by default, None for no direction.
+      behind: arguments of its own that act behind the direction.
+      within: common keywords that act within it, though most optimizers have them behind.
+      second_rate: the argument that a schedule of b2 drives.
+      **facts: fields of ``OptimizerInfo``.
     """
 
-    def enter(factory: Factory) -> Factory:
-        signature = inspect.signature(factory)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        known = {p.name for p in own}
-        shared = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            for name, default in COMMON.items()
-            if name not in known
-        ]
+    def enter(factory: Callable[P, Composed]) -> Callable[P, Composed]:
+        name, (signature, own_options) = factory.__name__, full_signature(factory)
 
         @functools.wraps(factory)
-        def public(*args: Any, **kwargs: Any) -> Composed:
-            _check_keywords(factory.__name__, kwargs, known)
-            check_switches(kwargs)
-            _check_carried(factory.__name__, signature, args, kwargs)
-            made = factory(*args, **kwargs)  # which may say better why it refuses something
-            _check_refused(factory.__name__, refuses, kwargs)
-            return made
+        def public(*args: P.args, **kwargs: P.kwargs) -> Composed:
+            given = _bound(name, signature, args, kwargs, lambda _: facts["lacks"])
+            return factory(**_unpacked(name, signature, second_rate, given))  # type: ignore[arg-type]
 
-        public.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
-        public.__doc__ = _docstring(factory, equation, citation, arxiv, differs, refuses)
-        _REGISTRY[factory.__name__] = OptimizerInfo(
-            factory.__name__, title, equation, citation, arxiv, state_values, differs,
-            twin, twin_options or {}, refuses, example or {}, needs, degree, scope, public,
-            direction, memory,
-        )  # fmt: skip
+        public.__signature__ = signature  # type: ignore[attr-defined]
+        scale_by = None
+        if direction:
+            scale_by = info(direction).direction
+        elif direction is not None:
+            kept = [
+                parameter
+                for key, parameter in signature.parameters.items()
+                if key not in ("learning_rate", *behind)
+                and (key not in COMMON or COMMON[key].in_direction or key in within)
+            ]
+            scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
+        row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)
+        public.__doc__ = _docstring(row, {**COMMON, **own_options})
+        _REGISTRY[name] = row
         return public
 
     return enter
+
+
+def _direction_of(
+    optimizer: Factory, signature: inspect.Signature, facts: dict[str, Any]
+) -> Factory:
+    """The optimizer up to its learning rate: the stages before the first that gives an update."""
+    of = optimizer.__name__
+    name, taken = f"scale_by_{of}", inspect.signature(optimizer).parameters
+    plain = {
+        key: COMMON[key].default
+        for key in taken
+        if key in COMMON and key not in signature.parameters
+    }
+
+    def why(key: str) -> str:
+        return f"it acts behind the direction, {of}() takes it" if key in taken else facts["lacks"]
+
+    def scale_by(*args: Any, **kwargs: Any) -> Composed:
+        given = _bound(name, signature, args, kwargs, why)
+        if given.get("rules") is not None:
+            given["rules"] = given["rules"].of_decay()
+        made = optimizer(learning_rate=1.0, **plain, **given)
+        end = next(i for i, spec in enumerate(made.specs) if spec.gives is Kind.UPDATE)
+        return composed_like(made, made.specs[:end])
+
+    scale_by.__name__ = scale_by.__qualname__ = name
+    scale_by.__module__ = "adamw_jax.optimizers.directions"
+    scale_by.__signature__ = signature  # type: ignore[attr-defined]
+    scale_by.__doc__ = (
+        f"{facts['title']}'s direction, without learning rate: gradient in, direction out.\n\n"
+        f"Arguments as for ``{of}``. It can be jitted alone."
+    )
+    return scale_by
 
 
 def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
@@ -203,70 +243,88 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
     return compose(made, lookahead(**given))
 
 
-def _check_keywords(name: str, kwargs: dict[str, Any], known: set[str]) -> None:
-    allowed = known | set(COMMON)
+def _bound(
+    name: str, signature: inspect.Signature, args: Any, kwargs: Any, why_not: Callable[[str], str]
+) -> dict[str, Any]:
+    """The arguments by name, or the error for one that is unknown or not among its choices."""
+    known = signature.parameters
     for key in kwargs:
-        if key in allowed:
+        if key in known:
             continue
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, allowed, n=1)
-        near = [word for word in near if word in allowed]
-        hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(allowed)}."
+        if key in COMMON:
+            raise TypeError(f"{name}() takes no {key}: {why_not(key)}.")
+        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
+        near = [word for word in near if word in known]
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(known)}."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
-
-
-def _check_refused(name: str, refuses: tuple[str, ...], kwargs: dict[str, Any]) -> None:
-    """What has no meaning for an optimizer must keep its default."""
-    for option in refuses:
-        if option in kwargs and kwargs[option] != COMMON[option]:
-            raise ValueError(
-                f"{name}() has nothing that {option}={kwargs[option]!r} could act on: leave "
-                f"{option} out."
-            )
-
-
-def _check_carried(
-    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """A value that the user gave beside an object that carries its schedule would be lost."""
-    given = signature.bind_partial(*args, **kwargs).arguments
-    given = {**given, **given.pop("common", {})}
-    carrier = given.get("learning_rate")
-    if not hasattr(carrier, "learning_rate"):
-        return
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}") from None
     for key, value in given.items():
-        field = "momentum" if key == "b1" else key
-        carried = getattr(carrier, field, None) if field in CARRIED else None
-        if carried is None or value is carried or not isinstance(value, (int, float)):
+        if known[key].annotation == "bool":
+            switch(key, value)
+        if key == "bias_correction":
+            one_of(key, value, CONVENTIONS)
+    return given
+
+
+def _unpacked(
+    name: str, signature: inspect.Signature, second_rate: str, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments, with the schedules that the learning rate carries in their places.
+
+    ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of
+    ``momentum``, ``b2``, ``weight_decay`` and ``l2``. A momentum of None, no buffer, stays None.
+    """
+    carrier: Any = given.get("learning_rate")
+    if isinstance(carrier, optax.GradientTransformation):
+        raise TypeError(
+            f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
+            f"the transformation {carrier!r}."
+        )
+    if not hasattr(carrier, "learning_rate"):
+        return given
+    known, new = signature.parameters, {**given, "learning_rate": carrier.learning_rate}
+    takes = {"b1": "momentum", "momentum": "momentum", second_rate: "b2"}
+    for key, field in {**takes, "weight_decay": "weight_decay", "l2": "l2"}.items():
+        carried = getattr(carrier, field, None)
+        if carried is None or (key not in known and key in takes):
             continue
-        parameter = signature.parameters.get(key)
-        default = COMMON.get(key) if parameter is None else parameter.default
-        if value != default:
+        if key not in known:
+            raise ValueError(f"{name}() takes no {key}, which {type(carrier).__name__} brings.")
+        default = known[key].default
+        value = given.get(key, default)
+        if value is not carried and isinstance(value, (int, float)) and value != default:
             # Without a default there would be no buffer that the carried momentum could drive.
             remedy = f"leave {key} out" if default is not None else f"give {key}=that.{field}"
             raise ValueError(
                 f"{name}() got {key}={value!r}, but {type(carrier).__name__} brings its own "
                 f"{field}: {remedy}, or build the schedules without {field}."
             )
+        if value is not None or key not in takes:
+            new[key] = carried
+    if getattr(carrier, "l2", None) is not None and getattr(carrier, "weight_decay", None) is None:
+        new["weight_decay"] = None  # a plan that decays by L2 does not decay twice
+    if "base_learning_rate" in known and new.get("base_learning_rate") is None:
+        bases = (getattr(carrier, f"{word}_learning_rate", None) for word in ("base", "max"))
+        new["base_learning_rate"] = next((base for base in bases if base is not None), None)
+    return new
 
 
-def _docstring(
-    factory: Factory,
-    equation: str,
-    citation: str,
-    arxiv: str,
-    differs: str,
-    refuses: tuple[str, ...],
-) -> str:
-    text = inspect.cleandoc(factory.__doc__ or "")
-    summary, _, rest = text.partition("\n\n")
+def _docstring(row: OptimizerInfo, options: Mapping[str, Option]) -> str:
+    """The docstring with equation, common keywords, differences and reference."""
+    summary, _, rest = inspect.cleandoc(row.factory.__doc__ or "").partition("\n\n")
     args, marker, after = rest.partition("\nReturns:")
-    where = f", arXiv {arxiv}" if arxiv else ""
-    hidden = {*refuses, *inspect.signature(factory).parameters}
-    shared = "".join(line for name, line in COMMON_DOC.items() if name not in hidden)
+    told = re.findall(r"^  (\w+):", args, re.MULTILINE)
+    known = inspect.signature(row.factory).parameters
+    shared = [entry(key, options[key]) for key in known if key in options and key not in told]
     if "Raises:" not in after:
         after = after.rstrip() + "\n\n" + _RAISES
-    parts = [summary, f"    {equation}", args.rstrip() + "\n" + shared + marker + after]
-    if differs:
-        parts.append(f"Differs: {differs}")
-    parts.append(f"Reference: {citation}{where}.")
+    args = "\n".join([args.rstrip(), *shared, marker + after])
+    parts = [summary, f"    {row.equation}", args]
+    if row.differs:
+        parts.append(f"Differs: {row.differs}")
+    where = f", arXiv {row.arxiv}" if row.arxiv else ""
+    parts.append(f"Reference: {row.citation}{where}.")
     return "\n\n".join(part.strip("\n") for part in parts)

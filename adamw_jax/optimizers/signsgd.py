@@ -10,10 +10,10 @@ Crawshaw et al., NeurIPS 2022, arXiv 2208.11195.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-from adamw_jax.compose import Composed, compose
-from adamw_jax.hyperparameters import ScalarOrSchedule, storage_dtype
+from adamw_jax.compose import Composed
+from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -23,39 +23,8 @@ from adamw_jax.moments import (
     precondition,
     rectify_variance,
 )
-from adamw_jax.optimizers.common import Common, finish, split, unpack
+from adamw_jax.optimizers.common import Common, CommonOptions, finish
 from adamw_jax.optimizers.registry import register
-
-
-def scale_by_generalized_signsgd(
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-8,
-    *,
-    corrected: bool = False,
-    amsgrad: bool = False,
-    rectify: bool = False,
-    eps_hat: bool = False,
-    bias_correction: str = "exact",
-    state_dtype: Any = None,
-) -> Composed:
-    """Generalized SignSGD's direction. Arguments as for ``generalized_signsgd``."""
-    state_dtype = storage_dtype("state_dtype", state_dtype)
-    correction = correct_bias(bias_correction)
-    if bias_correction != "exact" and not corrected:
-        raise ValueError(
-            f"bias_correction={bias_correction!r} is without effect, since generalized_signsgd "
-            "does not correct its moments; give corrected=True too."
-        )
-    return compose(
-        estimate_moments(
-            ema(b1, dtype=state_dtype), ema_of_squared_momentum(b2, dtype=state_dtype)
-        ),
-        amsgrad_max(dtype=state_dtype) if amsgrad else None,
-        correction if corrected else None,
-        rectify_variance() if rectify else None,
-        precondition(eps, eps_hat=eps_hat),
-    )
 
 
 @register(
@@ -64,12 +33,11 @@ def scale_by_generalized_signsgd(
     citation="Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of "
     "Generalized SignSGD, NeurIPS 2022",
     arxiv="2208.11195",
-    direction=scale_by_generalized_signsgd,
     state_values=2,
     differs="neither optax nor PyTorch has it; b2 = 0 is optax.signum up to eps.",
 )
 def generalized_signsgd(
-    learning_rate: ScalarOrSchedule,
+    learning_rate: LearningRate,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
@@ -90,10 +58,22 @@ def generalized_signsgd(
     Returns:
       The transformation; its state has two values per parameter. The authors' decay is ``l2``.
     """
-    learning_rate, b1, b2, common = unpack(learning_rate, b1, b2, common)
-    direction, rest = split(common)
+    o = CommonOptions(common)
+    correction = correct_bias(o.bias_correction)
+    if o.bias_correction != "exact" and not corrected:
+        raise ValueError(
+            f"bias_correction={o.bias_correction!r} is without effect, since generalized_signsgd "
+            "does not correct its moments; give corrected=True too."
+        )
     return finish(
-        scale_by_generalized_signsgd(b1, b2, eps, corrected=corrected, **direction),
+        o,
         learning_rate,
-        **rest,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_squared_momentum(b2, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correction if corrected else None,
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat),
     )

@@ -26,7 +26,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import norm_of_tree, square_norm_of_tree
-from adamw_jax.hyperparameters import ScalarOrSchedule, check, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, bound, declare, length, nonnegative
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -59,9 +59,9 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
         factor = lax.min(one, step["max_grad_norm"] / (norm_of_tree(gradient) + step["clip_eps"]))
         return _times(factor, gradient), state
 
-    check("eps", eps)
+    declare(eps=nonnegative(eps))
     # A name of its own: that of precondition's eps stays when a clip is put before it.
-    declared = declare(max_grad_norm=max_grad_norm, clip_eps=eps)
+    declared = declare(max_grad_norm=bound(max_grad_norm), clip_eps=nonnegative(eps))
     return stage(
         "clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, clips=True
     )
@@ -96,7 +96,7 @@ def clip_step(
 
         return _over(per_leaf, shortened, direction), state
 
-    declared = declare(learning_rate=learning_rate, max_step=max_step)
+    declared = declare(learning_rate=length(learning_rate), max_step=bound(max_step))
     return stage(
         "clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
     )

@@ -23,7 +23,7 @@ from jax import lax
 from adamw_jax import masks, numerics
 from adamw_jax.checks import one_of, switch
 from adamw_jax.decay import decay_factors
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length, nonnegative
 from adamw_jax.rules import ParameterRules
 from adamw_jax.scaling.parameter_scale import SIGNAL
 from adamw_jax.scaling.relative_step import relative_step
@@ -86,6 +86,8 @@ def effective_decay(
         Kind.UPDATE,
         Kind.UPDATE,
         apply,
-        hyperparams=declare(weight_decay=weight_decay, learning_rate=learning_rate),
+        hyperparams=declare(
+            weight_decay=nonnegative(weight_decay), learning_rate=length(learning_rate)
+        ),
         needs_params=True,
     )

@@ -24,7 +24,7 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax.stage import STEP_SIZE, Kind, Slopes, Stage, Step, stage
 
 Tree = Any
@@ -100,6 +100,6 @@ def scale_by_norm_estimate(
         Kind.DIRECTION,
         apply,
         init=init,
-        hyperparams=declare(beta=beta, floor=floor),
+        hyperparams=declare(beta=decay_rate(beta), floor=nonnegative(floor)),
         slopes=Slopes(slopes, needs_loss=False),
     )

@@ -20,7 +20,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, bound, declare, nonnegative
 from adamw_jax.scaling.update_clipping import rms
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -47,7 +47,6 @@ def scale_by_parameter_rms(
       ValueError: a value is out of its range, or (in ``update``) parameters are not given.
       TypeError: a value is neither number nor schedule.
     """
-    bounds = {"min_scale": min_scale} | ({} if max_scale is None else {"max_scale": max_scale})
 
     def factor_of(p: Any, step: Step) -> jax.Array:
         factor = lax.max(rms(p), step["min_scale"])
@@ -65,6 +64,6 @@ def scale_by_parameter_rms(
         Kind.DIRECTION,
         Kind.DIRECTION,
         apply,
-        hyperparams=declare(**bounds),
+        hyperparams=declare(min_scale=nonnegative(min_scale), max_scale=bound.if_given(max_scale)),
         needs_params=True,
     )

@@ -20,7 +20,7 @@ import jax
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -57,5 +57,5 @@ def scale_by_relative_step(learning_rate: ScalarOrSchedule = LARGEST) -> Stage:
         rate = -relative_step(step["learning_rate"], step.count)
         return jax.tree.map(lambda u: numerics.scaled(rate, numerics.widen(u)), direction), state
 
-    declared = declare(learning_rate=learning_rate)
+    declared = declare(learning_rate=length(learning_rate))
     return stage("scale_by_relative_step", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)

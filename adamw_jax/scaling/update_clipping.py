@@ -22,7 +22,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.gradients import size, square_norm
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare
+from adamw_jax.hyperparameters import ScalarOrSchedule, at_least_one, declare
 from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -54,7 +54,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
         return jax.tree.map(leaf, direction, sizes), state
 
-    declared = declare(clipping_threshold=clipping_threshold)
+    declared = declare(clipping_threshold=at_least_one(clipping_threshold))
     return stage(
         "clip_by_rms",
         Kind.DIRECTION,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.hyperparameters import ScalarOrSchedule, declare, storage_dtype
+from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax.moments.parts import zeros
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -71,5 +71,10 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
         return moved, AverageUpdatesState(numerics.cast_like(moved, state.average))
 
     return stage(
-        "average_updates", Kind.UPDATE, Kind.UPDATE, apply, init=init, hyperparams=declare(b1=b1)
+        "average_updates",
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declare(b1=decay_rate(b1)),
     )

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from adamw_jax.checks import number, one_of
-from adamw_jax.hyperparameters import check
+from adamw_jax.hyperparameters import declare, length
 
 RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "sqrt": math.sqrt}
 
@@ -46,7 +46,7 @@ def scale_learning_rate(
       TypeError: the learning rate is neither number nor schedule.
     """
     one_of("rule", rule, tuple(RULES))
-    check("learning_rate", learning_rate)
+    declare(learning_rate=length(learning_rate))
     factor = RULES[rule](_ratio(old_batch, new_batch))
     if callable(learning_rate):
         schedule = cast(Callable[[Any], Any], learning_rate)
