@@ -212,14 +212,15 @@ def compose(
             step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
             if spec.takes is None and flow is not updates:
                 flow = numerics.leaving(flow, updates, params)
-            with norms_of(spec.name):
+            with norms_of(spec.name), jax.named_scope(spec.name):
                 flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
             if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
                 for early in specs:  # those with something to settle stood before it
                     if early.settle is not None:
-                        memories[early.name] = early.settle(memories[early.name], flow, step)
+                        with jax.named_scope(early.name):
+                            memories[early.name] = early.settle(memories[early.name], flow, step)
         new_state = ComposeState(increment(state.count), live, memories)
         return numerics.leaving(flow, updates, params), new_state
 

@@ -271,7 +271,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         check_width(spec.name, state.memory, gradient)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
         step = Step(state.count, values, params, extra, {})
-        with step_of(None, gradient, params), norms_of(spec.name):
+        with step_of(None, gradient, params), norms_of(spec.name), jax.named_scope(spec.name):
             flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
         if spec.gives is not Kind.MOMENTS:
             flow = numerics.leaving(flow, gradient, params)

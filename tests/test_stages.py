@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from adamw_jax import (
     compose,
     correct_bias,
     decoupled_decay,
+    diffgrad,
     ema,
     ema_of_centered_squares,
     ema_of_squares,
@@ -26,6 +28,7 @@ from adamw_jax import (
     heavy_ball,
     infinity_norm,
     l2_decay,
+    lamb,
     lookahead,
     nesterov,
     no_moment,
@@ -446,3 +449,24 @@ def test_a_magnitude_of_one_s_own_is_corrected_as_one(eps_hat: bool) -> None:
     added = 1e-6 / 0.01 if eps_hat else 1e-6
     expected = gradient / (jnp.abs(gradient) + added)
     np.testing.assert_allclose(direction, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: adamw(0.1), ("estimate_moments", "decoupled_decay", "scale_by_learning_rate")),
+        (lambda: lamb(0.1), ("precondition", "scale_by_trust_ratio")),
+        (lambda: adamw(0.1, storage="8bit"), ("estimate_moments", "precondition")),
+        (lambda: diffgrad(0.1), ("friction",)),
+    ],
+    ids=["adamw", "lamb", "8 bits", "diffgrad"],
+)
+def test_a_compiled_step_names_its_stages(
+    make: Any, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the metadata of its instructions, from which a profile takes the names."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params, tx = {"a": jnp.ones((64, 128)), "b": jnp.ones((64, 128))}, make()
+    text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+    for name in names:
+        assert re.search(rf'op_name="[^"]*/{name}/', text), name
