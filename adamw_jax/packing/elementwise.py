@@ -28,7 +28,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax import numerics
-from adamw_jax.order import unordered
+from adamw_jax.sequential import unordered
 
 Tree = Any
 Program = tuple[Hashable, ...]

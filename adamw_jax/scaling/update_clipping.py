@@ -23,7 +23,6 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.gradients import size, square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -45,8 +44,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         sizes = jax.tree.map(rms, direction)
-        if WHOLE in step.signals:
-            step.signals[WHOLE] = sizes
+        step.facts.leaf_scalars = sizes
 
         def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
             factor = 1.0 / lax.max(jnp.ones_like(length), length / step["clipping_threshold"])
@@ -56,7 +54,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
     declared = declare(clipping_threshold=clipping_threshold)
     return stage(
-        "clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, whole=True
+        "clip_by_rms", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, reduces=True
     )
 
 

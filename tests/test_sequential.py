@@ -14,9 +14,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamw_jax as aj
-from adamw_jax.order import after, leaf_by_leaf
-from adamw_jax.order.after import SMALL
-from adamw_jax.storage import quantize
+from adamw_jax.sequential import SMALL, after, leaf_by_leaf, unordered
 from benchmarks import hlo
 
 RECIPES = {
@@ -105,8 +103,7 @@ def test_values_are_those_without_order(
 ) -> None:
     params = _params(dtype)
     with jax.numpy_dtype_promotion("standard"):
-        with monkeypatch.context() as without:
-            without.setattr(quantize, "are_alike", lambda *trees: False)
+        with unordered():
             expected = _run(RECIPES[name](), params)
         monkeypatch.setattr(jax, "device_count", lambda: 1)
         got = _run(RECIPES[name](), params)
@@ -184,7 +181,7 @@ def test_a_step_without_scalars_is_left_as_it_is() -> None:
     def step(updates: Any, state: Any) -> Any:
         return jax.tree.map(lambda u: -u, updates), state + 1, None
 
-    moved, state = jax.jit(lambda u: leaf_by_leaf(step, u, jnp.int32(0), jnp.int32(0)))(updates)
+    moved, state = jax.jit(lambda u: leaf_by_leaf(step, u, jnp.int32(0)))(updates)
     assert int(state) == 1
     chex.assert_trees_all_equal(moved, jax.tree.map(lambda u: -u, updates))
 
@@ -200,7 +197,7 @@ def test_after_keeps_values_that_a_reader_cannot_hold(
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     x = jnp.arange(size, dtype=jnp.int32).astype(jnp.float16)
     held = jnp.full(size, reader, jnp.complex64 if isinstance(reader, complex) else jnp.float32)
-    got = jax.jit(lambda x, held: after(x, jnp.int32(3), held, kept=kept))(x, held)
+    got = jax.jit(lambda x, held: after(x, held, kept=kept))(x, held)
     chex.assert_trees_all_equal(got, x)
 
 

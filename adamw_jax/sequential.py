@@ -1,0 +1,340 @@
+"""Run a compiled step one leaf after the other, so that its scratch is that of the largest leaf.
+
+Why it exists. On a CPU, XLA schedules a program breadth first: it starts every leaf before it ends
+one. A direction that must be whole before it is used (LAMB's trust ratio, Adafactor's clipping), or
+a moment whose scale must be known before it is encoded, then stays in memory for all leaves at
+once. ``lax.optimization_barrier`` does not help: XLA removes it before it schedules
+(``tests/test_sequential.py`` shows that it changes no scratch). Only a data dependency orders two
+leaves. So the step is traced, and its outputs are computed leaf by leaf in a Jaxpr interpreter (see
+"Writing custom Jaxpr interpreters in JAX"), in which the inputs of a leaf wait for a scalar of the
+leaf before. Values stay the same. Measured on the ResNet-50 tree, with one thread of a CPU, as the
+part of the time of optax's step: LAMB 0.36, Adafactor 0.34, with scratch of 0.4 bytes a parameter
+in place of 8 and 5. XLA for a GPU makes the same program with and without, so it is off there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.extend.core import DropVar, JaxprEqn, Literal
+
+from adamw_jax import numerics
+
+Tree = Any
+
+SMALL = 4096
+"""Arrays of fewer elements are read whole, and do not wait for others: it costs less."""
+
+_CHOICE: ContextVar[bool | None] = ContextVar("_CHOICE", default=None)
+_INSIDE = ContextVar("_INSIDE", default=False)
+
+
+@contextlib.contextmanager
+def switched(sequential: bool | None) -> Iterator[None]:
+    """Sets the switch for the steps that are traced inside; a False outside wins.
+
+    Args:
+      sequential: as for ``compose``.
+    """
+    outer = _CHOICE.get()
+    token = _CHOICE.set(outer if outer is False or sequential is None else sequential)
+    try:
+        yield
+    finally:
+        _CHOICE.reset(token)
+
+
+def unordered() -> contextlib.AbstractContextManager[None]:
+    """Turns it off for the steps that are traced inside, to look at their formulas alone."""
+    return switched(False)
+
+
+def is_alone(*trees: Tree) -> bool:
+    """Whether the arrays are on the only device, outside any mesh.
+
+    Elsewhere a scalar of an array costs a message between devices, and arrays that lie in a mesh
+    in different ways cannot be combined.
+    """
+    in_mesh = (not jax.typeof(x).sharding.mesh.empty for x in jax.tree.leaves(trees))
+    return jax.device_count() == 1 and not any(in_mesh)
+
+
+def is_due(updates: Tree, state: Tree) -> bool:
+    """Whether a recipe that reduces over leaves shall run them one by one.
+
+    The step must be traced: an eager one is in sequence already (its ``state`` is concrete under
+    an eager ``grad`` or ``vmap``). It must not be part of a step that is in sequence.
+    """
+    several = sum(map(_is_large, jax.tree.leaves(updates))) > 1
+    on = _is_on() and _is_traced(state) and not _INSIDE.get()
+    return on and several and is_alone(updates, state)
+
+
+def way_of_storage(updates: Tree, state: Tree) -> str | None:
+    """How to encode the new state of a step: ``"waits"``, ``"branches"``, or None for all at once.
+
+    On one device a parameter waits for the scales of the one before. On several that would be a
+    message between them; there each parameter is encoded in a branch of a conditional of its own,
+    which runs from start to end by itself, and its updates decode the old codes once more.
+    """
+    if not _is_on() or not _is_traced(state):
+        return None
+    if jax.device_count() == 1:
+        return "waits" if _CHOICE.get() or _are_alike(updates, state) else None
+    return "branches" if _CHOICE.get() or _are_alike(updates, state) else None
+
+
+def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
+    """Returns ``x``, to be written only after ``readers``, which read what it overwrites.
+
+    Without an order between the two XLA copies the donated array before it is overwritten.
+
+    Args:
+      x: what is written.
+      *readers: trees like it. On a single device one element of each is read, of small ones and
+        elsewhere every one.
+      kept: whether the readers are arrays of the new state, which XLA computes whole, so that one
+        element is enough of small ones, too.
+    """
+    if not _is_on():
+        return x
+    alone = is_alone(x, readers)
+
+    def seen(reader: jax.Array) -> jax.Array:
+        if alone and kept:
+            return _first(reader)
+        return known_once_whole(reader) if alone and _is_large(reader) else reader
+
+    return jax.tree.map(lambda x, *read: functools.reduce(wait, map(seen, read), x), x, *readers)
+
+
+def wait(x: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns ``x`` with a data dependency on ``known``, a scalar or an array of its shape.
+
+    The select always takes ``x``, but XLA does not know that.
+    """
+    return lax.select(_always() | (known != 0), x, lax.full_like(x, 0))
+
+
+def known_once_whole(x: jax.Array) -> jax.Array:
+    """Returns one element of ``x``, read in a branch: else XLA would compute that element alone."""
+    return lax.cond(_always(), _first, lambda x: lax.full((), 0, x.dtype), x)
+
+
+def leaf_by_leaf(
+    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree]], updates: Tree, state: Tree
+) -> tuple[Tree, Tree]:
+    """Runs ``step(updates, state) -> moved, state, scalars`` so that large leaves wait in turn.
+
+    Args:
+      step: its scalars are in the places of some updates, each known once the direction of its leaf
+        has been computed.
+      updates: the gradients.
+      state: of the step.
+    """
+    trace = Trace(step, updates, state)
+    leaves, held = jax.tree.leaves(updates), jax.tree_util.tree_leaves_with_path(state)
+    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    reads = {path: [number] for number, path in enumerate(ends)}
+    starts = numerics.owners_in([path for path, _ in held], reads)
+    for number, ((path, array), start) in enumerate(zip(held, starts, strict=True), len(leaves)):
+        if start is not None and jnp.issubdtype(array.dtype, jnp.inexact):
+            reads[path[start:]].append(number)
+    told = [path for path, _ in jax.tree_util.tree_leaves_with_path(trace.results[2])]
+    scalars = {path: place for place, path in enumerate(told, trace.size - len(told))}
+
+    known = None
+    for number, path in enumerate(ends):
+        if path in scalars and _is_large(leaves[number]):
+            trace.wait(reads[path], known)
+            (known,) = trace.outputs([scalars[path]])
+            trace.outputs([number])
+    moved, state, _ = jax.tree.unflatten(
+        jax.tree.structure(trace.results), trace.outputs(range(trace.size))
+    )
+    return moved, state
+
+
+def parameter_by_parameter(
+    step: Callable[[Tree], tuple[Tree, Tree]],
+    state: Tree,
+    is_node: Callable[[Any], bool],
+    encode: Callable[[int, Any, jax.Array | None], tuple[Any, jax.Array | None]],
+    way: str,
+) -> tuple[Tree, Tree]:
+    """Runs ``step(state) -> moved, state`` so that the new state is encoded parameter by parameter.
+
+    Args:
+      step: of the transformation, on a state that is encoded.
+      state: the state.
+      is_node: whether a node of it is encoded: an array of codes, then its scales.
+      encode: ``(number of the node, what step makes of it, known) -> encoded, known``, where
+        ``known`` is a scalar that is known once the node before was encoded.
+      way: from ``way_of_storage``.
+    """
+    trace = Trace(step, state)
+    moved, new = trace.results
+    ends = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(moved))}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_node)]
+    nodes, structure = jax.tree.flatten(state, is_leaf=is_node)
+    results = structure.flatten_up_to(new)
+    inputs, outputs = _places(nodes, 0), _places(results, len(ends))
+    held: dict[int, list[int]] = {}
+    for number, start in enumerate(numerics.owners_in(paths, ends)):
+        if start is not None and is_node(nodes[number]):
+            held.setdefault(ends[paths[number][start:]], []).append(number)
+
+    def result(trace: Trace, number: int, known: Any = None) -> tuple[Any, Any]:
+        like = jax.tree.structure(results[number])
+        made = jax.tree.unflatten(like, trace.outputs(outputs[number]))
+        return encode(number, made, known) if is_node(nodes[number]) else (made, known)
+
+    done: dict[int, Any] = {}
+    if way == "branches":
+        groups = list(held.values())
+        parts = trace.apart([[i for number in group for i in outputs[number]] for group in groups])
+        for part, group in zip(parts, groups, strict=True):
+
+            def branch(part: Trace = part, group: list[int] = group) -> list[Any]:
+                return [result(part, number)[0] for number in group]
+
+            old = [nodes[number] for number in group]
+            done.update(zip(group, lax.cond(_always(), branch, lambda old=old: old), strict=True))
+    else:
+        known = None
+        for owner in sorted(held):
+            trace.wait([i for number in held[owner] for i in inputs[number][1:]], known)
+            for number in held[owner]:
+                done[number], known = result(trace, number, known)
+            trace.outputs([owner])
+    rest = [done[n] if n in done else result(trace, n)[0] for n in range(len(nodes))]
+    whole = jax.tree.unflatten(jax.tree.structure(moved), trace.outputs(range(len(ends))))
+    return whole, jax.tree.unflatten(structure, rest)
+
+
+class Trace:
+    """A traced function whose outputs are computed as they are asked for.
+
+    Attributes:
+      results: the shapes of its results.
+      size: the number of its outputs, the leaves of ``results``.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Tree) -> None:
+        token = _INSIDE.set(True)  # what is traced inside is not put in sequence by itself
+        try:
+            traced, self.results = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        finally:
+            _INSIDE.reset(token)
+        self.size = len(jax.tree.leaves(self.results))
+        self._inputs = jax.tree.leaves(arguments)
+        self._jaxpr = traced.jaxpr
+        self._values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+        self._places = {var: place for place, var in enumerate(traced.jaxpr.invars)}
+        self._makers = {var: i for i, eqn in enumerate(traced.jaxpr.eqns) for var in eqn.outvars}
+        self._in_own_order = any(eqn.effects for eqn in traced.jaxpr.eqns)
+
+    def wait(self, places: Iterable[int], known: jax.Array | None) -> None:
+        """Makes inputs wait for a scalar, if there is one, unless something has read them."""
+        if known is not None:
+            for place in places:
+                self._inputs[place] = wait(self._inputs[place], known)
+
+    def outputs(self, places: Iterable[int]) -> list[Any]:
+        """Computes some outputs; of a function with effects all, in its own order."""
+        atoms = [self._jaxpr.outvars[place] for place in places]
+        self._run(self._wanted(atoms))
+        return [self._value(atom) for atom in atoms]
+
+    def apart(self, groups: Iterable[Iterable[int]]) -> list[Trace]:
+        """Makes a function for each group of outputs; what two of them need is computed now."""
+        wanted = [self._wanted([self._jaxpr.outvars[i] for i in places]) for places in groups]
+        uses = collections.Counter(itertools.chain.from_iterable(wanted))
+        self._run({number for number, count in uses.items() if count > 1})
+        parts = [copy.copy(self) for _ in wanted]
+        for part in parts:
+            part._values = dict(self._values)
+        return parts
+
+    def _wanted(self, atoms: list[Any]) -> set[int]:
+        """The equations that are still to be evaluated for some atoms."""
+        if self._in_own_order:
+            return set(range(len(self._jaxpr.eqns)))
+        wanted, left = set[int](), list(atoms)
+        while left:
+            atom = left.pop()
+            if isinstance(atom, Literal) or atom in self._values or atom in self._places:
+                continue
+            if self._makers[atom] not in wanted:
+                wanted.add(self._makers[atom])
+                left += self._jaxpr.eqns[self._makers[atom]].invars
+        return wanted
+
+    def _value(self, atom: Any) -> Any:
+        if isinstance(atom, Literal):
+            return atom.val
+        if atom not in self._values:
+            self._values[atom] = self._inputs[self._places[atom]]
+        return self._values[atom]
+
+    def _run(self, wanted: set[int]) -> None:
+        for number in sorted(wanted):
+            self._evaluate(self._jaxpr.eqns[number])
+        self._in_own_order = self._in_own_order and not wanted
+
+    def _evaluate(self, eqn: JaxprEqn) -> None:
+        values = map(self._value, eqn.invars)
+        with jax.named_scope(str(eqn.source_info.name_stack)), eqn.ctx.manager:
+            made = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+        made = made if eqn.primitive.multiple_results else [made]
+        new = zip(eqn.outvars, made, strict=True)
+        self._values.update((var, x) for var, x in new if not isinstance(var, DropVar))
+
+
+def _is_on() -> bool:
+    choice = _CHOICE.get()
+    return jax.default_backend() == "cpu" if choice is None else choice
+
+
+def _is_traced(state: Tree) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
+
+
+def _are_alike(*trees: Tree) -> bool:
+    """Whether the types of arrays do not tell how they lie, or that all lie whole everywhere."""
+    arrays = jax.tree.leaves(trees)
+    places = [jax.typeof(x).sharding for x in arrays]
+    kinds = {(s.mesh, numerics.varying_axes(x)) for s, x in zip(places, arrays, strict=True)}
+    return len(kinds) < 2 and all(axis is None for s in places for axis in s.spec)
+
+
+def _is_large(x: jax.Array) -> bool:
+    """Whether an array is large enough to wait for; a symbolic size is not."""
+    return isinstance(x.size, int) and x.size >= SMALL
+
+
+def _first(x: jax.Array) -> jax.Array:
+    return x.ravel()[0] if x.size else lax.full((), 0, x.dtype)
+
+
+def _always() -> jax.Array:
+    """True, which XLA does not know before it has scheduled the program."""
+    return lax.optimization_barrier(jnp.bool_(True))
+
+
+def _places(nodes: list[Any], start: int) -> list[range]:
+    """Where in a flat list the leaves of each node are."""
+    sizes = [len(jax.tree.leaves(node)) for node in nodes]
+    stops = itertools.accumulate(sizes, initial=start)
+    return [range(stop, stop + size) for stop, size in zip(stops, sizes, strict=False)]
