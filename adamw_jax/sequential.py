@@ -60,39 +60,25 @@ def unordered() -> contextlib.AbstractContextManager[None]:
     return switched(False)
 
 
-def is_alone(*trees: Tree) -> bool:
-    """Whether the arrays are on the only device, outside any mesh.
+def way(updates: Tree, state: Tree) -> str | None:
+    """How to order the leaves of a step: ``"waits"``, ``"branches"``, or None for not at all.
 
-    Elsewhere a scalar of an array costs a message between devices, and arrays that lie in a mesh
-    in different ways cannot be combined.
+    On one device a leaf waits for a scalar of the one before. On several, or in a mesh, reading it
+    is a message, and arrays that lie there in different ways cannot be combined; there each leaf
+    can have a branch of a conditional of its own, which runs from start to end by itself. A step
+    that is not traced is in sequence already (an eager ``grad`` or ``vmap`` has a concrete state).
     """
-    in_mesh = (not jax.typeof(x).sharding.mesh.empty for x in jax.tree.leaves(trees))
-    return jax.device_count() == 1 and not any(in_mesh)
+    if not _is_on() or not any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+        return None
+    if _is_alone(updates, state):
+        return "waits"
+    return "branches" if _CHOICE.get() or _are_alike(updates, state) else None
 
 
 def is_due(updates: Tree, state: Tree) -> bool:
-    """Whether a recipe that reduces over leaves shall run them one by one.
-
-    The step must be traced: an eager one is in sequence already (its ``state`` is concrete under
-    an eager ``grad`` or ``vmap``). It must not be part of a step that is in sequence.
-    """
+    """Whether a step that reduces over large leaves, and is not part of one, shall be ordered."""
     several = sum(map(_is_large, jax.tree.leaves(updates))) > 1
-    on = _is_on() and _is_traced(state) and not _INSIDE.get()
-    return on and several and is_alone(updates, state)
-
-
-def way_of_storage(updates: Tree, state: Tree) -> str | None:
-    """How to encode the new state of a step: ``"waits"``, ``"branches"``, or None for all at once.
-
-    On one device a parameter waits for the scales of the one before. On several that would be a
-    message between them; there each parameter is encoded in a branch of a conditional of its own,
-    which runs from start to end by itself, and its updates decode the old codes once more.
-    """
-    if not _is_on() or not _is_traced(state):
-        return None
-    if jax.device_count() == 1:
-        return "waits" if _CHOICE.get() or _are_alike(updates, state) else None
-    return "branches" if _CHOICE.get() or _are_alike(updates, state) else None
+    return several and not _INSIDE.get() and way(updates, state) == "waits"
 
 
 def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
@@ -109,7 +95,7 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
     """
     if not _is_on():
         return x
-    alone = is_alone(x, readers)
+    alone = _is_alone(x, readers)
 
     def seen(reader: jax.Array) -> jax.Array:
         if alone and kept:
@@ -122,9 +108,10 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
 def wait(x: jax.Array, known: jax.Array) -> jax.Array:
     """Returns ``x`` with a data dependency on ``known``, a scalar or an array of its shape.
 
-    The select always takes ``x``, but XLA does not know that.
+    The select always takes ``x``, but XLA does not know that. What it does not take has the type of
+    ``x``, its sharding included.
     """
-    return lax.select(_always() | (known != 0), x, lax.full_like(x, 0))
+    return lax.select(_always() | (known != 0), x, lax.sub(x, x))
 
 
 def known_once_whole(x: jax.Array) -> jax.Array:
@@ -133,93 +120,74 @@ def known_once_whole(x: jax.Array) -> jax.Array:
 
 
 def leaf_by_leaf(
-    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree]], updates: Tree, state: Tree
+    step: Callable[[Tree, Tree], tuple[Tree, Tree, Tree]],
+    updates: Tree,
+    state: Tree,
+    is_encoded: Callable[[Any], bool] = lambda node: False,
+    encode: Callable[[int, Any, jax.Array | None], tuple[Any, jax.Array | None]] | None = None,
+    *,
+    in_branches: bool = False,
 ) -> tuple[Tree, Tree]:
-    """Runs ``step(updates, state) -> moved, state, scalars`` so that large leaves wait in turn.
+    """Runs ``step(updates, state) -> moved, state, scalars`` leaf by leaf, without the scalars.
 
     Args:
       step: its scalars are in the places of some updates, each known once the direction of its leaf
-        has been computed.
+        has been computed; None for none.
       updates: the gradients.
       state: of the step.
+      is_encoded: whether a node of ``state`` is encoded: codes, then their scales.
+      encode: ``(number of the node, what step makes of it, known) -> encoded, known``, where
+        ``known`` is a scalar that is known once a node was encoded.
+      in_branches: whether to encode each leaf in a branch, in place of waiting for the one before.
+        Its update then decodes the old codes once more.
     """
     trace = Trace(step, updates, state)
-    leaves, held = jax.tree.leaves(updates), jax.tree_util.tree_leaves_with_path(state)
-    ends = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-    reads = {path: [number] for number, path in enumerate(ends)}
-    starts = numerics.owners_in([path for path, _ in held], reads)
-    for number, ((path, array), start) in enumerate(zip(held, starts, strict=True), len(leaves)):
-        if start is not None and jnp.issubdtype(array.dtype, jnp.inexact):
-            reads[path[start:]].append(number)
-    told = [path for path, _ in jax.tree_util.tree_leaves_with_path(trace.results[2])]
-    scalars = {path: place for place, path in enumerate(told, trace.size - len(told))}
+    moved, new, told = trace.results
+    nodes, structure = jax.tree.flatten(state, is_encoded)
+    results, paths = structure.flatten_up_to(new), _paths(state, is_encoded)
+    inputs = _places(nodes, len(jax.tree.leaves(updates)))
+    *outputs, scalars = _places([*results, told], len(jax.tree.leaves(moved)))
+    ends = {path: i for i, path in enumerate(_paths(moved))}
+    scalar = dict(zip(_paths(told), scalars, strict=True))
+    reads = {path: [i] for i, path in enumerate(_paths(updates))}  # the inputs of each leaf
+    held: dict[Any, list[int]] = {path: [] for path in ends}  # its encoded nodes
+    for n, start in enumerate(numerics.owners_in(paths, ends)):
+        if start is not None:
+            first = int(is_encoded(nodes[n]))  # scales wait, and so do codes
+            held[paths[n][start:]] += [n] * first
+            arrays = zip(inputs[n][first:], jax.tree.leaves(nodes[n])[first:], strict=True)
+            floats = [i for i, x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
+            reads.setdefault(paths[n][start:], []).extend(floats)
 
-    known = None
-    for number, path in enumerate(ends):
-        if path in scalars and _is_large(leaves[number]):
-            trace.wait(reads[path], known)
-            (known,) = trace.outputs([scalars[path]])
-            trace.outputs([number])
-    moved, state, _ = jax.tree.unflatten(
-        jax.tree.structure(trace.results), trace.outputs(range(trace.size))
-    )
-    return moved, state
+    def result(trace: Trace, n: int, known: jax.Array | None = None) -> tuple[Any, Any]:
+        like = jax.tree.structure(results[n])
+        made = jax.tree.unflatten(like, trace.outputs(outputs[n]))
+        return encode(n, made, known) if encode and is_encoded(nodes[n]) else (made, known)
 
-
-def parameter_by_parameter(
-    step: Callable[[Tree], tuple[Tree, Tree]],
-    state: Tree,
-    is_node: Callable[[Any], bool],
-    encode: Callable[[int, Any, jax.Array | None], tuple[Any, jax.Array | None]],
-    way: str,
-) -> tuple[Tree, Tree]:
-    """Runs ``step(state) -> moved, state`` so that the new state is encoded parameter by parameter.
-
-    Args:
-      step: of the transformation, on a state that is encoded.
-      state: the state.
-      is_node: whether a node of it is encoded: an array of codes, then its scales.
-      encode: ``(number of the node, what step makes of it, known) -> encoded, known``, where
-        ``known`` is a scalar that is known once the node before was encoded.
-      way: from ``way_of_storage``.
-    """
-    trace = Trace(step, state)
-    moved, new = trace.results
-    ends = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(moved))}
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_node)]
-    nodes, structure = jax.tree.flatten(state, is_leaf=is_node)
-    results = structure.flatten_up_to(new)
-    inputs, outputs = _places(nodes, 0), _places(results, len(ends))
-    held: dict[int, list[int]] = {}
-    for number, start in enumerate(numerics.owners_in(paths, ends)):
-        if start is not None and is_node(nodes[number]):
-            held.setdefault(ends[paths[number][start:]], []).append(number)
-
-    def result(trace: Trace, number: int, known: Any = None) -> tuple[Any, Any]:
-        like = jax.tree.structure(results[number])
-        made = jax.tree.unflatten(like, trace.outputs(outputs[number]))
-        return encode(number, made, known) if is_node(nodes[number]) else (made, known)
-
-    done: dict[int, Any] = {}
-    if way == "branches":
-        groups = list(held.values())
-        parts = trace.apart([[i for number in group for i in outputs[number]] for group in groups])
-        for part, group in zip(parts, groups, strict=True):
+    done, known = dict[int, Any](), None
+    if in_branches:
+        groups = [group for group in held.values() if group]
+        for group, part in zip(groups, trace.apart(groups, outputs), strict=True):
 
             def branch(part: Trace = part, group: list[int] = group) -> list[Any]:
-                return [result(part, number)[0] for number in group]
+                return [result(part, n)[0] for n in group]
 
-            old = [nodes[number] for number in group]
+            old = [nodes[n] for n in group]
             done.update(zip(group, lax.cond(_always(), branch, lambda old=old: old), strict=True))
     else:
-        known = None
-        for owner in sorted(held):
-            trace.wait([i for number in held[owner] for i in inputs[number][1:]], known)
-            for number in held[owner]:
-                done[number], known = result(trace, number, known)
-            trace.outputs([owner])
+        for (path, end), leaf in zip(ends.items(), jax.tree.leaves(moved), strict=True):
+            reduced = path in scalar and _is_large(leaf)
+            if not held[path] and not reduced:
+                continue
+            if known is not None:
+                trace.wait(reads[path], known)
+            for n in held[path]:
+                done[n], known = result(trace, n, known)
+            if reduced:
+                (known,) = trace.outputs([scalar[path]])
+            trace.outputs([end])
     rest = [done[n] if n in done else result(trace, n)[0] for n in range(len(nodes))]
-    whole = jax.tree.unflatten(jax.tree.structure(moved), trace.outputs(range(len(ends))))
+    whole = jax.tree.unflatten(jax.tree.structure(moved), trace.outputs(ends.values()))
     return whole, jax.tree.unflatten(structure, rest)
 
 
@@ -228,7 +196,6 @@ class Trace:
 
     Attributes:
       results: the shapes of its results.
-      size: the number of its outputs, the leaves of ``results``.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Tree) -> None:
@@ -237,7 +204,6 @@ class Trace:
             traced, self.results = jax.make_jaxpr(function, return_shape=True)(*arguments)
         finally:
             _INSIDE.reset(token)
-        self.size = len(jax.tree.leaves(self.results))
         self._inputs = jax.tree.leaves(arguments)
         self._jaxpr = traced.jaxpr
         self._values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
@@ -245,11 +211,10 @@ class Trace:
         self._makers = {var: i for i, eqn in enumerate(traced.jaxpr.eqns) for var in eqn.outvars}
         self._in_own_order = any(eqn.effects for eqn in traced.jaxpr.eqns)
 
-    def wait(self, places: Iterable[int], known: jax.Array | None) -> None:
-        """Makes inputs wait for a scalar, if there is one, unless something has read them."""
-        if known is not None:
-            for place in places:
-                self._inputs[place] = wait(self._inputs[place], known)
+    def wait(self, places: Iterable[int], known: jax.Array) -> None:
+        """Makes inputs wait for a scalar, unless something has read them."""
+        for place in places:
+            self._inputs[place] = wait(self._inputs[place], known)
 
     def outputs(self, places: Iterable[int]) -> list[Any]:
         """Computes some outputs; of a function with effects all, in its own order."""
@@ -257,9 +222,10 @@ class Trace:
         self._run(self._wanted(atoms))
         return [self._value(atom) for atom in atoms]
 
-    def apart(self, groups: Iterable[Iterable[int]]) -> list[Trace]:
-        """Makes a function for each group of outputs; what two of them need is computed now."""
-        wanted = [self._wanted([self._jaxpr.outvars[i] for i in places]) for places in groups]
+    def apart(self, groups: list[list[int]], outputs: list[range]) -> list[Trace]:
+        """Makes a trace for each group of outputs; what two of them need is computed now."""
+        atoms = [[self._jaxpr.outvars[i] for n in group for i in outputs[n]] for group in groups]
+        wanted = list(map(self._wanted, atoms))
         uses = collections.Counter(itertools.chain.from_iterable(wanted))
         self._run({number for number, count in uses.items() if count > 1})
         parts = [copy.copy(self) for _ in wanted]
@@ -307,8 +273,10 @@ def _is_on() -> bool:
     return jax.default_backend() == "cpu" if choice is None else choice
 
 
-def _is_traced(state: Tree) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
+def _is_alone(*trees: Tree) -> bool:
+    """Whether the arrays are on the only device that there is, outside any mesh."""
+    in_mesh = (not jax.typeof(x).sharding.mesh.empty for x in jax.tree.leaves(trees))
+    return jax.device_count() == 1 and not any(in_mesh)
 
 
 def _are_alike(*trees: Tree) -> bool:
@@ -331,6 +299,10 @@ def _first(x: jax.Array) -> jax.Array:
 def _always() -> jax.Array:
     """True, which XLA does not know before it has scheduled the program."""
     return lax.optimization_barrier(jnp.bool_(True))
+
+
+def _paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]
 
 
 def _places(nodes: list[Any], start: int) -> list[range]:

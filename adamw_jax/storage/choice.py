@@ -231,8 +231,8 @@ def choose(
         if (unsigned, signed, min_size, exempt, sequential) != ((), (), MIN_SIZE, (), None):
             raise ValueError(
                 "storage is what choose() has made, with its own options: give unsigned, signed, "
-                f"min_size, exempt and sequential there, got {unsigned!r}, {signed!r}, {min_size!r}, "
-                f"{exempt!r} and {sequential!r} beside it."
+                f"min_size, exempt and sequential there, got {unsigned!r}, {signed!r}, "
+                f"{min_size!r}, {exempt!r} and {sequential!r} beside it."
             )
         return storage
     if sequential is not None:

@@ -26,7 +26,7 @@ from adamw_jax import numerics
 from adamw_jax.boxes import has_boxes
 from adamw_jax.checks import one_of
 from adamw_jax.gradients import entering
-from adamw_jax.sequential import parameter_by_parameter, switched, wait, way_of_storage
+from adamw_jax.sequential import leaf_by_leaf, switched, wait, way
 from adamw_jax.stage import transformation
 from adamw_jax.storage.choice import (
     MIN_SIZE,
@@ -181,8 +181,8 @@ def update_encoded(
         own = numerics.key_of(key, nodes[number][0], x)
         return jax.random.uniform(own, x.shape, jnp.float32)
 
-    def step(state: Tree) -> tuple[Tree, Tree]:
-        return update(updates, decode(state), params, **extra)
+    def step(updates: Tree, state: Tree) -> tuple[Tree, Tree, None]:
+        return *update(updates, decode(state), params, **extra), None
 
     chance = None if key is None else noise
 
@@ -193,9 +193,10 @@ def update_encoded(
         scales = [scale.ravel()[0] for scale in jax.tree.leaves(made.scales)]
         return made, functools.reduce(lax.add, scales) if scales else known
 
-    if (way := way_of_storage(updates, state)) is not None:
-        return parameter_by_parameter(step, state, is_encoded, encode, way)
-    moved, new = step(state)
+    if (how := way(updates, state)) is not None:
+        in_branches = how == "branches"
+        return leaf_by_leaf(step, updates, state, is_encoded, encode, in_branches=in_branches)
+    moved, new, _ = step(updates, state)
     return moved, encode_like(state, new, chance)
 
 
