@@ -108,10 +108,11 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
 def wait(x: jax.Array, known: jax.Array) -> jax.Array:
     """Returns ``x`` with a data dependency on ``known``, a scalar or an array of its shape.
 
-    The select always takes ``x``, but XLA does not know that. What it does not take has the type of
-    ``x``, its sharding included.
+    The select always takes ``x``, but XLA does not know that. What is not traced is there already.
     """
-    return lax.select(_always() | (known != 0), x, lax.sub(x, x))
+    if not isinstance(x, Tracer):
+        return x
+    return lax.select(_always() | (known != 0), x, lax.full_like(x, 0))
 
 
 def known_once_whole(x: jax.Array) -> jax.Array:
