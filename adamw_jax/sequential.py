@@ -227,7 +227,7 @@ class Trace:
         wanted = list(map(self._wanted, atoms))
         uses = collections.Counter(itertools.chain.from_iterable(wanted))
         self._run({number for number, count in uses.items() if count > 1})
-        parts = [copy.copy(self) for _ in groups]
+        parts: list[Trace] = [copy.copy(self) for _ in groups]
         for part in parts:
             part._values = dict(self._values)
         return parts

@@ -468,5 +468,6 @@ def test_a_compiled_step_names_its_stages(
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     params, tx = {"a": jnp.ones((64, 128)), "b": jnp.ones((64, 128))}, make()
     text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+    assert text is not None
     for name in names:
         assert re.search(rf'op_name="[^"]*/{name}/', text), name
