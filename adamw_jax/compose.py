@@ -30,12 +30,14 @@ import optax
 from jax import lax
 
 from adamw_jax import masks, numerics
+from adamw_jax.checks import switch
 from adamw_jax.gradients import entering, norms_of, step_of
 from adamw_jax.hyperparameters import Domain, Hyperparameter
 from adamw_jax.kinds import check_kinds, check_names, share_hyperparams, twice
-from adamw_jax.order import WHOLE, is_due, leaf_by_leaf
+from adamw_jax.sequential import is_due, leaf_by_leaf, switched
 from adamw_jax.stage import (
     Declared,
+    Facts,
     Kind,
     Spec,
     Stage,
@@ -48,7 +50,6 @@ from adamw_jax.stage import (
 )
 from adamw_jax.state import ComposeState, Hyperparams, check_live, check_owners
 from adamw_jax.storage import (
-    DECODED,
     check_encoded,
     choose,
     decode_state,
@@ -66,6 +67,7 @@ class Recipe(NamedTuple):
     hyperparams: Mapping[str, Hyperparameter]
     frozen: masks.Mask
     norm_axes: tuple[str, ...] | None
+    sequential: bool | None
 
 
 class Composed(Declared):
@@ -96,9 +98,17 @@ class Composed(Declared):
         """Axes of a mesh over which norms are summed inside ``jax.shard_map``, or None."""
         return self.declaration.norm_axes
 
+    @property
+    def sequential(self) -> bool | None:
+        """Whether a step runs one leaf after the other; None for on a CPU."""
+        return self.declaration.sequential
+
 
 def compose(
-    *stages: Any, frozen: masks.Mask = None, norm_axes: str | Sequence[str] | None = None
+    *stages: Any,
+    frozen: masks.Mask = None,
+    norm_axes: str | Sequence[str] | None = None,
+    sequential: bool | None = None,
 ) -> Composed:
     """Runs stages one after the other, with one step count and one record of hyperparameters.
 
@@ -116,6 +126,9 @@ def compose(
         model of its own. None for neither: then a stage that takes a norm of a shard raises an
         error, where types tell that it is one. It also holds for the recipes, wrappers and stages
         inside, but not for norms that optax takes itself.
+      sequential: whether a compiled step runs one leaf after the other where that bounds its
+        scratch (trust ratios, clipping by leaf, delayed moments, encoded state); the values are the
+        same. None for on a CPU only: no gain is known elsewhere.
 
     Returns:
       A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. A hyperparameter that
@@ -132,9 +145,10 @@ def compose(
     names, declared = share_hyperparams(specs)
     frozen = _frozen_of(stages, frozen)
     norm_axes = _norm_axes_of(stages, norm_axes)
-    orders = [spec.storage.in_order for spec in specs if spec.storage is not None]
-    in_order = next((order for order in orders if order is not None), None)
-    by_leaf = any(spec.whole for spec in specs[1:])  # the first reads arrays that are there
+    sequential = _sequential_of(stages, sequential)
+    stores = [spec.storage.sequential for spec in specs if spec.storage is not None]
+    store_sequential = next((choice for choice in stores if choice is not None), None)
+    reduces = any(spec.reduces for spec in specs[1:])  # the first reads arrays that are there
 
     def init(params: Tree) -> ComposeState:
         whole = params = numerics.as_arrays(params)
@@ -160,7 +174,7 @@ def compose(
         check_state(state, declared, specs)
         updates, params = entering(updates, params)
         check_widths(state, specs, updates)
-        with step_of(norm_axes, updates, params):
+        with step_of(norm_axes, updates, params), switched(sequential):
             return moving_ones(updates, state, params, extra)
 
     def moving_ones(
@@ -181,7 +195,8 @@ def compose(
                 memory = state.stages[spec.name]
                 like = updates if params is None else params
                 check_encoded(spec.name, memory, spec.init, like, spec.storage)
-        return update_encoded(update_moving, updates, state, params, extra, in_order, decode=decode)
+        with switched(store_sequential):
+            return update_encoded(update_moving, updates, state, params, extra, decode=decode)
 
     def decode(state: ComposeState) -> ComposeState:
         memories = dict(state.stages)
@@ -192,38 +207,39 @@ def compose(
 
     def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
         def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree]:
-            signals: dict[str, Any] = {WHOLE: None, DECODED: True}  # asks for the first
-            moved, new_state = through_stages(updates, state, params, extra, signals)
-            return moved, new_state, signals[WHOLE]
+            return through_stages(updates, state, params, extra, in_sequence=True)
 
-        if by_leaf and is_due(updates, state):
-            return leaf_by_leaf(step, updates, state, state.count)
-        return through_stages(updates, state, params, extra, {DECODED: True})
+        if reduces and is_due(updates, state):
+            return leaf_by_leaf(step, updates, state)
+        return through_stages(updates, state, params, extra, in_sequence=False)[:2]
 
     def through_stages(
-        updates: Tree, state: ComposeState, params: Tree | None, extra: Any, signals: dict[str, Any]
-    ) -> tuple[Tree, ComposeState]:
+        updates: Tree, state: ComposeState, params: Tree | None, extra: Any, *, in_sequence: bool
+    ) -> tuple[Tree, ComposeState, Tree]:
         live = live_at(state.hyperparams, state.count, declared)
         values = {name: live.value(name) for name in declared}
-        flow, memories = updates, dict(state.stages)
+        flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
                 require_params(spec.name, params)
-            step = Step(state.count, {k: values[v] for k, v in own.items()}, params, extra, signals)
+            own_values = {name: values[key] for name, key in own.items()}
+            step = Step(state.count, own_values, params, extra, facts, in_sequence)
             if spec.takes is None and flow is not updates:
                 flow = numerics.leaving(flow, updates, params)
-            with norms_of(spec.name):
+            with norms_of(spec.name), jax.named_scope(spec.name):
                 flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
             if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
-                for early in specs:  # those with something to settle stood before it
-                    if early.settle is not None:
-                        memories[early.name] = early.settle(memories[early.name], flow, step)
+                for early in specs:
+                    if early.write_after_read is not None:
+                        with jax.named_scope(early.name):
+                            memory = early.write_after_read(memories[early.name], flow, step)
+                        memories[early.name] = memory
         new_state = ComposeState(increment(state.count), live, memories)
-        return numerics.leaving(flow, updates, params), new_state
+        return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
 
-    return Composed.of(Recipe(specs, declared, frozen, norm_axes), init, update)
+    return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
 
 
 def store(recipe: Any, storage: Any) -> Any:
@@ -238,7 +254,12 @@ def store(recipe: Any, storage: Any) -> Any:
 
 def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:
     """Other stages, with what else ``compose`` was told for a recipe."""
-    return compose(*map(stage_of, specs), frozen=recipe.frozen, norm_axes=recipe.norm_axes)
+    return compose(
+        *map(stage_of, specs),
+        frozen=recipe.frozen,
+        norm_axes=recipe.norm_axes,
+        sequential=recipe.sequential,
+    )
 
 
 def _norm_axes_of(
@@ -253,6 +274,19 @@ def _norm_axes_of(
     if len(given) > 1:
         raise ValueError(f"recipes in one compose() have different norm_axes, {given}: give one.")
     return given[0] if given else None
+
+
+def _sequential_of(stages: tuple[Any, ...], sequential: bool | None) -> bool | None:
+    if sequential is not None:
+        switch("sequential", sequential)
+        return sequential
+    given = {entry.sequential for entry in _recipes_in(stages)} - {None}
+    if len(given) > 1:
+        raise ValueError(
+            "recipes in one compose() have sequential=True and sequential=False: give it to "
+            "compose()."
+        )
+    return given.pop() if given else None
 
 
 def _recipes_in(stages: tuple[Any, ...]) -> list[Composed]:

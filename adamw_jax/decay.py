@@ -29,7 +29,7 @@ from adamw_jax.gradients import check_gradient
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length, nonnegative, positive
 from adamw_jax.moments.record import leafwise
 from adamw_jax.rules import ParameterRules, Rule
-from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
 
@@ -131,7 +131,7 @@ def decoupled_decay(
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = coefficient(step)
-        still = step.signals.get(STAND_STILL)
+        still = step.facts.skip_step
         if still is not None:  # a rectified recipe that skips a step does not decay in it
             rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
 

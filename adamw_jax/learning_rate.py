@@ -14,7 +14,7 @@ import jax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length
-from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
 
@@ -37,8 +37,8 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
-        if STEP_SIZE in step.signals:
-            step.signals[STEP_SIZE] = step.signals[STEP_SIZE] * step["learning_rate"]
+        if step.facts.step_size is not None:
+            step.facts.step_size = step.facts.step_size * step["learning_rate"]
         return _scaled(rate, direction), state
 
     declared = declare(learning_rate=length(learning_rate))

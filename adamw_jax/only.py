@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from adamw_jax import masks, numerics
 from adamw_jax.moments.record import Moments, leafwise
-from adamw_jax.order import WHOLE
 from adamw_jax.stage import Stage, Step, stage_of
 
 Tree = Any
@@ -56,16 +55,18 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         tree = flow.gradient if isinstance(flow, Moments) else flow
         chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
         params = None if step.params is None else masks.show(step.params, chosen)
-        heard = {name: _of_chosen(chosen, told) for name, told in step.signals.items()}
-        inner_step = Step(step.count, step.values, params, step.extra, dict(heard))
+        heard = {name: _of_chosen(chosen, told) for name, told in step.facts.trees().items()}
+        facts = dataclasses.replace(step.facts, **heard)
+        inner_step = dataclasses.replace(step, params=params, facts=facts)
         moments = isinstance(flow, Moments)
         some = _hide_record(flow, chosen) if moments else masks.show(flow, chosen)
         part, state = spec.apply(some, state, inner_step)
-        for name, told in inner_step.signals.items():
+        for name, told in facts.trees().items():
             if told is not heard.get(name):
-                if name != WHOLE and not isinstance(told, bool):  # of some leaves, of the step
-                    told = _of_all(chosen, told, step.signals.get(name))
-                step.signals[name] = told
+                if name != "leaf_scalars":  # those may be of some leaves only
+                    told = _of_all(chosen, told, getattr(step.facts, name))
+                setattr(step.facts, name, told)
+        step.facts.delayed |= facts.delayed
         merge = _merge_record if moments else masks.merge
         return merge(chosen, part, flow), state
 

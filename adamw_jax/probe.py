@@ -177,7 +177,7 @@ def _squares(tree: Tree, per_leaf: bool) -> jax.Array:
 
 def _entrance(per_leaf: bool) -> Stage:
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        step.signals["probe"] = _squares(gradient, per_leaf)
+        step.facts.probe_gradient = _squares(gradient, per_leaf)
         return gradient, state
 
     return stage("probe_gradient", Kind.GRADIENT, Kind.GRADIENT, apply)
@@ -187,7 +187,7 @@ def _before(kind: Kind) -> Stage:
     """Before a clipping."""
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        step.signals["probe_before"] = _squares(flow, False)
+        step.facts.probe_before = _squares(flow, False)
         return flow, state
 
     return stage("probe_before", kind, kind, apply)
@@ -197,8 +197,11 @@ def _after(kind: Kind) -> Stage:
     """Behind it; one of several clippings is enough."""
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        shorter = _squares(flow, False) < step.signals["probe_before"] * _SHORTER**2
-        step.signals["probe_clipped"] = step.signals.get("probe_clipped", False) | shorter
+        facts = step.facts
+        assert facts.probe_before is not None
+        shorter = _squares(flow, False) < facts.probe_before * _SHORTER**2
+        known = facts.probe_clipped
+        facts.probe_clipped = shorter if known is None else known | shorter
         return flow, state
 
     return stage("probe_after", kind, kind, apply)
@@ -212,11 +215,12 @@ def _exit(kind: Kind, per_leaf: bool, clips: bool) -> Stage:
         return ProbeState(gradient, update, theta, jnp.zeros([], jnp.int32), clipped)
 
     def apply(update: Tree, state: ProbeState, step: Step) -> tuple[Tree, ProbeState]:
-        clipped, now = state.clipped, step.signals.get("probe_clipped")
+        clipped, now = state.clipped, step.facts.probe_clipped
         if clipped is not None and now is not None:
             clipped = lax.select(now, increment(clipped), clipped)
+        assert step.facts.probe_gradient is not None
         return update, ProbeState(
-            step.signals["probe"],
+            step.facts.probe_gradient,
             _squares(update, per_leaf),
             _squares(step.params, per_leaf),
             increment(state.steps),

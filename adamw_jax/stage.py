@@ -37,11 +37,46 @@ class Kind(enum.Enum):
     UPDATE = "update"
 
 
-STAND_STILL = "stand_still"
-"""A signal: where true, this step moves nothing, and so decays nothing."""
+@dataclasses.dataclass
+class Facts:
+    """What stages tell the later stages of the same step; a stage sets a field, others read it.
 
-STEP_SIZE = "step_size"
-"""A signal: the factor on the gradient in this step, a scalar, of a stage that estimates it."""
+    Attributes:
+      skip_step: where true, this step moves nothing and decays nothing; a bool array, or one for
+        every leaf. None if no stage said so.
+      step_size: the factor on the gradient in this step, a scalar, from a stage that estimates it.
+      parameter_scale: the factor of each leaf by which the step was scaled.
+      leaf_scalars: for some leaves or all a scalar that is known only after the whole direction of
+        the leaf was computed; ``sequential`` starts the next leaf after it.
+      delayed: whether the direction reads the second moment of the step before.
+      decoded: whether the recipe has decoded the state of its stages.
+      unpacked: the gradient before it was packed.
+      probe_gradient: squared norm of the gradient, for ``probe``.
+      probe_before: squared norm of what a clipping was given, for ``probe``.
+      probe_clipped: whether a clipping shortened something in this step, for ``probe``.
+      own: facts of your own stages, by names of your choice. They pass ``only`` and packing as
+        they are.
+    """
+
+    skip_step: Tree | None = None
+    step_size: jax.Array | None = None
+    parameter_scale: Tree | None = None
+    leaf_scalars: Tree | None = None
+    delayed: bool = False
+    decoded: bool = False
+    unpacked: Tree | None = None
+    probe_gradient: jax.Array | None = None
+    probe_before: jax.Array | None = None
+    probe_clipped: jax.Array | None = None
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def trees(self) -> dict[str, Tree]:
+        """The facts that are arrays, or trees of arrays, by field."""
+        return {
+            name: told
+            for name, told in vars(self).items()
+            if name != "own" and told is not None and not isinstance(told, bool)
+        }
 
 
 @dataclasses.dataclass
@@ -53,15 +88,16 @@ class Step:
       values: the stage's hyperparameters at this step, by the stage's own names.
       params: the parameters before the step, or None.
       extra: the extra arguments of ``update``.
-      signals: facts that one stage tells later ones of the same step (``STAND_STILL``,
-        ``STEP_SIZE``, ``order.WHOLE``).
+      facts: what earlier stages of this step have told.
+      in_sequence: whether leaves run one after the other, each after ``facts.leaf_scalars``.
     """
 
     count: jax.Array
     values: Mapping[str, jax.Array]
     params: Tree | None
     extra: Mapping[str, Any]
-    signals: dict[str, Any]
+    facts: Facts = dataclasses.field(default_factory=Facts)
+    in_sequence: bool = False
 
     def __getitem__(self, name: str) -> jax.Array:
         return self.values[name]
@@ -81,11 +117,6 @@ class Slopes(NamedTuple):
     needs_loss: bool
 
 
-Settle = Callable[[Any, Tree, Step], Any]
-"""``(memory, direction, step) -> memory``: the same values, written only when the direction is,
-which reads what they overwrite (``order.after``)."""
-
-
 class Spec(NamedTuple):
     """The declaration of a stage."""
 
@@ -100,14 +131,16 @@ class Spec(NamedTuple):
     storage: Any = None  # the ``Choice`` by which its memory is encoded
     partial: bool = False  # whether ``only`` keeps it to some of the leaves
     slopes: Slopes | None = None  # of one that makes its direction without moments
-    settle: Settle | None = None  # of one whose memory the direction reads before it is overwritten
-    whole: bool = False  # whether it has a direction whole before it is used
+    # ``(memory, direction, step) -> memory``, the same values, written only after the direction,
+    # which reads what they overwrite (``sequential.after``).
+    write_after_read: Callable[[Any, Tree, Step], Any] | None = None
+    reduces: bool = False  # whether it reduces over a whole leaf before the result can be used
     clips: bool = False  # whether it may shorten what it is given, which ``probe`` counts
     reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the last v
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
-        """The declaration of a stage that wraps this one; its memory is another, to be settled."""
-        return self._replace(apply=apply, init=init, settle=None, **changes)
+        """Declares a stage that wraps this one, whose state is another."""
+        return self._replace(apply=apply, init=init, write_after_read=None, **changes)
 
     @property
     def kinds(self) -> str:
@@ -175,17 +208,16 @@ def stage(
     hyperparams: Mapping[str, Hyperparameter] | None = None,
     needs_params: bool = False,
     slopes: Slopes | None = None,
-    settle: Settle | None = None,
-    whole: bool = False,
+    write_after_read: Callable[[Any, Tree, Step], Any] | None = None,
+    reduces: bool = False,
     clips: bool = False,
     reads: str = "",
 ) -> Stage:
     """Declares a stage; ``init`` is None for one without memory, see ``Spec`` for the rest."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
-    return stage_of(
-        spec._replace(slopes=slopes, settle=settle, whole=whole, clips=clips, reads=reads)
-    )
+    spec = spec._replace(write_after_read=write_after_read, slopes=slopes)
+    return stage_of(spec._replace(reduces=reduces, clips=clips, reads=reads))
 
 
 TAILS: set[str] = set()
@@ -294,8 +326,8 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         gradient, params = entering(updates if record is None else record.gradient, params)
         check_width(spec.name, state.memory, gradient)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
-        step = Step(state.count, values, params, extra, {})
-        with step_of(None, gradient, params), norms_of(spec.name):
+        step = Step(state.count, values, params, extra)
+        with step_of(None, gradient, params), norms_of(spec.name), jax.named_scope(spec.name):
             flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
         if spec.gives is not Kind.MOMENTS:
             flow = numerics.leaving(flow, gradient, params)

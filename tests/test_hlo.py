@@ -93,7 +93,7 @@ def test_a_tpu_lays_out_codes_of_whole_rows_without_copies() -> None:
     params = {f"layer{i}": jax.ShapeDtypeStruct((1024, 512), jnp.float32) for i in range(2)}
     found = {}
     for block_size in (None, 256):
-        tx = aj.adamw(1e-3, storage=choose(eight_bit(block_size), in_order=False))
+        tx = aj.adamw(1e-3, storage=choose(eight_bit(block_size), sequential=False))
 
         def step(params, state, gradients, update=tx.update):
             updates, state = update(gradients, state, params)

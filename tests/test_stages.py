@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from adamw_jax import (
     compose,
     correct_bias,
     decoupled_decay,
+    diffgrad,
     ema,
     ema_of_centered_squares,
     ema_of_squares,
@@ -28,6 +30,7 @@ from adamw_jax import (
     hyperparams,
     infinity_norm,
     l2_decay,
+    lamb,
     lookahead,
     migrate_state,
     nesterov,
@@ -499,3 +502,25 @@ def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> Non
     for use in (tx.update, lambda g, s, p: migrate_state(s, tx, p)):
         with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, and must be a number in"):
             use(params, state, params)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: adamw(0.1), ("estimate_moments", "decoupled_decay", "scale_by_learning_rate")),
+        (lambda: lamb(0.1), ("precondition", "scale_by_trust_ratio")),
+        (lambda: adamw(0.1, storage="8bit"), ("estimate_moments", "precondition")),
+        (lambda: diffgrad(0.1), ("friction",)),
+    ],
+    ids=["adamw", "lamb", "8 bits", "diffgrad"],
+)
+def test_a_compiled_step_names_its_stages(
+    make: Any, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the metadata of its instructions, from which a profile takes the names."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params, tx = {"a": jnp.ones((64, 128)), "b": jnp.ones((64, 128))}, make()
+    text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
+    assert text is not None
+    for name in names:
+        assert re.search(rf'op_name="[^"]*/{name}/', text), name

@@ -51,7 +51,7 @@ class Memory(NamedTuple):
 
 
 def measure(
-    layout: str, storage: Any, *, leaves: int = 12, size: int = 1024, in_order: bool | None = None
+    layout: str, storage: Any, *, leaves: int = 12, size: int = 1024, sequential: bool | None = None
 ) -> Memory:
     """The memory of a compiled step with donated parameters and state."""
     rows, columns, spec = LAYOUTS[layout]
@@ -64,7 +64,7 @@ def measure(
     placed = NamedSharding(mesh, spec)
     shape = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=placed)
     params = {f"layer{i}": shape for i in range(leaves)}
-    tx = aj.adamw(1e-3, storage=storage and choose(storage, in_order=in_order))
+    tx = aj.adamw(1e-3, storage=storage and choose(storage, sequential=sequential))
     shardings = aj.state_shardings(tx, params, placed)
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -27,12 +27,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics, order
+from adamw_jax import numerics
 from adamw_jax.averaging.evaluation import beside
 from adamw_jax.checks import one_of, switch, whole_number
 from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax.moments.parts import zeros
-from adamw_jax.stage import STEP_SIZE, Kind, Stage, Step, increment, stage, tail
+from adamw_jax.sequential import after
+from adamw_jax.stage import Kind, Stage, Step, increment, stage, tail
 
 Tree = Any
 
@@ -153,7 +154,7 @@ def average_iterates(
     if kind == "ema":
         declared = declare(average_decay=decay_rate(0.999 if decay is None else decay))
     elif kind == "weighted":
-        by_step = isinstance(weights, str) and weights == STEP_SIZE
+        by_step = isinstance(weights, str) and weights == "step_size"
         if not by_step:
             each: Any = _number_of_step if weights is None else weights
             declared = declare(average_weight=nonnegative(each))
@@ -199,7 +200,7 @@ def average_iterates(
                 state.due, collected_into, lambda mean, _: mean, state.mean, step.params
             )
         if kind != "last":  # both read the parameters, which the update overwrites
-            update = order.after(update, step.count, mean, kept=True)
+            update = after(update, mean, kept=True)
         collected = lax.select(state.due, increment(state.collected), state.collected)
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)
@@ -241,12 +242,12 @@ def average_iterates(
 
 
 def _step_size(step: Step) -> jax.Array:
-    if STEP_SIZE not in step.signals:
+    if step.facts.step_size is None:
         raise ValueError(
-            f'weights="{STEP_SIZE}" needs a stage that tells the size of its steps, and there is '
+            'weights="step_size" needs a stage that tells the size of its steps, and there is '
             "none in the recipe: add scale_by_norm_estimate(), or give numbers or a schedule."
         )
-    return step.signals[STEP_SIZE]
+    return step.facts.step_size
 
 
 def _number_of_step(count: jax.Array) -> jax.Array:

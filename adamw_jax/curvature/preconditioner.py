@@ -30,9 +30,8 @@ from adamw_jax.compose import Composed, check_state, live_at
 from adamw_jax.curvature.products import real_params
 from adamw_jax.interop import from_optax
 from adamw_jax.moments.record import Moments, Reading
-from adamw_jax.stage import Kind, Spec, Step
+from adamw_jax.stage import Facts, Kind, Spec, Step
 from adamw_jax.state import ComposeState, find
-from adamw_jax.storage import DECODED
 from adamw_jax.storage.encoded import decode_state
 
 State = Any
@@ -166,7 +165,7 @@ def _slopes(
     count = memory.steps if source.slopes is None else state.count
     if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
         raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
-    signals: dict[str, Any] = {DECODED: True}
+    facts = Facts(decoded=True)
 
     # Moments divided the last step, the others divide the step to come.
     live = state.hyperparams
@@ -178,7 +177,7 @@ def _slopes(
         for name in spec.hyperparams:
             own = f"{spec.name}.{name}"
             values[name] = live.value(own if own in live.names else name)
-        return Step(state.count, values, params, loss, signals)
+        return Step(state.count, values, params, loss, facts)
 
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
     if source.slopes is None:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics, order
+from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, size, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, fraction, length, nonnegative, real
@@ -40,6 +40,7 @@ from adamw_jax.kalman.measurement import (
 from adamw_jax.moments.parts import zeros
 from adamw_jax.options import Option, filled
 from adamw_jax.rules import ParameterRules
+from adamw_jax.sequential import after
 from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
@@ -239,7 +240,7 @@ def momentum_filter(
 
             average = jax.tree.map(averaged, found.heard, average, params, back)
         # The average reads the parameters, which the update overwrites.
-        update = order.after(update, step.count, average, kept=True)
+        update = after(update, average, kept=True)
         return update, MomentumFilterState(
             covariance.corrected(found.shrink, found.information),
             drift,

@@ -27,7 +27,6 @@ from adamw_jax.checks import one_of
 from adamw_jax.decay import decay_factors
 from adamw_jax.gradients import check_gradient, square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, bound, declare, nonnegative, positive
-from adamw_jax.order import WHOLE
 from adamw_jax.rules import ParameterRules
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -145,8 +144,7 @@ def scale_by_trust_ratio(
             factors = decay_factors(weight_decay_mask, rules, step.params)
         both = jax.tree.map(leaf, scaled, factors, flow, step.params)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
-        if WHOLE in step.signals:
-            step.signals[WHOLE] = masks.show(ratios, scaled)
+        step.facts.leaf_scalars = masks.show(ratios, scaled)
         return moved, state
 
     kind = Kind(of)
@@ -157,7 +155,7 @@ def scale_by_trust_ratio(
         apply,
         hyperparams=declared,
         needs_params=True,
-        whole=True,
+        reduces=True,
     )
 
 

@@ -21,7 +21,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of
-from adamw_jax.moments.record import DELAYED, Clock, Moments
+from adamw_jax.moments.record import Clock, Moments
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -54,7 +54,7 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
             raise ValueError("delay_second() needs a second moment, and the recipe has none.")
         if now.divisor is not None:
             raise ValueError("delay_second() must stand before correct_bias().")
-        step.signals[DELAYED] = True
+        step.facts.delayed = True
         empty = record.count == 1
         second = prior
         if corrected_by == "current":
@@ -69,4 +69,4 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
             record = dataclasses.replace(record, numerator=wide)
         return record.only_where(lax.bitwise_not(empty), "numerator"), state
 
-    return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply, whole=True, reads="prior")
+    return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply, reduces=True, reads="prior")

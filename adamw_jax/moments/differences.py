@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax import numerics, order
+from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare
 from adamw_jax.moments.parts import Part, started, zeros
 from adamw_jax.moments.record import Clock, Reading, divided
+from adamw_jax.sequential import after
 from adamw_jax.stage import Step
 
 Tree = Any
@@ -143,11 +144,11 @@ def gradient_differences(
             change,
         )
 
-    def settle(state: DifferencesState, second: Any, step: Step) -> DifferencesState:
+    def write_after_read(state: DifferencesState, second: Any) -> DifferencesState:
         # Both averages read the previous gradient, which the present one overwrites.
         squares = getattr(second, "moment", None)
         readers = [state.difference] if squares is None else [state.difference, squares]
-        return state._replace(previous=order.after(state.previous, step.count, *readers, kept=True))
+        return state._replace(previous=after(state.previous, *readers, kept=True))
 
     declared = declare(b1=decay_rate(b1), b2=decay_rate(b2))
     part = Part(
@@ -158,6 +159,6 @@ def gradient_differences(
         read,
         kind=DifferencesState,
         entry=entry,
-        settle=settle,
+        write_after_read=write_after_read,
     )
     return part._replace(storage=storage)

@@ -27,8 +27,8 @@ from adamw_jax.checks import whole_number
 from adamw_jax.gradients import check_floating, check_gradient
 from adamw_jax.moments.averages import ema, ema_of_squares
 from adamw_jax.moments.parts import Part, with_moment
-from adamw_jax.moments.record import DELAYED, Moments, emptied
-from adamw_jax.order import WHOLE, after, is_on_cpu, known_once_whole
+from adamw_jax.moments.record import Moments, emptied
+from adamw_jax.sequential import after, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import restarts
 from adamw_jax.storage import choose, stored
@@ -106,8 +106,8 @@ def estimate_moments(
             entry = first.entry(state.first, gradient, step)
             first_reading = first_reading._replace(entry=entry)
         new_second = second.update(gradient, state.second, step, first_reading)
-        if first.settle is not None:
-            new_first = first.settle(new_first, new_second, step)
+        if first.write_after_read is not None:
+            new_first = first.write_after_read(new_first, new_second)
         record = Moments(
             gradient=gradient,
             count=increment(state.steps),
@@ -119,14 +119,13 @@ def estimate_moments(
         )
         return record, MomentsState(new_first, new_second, record.count)
 
-    def settle(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
-        asked = DELAYED in step.signals and WHOLE in step.signals and is_on_cpu()
-        if not asked or not hasattr(state.second, "moment"):
+    def write_after_read(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
+        if not (step.facts.delayed and step.in_sequence) or not hasattr(state.second, "moment"):
             return state
         # The direction reads the second moment of the step before.
-        known = jax.tree.map(lambda d: known_once_whole(d, step.count), direction)
-        step.signals[WHOLE] = known
-        value = after(state.second.moment, step.count, known)
+        known = jax.tree.map(known_once_whole, direction)
+        step.facts.leaf_scalars = known
+        value = after(state.second.moment, known)
         return state._replace(second=with_moment(state.second, value))
 
     made = stage(
@@ -136,7 +135,7 @@ def estimate_moments(
         apply,
         init=init,
         hyperparams=_joined(first, second),
-        settle=settle,
+        write_after_read=write_after_read,
     )
     parts = {"first": first, "second": second}
     formats = {name: part.storage for name, part in parts.items() if part.storage is not None}

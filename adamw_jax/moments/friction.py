@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from adamw_jax import numerics, order
+from adamw_jax import numerics
 from adamw_jax.checks import one_of
 from adamw_jax.moments.parts import zeros
 from adamw_jax.moments.record import Moments, emptied
+from adamw_jax.sequential import after
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -84,9 +85,15 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
         )
         return record.scaled(factor), FrictionState(previous)
 
-    def settle(state: FrictionState, direction: Tree, step: Step) -> FrictionState:
-        return FrictionState(order.after(state.previous, step.count, direction))
+    def write_after_read(state: FrictionState, direction: Tree, step: Step) -> FrictionState:
+        return FrictionState(after(state.previous, direction))
 
     return stage(
-        "friction", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, settle=settle, reads="gradient"
+        "friction",
+        Kind.MOMENTS,
+        Kind.MOMENTS,
+        apply,
+        init=init,
+        write_after_read=write_after_read,
+        reads="gradient",
     )

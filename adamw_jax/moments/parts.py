@@ -38,8 +38,9 @@ class Part(NamedTuple):
       magnitude: whether it is on the scale of |g| (only for second moments).
       entry: ``(state before the update, gradient, step) -> tree`` that the second moment squares in
         place of the gradient, or None (only for first moments).
-      settle: ``(state after the update, state of the second moment after its, step) -> state``, the
-        last word of a first moment whose arrays the second moment's entry reads, or None.
+      write_after_read: ``(state after the update, state of the second moment after its) -> state``,
+        the same values, written only after the second moment, whose entry reads what they
+        overwrite (only for first moments).
       kind: the class of its state, or None where it has none of its own.
       storage: how its arrays are stored, or None for as they are.
     """
@@ -51,7 +52,7 @@ class Part(NamedTuple):
     read: Callable[[Any, Tree, Step], Reading | None]
     magnitude: bool = False
     entry: Callable[[Any, Tree, Step], Tree] | None = None
-    settle: Callable[[Any, Any, Step], Any] | None = None
+    write_after_read: Callable[[Any, Any], Any] | None = None
     kind: type | None = None
     storage: Any = None
 

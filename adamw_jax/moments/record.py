@@ -136,10 +136,6 @@ class Reading(NamedTuple):
         return self.divisor if self.pending else None
 
 
-DELAYED = "delayed"
-"""The signal that the direction reads the second moment of the step before."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
     """Gradient, first and second moment of one step.

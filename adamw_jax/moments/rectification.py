@@ -22,7 +22,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import one_of
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, nonnegative
 from adamw_jax.moments.record import Moments
-from adamw_jax.stage import STAND_STILL, Kind, Stage, Step, stage
+from adamw_jax.stage import Kind, Stage, Step, stage
 
 FALLBACKS = ("skip", "decay", "momentum")
 
@@ -67,7 +67,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
             short = lax.bitwise_not(adaptive)
             if record.exceptions:  # what an earlier stage has settled is a step
                 short = jax.tree.map(lambda use: short & use, record.adaptive)
-            step.signals[STAND_STILL] = short
+            step.facts.skip_step = short
         fallback = "momentum" if below == "momentum" else "zero"
         return record.scaled(rectifier(length, limit)).only_where(adaptive, fallback), state
 

@@ -28,7 +28,7 @@ import optax
 from jax.core import Tracer
 
 from adamw_jax import numerics
-from adamw_jax.order import unordered
+from adamw_jax.sequential import switched
 
 Tree = Any
 Program = tuple[Hashable, ...]
@@ -36,8 +36,8 @@ Program = tuple[Hashable, ...]
 _NAMES = """
     abs add add_any and atan2 cbrt ceil clamp complex conj convert_element_type copy cos cosh div eq
     erf exp exp2 expm1 floor ge gt imag integer_pow is_finite le log log1p logistic lt max min mul
-    ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
-    square stop_gradient sub tan tanh xor
+    ne neg nextafter not optimization_barrier or pow real reduce_precision rem round rsqrt select_n
+    sign sin sinh sqrt square stop_gradient sub tan tanh xor
 """
 ELEMENTWISE = frozenset(_NAMES.split())
 """Primitives whose every element of the result reads one element of each operand."""
@@ -87,7 +87,7 @@ def _programs(
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     try:
         state = jax.eval_shape(tx.init, params)
-        with unordered():
+        with switched(False):
             make = jax.make_jaxpr(tx.update, return_shape=True)
             traced, (_, new_state) = make(params, state, params)
     except Exception as error:

@@ -123,7 +123,7 @@ def _entering(spec: Spec, packer: Packer) -> Any:
 
     def apply(gradient: Tree, state: State, step: Step) -> tuple[Any, State]:
         check_gradient(gradient, step.params)
-        step.signals["unpacked"] = gradient
+        step.facts.unpacked = gradient
         return spec.apply(packer.pack(gradient), state, dataclasses.replace(step, params=None))
 
     return apply
@@ -134,10 +134,11 @@ def _leaving(spec: Spec, packer: Packer) -> Any:
 
     def apply(record: Any, state: State, step: Step) -> tuple[Tree, State]:
         direction, state = spec.apply(record, state, step)
-        like, packed = step.signals.pop("unpacked"), jax.tree.structure(direction)
-        for name, told in step.signals.items():
+        like, packed = step.facts.unpacked, jax.tree.structure(direction)
+        step.facts.unpacked = None
+        for name, told in step.facts.trees().items():
             if not isinstance(told, jax.Array) and jax.tree.structure(told) == packed:
-                step.signals[name] = packer.unpack(told, like)
+                setattr(step.facts, name, packer.unpack(told, like))
         return packer.unpack(direction, like), state
 
     return apply

@@ -25,7 +25,6 @@ from adamw_jax.checks import one_of, switch
 from adamw_jax.decay import decay_factors
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare, length, nonnegative
 from adamw_jax.rules import ParameterRules
-from adamw_jax.scaling.parameter_scale import SIGNAL
 from adamw_jax.scaling.relative_step import relative_step
 from adamw_jax.stage import Kind, Stage, Step, stage
 
@@ -65,7 +64,7 @@ def effective_decay(
     def apply(update: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         scales, rate = None, step["learning_rate"]
         if form != "raw_learning_rate":
-            scales = step.signals.get(SIGNAL)
+            scales = step.facts.parameter_scale
             rate = relative_step(rate, step.count) if relative else rate
         if scales is None:
             scales = jax.tree.map(lambda _: jnp.ones_like(rate), step.params)

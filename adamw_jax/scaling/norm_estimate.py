@@ -25,7 +25,7 @@ from adamw_jax import numerics
 from adamw_jax.checks import switch
 from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, decay_rate, declare, nonnegative
-from adamw_jax.stage import STEP_SIZE, Kind, Slopes, Stage, Step, stage
+from adamw_jax.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 
@@ -78,7 +78,7 @@ def scale_by_norm_estimate(
         # The root is never 0: zero gradients give zeros also without a floor.
         square = before if use_previous else after
         factor = 1.0 / (numerics.root(square) + step["floor"])
-        step.signals[STEP_SIZE] = lax.select(square > 0, factor, jnp.zeros_like(factor))
+        step.facts.step_size = lax.select(square > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(lax.select(lax.is_finite(now), after, state.square))
 

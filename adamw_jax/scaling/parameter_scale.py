@@ -26,9 +26,6 @@ from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
 
-SIGNAL = "parameter_scale"
-"""The signal with the factor of every leaf, for a decay that is scaled like the step."""
-
 
 def scale_by_parameter_rms(
     min_scale: ScalarOrSchedule = 1e-3, max_scale: ScalarOrSchedule | None = None
@@ -54,7 +51,7 @@ def scale_by_parameter_rms(
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         factors = jax.tree.map(lambda p: factor_of(p, step), step.params)
-        step.signals[SIGNAL] = factors
+        step.facts.parameter_scale = factors
         return jax.tree.map(
             lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction
         ), state

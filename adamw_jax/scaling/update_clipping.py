@@ -23,7 +23,6 @@ from jax import lax
 from adamw_jax import numerics
 from adamw_jax.gradients import size, square_norm
 from adamw_jax.hyperparameters import ScalarOrSchedule, at_least_one, declare
-from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -45,8 +44,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         sizes = jax.tree.map(rms, direction)
-        if WHOLE in step.signals:
-            step.signals[WHOLE] = sizes
+        step.facts.leaf_scalars = sizes
 
         def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
             factor = 1.0 / lax.max(jnp.ones_like(length), length / step["clipping_threshold"])
@@ -61,7 +59,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
         Kind.DIRECTION,
         apply,
         hyperparams=declared,
-        whole=True,
+        reduces=True,
         clips=True,
     )
 

@@ -13,10 +13,9 @@ from adamw_jax.storage.choice import (
 )
 from adamw_jax.storage.encoded import Encoded, decode_state, encoded_like_names, is_encoded
 from adamw_jax.storage.quantize import check_encoded, quantize_state, update_encoded
-from adamw_jax.storage.stages import DECODED, stored
+from adamw_jax.storage.stages import stored
 
 __all__ = [
-    "DECODED",
     "Choice",
     "Encoded",
     "Format",

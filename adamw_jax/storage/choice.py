@@ -138,7 +138,7 @@ class Choice:
       signed: fields that may be negative, whatever their class says.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
-      in_order: whether a step goes one parameter after the other; None for yes on CPU.
+      sequential: whether a step goes one parameter after the other; None for yes on CPU.
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
@@ -146,7 +146,7 @@ class Choice:
     signed: tuple[str, ...] = ()
     min_size: int = MIN_SIZE
     exempt: tuple[str, ...] = ()
-    in_order: bool | None = None
+    sequential: bool | None = None
 
     def codec(self, owned: Owned, leaf: Any) -> Codec | None:
         """The codec of an array, or None where it stays as it is.
@@ -208,7 +208,7 @@ def choose(
     signed: str | tuple[str, ...] = (),
     min_size: int = MIN_SIZE,
     exempt: str | tuple[str, ...] = (),
-    in_order: bool | None = None,
+    sequential: bool | None = None,
 ) -> Choice:
     """A ``storage`` with options, for ``storage=`` of an optimizer or a part.
 
@@ -218,7 +218,7 @@ def choose(
       signed: fields that may be negative although their class says that they never are.
       min_size: arrays with fewer elements stay as they are.
       exempt: patterns on names of parameters whose state stays as it is.
-      in_order: whether a step goes one parameter after the other, which bounds its scratch by the
+      sequential: whether a step goes one parameter after the other, which bounds its scratch by the
         largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
         explicit axes that cut an array.
 
@@ -228,15 +228,15 @@ def choose(
         signed and unsigned, or options of a ``storage`` that ``choose`` has made already.
     """
     if isinstance(storage, Choice):
-        if (unsigned, signed, min_size, exempt, in_order) != ((), (), MIN_SIZE, (), None):
+        if (unsigned, signed, min_size, exempt, sequential) != ((), (), MIN_SIZE, (), None):
             raise ValueError(
                 "storage is what choose() has made, with its own options: give unsigned, signed, "
-                f"min_size, exempt and in_order there, got {unsigned!r}, {signed!r}, {min_size!r}, "
-                f"{exempt!r} and {in_order!r} beside it."
+                f"min_size, exempt and sequential there, got {unsigned!r}, {signed!r}, "
+                f"{min_size!r}, {exempt!r} and {sequential!r} beside it."
             )
         return storage
-    if in_order is not None:
-        switch("in_order", in_order)
+    if sequential is not None:
+        switch("sequential", sequential)
     if both := set(_words(unsigned)) & set(_words(signed)):
         raise ValueError(f"unsigned and signed both name {sorted(both)}: leave it out of one.")
     if isinstance(storage, Mapping):
@@ -249,7 +249,7 @@ def choose(
         _words(signed),
         whole_number("min_size", min_size),
         _words(exempt),
-        in_order,
+        sequential,
     )
 
 

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
+from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.boxes import has_boxes
 from adamw_jax.checks import one_of
 from adamw_jax.gradients import entering
-from adamw_jax.order import are_alike, is_on_cpu, ordered
+from adamw_jax.sequential import leaf_by_leaf, switched, wait, way
 from adamw_jax.stage import transformation
 from adamw_jax.storage.choice import (
     MIN_SIZE,
@@ -35,8 +35,7 @@ from adamw_jax.storage.choice import (
     choose,
     encode_state,
 )
-from adamw_jax.storage.encoded import decode_state, encode_like, is_encoded
-from adamw_jax.storage.in_order import parameter_by_parameter
+from adamw_jax.storage.encoded import decode_state, encode_like, encoded_as, is_encoded
 
 Tree = Any
 Update = Callable[..., tuple[Tree, Tree]]
@@ -61,7 +60,7 @@ def quantize_state(
     exempt: str | tuple[str, ...] = (),
     rounding: str = "nearest",
     seed: int = 0,
-    in_order: bool | None = None,
+    sequential: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """``tx`` with the large arrays of its state encoded, about 1 byte a value.
 
@@ -87,7 +86,7 @@ def quantize_state(
         whose mean is exact in their place, and where the floor keeps a value from 0.
       seed: of the stochastic rounding. Every array draws numbers of its own, by its path, also in
         the parts of ``optax.partition`` that have one seed.
-      in_order: whether a step goes one parameter after the other, which bounds its scratch by the
+      sequential: whether a step goes one parameter after the other, which bounds its scratch by the
         largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
         explicit axes that cut an array.
 
@@ -111,7 +110,7 @@ def quantize_state(
         signed=signed,
         min_size=min_size,
         exempt=exempt,
-        in_order=in_order,
+        sequential=sequential,
     )
     stochastic = rounding == "stochastic"
 
@@ -130,12 +129,13 @@ def quantize_state(
         updates, params = entering(updates, params)
         like = updates if params is None else params
         check_encoded("quantize_state", state, init, like, choice)
-        if not stochastic:
-            return update_encoded(inner.update, updates, state, params, extra, choice.in_order)
-        now, later = jax.random.split(jax.random.wrap_key_data(state.key))
-        updates, stored = update_encoded(
-            inner.update, updates, state.inner, params, extra, choice.in_order, key=now
-        )
+        with switched(choice.sequential):
+            if not stochastic:
+                return update_encoded(inner.update, updates, state, params, extra)
+            now, later = jax.random.split(jax.random.wrap_key_data(state.key))
+            updates, stored = update_encoded(
+                inner.update, updates, state.inner, params, extra, key=now
+            )
         return updates, StochasticState(stored, jax.random.key_data(later))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -147,7 +147,6 @@ def update_encoded(
     state: Tree,
     params: Tree | None,
     extra: dict[str, Any],
-    in_order: bool | None,
     *,
     key: jax.Array | None = None,
     decode: Callable[[Tree], Tree] = decode_state,
@@ -160,7 +159,6 @@ def update_encoded(
       state: encoded, or as it is.
       params: current parameters, or None.
       extra: further arguments of ``update``.
-      in_order: whether it goes one array after the other, as for ``choose``.
       key: what stochastic rounding draws from; None for the nearest level.
       decode: opens the state.
 
@@ -172,7 +170,7 @@ def update_encoded(
     if has_boxes(updates):  # an encoded array has none, so that all must do without
         plain, opened, open_params = map(numerics.unbox, (updates, state, params))
         moved, new = update_encoded(
-            update, plain, opened, open_params, extra, in_order, key=key, decode=decode
+            update, plain, opened, open_params, extra, key=key, decode=decode
         )
         return _as(updates, moved), _as(state, new)
 
@@ -183,15 +181,22 @@ def update_encoded(
         own = numerics.key_of(key, nodes[number][0], x)
         return jax.random.uniform(own, x.shape, jnp.float32)
 
-    def step(state: Tree) -> tuple[Tree, Tree]:
-        with ordered():
-            return update(updates, decode(state), params, **extra)
+    def step(updates: Tree, state: Tree) -> tuple[Tree, Tree, None]:
+        return *update(updates, decode(state), params, **extra), None
 
     chance = None if key is None else noise
-    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(state))
-    if traced and (is_on_cpu() and are_alike(updates, state) if in_order is None else in_order):
-        return parameter_by_parameter(step, state, chance, in_branches=jax.device_count() > 1)
-    moved, new = step(state)
+
+    def encode(number: int, made: Any, known: jax.Array | None) -> tuple[Any, jax.Array | None]:
+        if not is_encoded(made):
+            made = made if known is None else wait(made, known)
+            made = encoded_as(nodes[number][1], made, number, chance)
+        scales = [scale.ravel()[0] for scale in jax.tree.leaves(made.scales)]
+        return made, functools.reduce(lax.add, scales) if scales else known
+
+    if (how := way(updates, state)) is not None:
+        in_branches = how == "branches"
+        return leaf_by_leaf(step, updates, state, is_encoded, encode, in_branches=in_branches)
+    moved, new, _ = step(updates, state)
     return moved, encode_like(state, new, chance)
 
 

@@ -11,9 +11,6 @@ from adamw_jax.storage.quantize import check_encoded
 
 Tree = Any
 
-DECODED = "decoded"
-"""A signal: the recipe around has decoded what its stages remember."""
-
 
 def stored(spec: Spec, choice: Choice) -> Spec:
     """A stage that encodes what it remembers, in ``compose`` and alone.
@@ -30,7 +27,7 @@ def stored(spec: Spec, choice: Choice) -> Spec:
         return encode_state(start(params), params, choice)
 
     def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
-        if DECODED not in step.signals:
+        if not step.facts.decoded:
             shaped = flow.gradient if spec.takes is Kind.MOMENTS else flow
             check_encoded(spec.name, memory, init, shaped, choice)
         flow, new = spec.apply(flow, decode_state(memory), step)

@@ -900,7 +900,7 @@ def test_scratch_is_that_of_the_largest_array(monkeypatch: Any) -> None:
     params = {f"layer{i}": jax.ShapeDtypeStruct((256, 512), jnp.float32) for i in range(8)}
     size = sum(x.size for x in params.values())
     ordered, at_once = (
-        compiled_step(quantize_state(aj.adamw(0.1), in_order=order), params)
+        compiled_step(quantize_state(aj.adamw(0.1), sequential=order), params)
         for order in (True, False)
     )
     used = ordered.memory_analysis().temp_size_in_bytes / size
@@ -932,7 +932,7 @@ def test_small_state_needs_less_memory_than_float32_in_every_layout(layout: str)
     full = measure(layout, None, **size)
     for word in ("8bit", "float8", "4bit"):
         small = measure(layout, word, **size)
-        at_once = measure(layout, word, **size, in_order=False)
+        at_once = measure(layout, word, **size, sequential=False)
         assert small.state + small.scratch < 0.75 * (full.state + full.scratch)
         assert small.scratch < 0.5 * at_once.scratch
         if word != "4bit":  # whose scales of rank one are maxima over all devices
@@ -948,7 +948,7 @@ def test_the_order_changes_no_result(devices: int, monkeypatch: Any) -> None:
     results = []
     for order in (True, False):
         inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
-        tx = quantize_state(inner, in_order=order, min_size=1)
+        tx = quantize_state(inner, sequential=order, min_size=1)
         updates, state = jax.jit(tx.update)(gradients, tx.init(params), params)
         results.append((updates, decode_state(state)))
     assert_close(*results, rtol=1e-6)

@@ -102,7 +102,7 @@ def _trained(s: Settings, runner: Runner, name: str, gradient_of: Any, params: A
     """All seeds side by side in one format."""
     words, test = _sentences(s)
     tx = adamw(_schedule(s), weight_decay=s.weight_decay)
-    tx = quantize_state(tx, FORMATS[name], min_size=s.min_size, in_order=False)
+    tx = quantize_state(tx, FORMATS[name], min_size=s.min_size, sequential=False)
     state = jax.jit(jax.vmap(tx.init))(params)
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     move = jax.jit(jax.vmap(functools.partial(_move, tx)), donate_argnums=1)

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import export
+from jax import export, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamw_jax as aj
-from adamw_jax.order import after, leaf_by_leaf
-from adamw_jax.order.after import SMALL
-from adamw_jax.storage import quantize
+from adamw_jax.sequential import SMALL, after, leaf_by_leaf, switched, wait
+from adamw_jax.storage import choose
 from benchmarks import hlo
 
 RECIPES = {
@@ -105,8 +104,7 @@ def test_values_are_those_without_order(
 ) -> None:
     params = _params(dtype)
     with jax.numpy_dtype_promotion("standard"):
-        with monkeypatch.context() as without:
-            without.setattr(quantize, "are_alike", lambda *trees: False)
+        with switched(False):
             expected = _run(RECIPES[name](), params)
         monkeypatch.setattr(jax, "device_count", lambda: 1)
         got = _run(RECIPES[name](), params)
@@ -184,7 +182,7 @@ def test_a_step_without_scalars_is_left_as_it_is() -> None:
     def step(updates: Any, state: Any) -> Any:
         return jax.tree.map(lambda u: -u, updates), state + 1, None
 
-    moved, state = jax.jit(lambda u: leaf_by_leaf(step, u, jnp.int32(0), jnp.int32(0)))(updates)
+    moved, state = jax.jit(lambda u: leaf_by_leaf(step, u, jnp.int32(0)))(updates)
     assert int(state) == 1
     chex.assert_trees_all_equal(moved, jax.tree.map(lambda u: -u, updates))
 
@@ -200,7 +198,7 @@ def test_after_keeps_values_that_a_reader_cannot_hold(
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     x = jnp.arange(size, dtype=jnp.int32).astype(jnp.float16)
     held = jnp.full(size, reader, jnp.complex64 if isinstance(reader, complex) else jnp.float32)
-    got = jax.jit(lambda x, held: after(x, jnp.int32(3), held, kept=kept))(x, held)
+    got = jax.jit(lambda x, held: after(x, held, kept=kept))(x, held)
     chex.assert_trees_all_equal(got, x)
 
 
@@ -291,3 +289,63 @@ def test_only_still_refuses_to_delay_some_leaves() -> None:
     )
     with pytest.raises(ValueError, match=r"only\(\) cannot correct the bias .* or delay it"):
         tx.update(params, tx.init(params), params)
+
+
+def _scratch_in_turn(gate: Any) -> int:
+    """Scratch of a step whose leaves are moved by their own norms, with a gate between them."""
+
+    def step(params: list[jax.Array], gradients: list[jax.Array]) -> list[jax.Array]:
+        moved, known = [], None
+        for p, g in zip(params, gradients, strict=True):
+            gated = g if known is None else gate(g, known)
+            direction = jnp.sin(gated) / (1 + jnp.abs(p))
+            known = jnp.sum(direction * direction)
+            moved.append(p - known * direction)
+        return moved
+
+    params = [jax.ShapeDtypeStruct((512, 256), jnp.float32)] * 6
+    return hlo.scratch_bytes(hlo.compile_step(step, params, params, donate=(0,)))
+
+
+@pytest.mark.optimized
+def test_an_optimization_barrier_orders_nothing() -> None:
+    """XLA removes it before it schedules; a data dependency stays."""
+    free = _scratch_in_turn(lambda g, known: g)
+    barrier = _scratch_in_turn(lambda g, known: lax.optimization_barrier((g, known))[0])
+    assert barrier == free
+    assert _scratch_in_turn(wait) <= free / 2
+
+
+@pytest.mark.optimized
+@pytest.mark.usefixtures("one_device")
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On for a CPU, off elsewhere, and as the user says; a False outside wins."""
+    params = {f"layer{i}": jax.ShapeDtypeStruct((64, 128), jnp.float32) for i in range(4)}
+
+    def program(tx: Any) -> str:
+        state = jax.eval_shape(tx.init, params)
+        return jax.jit(tx.update).lower(params, state, params).as_text()
+
+    lamb, small = aj.lamb(0.1), choose("8bit", sequential=False)
+    on, off = (program(aj.compose(lamb, sequential=choice)) for choice in (True, False))
+    assert program(lamb) == on != off
+    nested = aj.compose(optax.chain(aj.compose(lamb, sequential=True)), sequential=False)
+    assert program(nested).count("optimization_barrier") == off.count("optimization_barrier") == 0
+    encoded = program(aj.quantize_state(lamb, small))
+    assert encoded.count("optimization_barrier") == 0
+    assert program(aj.quantize_state(lamb)).count("optimization_barrier") > 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert program(aj.lamb(0.1)) == off  # another one: jax keeps what it has traced
+    assert program(aj.compose(lamb, sequential=True)) == on
+
+
+def test_a_switch_of_parts() -> None:
+    lamb = aj.lamb(0.1)
+    part = aj.compose(aj.clip_gradient(1.0), sequential=True)
+    assert aj.compose(part, lamb).sequential is True
+    assert aj.compose(part, lamb, sequential=False).sequential is False
+    assert aj.probe(aj.compose(lamb, sequential=False)).sequential is False
+    with pytest.raises(ValueError, match="sequential=True and sequential=False: give it"):
+        aj.compose(part, aj.compose(lamb, sequential=False))
+    with pytest.raises(ValueError, match="sequential must be True or False, got 1"):
+        aj.compose(lamb, sequential=1)  # pyright: ignore[reportArgumentType]
