@@ -31,6 +31,7 @@ from jax import lax
 
 from adamw_jax import masks, numerics
 from adamw_jax.checks import switch
+from adamw_jax.encoding import check_encoded, update_encoded
 from adamw_jax.gradients import entering, norms_of, step_of
 from adamw_jax.hyperparameters import Domain, Hyperparameter
 from adamw_jax.kinds import check_kinds, check_names, share_hyperparams, twice
@@ -49,13 +50,7 @@ from adamw_jax.stage import (
     transformation,
 )
 from adamw_jax.state import ComposeState, Hyperparams, check_live, check_owners
-from adamw_jax.storage import (
-    check_encoded,
-    choose,
-    decode_state,
-    stored,
-    update_encoded,
-)
+from adamw_jax.storage.encoded import decode_state
 
 Tree = Any
 
@@ -194,7 +189,7 @@ def compose(
             if spec.storage is not None and spec.init is not None:
                 memory = state.stages[spec.name]
                 like = updates if params is None else params
-                check_encoded(spec.name, memory, spec.init, like, spec.storage)
+                check_encoded(spec.name, memory, spec.init, like, spec.storage.min_size)
         with switched(store_sequential):
             return update_encoded(update_moving, updates, state, params, extra, decode=decode)
 
@@ -240,16 +235,6 @@ def compose(
         return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
 
     return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
-
-
-def store(recipe: Any, storage: Any) -> Any:
-    """A stage or a recipe that stores what it remembers as ``storage`` says, None for as it is."""
-    if storage is None:
-        return recipe
-    choice = choose(storage)
-    if isinstance(recipe, Stage):
-        return stage_of(stored(recipe.spec, choice))
-    return composed_like(recipe, [stored(spec, choice) for spec in recipe.specs])
 
 
 def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:

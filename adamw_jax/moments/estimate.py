@@ -31,7 +31,8 @@ from adamw_jax.moments.record import Moments, emptied
 from adamw_jax.sequential import after, known_once_whole
 from adamw_jax.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax.state import restarts
-from adamw_jax.storage import choose, stored
+from adamw_jax.storage.choice import choose
+from adamw_jax.storage.stages import stored
 
 Tree = Any
 

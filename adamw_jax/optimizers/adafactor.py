@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from adamw_jax.checks import one_of, switch
-from adamw_jax.compose import Composed, compose, store
+from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import FORMS, decoupled_decay
 from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax.masks import Mask
@@ -29,6 +29,7 @@ from adamw_jax.scaling.relative_step import LARGEST, scale_by_relative_step, slo
 from adamw_jax.scaling.update_clipping import clip_by_rms
 from adamw_jax.scaling.update_momentum import average_updates
 from adamw_jax.stage import Stage
+from adamw_jax.storage.stages import store
 
 DECAYS = (*FORMS, "raw_learning_rate")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict, cast
 
 from adamw_jax.checks import one_of
-from adamw_jax.compose import Composed, compose, store
+from adamw_jax.compose import Composed, compose
 from adamw_jax.decay import FORMS, decoupled_decay, l2_decay
 from adamw_jax.hyperparameters import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax.learning_rate import descend, scale_by_learning_rate, scale_gradient
@@ -18,6 +18,7 @@ from adamw_jax.masks import Mask
 from adamw_jax.options import Option, filled, options_of
 from adamw_jax.rules import ParameterRules, scale_by_rules
 from adamw_jax.stage import Stage
+from adamw_jax.storage.stages import store
 
 
 class Decay(TypedDict, total=False):

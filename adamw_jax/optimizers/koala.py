@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from adamw_jax.compose import Composed, compose, store
+from adamw_jax.compose import Composed, compose
 from adamw_jax.hyperparameters import LearningRate
 from adamw_jax.kalman.loss_filter import LossFilterOptions, loss_filter
 from adamw_jax.kalman.momentum_filter import MomentumFilterOptions, momentum_filter
 from adamw_jax.optimizers.common import CommonOptions, finish, plain
 from adamw_jax.optimizers.registry import register
 from adamw_jax.rules import ParameterRules
+from adamw_jax.storage.stages import store
 
 _CITATION = (
     "Davtyan, Sameni, Cerkezi, Meishvili, Bielski & Favaro, KOALA: A Kalman Optimization Algorithm "

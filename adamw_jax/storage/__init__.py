@@ -12,15 +12,13 @@ from adamw_jax.storage.choice import (
     four_bit,
 )
 from adamw_jax.storage.encoded import Encoded, decode_state, encoded_like_names, is_encoded
-from adamw_jax.storage.quantize import check_encoded, quantize_state, update_encoded
-from adamw_jax.storage.stages import stored
+from adamw_jax.storage.quantize import quantize_state
 
 __all__ = [
     "Choice",
     "Encoded",
     "Format",
     "bfloat16",
-    "check_encoded",
     "choose",
     "decode_state",
     "eight_bit",
@@ -31,6 +29,4 @@ __all__ = [
     "four_bit",
     "is_encoded",
     "quantize_state",
-    "stored",
-    "update_encoded",
 ]

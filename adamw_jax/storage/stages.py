@@ -1,15 +1,26 @@
-"""A stage whose memory is stored small."""
+"""A stage or a recipe whose memory is stored small."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from adamw_jax.stage import Kind, Spec, Step
-from adamw_jax.storage.choice import Choice, encode_state
+from adamw_jax.compose import composed_like
+from adamw_jax.encoding import check_encoded
+from adamw_jax.stage import Kind, Spec, Stage, Step, stage_of
+from adamw_jax.storage.choice import Choice, choose, encode_state
 from adamw_jax.storage.encoded import decode_state, encode_like
-from adamw_jax.storage.quantize import check_encoded
 
 Tree = Any
+
+
+def store(recipe: Any, storage: Any) -> Any:
+    """Returns the stage or recipe with its state encoded; unchanged if ``storage`` is None."""
+    if storage is None:
+        return recipe
+    choice = choose(storage)
+    if isinstance(recipe, Stage):
+        return stage_of(stored(recipe.spec, choice))
+    return composed_like(recipe, [stored(spec, choice) for spec in recipe.specs])
 
 
 def stored(spec: Spec, choice: Choice) -> Spec:
@@ -29,7 +40,7 @@ def stored(spec: Spec, choice: Choice) -> Spec:
     def apply(flow: Any, memory: Any, step: Step) -> tuple[Any, Any]:
         if not step.facts.decoded:
             shaped = flow.gradient if spec.takes is Kind.MOMENTS else flow
-            check_encoded(spec.name, memory, init, shaped, choice)
+            check_encoded(spec.name, memory, init, shaped, choice.min_size)
         flow, new = spec.apply(flow, decode_state(memory), step)
         return flow, encode_like(memory, new)
 
