@@ -14,6 +14,7 @@ import hypothesis
 import jax
 import pytest
 
+collect_ignore = ["typed_calls.py"]  # for pyright; nothing runs it
 DEVICES = 8
 QUICK_RUN = "ADAMW_JAX_QUICK_TESTS" in os.environ
 

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import adamw_jax as aj
-from adamw_jax.compose import store
+from adamw_jax.storage.stages import store
 from adamw_jax.kalman.momentum_filter import MomentumFilterState
 from adamw_jax.optax_states import TABLE
 from adamw_jax.storage import (
