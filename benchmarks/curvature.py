@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import adamw_jax
-from adamw_jax import curvature
+from adamw_jax import curvature, diagnostics
 
 SIZES = (64, 310, 310, 100, 10)
 EXAMPLES = 256
@@ -73,7 +73,7 @@ def noise(params: Any, batch: Any, how: Any) -> Any:
     """The noise of four gradients as the curvature weighs it."""
     gradients = [jax.grad(LOSS)(params, piece) for piece in in_four(batch)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
-    return curvature.curvature_noise_scale(stacked, how(LOSS, params, batch))
+    return diagnostics.curvature_noise_scale(stacked, how(LOSS, params, batch))
 
 
 def of_last_layer(last: Any, rest: Any) -> jax.Array:
@@ -85,10 +85,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "hvp": lambda p, b, how: how(LOSS, p, b)(p),
     "sharpness": lambda p, b, how: curvature.sharpness(LOSS, p, b, key=KEY, product=how),
     "preconditioned_sharpness": preconditioned,
-    "hessian_noise, 4 batches": lambda p, b, how: curvature.hessian_noise(
+    "hessian_noise, 4 batches": lambda p, b, how: diagnostics.hessian_noise(
         LOSS, p, in_four(b), KEY, product=how
     ),
-    "stationarity_report, 4 batches": lambda p, b, how: curvature.stationarity_report(
+    "stationarity_report, 4 batches": lambda p, b, how: diagnostics.stationarity_report(
         LOSS, p, in_four(b), 0.1, product=how
     ),
     "curvature_noise_scale, 4 gradients": noise,

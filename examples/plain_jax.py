@@ -30,10 +30,10 @@ def main():
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         aj.estimate_moments(aj.ema(cycle.momentum or 0.9), aj.ema_of_squares(0.99)),
-        aj.amsgrad_max(),
+        aj.moments.amsgrad_max(),
         aj.correct_bias(),
         aj.precondition(),
-        aj.scale_by_one_cycle(cycle),
+        aj.schedules.scale_by_one_cycle(cycle),
         aj.lookahead(),
     )
     params = {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}

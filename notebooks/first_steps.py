@@ -134,10 +134,10 @@ assert step._cache_size() == compiled
 # %%
 tx = aj.compose(
     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.99)),
-    aj.amsgrad_max(),
-    aj.nesterov(),
+    aj.moments.amsgrad_max(),
+    aj.moments.nesterov(),
     aj.correct_bias(),
-    aj.rectify_variance(),
+    aj.moments.rectify_variance(),
     aj.precondition(),
     aj.decoupled_decay(0.1, mask="*/kernel"),
     aj.scale_by_learning_rate(3e-3),

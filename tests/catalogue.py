@@ -19,17 +19,17 @@ import optax
 import pytest
 
 import adamw_jax
-from adamw_jax.averaging.iterates import KINDS
-from adamw_jax.decay import FORMS
-from adamw_jax.moments.correction import CONVENTIONS
-from adamw_jax.moments.delayed import NUMERATORS
-from adamw_jax.moments.factor_axes import AXES
-from adamw_jax.moments.factored import EPS_FORMS
-from adamw_jax.moments.friction import VARIANTS as FRICTIONS
-from adamw_jax.moments.rectification import FALLBACKS
-from adamw_jax.optimizers.adan import STARTS
-from adamw_jax.optimizers.amsgrad import MAXIMA
-from adamw_jax.state import Hyperparams
+from adamw_jax._core.state import Hyperparams
+from adamw_jax.direction._decay import FORMS
+from adamw_jax.moments._correct_bias import CONVENTIONS
+from adamw_jax.moments._delay_second import NUMERATORS
+from adamw_jax.moments._factor_axes import AXES
+from adamw_jax.moments._factored_squares import EPS_FORMS
+from adamw_jax.moments._friction import VARIANTS as FRICTIONS
+from adamw_jax.moments._rectify_variance import FALLBACKS
+from adamw_jax.optimizers._adan import STARTS
+from adamw_jax.optimizers._amsgrad import MAXIMA
+from adamw_jax.update._average_iterates import KINDS
 
 CHOICES = {
     "decay": FORMS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adamw_jax.optimizers.adafactor import adafactor
+from adamw_jax.optimizers import adafactor
 from tests.golden_cases import Case
 from tests.golden_rows import Name, Only, Options, Row, ascent, labels, rates, same
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax.averaging.batch_stats import refresh_batch_stats
+from adamw_jax.update import refresh_batch_stats
 from tests.golden_cases import Case
 
 SYSTEM = "batch-norm recomputation"

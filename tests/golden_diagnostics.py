@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from adamw_jax import curvature
+from adamw_jax import curvature, diagnostics
 from tests.golden_cases import Case, assert_recorded
 
 
@@ -17,10 +17,10 @@ def check_noise_scale(case: Case) -> None:
     hessian = jnp.asarray(case.arrays["in__H"])
     number, small = len(examples), int(case.arrays["in__b_small"])
     micro = examples.reshape(number // small, small, -1).mean(1)
-    small_square, big_square = curvature.micro_square_norms(micro)
-    found = curvature.gradient_noise_scale(small_square, big_square, small, number)
-    sample = curvature.gradient_noise_scale(*curvature.micro_square_norms(examples), 1, number)
-    weighed = curvature.curvature_noise_scale(examples, lambda v: hessian @ v)
+    small_square, big_square = diagnostics.micro_square_norms(micro)
+    found = diagnostics.gradient_noise_scale(small_square, big_square, small, number)
+    sample = diagnostics.gradient_noise_scale(*diagnostics.micro_square_norms(examples), 1, number)
+    weighed = diagnostics.curvature_noise_scale(examples, lambda v: hessian @ v)
     got = {
         "g_sq_big": big_square,
         "g_sq_small_mean": small_square,
@@ -38,11 +38,11 @@ def check_noise_scale(case: Case) -> None:
 def check_radam_variance(case: Case) -> None:
     t, b2 = case.arrays["in__t"], case.arrays["in__beta2"]
     got = {
-        "rho_inf": curvature.radam_rho(np.inf, b2),
-        "rho_t": curvature.radam_rho(t, b2),
-        "var_psi_exact": curvature.radam_variance(t, b2),
-        "var_psi_first_order": curvature.radam_variance(t, b2, exact=False),
-        "rectifier": curvature.radam_rectifier(t, b2),
+        "rho_inf": diagnostics.radam_rho(np.inf, b2),
+        "rho_t": diagnostics.radam_rho(t, b2),
+        "var_psi_exact": diagnostics.radam_variance(t, b2),
+        "var_psi_first_order": diagnostics.radam_variance(t, b2, exact=False),
+        "rectifier": diagnostics.radam_rectifier(t, b2),
     }
     assert_recorded(case, got)
 
@@ -78,7 +78,7 @@ def check_learner(case: Case) -> None:
 
 def check_batch_hessian(case: Case) -> None:
     values = case.arrays
-    extreme = curvature.batch_hessian_extreme(
+    extreme = diagnostics.batch_hessian_extreme(
         values["in__lambda_full"],
         values["in__sigma"],
         values["in__P"],

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from adamw_jax import eval_params
-from adamw_jax.optimizers.koala import koala_m, koala_v
+from adamw_jax.optimizers import koala_m, koala_v
 from tests.golden_cases import Case
 from tests.golden_rows import Name, Recorded, Row, labels, same
 

@@ -13,8 +13,8 @@ import optax
 from jax import lax
 
 import adamw_jax as aj
-from adamw_jax.moments import Moments
-from adamw_jax.stage import Kind, Step, stage
+from adamw_jax._core.record import Moments
+from adamw_jax._core.stage import Kind, Step, stage
 from tests.golden_cases import Case
 from tests.golden_rows import (
     Name,

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 
 import adamw_jax as aj
-from adamw_jax.moments.parts import with_moment
-from adamw_jax.scaling import percentile_clipping
+from adamw_jax._core.encoded import encoded
+from adamw_jax.gradient import percentile_clipping
+from adamw_jax.moments._parts import with_moment
 from adamw_jax.storage import eight_bit, four_bit, quantize_state
-from adamw_jax.storage.encoded import encoded
-from adamw_jax.storage.levels import dynamic, linear_without_zero
-from adamw_jax.storage.nibbles import unpack
+from adamw_jax.storage._levels import dynamic, linear_without_zero
+from adamw_jax.storage._nibbles import unpack
 from tests.catalogue import at
 from tests.golden_cases import Case, assert_arrays
 from tests.golden_rows import Name, Only, Row, labels, rates, same

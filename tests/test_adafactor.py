@@ -26,11 +26,10 @@ from adamw_jax import (
     scale_by_adafactor,
     set_hyperparams,
 )
-from adamw_jax.moments.factored import factored_squares
-from adamw_jax.rules import Rule
-from adamw_jax.scaling.relative_step import scale_by_relative_step
-from adamw_jax.scaling.update_clipping import clip_by_rms, rms
-from adamw_jax.scaling.update_momentum import average_updates
+from adamw_jax.direction import Rule, clip_by_rms
+from adamw_jax.direction._clip_by_rms import rms
+from adamw_jax.moments import factored_squares
+from adamw_jax.update import average_updates, scale_by_relative_step
 from benchmarks import hlo
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, run
 

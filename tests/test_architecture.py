@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+import adamw_jax
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamw_jax"
@@ -89,3 +92,16 @@ def test_stages_are_named_in_their_own_files_only():
         and home[node.value] != path
     ]
     assert not named
+
+
+def test_the_face_shows_names_and_rooms_only():
+    """``dir`` lists what is meant to be used, and no function hides the module it stands in."""
+    shown = dir(adamw_jax)
+    assert sorted(shown) == sorted(adamw_jax.__all__)
+    assert len(shown) < 80
+    assert not [name for name in shown if name.startswith("_")]
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        room, _, last = name.rpartition(".")
+        if room:
+            assert getattr(importlib.import_module(room), last) is importlib.import_module(name)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import adamw_jax as aj
-from adamw_jax.averaging.iterates import KINDS
+from adamw_jax.update._average_iterates import KINDS
 from tests.catalogue import assert_close
 
 pytestmark = pytest.mark.quick

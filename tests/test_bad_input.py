@@ -35,7 +35,7 @@ from adamw_jax import (
     theory_decay,
     warm_restarts,
 )
-from adamw_jax.optimizers.common import COMMON
+from adamw_jax.optimizers._common import COMMON
 from tests.catalogue import (
     PLAIN,
     REFUSED,

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from adamw_jax import adam, average_iterates, compose, eval_params
-from adamw_jax.averaging.batch_stats import refresh_batch_stats
+from adamw_jax.update import refresh_batch_stats
 from tests.catalogue import assert_close
 from tests.golden_batch_norm import SYSTEM, replay_batch_norm
 from tests.golden_cases import CASES, Case

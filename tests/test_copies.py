@@ -13,7 +13,7 @@ import pytest
 
 import adamw_jax
 from adamw_jax import adam, adamw, compose, lookahead, pack_small_leaves, probe
-from adamw_jax.stage import Declared
+from adamw_jax._core.stage import Declared
 from tests.catalogue import PLAIN, assert_equal, at, one_step, sample_gradients, sample_params
 
 pytestmark = pytest.mark.quick

@@ -85,15 +85,15 @@ def test_every_parameter_is_named_and_no_other(name):
 
 def test_what_is_public_is_found():
     for name in (
-        "adamw_jax.optimizers.adam.adamw",
-        "adamw_jax.optimizers.directions.scale_by_adam",
-        "adamw_jax.compose.compose",
-        "adamw_jax.state.ComposeState",
-        "adamw_jax.curvature.products.hvp",
-        "adamw_jax.curvature.batches.Batches.mean",
+        "adamw_jax.optimizers._adam.adamw",
+        "adamw_jax.optimizers._directions.scale_by_adam",
+        "adamw_jax._core.compose.compose",
+        "adamw_jax._core.state.ComposeState",
+        "adamw_jax.curvature._products.hvp",
+        "adamw_jax.curvature._batches.Batches.mean",
     ):
         assert name in PUBLIC
-    assert "adamw_jax.storage.quantize.quantize_state" in PUBLIC
+    assert "adamw_jax.storage._quantize.quantize_state" in PUBLIC
 
 
 def nothing(x, *rest, y=None, **options):

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from adamw_jax import Rule, compose, eval_params, lookahead, parameter_rules
-from adamw_jax.kalman import LossFilterState
-from adamw_jax.optimizers.koala import koala_m, koala_v
+from adamw_jax.moments import LossFilterState
+from adamw_jax.optimizers import koala_m, koala_v
 from tests.catalogue import (
     assert_close,
     assert_equal,

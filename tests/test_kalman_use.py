@@ -23,8 +23,8 @@ from adamw_jax import (
     scale_by_koala_v,
     stochastic_rounding,
 )
-from adamw_jax.kalman import MomentumFilterState
-from adamw_jax.kalman.momentum_filter import Covariance
+from adamw_jax.moments import MomentumFilterState
+from adamw_jax.moments._momentum_filter import Covariance
 from tests.catalogue import (
     assert_close,
     assert_equal,

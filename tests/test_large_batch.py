@@ -14,10 +14,9 @@ from hypothesis import given, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamw_jax as aj
-from adamw_jax.large_batch import scale_by_trust_ratio
-from adamw_jax.masks import except_named, matrices_only
-from adamw_jax.optimizers.lamb import lamb
-from adamw_jax.optimizers.lars import lars
+from adamw_jax._core.masks import except_named, matrices_only
+from adamw_jax.direction import scale_by_trust_ratio
+from adamw_jax.optimizers import lamb, lars
 from benchmarks import hlo
 from tests.catalogue import (
     assert_close,

@@ -14,8 +14,8 @@ import optax.contrib
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.state import Hyperparams
-from adamw_jax.storage import encoded_like_names, is_encoded
+from adamw_jax._core.encoded import encoded_like_names, is_encoded
+from adamw_jax._core.state import Hyperparams
 from tests.catalogue import (
     PLAIN,
     Entry,

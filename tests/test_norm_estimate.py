@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from adamw_jax import hyperparams, norm_adaptive_sgd, scale_by_norm_adaptive_sgd
-from adamw_jax.scaling.norm_estimate import scale_by_norm_estimate
+from adamw_jax.moments import scale_by_norm_estimate
 from tests.catalogue import assert_close, assert_equal, assert_finite, run, sample_params
 
 pytestmark = pytest.mark.quick

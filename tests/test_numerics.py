@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adamw_jax import numerics
+from adamw_jax._core import numerics
 
 
 @jax.tree_util.register_dataclass

@@ -31,7 +31,7 @@ from adamw_jax import (
     scale_by_parameter_rms,
     scale_by_sgdw,
 )
-from adamw_jax.scaling.effective_decay import effective_decay
+from adamw_jax.update._effective_decay import effective_decay
 from tests.catalogue import (
     assert_close,
     at,

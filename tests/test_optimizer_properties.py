@@ -23,8 +23,8 @@ from adamw_jax import (
     radam,
     sgdw,
 )
-from adamw_jax.moments.record import Clock
-from adamw_jax.moments.rectification import rectifier
+from adamw_jax._core.record import Clock
+from adamw_jax.moments._rectify_variance import rectifier
 from tests.catalogue import PLAIN, Entry, assert_close, assert_equal, rows, run
 
 pytestmark = pytest.mark.quick

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adamw_jax as aj
 from adamw_jax.packing import pack_small_leaves, repack_state
-from adamw_jax.packing.buffers import Packer
-from adamw_jax.packing.elementwise import programs
+from adamw_jax.packing._buffers import Packer
+from adamw_jax.packing._elementwise import programs
 from tests.catalogue import (
     PLAIN,
     Entry,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import adamw_jax as aj
-from adamw_jax.scaling import percentile_clipping
+from adamw_jax.gradient import percentile_clipping
 from tests.catalogue import assert_close, assert_equal, assert_finite, avals, one_step
 
 pytestmark = pytest.mark.quick

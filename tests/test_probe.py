@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.probe import probe, read_probe
-from adamw_jax.state import ComposeState
+from adamw_jax._core.state import ComposeState
+from adamw_jax.diagnostics import probe, read_probe
 from tests.catalogue import assert_equal
 
 pytestmark = pytest.mark.quick

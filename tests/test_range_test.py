@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adamw_jax import adam, lr_range_test
-from adamw_jax.schedules import suggestions
+from adamw_jax.schedules import _suggestions as suggestions
 
 pytestmark = pytest.mark.quick
 

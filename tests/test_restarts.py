@@ -11,8 +11,8 @@ import optax.contrib
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.averaging.iterates import KINDS
-from adamw_jax.storage import decode_state
+from adamw_jax._core.encoded import decode_state
+from adamw_jax.update._average_iterates import KINDS
 from tests.catalogue import (
     EXTRA,
     PLAIN,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import adamw_jax as aj
-from adamw_jax.rounding import compensated_rounding, stochastic_rounding
+from adamw_jax.update import compensated_rounding, stochastic_rounding
 from tests.catalogue import assert_equal, avals, one_step, run
 from tests.test_rounding_grid import gaps, wide
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from adamw_jax.rounding.grid import gap, nearest
-from adamw_jax.rounding.stochastic import rounding_update
+from adamw_jax.update._rounding_grid import gap, nearest
+from adamw_jax.update._stochastic_rounding import rounding_update
 from tests.catalogue import assert_equal
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,7 @@ from adamw_jax import (
     scale_by_learning_rate,
     sgdw,
 )
-from adamw_jax.decay import FORMS
+from adamw_jax.direction._decay import FORMS
 from tests.catalogue import (
     PLAIN,
     Entry,

@@ -10,7 +10,8 @@ import optax
 import pytest
 from hypothesis import given, strategies as st
 
-from adamw_jax.schedules.batch_size import RULES, legw, scale_learning_rate
+from adamw_jax.schedules import legw, scale_learning_rate
+from adamw_jax.schedules._batch_size import RULES
 
 BATCH = st.floats(1, 1e6)
 RULE = st.sampled_from(sorted(RULES))

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from adamw_jax import Phase, one_cycle, phases, theory_decay, warm_restarts
-from adamw_jax.schedules.presets import PRESETS
+from adamw_jax.schedules._presets import PRESETS
 
 pytestmark = pytest.mark.quick
 

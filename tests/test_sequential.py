@@ -14,7 +14,7 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamw_jax as aj
-from adamw_jax.sequential import SMALL, after, leaf_by_leaf, switched, wait
+from adamw_jax._core.sequential import SMALL, after, leaf_by_leaf, switched, wait
 from adamw_jax.storage import choose
 from benchmarks import hlo
 

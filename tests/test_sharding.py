@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
-from adamw_jax.storage import eight_bit, is_encoded
+from adamw_jax._core.encoded import is_encoded
+from adamw_jax.storage import eight_bit
 from tests.catalogue import Entry, one_step
 from tools.small_state_memory import measure
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.optimizers.common import COMMON
+from adamw_jax.optimizers._common import COMMON
 from tools import direction_stubs
 
 ROWS = [aj.info(name) for name in aj.list_optimizers()]

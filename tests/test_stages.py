@@ -43,10 +43,10 @@ from adamw_jax import (
     set_hyperparams,
     summary,
 )
-from adamw_jax.compose import Composed
-from adamw_jax.hyperparameters import Domain, decay_rate, declare, fraction, real
-from adamw_jax.moments.parts import average
-from adamw_jax.stage import Kind, Stage, stage, stage_of
+from adamw_jax._core.compose import Composed
+from adamw_jax._core.declare import Domain, decay_rate, declare, fraction, real
+from adamw_jax._core.stage import Kind, Stage, stage, stage_of
+from adamw_jax.moments._parts import average
 from tests.catalogue import (
     PLAIN,
     Entry,

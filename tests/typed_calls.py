@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import adamw_jax as aj
-from adamw_jax.hyperparameters import ScalarOrSchedule
+from adamw_jax._core.declare import ScalarOrSchedule
 
 cycle = aj.one_cycle(1e-3, 100)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import adamw_jax as aj
-from adamw_jax.optimizers import directions
+from adamw_jax.optimizers import _directions as directions
 
 KEPT = "\u00a0"
 STUB = pathlib.Path(directions.__file__).with_suffix(".pyi")
@@ -20,16 +20,16 @@ HEAD = '''\
 # fmt: off
 from typing import Any
 
-from adamw_jax.compose import Composed
-from adamw_jax.hyperparameters import ScalarOrSchedule
-from adamw_jax.masks import Mask
-from adamw_jax.rules import ParameterRules
+from adamw_jax._core.compose import Composed
+from adamw_jax._core.declare import ScalarOrSchedule
+from adamw_jax._core.masks import Mask
+from adamw_jax.direction._rules import ParameterRules
 
 '''
 
 
 def stub() -> str:
-    """The text of ``directions.pyi``."""
+    """The text of ``_directions.pyi``."""
     rows = [aj.info(name) for name in aj.list_optimizers()]
     return HEAD + "\n".join(_line(row.name, row.direction) for row in rows if row.direction)
 
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     new, old = stub(), STUB.read_text(encoding="utf-8") if STUB.exists() else ""
     if "--check" in arguments:
         if new != old:
-            print("directions.pyi is old; run python tools/direction_stubs.py")
+            print("_directions.pyi is old; run python tools/direction_stubs.py")
         return int(new != old)
     STUB.write_text(new, encoding="utf-8")
     return 0

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamw_jax._core.blocks import Blocks
 from adamw_jax.storage import Format, bfloat16, eight_bit, float8, four_bit
-from adamw_jax.storage.block_wise import BlockWise
-from adamw_jax.storage.blocks import Blocks
-from adamw_jax.storage.levels import Levels, Segment
+from adamw_jax.storage._block_wise import BlockWise
+from adamw_jax.storage._levels import Levels, Segment
 
 ROOT = pathlib.Path(__file__).parents[1]
 CSV = ROOT / "docs/results/quantization_errors.csv"

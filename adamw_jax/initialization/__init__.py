@@ -1,10 +1,10 @@
 """Initialisations that look at the loss: GradInit."""
 
-from adamw_jax.initialization.driver import GradInitInfo, gradinit
-from adamw_jax.initialization.pairs import overlapping_pair
-from adamw_jax.initialization.scale_optimizer import ScaleMoments
-from adamw_jax.initialization.search import GradInit, GradInitRecord, GradInitState
-from adamw_jax.initialization.target import first_step, gradient_norm
+from adamw_jax.initialization._gradinit import GradInitInfo, gradinit
+from adamw_jax.initialization._pairs import overlapping_pair
+from adamw_jax.initialization._scale_optimizer import ScaleMoments
+from adamw_jax.initialization._search import GradInit, GradInitRecord, GradInitState
+from adamw_jax.initialization._target import first_step, gradient_norm
 
 __all__ = [
     "GradInit",

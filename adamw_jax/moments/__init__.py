@@ -1,7 +1,8 @@
-"""The pipe: gradients to moments to a direction, one stage per file."""
+"""Gradient to moments to direction: parts, stages on moments, filters of the loss."""
 
-from adamw_jax.moments.amsgrad import CorrectedMaximumState, MaximumState, amsgrad_max
-from adamw_jax.moments.averages import (
+from adamw_jax._core.record import Clock, Moments, Reading
+from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState, amsgrad_max
+from adamw_jax.moments._averages import (
     CenteredSquaresState,
     SquaresState,
     ema,
@@ -9,56 +10,64 @@ from adamw_jax.moments.averages import (
     ema_of_squared_momentum,
     ema_of_squares,
 )
-from adamw_jax.moments.correction import correct_bias
-from adamw_jax.moments.delayed import delay_second
-from adamw_jax.moments.differences import DifferencesState, gradient_differences
-from adamw_jax.moments.estimate import MomentsState, estimate_moments, restart_moments
-from adamw_jax.moments.factored import factored_squares
-from adamw_jax.moments.friction import FrictionState, friction
-from adamw_jax.moments.heavy_ball import HeavyBallState, heavy_ball
-from adamw_jax.moments.infinity import InfinityNormState, infinity_norm
-from adamw_jax.moments.nesterov import nesterov
-from adamw_jax.moments.partial import precondition_partially
-from adamw_jax.moments.parts import AverageState, Part, no_moment
-from adamw_jax.moments.positive_negative import PositiveNegativeState, positive_negative
-from adamw_jax.moments.precondition import precondition
-from adamw_jax.moments.record import Clock, Moments, Reading
-from adamw_jax.moments.rectification import rectify_variance
+from adamw_jax.moments._correct_bias import correct_bias
+from adamw_jax.moments._delay_second import delay_second
+from adamw_jax.moments._estimate_moments import MomentsState, estimate_moments, restart_moments
+from adamw_jax.moments._factored_squares import factored_squares
+from adamw_jax.moments._friction import FrictionState, friction
+from adamw_jax.moments._gradient_differences import DifferencesState, gradient_differences
+from adamw_jax.moments._heavy_ball import HeavyBallState, heavy_ball
+from adamw_jax.moments._infinity_norm import InfinityNormState, infinity_norm
+from adamw_jax.moments._loss_filter import LossFilterState, loss_filter
+from adamw_jax.moments._momentum_filter import MomentumFilterState, momentum_filter
+from adamw_jax.moments._nesterov import nesterov
+from adamw_jax.moments._norm_estimate import NormEstimateState, scale_by_norm_estimate
+from adamw_jax.moments._parts import AverageState, Part, no_moment
+from adamw_jax.moments._positive_negative import PositiveNegativeState, positive_negative
+from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments._precondition_partially import precondition_partially
+from adamw_jax.moments._rectify_variance import rectify_variance
 
 __all__ = [
     "AverageState",
     "CenteredSquaresState",
     "Clock",
+    "CorrectedMaximumState",
+    "DifferencesState",
+    "FrictionState",
     "HeavyBallState",
     "InfinityNormState",
-    "CorrectedMaximumState",
+    "LossFilterState",
     "MaximumState",
     "Moments",
     "MomentsState",
+    "MomentumFilterState",
+    "NormEstimateState",
     "Part",
+    "PositiveNegativeState",
     "Reading",
     "SquaresState",
     "amsgrad_max",
     "correct_bias",
+    "delay_second",
     "ema",
     "ema_of_centered_squares",
+    "ema_of_squared_momentum",
     "ema_of_squares",
     "estimate_moments",
-    "heavy_ball",
-    "infinity_norm",
-    "nesterov",
-    "no_moment",
-    "restart_moments",
-    "ema_of_squared_momentum",
-    "precondition_partially",
     "factored_squares",
     "friction",
-    "FrictionState",
-    "delay_second",
-    "positive_negative",
-    "PositiveNegativeState",
     "gradient_differences",
-    "DifferencesState",
+    "heavy_ball",
+    "infinity_norm",
+    "loss_filter",
+    "momentum_filter",
+    "nesterov",
+    "no_moment",
+    "positive_negative",
     "precondition",
+    "precondition_partially",
     "rectify_variance",
+    "restart_moments",
+    "scale_by_norm_estimate",
 ]

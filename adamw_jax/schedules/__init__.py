@@ -1,12 +1,12 @@
 """Schedules: 1cycle over learning rate and momentum, warm restarts, phases, the range test."""
 
-from adamw_jax.schedules.batch_size import legw, scale_learning_rate
-from adamw_jax.schedules.one_cycle import OneCycle, one_cycle
-from adamw_jax.schedules.phases import Phase, Phases, phases
-from adamw_jax.schedules.range_test import RangeTest, lr_range_test
-from adamw_jax.schedules.theory import theory_decay
-from adamw_jax.schedules.transform import scale_by_one_cycle
-from adamw_jax.schedules.warm_restarts import WarmRestarts, warm_restarts
+from adamw_jax.schedules._batch_size import legw, scale_learning_rate
+from adamw_jax.schedules._one_cycle import OneCycle, one_cycle
+from adamw_jax.schedules._phases import Phase, Phases, phases
+from adamw_jax.schedules._range_test import RangeTest, lr_range_test
+from adamw_jax.schedules._theory import theory_decay
+from adamw_jax.schedules._transform import scale_by_one_cycle
+from adamw_jax.schedules._warm_restarts import WarmRestarts, warm_restarts
 
 __all__ = [
     "OneCycle",

@@ -1,6 +1,7 @@
-"""Small state: codecs for the arrays of any optimizer's state, and who uses them."""
+"""Small state: formats for the arrays of any optimizer's state."""
 
-from adamw_jax.storage.choice import (
+from adamw_jax._core.encoded import Encoded, decode_state, encoded_like_names, is_encoded
+from adamw_jax.storage._formats import (
     Choice,
     Format,
     bfloat16,
@@ -11,8 +12,7 @@ from adamw_jax.storage.choice import (
     float32,
     four_bit,
 )
-from adamw_jax.storage.encoded import Encoded, decode_state, encoded_like_names, is_encoded
-from adamw_jax.storage.quantize import quantize_state
+from adamw_jax.storage._quantize import quantize_state
 
 __all__ = [
     "Choice",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import adamw_jax as aj
-from adamw_jax import curvature
+from adamw_jax import curvature, diagnostics
 from adamw_jax.curvature import Batches, gauss_newton_fn, hvp_fn
 
 pytestmark = [pytest.mark.slow, pytest.mark.quick]
@@ -44,7 +44,7 @@ ADAM_STATE = trained(ADAM)
 
 def learned(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Any:
     state = SGD.init(params)
-    return tuple(curvature.learn_rates(state, loss_fn, params, batch, key=KEY, **options)[1])
+    return tuple(diagnostics.learn_rates(state, loss_fn, params, batch, key=KEY, **options)[1])
 
 
 def preconditioned(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Any:
@@ -60,19 +60,19 @@ def density(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Any:
 
 def noise(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Any:
     parts = batch if isinstance(batch, Batches) else PARTS
-    return tuple(curvature.hessian_noise(loss_fn, params, parts, KEY, **options))
+    return tuple(diagnostics.hessian_noise(loss_fn, params, parts, KEY, **options))
 
 
 def report(loss_fn: Any, params: Any, batch: Any, **options: Any) -> Any:
     parts = batch if isinstance(batch, Batches) else PARTS
-    found = curvature.stationarity_report(loss_fn, params, parts, 0.1, **options)
+    found = diagnostics.stationarity_report(loss_fn, params, parts, 0.1, **options)
     return found.rayleigh_g, found.bend
 
 
 def noise_scale(loss_fn: Any, params: Any, batch: Any, product: Any = hvp_fn) -> Any:
     stacked = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), params)
     linear = product(loss_fn, params, batch)
-    return tuple(curvature.curvature_noise_scale(stacked, linear))
+    return tuple(diagnostics.curvature_noise_scale(stacked, linear))
 
 
 def top(**more: Any) -> Callable[..., Any]:

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from adamw_jax.curvature import (
-    Batches,
-    batch_hessian_extreme,
-    hessian_noise,
-    minimal_damping,
-)
+from adamw_jax.curvature import Batches
+from adamw_jax.diagnostics import batch_hessian_extreme, hessian_noise, minimal_damping
 
 pytestmark = pytest.mark.quick
 

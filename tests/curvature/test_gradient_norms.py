@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from adamw_jax.curvature import layer_gradient_norms
+from adamw_jax.diagnostics import layer_gradient_norms
 
 pytestmark = pytest.mark.quick
 

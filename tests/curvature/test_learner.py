@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import adamw_jax as aj
-from adamw_jax.curvature import learn_rates, lr_momentum_from_spectrum
+from adamw_jax.curvature import lr_momentum_from_spectrum
+from adamw_jax.diagnostics import learn_rates
 
 pytestmark = pytest.mark.quick
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.curvature import (
+from adamw_jax.diagnostics import (
     curvature_noise_scale,
     gradient_noise_scale,
     measure_noise_scale,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from adamw_jax.curvature import radam_rectifier, radam_rho, radam_variance
+from adamw_jax.diagnostics import radam_rectifier, radam_rho, radam_variance
 
 pytestmark = pytest.mark.quick
 

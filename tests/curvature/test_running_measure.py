@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamw_jax.curvature import RunningMeasure
+from adamw_jax.diagnostics import RunningMeasure
 
 pytestmark = pytest.mark.quick
 

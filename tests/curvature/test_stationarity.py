@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from adamw_jax.curvature import (
-    Batches,
-    RunningMeasure,
-    StationarityReport,
-    stationarity_report,
-)
+from adamw_jax.curvature import Batches
+from adamw_jax.diagnostics import RunningMeasure, StationarityReport, stationarity_report
 
 pytestmark = pytest.mark.quick
 

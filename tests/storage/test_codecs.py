@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adamw_jax.storage import bfloat16, eight_bit, float8, four_bit
-from adamw_jax.storage.levels import dynamic, linear_without_zero
+from adamw_jax.storage._levels import dynamic, linear_without_zero
 
 pytestmark = pytest.mark.quick
 

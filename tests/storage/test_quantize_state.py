@@ -16,19 +16,11 @@ import pytest
 from flax import nnx
 
 import adamw_jax as aj
-from adamw_jax.storage.stages import store
-from adamw_jax.kalman.momentum_filter import MomentumFilterState
-from adamw_jax.optax_states import TABLE
-from adamw_jax.storage import (
-    Encoded,
-    choose,
-    decode_state,
-    eight_bit,
-    encode_state,
-    four_bit,
-    is_encoded,
-    quantize_state,
-)
+from adamw_jax._core.encoded import Encoded, decode_state, is_encoded
+from adamw_jax._core.optax_states import TABLE
+from adamw_jax.moments import MomentumFilterState
+from adamw_jax.storage import choose, eight_bit, encode_state, four_bit, quantize_state
+from adamw_jax.storage._stages import store
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 from tools.small_state_memory import LAYOUTS, measure
 

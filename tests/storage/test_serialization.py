@@ -18,8 +18,9 @@ import pytest
 from flax import serialization
 
 import adamw_jax as aj
-from adamw_jax.storage import eight_bit, encoded_like_names, is_encoded
-from adamw_jax.storage.choice import FORMATS
+from adamw_jax._core.encoded import encoded_like_names, is_encoded
+from adamw_jax.storage import eight_bit
+from adamw_jax.storage._formats import FORMATS
 from tests.catalogue import assert_equal
 
 pytestmark = pytest.mark.quick

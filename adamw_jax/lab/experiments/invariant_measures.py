@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from adamw_jax import sgdw
-from adamw_jax.curvature import RunningMeasure, hvp
+from adamw_jax.curvature import hvp
+from adamw_jax.diagnostics import RunningMeasure
 from adamw_jax.lab.experiments.common import column, where
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines

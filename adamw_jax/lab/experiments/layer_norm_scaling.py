@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamw_jax.curvature import layer_gradient_norms
+from adamw_jax.diagnostics import layer_gradient_norms
 from adamw_jax.lab.experiments.common import column, where
 from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register

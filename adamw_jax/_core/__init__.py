@@ -1,0 +1,1 @@
+"""What every room builds on: recipes, stages, hyperparameters, masks, precision. Private."""

@@ -1,0 +1,396 @@
+"""``compose``: a list of stages becomes one optax transformation.
+
+It checks at construction that the kinds fit (gradient -> moments -> direction -> update), keeps
+state by stage name with no slot for stateless stages, and keeps one record of live
+hyperparameters. Inside ``optax.chain`` a composed recipe is one entry.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import (correct_bias, ema, ema_of_squares, estimate_moments, precondition,
+...                        scale_by_learning_rate)
+>>> tx = compose(
+...     estimate_moments(ema(0.9), ema_of_squares(0.999)),
+...     correct_bias(),
+...     precondition(eps=1e-8),
+...     scale_by_learning_rate(0.1),
+... )
+>>> params = jnp.array([1.0, -1.0])
+>>> updates, state = tx.update(jnp.array([3.0, -5.0]), tx.init(params), params)
+>>> updates.round(3)
+Array([-0.1,  0.1], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax._core import masks, numerics
+from adamw_jax._core.checks import switch
+from adamw_jax._core.declare import Domain, Hyperparameter
+from adamw_jax._core.encoded import decode_state
+from adamw_jax._core.encoding import check_encoded, update_encoded
+from adamw_jax._core.gradients import entering, norms_of, step_of
+from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams, twice
+from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
+from adamw_jax._core.stage import (
+    Declared,
+    Facts,
+    Kind,
+    Spec,
+    Stage,
+    Step,
+    check_width,
+    increment,
+    require_params,
+    stage_of,
+    transformation,
+)
+from adamw_jax._core.state import ComposeState, Hyperparams, check_live, check_owners
+
+Tree = Any
+
+
+class Recipe(NamedTuple):
+    """What ``compose`` makes a transformation of."""
+
+    specs: tuple[Spec, ...]
+    hyperparams: Mapping[str, Hyperparameter]
+    frozen: masks.Mask
+    norm_axes: tuple[str, ...] | None
+    sequential: bool | None
+
+
+class Composed(Declared):
+    """The transformation ``compose`` returns: an optax one that tells what it is made of.
+
+    Attributes:
+      init: ``params -> state``, a ``ComposeState``.
+      update: ``(gradients, state, params, **extra) -> (updates, state)``.
+    """
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """The declarations of its stages, in order."""
+        return self.declaration.specs
+
+    @property
+    def hyperparams(self) -> Mapping[str, Hyperparameter]:
+        """Its hyperparameters by their names in the state."""
+        return self.declaration.hyperparams
+
+    @property
+    def frozen(self) -> masks.Mask:
+        """Mask of the leaves that do not move, or None."""
+        return self.declaration.frozen
+
+    @property
+    def norm_axes(self) -> tuple[str, ...] | None:
+        """Axes of a mesh over which norms are summed inside ``jax.shard_map``, or None."""
+        return self.declaration.norm_axes
+
+    @property
+    def sequential(self) -> bool | None:
+        """Whether a step runs one leaf after the other; None for on a CPU."""
+        return self.declaration.sequential
+
+
+def compose(
+    *stages: Any,
+    frozen: masks.Mask = None,
+    norm_axes: str | Sequence[str] | None = None,
+    sequential: bool | None = None,
+) -> Composed:
+    """Runs stages one after the other, with one step count and one record of hyperparameters.
+
+    Args:
+      *stages: stages of this library, composed recipes (their stages are spliced in), other optax
+        transformations (they keep the kind that flows through, and may not stand between moments
+        stages), or pairs ``(name, transformation)``. None is dropped, so that an optional stage
+        reads ``amsgrad_max() if amsgrad else None``.
+      frozen: mask of the leaves that do not move and have no state (see ``decoupled_decay`` for the
+        forms of a mask); None for no leaf.
+      norm_axes: for an update inside ``jax.shard_map``, the names of the mesh axes along which
+        parameters are sharded: norms and means over a leaf or the tree are summed over those of
+        them along which the leaf varies, as its type tells (with ``check_vma=False`` no type does,
+        and every leaf is taken for a shard along all of them). ``()`` where every device trains a
+        model of its own. None for neither: then a stage that takes a norm of a shard raises an
+        error, where types tell that it is one. It also holds for the recipes, wrappers and stages
+        inside, but not for norms that optax takes itself.
+      sequential: whether a compiled step runs one leaf after the other where that bounds its
+        scratch (trust ratios, clipping by leaf, delayed moments, encoded state); the values are the
+        same. None for on a CPU only: no gain is known elsewhere.
+
+    Returns:
+      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. A hyperparameter that
+      several stages have is ``stage.name`` in it; a learning rate that is given to several is one.
+
+    Raises:
+      TypeError: something is neither a stage nor an optax transformation.
+      ValueError: the kinds do not fit, two stages with state or hyperparameters have one name, or
+        (in ``init``) two Lookaheads have one parameter.
+    """
+    specs = tuple(spec for entry in stages for spec in _specs_of(entry))
+    check_kinds(specs)
+    check_names(specs)
+    names, declared = share_hyperparams(specs)
+    frozen = _frozen_of(stages, frozen)
+    norm_axes = _norm_axes_of(stages, norm_axes)
+    sequential = _sequential_of(stages, sequential)
+    stores = [spec.storage.sequential for spec in specs if spec.storage is not None]
+    store_sequential = next((choice for choice in stores if choice is not None), None)
+    reduces = any(spec.reduces for spec in specs[1:])  # the first reads arrays that are there
+
+    def init(params: Tree) -> ComposeState:
+        whole = params = numerics.as_arrays(params)
+        if frozen is not None:
+            params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
+        count = jnp.zeros([], jnp.int32)
+        hyperparams = live_at(None, count, declared)
+        memories: dict[str, Any] = {}
+        for spec in specs:
+            memory = optax.EmptyState() if spec.init is None else spec.init(params)
+            if not _has_slot(spec, memory):
+                continue
+            if spec.name in memories:
+                raise ValueError(twice(spec.name))
+            memories[spec.name] = memory
+        check_owners(memories)
+        for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
+            under = {s.name: memories[s.name] for s in specs if s.storage == choice}
+            choice.check_names(under, whole)
+        return ComposeState(count, hyperparams, memories)
+
+    def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
+        check_state(state, declared, specs)
+        updates, params = entering(updates, params)
+        check_widths(state, specs, updates)
+        with step_of(norm_axes, updates, params), switched(sequential):
+            return moving_ones(updates, state, params, extra)
+
+    def moving_ones(
+        updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]
+    ) -> tuple[Tree, ComposeState]:
+        if frozen is not None:
+            still = masks.resolve(frozen, updates if params is None else params, "frozen")
+            moving = masks.hide(updates, still)
+            theirs = None if params is None else masks.hide(params, still)
+            some, new_state = run(moving, state, theirs, extra)
+            whole = numerics.leaving(jax.tree.map(jnp.zeros_like, updates), updates, params)
+            return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
+        return run(updates, state, params, extra)
+
+    def run(updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]) -> Any:
+        for spec in specs:
+            if spec.storage is not None and spec.init is not None:
+                memory = state.stages[spec.name]
+                like = updates if params is None else params
+                check_encoded(spec.name, memory, spec.init, like, spec.storage.min_size)
+        with switched(store_sequential):
+            return update_encoded(update_moving, updates, state, params, extra, decode=decode)
+
+    def decode(state: ComposeState) -> ComposeState:
+        memories = dict(state.stages)
+        for spec in specs:
+            if spec.storage is not None:  # a transformation from elsewhere opens its own
+                memories[spec.name] = decode_state(memories[spec.name])
+        return state._replace(stages=memories)
+
+    def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
+        def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree]:
+            return through_stages(updates, state, params, extra, in_sequence=True)
+
+        if reduces and is_due(updates, state):
+            return leaf_by_leaf(step, updates, state)
+        return through_stages(updates, state, params, extra, in_sequence=False)[:2]
+
+    def through_stages(
+        updates: Tree, state: ComposeState, params: Tree | None, extra: Any, *, in_sequence: bool
+    ) -> tuple[Tree, ComposeState, Tree]:
+        live = live_at(state.hyperparams, state.count, declared)
+        values = {name: live.value(name) for name in declared}
+        flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
+        for spec, own in zip(specs, names, strict=True):
+            if spec.needs_params:
+                require_params(spec.name, params)
+            own_values = {name: values[key] for name, key in own.items()}
+            step = Step(state.count, own_values, params, extra, facts, in_sequence)
+            if spec.takes is None and flow is not updates:
+                flow = numerics.leaving(flow, updates, params)
+            with norms_of(spec.name), jax.named_scope(spec.name):
+                flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
+            if spec.name in memories:
+                memories[spec.name] = memory
+            if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
+                for early in specs:
+                    if early.write_after_read is not None:
+                        with jax.named_scope(early.name):
+                            memory = early.write_after_read(memories[early.name], flow, step)
+                        memories[early.name] = memory
+        new_state = ComposeState(increment(state.count), live, memories)
+        return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
+
+    return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
+
+
+def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:
+    """Other stages, with what else ``compose`` was told for a recipe."""
+    return compose(
+        *map(stage_of, specs),
+        frozen=recipe.frozen,
+        norm_axes=recipe.norm_axes,
+        sequential=recipe.sequential,
+    )
+
+
+def _norm_axes_of(
+    stages: tuple[Any, ...], norm_axes: str | Sequence[str] | None
+) -> tuple[str, ...] | None:
+    own = (norm_axes,) if isinstance(norm_axes, str) else norm_axes
+    if own is not None and not all(isinstance(axis, str) for axis in own):
+        raise TypeError(f"norm_axes must be names of mesh axes or None, got {norm_axes!r}.")
+    given = [None if own is None else tuple(own)]
+    given += [entry.norm_axes for entry in _recipes_in(stages)]
+    given = list(dict.fromkeys(axes for axes in given if axes is not None))
+    if len(given) > 1:
+        raise ValueError(f"recipes in one compose() have different norm_axes, {given}: give one.")
+    return given[0] if given else None
+
+
+def _sequential_of(stages: tuple[Any, ...], sequential: bool | None) -> bool | None:
+    if sequential is not None:
+        switch("sequential", sequential)
+        return sequential
+    given = {entry.sequential for entry in _recipes_in(stages)} - {None}
+    if len(given) > 1:
+        raise ValueError(
+            "recipes in one compose() have sequential=True and sequential=False: give it to "
+            "compose()."
+        )
+    return given.pop() if given else None
+
+
+def _recipes_in(stages: tuple[Any, ...]) -> list[Composed]:
+    # A transformation is a tuple, too; only (name, transformation) is meant.
+    inner = [entry[1] if type(entry) is tuple and len(entry) == 2 else entry for entry in stages]
+    return [entry for entry in inner if isinstance(entry, Composed)]
+
+
+def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
+    given = [entry.frozen for entry in _recipes_in(stages)] + [frozen]
+    given = [mask for mask in given if mask is not None]
+    if len(given) > 1:
+        raise ValueError("several recipes in one compose() freeze parameters; give one mask.")
+    return given[0] if given else None
+
+
+def _specs_of(entry: Any) -> tuple[Spec, ...]:
+    if entry is None:
+        return ()
+    if isinstance(entry, Composed):
+        return entry.specs
+    if isinstance(entry, Stage):
+        return (entry.spec,)
+    if isinstance(entry, optax.MultiSteps):
+        return (_foreign("multi_steps", transformation(entry, "a stage")),)
+    if isinstance(entry, optax.GradientTransformation):
+        return (_foreign(_name_of(entry), transformation(entry, "a stage")),)
+    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
+        name, inner = entry
+        specs = _specs_of(inner)
+        if len(specs) != 1:
+            raise TypeError(f"({name!r}, ...) must name one transformation, got {inner!r}.")
+        return (specs[0]._replace(name=name),)
+    raise TypeError(
+        f"compose() takes stages and optax transformations, got {entry!r}; did you forget to call "
+        "the function that makes the stage?"
+    )
+
+
+def _name_of(tx: optax.GradientTransformation) -> str:
+    """The optax function that built ``tx``, by its closures: ``clip``, ``chain``, ``trace``."""
+    for function in (tx.update, tx.init):
+        qualified = getattr(function, "__qualname__", "")
+        if ".<locals>" in qualified:
+            return qualified.split(".<locals>")[0].rsplit(".", 1)[-1]
+    return "transformation"
+
+
+def _foreign(name: str, inner: optax.GradientTransformationExtraArgs) -> Spec:
+    """An optax transformation as a stage that keeps the kind."""
+
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        return inner.update(flow, state, step.params, **step.extra)
+
+    return Spec(name, None, None, apply, inner.init, {}, False, False)
+
+
+def _has_slot(spec: Spec, memory: Any) -> bool:
+    """Whether a stage has a state to keep; its ``init`` tells for a foreign one."""
+    foreign = spec.takes is None
+    return bool(jax.tree.leaves(memory)) if foreign else spec.init is not None
+
+
+def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) -> Any:
+    if spec.name in memories or spec.takes is not None or spec.init is None:
+        return memories.get(spec.name, optax.EmptyState())
+    memory = spec.init(flow if step.params is None else step.params)
+    if jax.tree.leaves(memory):
+        raise ValueError(
+            f"the state has no place for {spec.name!r}, which needs one on these parameters. Carry "
+            "it over with migrate_state(saved, tx, params)."
+        )
+    return memory
+
+
+def live_at(
+    live: Hyperparams | None, count: jax.Array, declared: Mapping[str, Hyperparameter]
+) -> Hyperparams:
+    """The hyperparameters of the step to come: the code's, unless the user pinned a value."""
+    names = sorted(declared)
+    given = [declared[name].at(count) for name in names]
+    code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
+    domains = _domains(declared)
+    injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
+    if live is None or not names:
+        return Hyperparams(domains, code, jnp.zeros(code.shape, jnp.bool_), injected)
+    return Hyperparams(domains, lax.select(live.pins, live.array, code), live.pins, injected)
+
+
+def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
+    return {name: declared[name].domain for name in sorted(declared)}
+
+
+def check_state(
+    state: Any, declared: Mapping[str, Hyperparameter], specs: tuple[Spec, ...]
+) -> None:
+    """Raises unless ``state`` is one of the recipe of these hyperparameters and stages."""
+    if not isinstance(state, ComposeState):
+        raise TypeError(
+            f"the state is a {type(state).__name__}, not the ComposeState that init of this recipe "
+            "gives; a checkpoint restored without a target loses its types: restore into "
+            "tx.init(params), or use migrate_state(saved, tx, params)."
+        )
+    expected = {spec.name for spec in specs if spec.init is not None and spec.takes is not None}
+    foreign = {spec.name for spec in specs if spec.takes is None}
+    live = check_live(state.hyperparams)
+    if set(state.stages) - foreign != expected or live.names != tuple(sorted(declared)):
+        raise ValueError(
+            f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
+            f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
+            f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
+        )
+    live.check_pins(_domains(declared))
+
+
+def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
+    """Raises where the scalars of a state were made for floats of another width."""
+    live = state.hyperparams
+    check_width("this recipe", [live.value(name) for name in live.names[:1]], gradient)
+    for spec in specs:
+        if spec.takes is not None:
+            check_width(spec.name, state.stages.get(spec.name), gradient)

@@ -1,0 +1,261 @@
+"""Checks and norms of gradients that stages outside the moments share.
+
+>>> import jax.numpy as jnp
+>>> square_norm(jnp.array([3.0, 4.0]))
+Array(25., dtype=float32)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+from adamw_jax._core import numerics
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """What is known of shards inside ``jax.shard_map``, for the norms of one step.
+
+    Attributes:
+      axes: those over which norms are summed, as the user says; None where nobody said.
+      gradient: of the step.
+      params: of the step, or None.
+      stage: what takes the norm, for the error.
+    """
+
+    axes: tuple[str, ...] | None
+    gradient: Tree
+    params: Tree | None
+    stage: str = ""
+
+    def cut(self, x: jax.Array) -> frozenset[str]:
+        """The axes along which ``x`` is a shard: it varies, and so do a parameter and its gradient.
+
+        Without ``check_vma`` no type tells, and all arrays are shards along the axes that are said.
+        """
+        varying = numerics.varying_axes(x)
+        if self.axes is not None:
+            told = {a for a in self.axes if numerics.varying_axes(lax.axis_index(a))}
+            return (varying & told) | (frozenset(self.axes) - told)
+        if not varying:
+            return varying
+        gradients = jax.tree.leaves(self.gradient)
+        params = gradients if self.params is None else jax.tree.leaves(self.params)
+        pairs = zip(gradients, params, strict=True)
+        both = [numerics.varying_axes(g) & numerics.varying_axes(p) for g, p in pairs]
+        return varying & frozenset().union(*both)
+
+
+_SHARDS: ContextVar[Shards | None] = ContextVar("_SHARDS", default=None)
+
+
+@contextlib.contextmanager
+def step_of(axes: tuple[str, ...] | None, gradient: Tree, params: Tree | None) -> Iterator[None]:
+    """A step whose norms are summed over ``axes``; None for those of the step around it, if any.
+
+    Raises:
+      ValueError: an axis is none of a ``shard_map`` around the step.
+    """
+    around = _SHARDS.get()
+    axes = around.axes if axes is None and around is not None else axes
+    for axis in axes or ():
+        try:
+            lax.axis_index(axis)
+        except NameError:
+            raise ValueError(
+                f"norm_axes names {axis!r}, which is no axis of a jax.shard_map around this "
+                "update: leave norm_axes out where the update sees whole arrays."
+            ) from None
+    token = _SHARDS.set(Shards(axes, gradient, params))
+    try:
+        yield
+    finally:
+        _SHARDS.reset(token)
+
+
+@contextlib.contextmanager
+def norms_of(stage: str) -> Iterator[None]:
+    """Names the stage that takes the norms inside."""
+    shards = _SHARDS.get()
+    token = _SHARDS.set(shards and dataclasses.replace(shards, stage=stage))
+    try:
+        yield
+    finally:
+        _SHARDS.reset(token)
+
+
+def summed_axes(x: jax.Array) -> tuple[str, ...]:
+    """The axes of a mesh over which sums of ``x`` must be summed to be those of the whole.
+
+    Raises:
+      ValueError: ``x`` is a shard, and nobody said of what.
+    """
+    shards, axes = _SHARDS.get(), _cut(x)
+    if axes and shards is not None and shards.axes is None:
+        raise ValueError(
+            f"{shards.stage} takes a norm, and inside this jax.shard_map it sees arrays that "
+            f"differ along the mesh axes {[*axes]}. Where they are shards of whole arrays, write "
+            f"compose(tx, norm_axes={axes[0]!r}), which sums norms over the axis; where every "
+            "device trains a model of its own, compose(tx, norm_axes=())."
+        )
+    return axes
+
+
+def _cut(x: jax.Array) -> tuple[str, ...]:
+    shards = _SHARDS.get()
+    return () if shards is None else tuple(sorted(shards.cut(x)))
+
+
+def check_uncut(x: jax.Array, what: str, remedy: str) -> None:
+    """Raises where ``x`` is a shard inside ``jax.shard_map``, for sums that are not over a leaf.
+
+    Args:
+      x: a leaf.
+      what: needs it whole, for the error.
+      remedy: what else to do.
+    """
+    if axes := _cut(x):
+        raise ValueError(
+            f"{what} needs whole arrays, and one of shape {x.shape} is a shard along the mesh axes "
+            f"{[*axes]} of this jax.shard_map: call the update outside, on the sharded arrays, or "
+            f"{remedy}; where every device trains a model of its own, compose(tx, norm_axes=())."
+        )
+
+
+def size(x: jax.Array) -> int:
+    """How many elements a leaf has, over all its shards."""
+    return math.prod([x.size, *map(lax.axis_size, summed_axes(x))])
+
+
+def sum_over_shards(parts: Iterable[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """The sum of scalars, each the sum over a leaf, or over a shard of it.
+
+    Args:
+      parts: pairs of scalar and leaf.
+    """
+    by_axes: dict[tuple[str, ...], list[jax.Array]] = {}
+    for part, x in parts:
+        by_axes.setdefault(summed_axes(x), []).append(part)
+    sums = [lax.psum(sum(some), axes) if axes else sum(some) for axes, some in by_axes.items()]
+    return functools.reduce(lax.add, sums, jnp.zeros([], numerics.default_float()))
+
+
+def square_norm(x: jax.Array) -> jax.Array:
+    """The sum of |x|^2 over one leaf, real, in the default float dtype."""
+    square, axes = _square(x), summed_axes(x)
+    return lax.psum(square, axes) if axes else square
+
+
+def _square(x: jax.Array) -> jax.Array:
+    return lax.reduce_sum(numerics.abs_square(numerics.widen(x)), tuple(range(x.ndim)))
+
+
+def square_norm_of_tree(tree: Tree) -> jax.Array:
+    """The sum of |x|^2 over all leaves; 0 for an empty tree.
+
+    Of arrays sharded in a mesh it is that of the whole; see ``compose`` for ``jax.shard_map``.
+    """
+    return sum_over_shards([(_square(x), x) for x in jax.tree.leaves(tree)])
+
+
+def norm_of_tree(tree: Tree) -> jax.Array:
+    """The root of ``square_norm_of_tree``, also where squares overflow.
+
+    Only where they do the leaves are read once more, scaled by a power of two.
+    """
+    square = square_norm_of_tree(tree)
+    least = 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8)
+    # Of a constant XLA would take the square out of the sum, and that is 0.
+    power = jnp.where(lax.is_finite(square), jnp.ones_like(square), jnp.full_like(square, least))
+
+    def scaled() -> jax.Array:
+        small = jax.tree.map(lambda x: numerics.scaled(power, numerics.widen(x)), tree)
+        return numerics.root(square_norm_of_tree(small)) / power
+
+    if not isinstance(square, Tracer):  # a conditional would be compiled anew at every call
+        return numerics.root(square) if jnp.isfinite(square) else scaled()
+    return lax.cond(lax.is_finite(square), lambda: numerics.root(square), scaled)
+
+
+def check_floating(tree: Tree, what: str) -> None:
+    """Raises ``TypeError`` where a leaf is an integer or a bool; ``what`` begins its name."""
+    for name, leaf in numerics.named_leaves(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            kind = f"is a {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
+            raise TypeError(
+                f"the {what} {name!r} {kind}; only floating-point arrays can be optimized: keep it "
+                "out of the tree (in Equinox, eqx.filter(model, eqx.is_inexact_array)) or wrap the "
+                "optimizer in optax.masked."
+            )
+
+
+def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
+    """Gradient and parameters of a step, as arrays, each parameter beside its gradient.
+
+    Equinox gives the whole model as parameters, and None as the gradient of what is no array: that
+    becomes None in both.
+
+    Raises:
+      ValueError: the parameters are others than the gradients are of.
+    """
+    gradient = numerics.as_arrays(gradient)
+    if params is None:
+        return gradient, None
+    structure = jax.tree.structure(gradient)
+    if jax.tree.structure(params) != structure:
+        with contextlib.suppress(ValueError):
+            params = jax.tree.map(
+                lambda g, p: None if g is None else p, gradient, params, is_leaf=lambda g: g is None
+            )
+        if jax.tree.structure(params) != structure:
+            raise ValueError(
+                "the gradients do not have the structure of the parameters in params: "
+                f"{_difference(gradient, params)}. Give the parameters that the gradients are of, "
+                "and None as the gradient of what is not trained."
+            )
+    params = numerics.as_arrays(params)
+    for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(params), strict=True):
+        if jnp.shape(g) != jnp.shape(p):
+            raise ValueError(
+                f"the gradient of {name!r} has shape {jnp.shape(g)}, the parameter in params "
+                f"{jnp.shape(p)}: give the parameters that the gradients are of."
+            )
+    return gradient, params
+
+
+def check_gradient(gradient: Tree, like: Tree | None) -> None:
+    """Raises where the gradients are not floating or do not fit ``like`` (None: not known)."""
+    check_floating(gradient, "gradient of")
+    if like is None:
+        return
+    if jax.tree.structure(gradient) != jax.tree.structure(like):
+        raise ValueError(
+            "the gradients do not have the structure of the parameters given to init: "
+            f"{_difference(gradient, like)}. Call init again for a changed tree; for parameters "
+            "without a gradient give zeros, or None in both trees."
+        )
+    for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(like), strict=True):
+        if g.shape != p.shape:
+            raise ValueError(
+                f"the gradient of {name!r} has shape {g.shape}, the "
+                f"parameter given to init had {p.shape}. Call init again for a changed tree."
+            )
+
+
+def _difference(have: Tree, expected: Tree) -> str:
+    names, wanted = set(numerics.leaf_names(have)), set(numerics.leaf_names(expected))
+    return f"missing leaves {sorted(wanted - names)}, surplus leaves {sorted(names - wanted)}"

@@ -1,0 +1,104 @@
+"""What the stages of one recipe must be to each other: kinds that fit, names that differ.
+
+>>> from adamw_jax import precondition
+>>> check_kinds((precondition().spec,))  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+ValueError: precondition takes moments, but the gradient gives gradient. Put ...
+"""
+
+from __future__ import annotations
+
+from adamw_jax._core.declare import Hyperparameter
+from adamw_jax._core.stage import Kind, Spec
+
+
+def check_kinds(specs: tuple[Spec, ...]) -> None:
+    """Raises where a stage takes another kind than flows to it, with a remedy."""
+    kind, before = Kind.GRADIENT, "the gradient"
+    for spec in specs:
+        if spec.takes is None:
+            if kind is Kind.MOMENTS:
+                raise ValueError(
+                    f"{spec.name} stands between stages on moments, where only stages of adamw_jax "
+                    "may stand: put it before estimate_moments or after precondition, or use "
+                    "only(stage, where) to mask one stage."
+                )
+            continue
+        if spec.takes is not kind:
+            raise ValueError(
+                f"{spec.name} takes {spec.takes.value}, but {before} gives {kind.value}. "
+                f"{_REMEDY[kind, spec.takes]}"
+            )
+        assert spec.gives is not None
+        kind, before = spec.gives, spec.name
+    if kind is Kind.MOMENTS:
+        raise ValueError(
+            f"the recipe ends with {before}, which gives moments: add precondition(), which turns "
+            "moments into a direction."
+        )
+
+
+_LATE = "Move it before the stages that already turned the gradient into something else."
+_REMEDY = {
+    (Kind.GRADIENT, Kind.MOMENTS): "Put estimate_moments(...) before it.",
+    (Kind.GRADIENT, Kind.DIRECTION): "Put estimate_moments(...) and precondition() before it; "
+    "estimate_moments(no_moment(), no_moment()) makes plain gradient descent.",
+    (Kind.GRADIENT, Kind.UPDATE): "Put a whole optimizer before it, such as adamw(1e-3).",
+    (Kind.MOMENTS, Kind.DIRECTION): "Put precondition() before it.",
+    (Kind.MOMENTS, Kind.UPDATE): "Put precondition() and scale_by_learning_rate(...) before it.",
+    (Kind.DIRECTION, Kind.UPDATE): "Put scale_by_learning_rate(...) of adamw_jax before it.",
+    (Kind.MOMENTS, Kind.GRADIENT): _LATE,
+    (Kind.DIRECTION, Kind.GRADIENT): _LATE,
+    (Kind.DIRECTION, Kind.MOMENTS): _LATE,
+    (Kind.UPDATE, Kind.GRADIENT): _LATE,
+    (Kind.UPDATE, Kind.MOMENTS): _LATE,
+    (Kind.UPDATE, Kind.DIRECTION): _LATE,
+}
+
+
+def check_names(specs: tuple[Spec, ...]) -> None:
+    """Raises where two stages would have their state under one name."""
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.init is None or spec.takes is None:  # a foreign one is known at init only
+            continue
+        if spec.name in seen:
+            raise ValueError(twice(spec.name))
+        seen.add(spec.name)
+
+
+def twice(name: str) -> str:
+    """The error for two stages of one name."""
+    return (
+        f"two stages with state are called {name!r}: name one of them with a pair, "
+        f"('other_{name}', stage), so that a checkpoint can tell them apart."
+    )
+
+
+def share_hyperparams(
+    specs: tuple[Spec, ...],
+) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
+    """Names in the live record: of a name that several stages have, ``stage.name`` for each.
+
+    One learning rate given to several stages is one. Of no other name do the values decide, so that
+    a changed number, or a schedule in its place, leaves the state as it is.
+    """
+    users: dict[str, list[Hyperparameter]] = {}
+    for spec in specs:
+        for name, hyper in spec.hyperparams.items():
+            users.setdefault(name, []).append(hyper)
+    declared: dict[str, Hyperparameter] = {}
+    names = []
+    for spec in specs:
+        own = {}
+        for name, hyper in spec.hyperparams.items():
+            one = name == "learning_rate" and all(hyper.same_as(other) for other in users[name])
+            own[name] = name if one or len(users[name]) == 1 else f"{spec.name}.{name}"
+            if own[name] in declared and not one:
+                raise ValueError(
+                    f"two stages called {spec.name!r} have a hyperparameter {name!r}: name one of "
+                    f"them with a pair, ('other_{spec.name}', stage)."
+                )
+            declared[own[name]] = hyper
+        names.append(own)
+    return tuple(names), declared

@@ -1,0 +1,153 @@
+"""Masks: which leaves a stage acts on, as a tree, a function, or a rule on leaf names.
+
+>>> import jax.numpy as jnp
+>>> params = {"dense": {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}}
+>>> resolve("*/kernel", params, "mask")
+{'dense': {'bias': False, 'kernel': True}}
+>>> resolve(except_named("bias", "scale"), params, "mask")
+{'dense': {'bias': False, 'kernel': True}}
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adamw_jax._core import numerics
+
+Tree = Any
+Mask = Any
+"""None (every leaf), a tree of bools, ``params -> tree of bools``, or a pattern on leaf names."""
+
+
+def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
+    """``mask`` as a tree of bools with one entry for every leaf of ``tree``.
+
+    Args:
+      mask: None for every leaf; a tree of bools shaped like ``tree`` or a prefix of it; a function
+        from ``tree`` to such a tree; or a pattern such as ``"*/kernel"``, or several in a tuple,
+        matched against slash-separated leaf names.
+      tree: parameters or gradients.
+      argument: name of the user's argument, for the error text.
+
+    Raises:
+      TypeError: an entry is not a Python bool.
+      ValueError: the mask does not fit the tree, or a pattern matches no leaf.
+    """
+    if mask is None:
+        return jax.tree.map(lambda _: True, tree)
+    if isinstance(mask, str) or _is_patterns(mask):
+        return _by_patterns((mask,) if isinstance(mask, str) else mask, tree, argument)
+    if callable(mask) and not _is_tree_of_bools(mask):
+        mask = mask(tree)
+    mask = numerics.unbox(mask)
+    for name, entry in numerics.named_leaves(mask):
+        if not isinstance(entry, (bool, np.bool_)):
+            where = name or "the root"
+            raise TypeError(
+                f"{argument} must hold Python bools, got {entry!r} at {where}. A mask is static: "
+                "give a tree of bools, a function of the parameters, or a pattern on leaf names."
+            )
+    if isinstance(mask, (bool, np.bool_)) and not _is_single_leaf(tree):
+        raise ValueError(
+            f"{argument} is the bare bool {bool(mask)}, which fits no parameter tree. If you "
+            "passed a function through optax.inject_hyperparams, it was taken for a schedule: add "
+            f"static_args={argument!r} there."
+        )
+    try:
+        return jax.tree.map(
+            lambda entry, part: jax.tree.map(lambda _: bool(entry), part), mask, tree
+        )
+    except (ValueError, TypeError) as error:
+        of_mask = dict(numerics.named_leaves(mask))  # dicts for modules, or the reverse
+        if sorted(of_mask) == sorted(numerics.leaf_names(tree)):
+            return numerics.map_named(lambda name, _: bool(of_mask[name]), tree)
+        raise ValueError(
+            f"{argument} does not fit the tree it masks, whose leaves are "
+            f"{numerics.leaf_names(tree)}; the mask's are {numerics.leaf_names(mask)}."
+        ) from error
+
+
+def except_named(*names: str) -> Callable[[Tree], Tree]:
+    """A mask that leaves out the leaves of some last names, such as ``"bias"``.
+
+    Args:
+      *names: last parts of slash-separated leaf names, in full: ``"bias"`` is that of
+        ``"dense/bias"``. One that no leaf has is no error.
+
+    Returns:
+      A function from a tree to a tree of bools, False for those leaves, to be given as a mask.
+    """
+
+    def mask(tree: Tree) -> Tree:
+        return numerics.map_named(lambda name, _: name.rsplit("/", 1)[-1] not in names, tree)
+
+    return mask
+
+
+def matrices_only(tree: Tree) -> Tree:
+    """The mask of leaves of two or more axes: kernels, not biases or norms.
+
+    Args:
+      tree: parameters or gradients, a tree of arrays; as a mask give the function itself.
+
+    Returns:
+      A tree of bools like ``tree``.
+    """
+    return jax.tree.map(lambda p: p.ndim > 1, tree)
+
+
+def show(tree: Tree, chosen: Tree) -> Tree:
+    """``tree`` with ``MaskedNode`` where ``chosen`` is False."""
+    return jax.tree.map(lambda use, x: x if use else optax.MaskedNode(), chosen, tree)
+
+
+def hide(tree: Tree, hidden: Tree) -> Tree:
+    """``tree`` with ``MaskedNode`` where ``hidden`` is True."""
+    return jax.tree.map(lambda out, x: optax.MaskedNode() if out else x, hidden, tree)
+
+
+def merge(chosen: Tree, part: Tree, whole: Tree) -> Tree:
+    """Leaves of ``part`` where ``chosen``, of ``whole`` elsewhere."""
+    return jax.tree.map(lambda use, new, old: new if use else old, chosen, part, whole)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a leaf name fits a shell-style pattern; ``*`` also crosses slashes."""
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
+    # A frozen or masked leaf may be named too: it only has nothing to do here.
+    names = [name for name, _ in numerics.named_leaves(tree, _is_masked)]
+    for pattern in patterns:
+        if names and not any(matches(name, pattern) for name in names):
+            raise ValueError(
+                f"{argument} has the pattern {pattern!r}, which matches none of the leaves {names}."
+            )
+    return numerics.map_named(lambda name, _: any(matches(name, p) for p in patterns), tree)
+
+
+def _is_patterns(mask: Mask) -> bool:
+    return (
+        isinstance(mask, (tuple, list)) and len(mask) > 0 and all(isinstance(m, str) for m in mask)
+    )
+
+
+def _is_tree_of_bools(mask: Mask) -> bool:
+    """Whether a callable is a tree all the same, as an Equinox module with bools for arrays is."""
+    dtypes = [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(mask)]
+    return len(dtypes) > 0 and all(dtype in (bool, np.bool_) for dtype in dtypes)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _is_single_leaf(tree: Tree) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(0) or jax.tree.leaves(tree) == []

@@ -1,0 +1,388 @@
+"""The state of a composed recipe, and how to find it under any wrapper."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.core
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import Domain, in_domain, real, real_number
+
+Wanted = type | tuple[type, ...] | Callable[[Any], bool]
+"""Which nodes of a state are meant: those of a type or of several, or those that a test accepts."""
+
+
+class _Names(tuple[str, ...]):
+    """Names of hyperparameters in order; equal to others by the names alone.
+
+    Attributes:
+      domains: the range with which each was declared.
+      injected: those that the code gave as arrays.
+    """
+
+    domains: Mapping[str, Domain] = {}
+    injected: frozenset[str] = frozenset()
+
+
+def _names(domains: Mapping[str, Domain], injected: Iterable[str] = ()) -> _Names:
+    names = _Names(domains)
+    names.domains, names.injected = domains, frozenset(injected)
+    return names
+
+
+class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGeneralTypeIssues]
+    """The live hyperparameters of a recipe: two arrays in the state, a mapping to the user.
+
+    Reading ``state.hyperparams["b1"]`` gives the value of the last step, assigning pins a new one.
+    ``optax.tree.get(state, "learning_rate")`` finds it, too. It does not find a hyperparameter that
+    was given as an array: ``optax.inject_hyperparams`` does that, and keeps the value in its state.
+
+    Attributes:
+      names: in order.
+      array: the values that the last step used, of the default float dtype, on the last axis.
+      pins: whether the user set each; then the code's value or schedule is not used.
+    """
+
+    names: _Names
+    array: Any
+    pins: Any
+
+    def __init__(
+        self, domains: Mapping[str, Domain], array: Any, pins: Any, injected: Iterable[str] = ()
+    ) -> None:
+        self._fill(_names(domains, injected), array, pins)
+
+    def _fill(self, names: _Names, array: Any, pins: Any) -> None:
+        self.names, self.array, self.pins = names, array, pins
+
+    def value(self, name: str) -> jax.Array:
+        """The value of the last step."""
+        return self._read(self.array, name)
+
+    def is_pinned(self, name: str) -> jax.Array:
+        """Whether the user set the value."""
+        return self._read(self.pins, name)
+
+    def check_pins(self, domains: Mapping[str, Domain]) -> None:
+        """Raises where a pinned value is out of its range, as rounding may have moved it.
+
+        What is traced, or on other hosts, cannot be seen.
+
+        Raises:
+          ValueError: it is.
+        """
+        pins = numerics.unboxed(self.pins)
+        if isinstance(pins, jax.core.Tracer) or not getattr(pins, "is_fully_addressable", True):
+            return
+        places = np.unique(np.nonzero(np.asarray(pins))[-1]) if self.names else ()
+        for name in (self.names[i] for i in places):
+            domain = domains[name]
+            for value in np.asarray(self.value(name))[np.asarray(self.is_pinned(name))].ravel():
+                if not domain.contains(float(value)) or (np.isinf(value) and not domain.infinite):
+                    raise ValueError(
+                        f"{name} is pinned to {value}, and must be {domain.words}: rounding has "
+                        "moved it out of its range, or the range is another now. Pin it again with "
+                        "set_hyperparams, or unpin it with clear_hyperparams."
+                    )
+
+    def pinned_to(self, name: str, value: Any) -> Hyperparams:
+        """With ``name`` pinned to a value.
+
+        Raises:
+          ValueError: the value is out of its range or no scalar.
+          TypeError: it is not a real number.
+        """
+        old, here = self.value(name), self._here(name)
+        given = real_number(value, f"{name} must be a number, got", old.shape)
+        if not isinstance(given, jax.core.Tracer):
+            domain = self.names.domains[name]
+            for one in np.ravel(given):
+                in_domain(one, domain, f"{name} must be {domain.words}")
+        new = jnp.asarray(given, old.dtype)[..., None]
+        # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
+        # it keeps the box that Flax NNX puts around.
+        return self._with(
+            jax.tree.map(lambda x: jnp.where(jnp.broadcast_to(here, x.shape), new, x), self.array),
+            jax.tree.map(lambda x: x | jnp.broadcast_to(here, x.shape), self.pins),
+        )
+
+    def unpinned(self, name: str) -> Hyperparams:
+        """With ``name`` following the code again."""
+        here = self._here(name)
+        pins = jax.tree.map(lambda x: x & ~jnp.broadcast_to(here, x.shape), self.pins)
+        return self._with(self.array, pins)
+
+    def _with(self, array: Any, pins: Any) -> Hyperparams:
+        return _made(self.names, (array, pins))
+
+    def _read(self, array: Any, name: str) -> jax.Array:
+        (whole,) = jax.tree.leaves(array)
+        return whole[..., self._place(name)]
+
+    def _here(self, name: str) -> np.ndarray:
+        return np.arange(len(self.names)) == self._place(name)
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise KeyError(unknown(name, self.names))
+        return self.names.index(name)
+
+    @property
+    def _marks(self) -> dict[str, Any]:
+        """By their keys, what a function over trees put in the places of the two arrays, if any."""
+        if not self.names or hasattr(self.array, "shape"):
+            return {}
+        return {key.name: child for key, child in _children_with_keys(self)[0]}
+
+    def __getitem__(self, name: str) -> Any:
+        marks = self._marks
+        return marks[name] if marks else self.value(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        new = self.pinned_to(name, value)
+        self.array, self.pins = new.array, new.pins
+
+    def __ior__(self, other: Any) -> Hyperparams:  # that of dict would set nothing
+        self.update(other)
+        return self
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise TypeError(
+            "a recipe's hyperparameters cannot be deleted; unpin with clear_hyperparams."
+        )
+
+    def __contains__(self, name: object) -> bool:
+        if marks := self._marks:
+            return name in marks
+        return name in self.names and name not in self.names.injected
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._marks or [name for name in self.names if name in self])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Hyperparams):
+            return False
+        return (self.names, self.array, self.pins) == (other.names, other.array, other.pins)
+
+    def __repr__(self) -> str:
+        """A short text; the error messages of optax quote it."""
+        names = ", ".join(self.names)
+        return f"<Hyperparams {names}: read with hyperparams(state), set with set_hyperparams>"
+
+    def __reduce__(self) -> Any:
+        names = self.names
+        return Hyperparams, (names.domains, self.array, self.pins, names.injected)
+
+    def filled(self, values: Sequence[Any], pins: Sequence[Any]) -> Hyperparams:
+        """With these values and pins, in the order of the names."""
+        if not self.names:
+            return self
+        return self._with(jnp.stack(values, -1), jnp.stack(pins, -1))
+
+    def copy(self) -> Hyperparams:
+        """Another node with the same arrays."""
+        return self._with(self.array, self.pins)
+
+
+def _made(names: _Names, children: Any) -> Hyperparams:
+    made = Hyperparams.__new__(Hyperparams)
+    made._fill(names, *(children or (None, None)))
+    return made
+
+
+def _children(node: Hyperparams) -> tuple[Any, ...]:
+    return (node.array, node.pins) if node.names else ()
+
+
+def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
+    # The names stand in the keys, so that a checkpoint of other names is refused.
+    names = ",".join(node.names)
+    keys = GetAttrKey(_VALUES + names), GetAttrKey(_PINS + names)
+    return tuple(zip(keys, _children(node), strict=False)), node.names
+
+
+_VALUES, _PINS = "values of ", "pins of "
+
+
+def _register_with_flax() -> None:
+    """Lets ``flax.serialization`` take hyperparameters, once something has imported it."""
+    flax = sys.modules.get("flax.serialization")
+    if flax is None or _FLAX:
+        return
+    _FLAX.append(flax)
+
+    def to_dict(node: Hyperparams) -> dict[str, Any]:
+        keyed, _ = _children_with_keys(node)
+        return {key.name: child for key, child in keyed}
+
+    def from_dict(node: Hyperparams, saved: dict[str, Any]) -> Hyperparams:
+        keys = [*to_dict(node)]
+        if sorted(saved) != sorted(keys):
+            raise ValueError(
+                f"the checkpoint has {sorted(saved)}, the target {sorted(keys)}: carry the state "
+                "over with migrate_state(saved, tx, params)."
+            )
+        return _made(node.names, [saved[key] for key in keys])
+
+    flax.register_serialization_state(Hyperparams, to_dict, from_dict)
+
+
+_FLAX: list[Any] = []
+
+
+jax.tree_util.register_pytree_with_keys(
+    Hyperparams, _children_with_keys, _made, lambda node: (_children(node), node.names)
+)
+jax.export.register_pytree_node_serialization(
+    Hyperparams,
+    serialized_name="adamw_jax.Hyperparams",
+    serialize_auxdata=lambda names: json.dumps([*names.domains.items()]).encode(),
+    deserialize_auxdata=lambda text: _names(
+        {name: Domain(*ends) for name, ends in json.loads(text)}
+    ),
+)
+
+
+class _Fields(NamedTuple):
+    count: jax.Array
+    hyperparams: Hyperparams
+    stages: dict[str, Any]
+
+
+class ComposeState(_Fields):
+    """State of a composed recipe.
+
+    Attributes:
+      count: updates made, int32; drives every schedule.
+      hyperparams: by name, the value used at the last step, which may be pinned.
+      stages: by stage name, the states of the stages that have one.
+    """
+
+    __slots__ = ()
+
+    @property
+    def hyperparams(self) -> Hyperparams:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The live hyperparameters; Flax reads them from here before it serializes them."""
+        _register_with_flax()
+        return self[1]
+
+
+def is_live(node: Any) -> bool:
+    """Whether a node is the ``Hyperparams`` of a recipe, also one that lost its type."""
+    if isinstance(node, Hyperparams):
+        return True
+    if not isinstance(node, Mapping) or not all(isinstance(key, str) for key in node):
+        return False
+    return sorted(key.partition(" of ")[0] + " of " for key in node) == [_PINS, _VALUES]
+
+
+def live_of(node: Any) -> list[tuple[str, Any, Any]]:
+    """Name, value and pin of every hyperparameter in such a node."""
+    if not isinstance(node, Hyperparams):
+        by_kind = {key.partition(" of ")[0]: (key, array) for key, array in node.items()}
+        names = by_kind["values"][0].removeprefix(_VALUES).split(",")
+        node = Hyperparams(dict.fromkeys(names, real), by_kind["values"][1], by_kind["pins"][1])
+    return [(name, node.value(name), node.is_pinned(name)) for name in node.names]
+
+
+def check_live(live: Any) -> Hyperparams:
+    """The hyperparameters of a state, or the error for what ``optax.tree.set`` leaves of them."""
+    if isinstance(live, Hyperparams):
+        return live
+    raise TypeError(
+        f"the hyperparameters in the state are a {type(live).__name__}, as optax.tree.set leaves "
+        "them: change them with adamw_jax.set_hyperparams(state, learning_rate=...) instead. A "
+        "checkpoint that lost its types goes through migrate_state(saved, tx, params)."
+    )
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The error for a hyperparameter that a state does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}"
+
+
+def restarts(node: Any) -> bool:
+    """Whether a restart of the moments empties a node: its class says ``restarts = True``."""
+    return getattr(type(node), "restarts", False) is True
+
+
+def check_owners(state: Any) -> None:
+    """Raises where two nodes own the same parameters, by the field that their class names ``owns``.
+
+    Raises:
+      ValueError: two Lookaheads hold slow weights of one parameter.
+    """
+    owned: set[str] = set()
+    for node in jax.tree.leaves(state, is_leaf=lambda x: hasattr(type(x), "owns")):
+        if not hasattr(type(node), "owns"):
+            continue
+        names = set(numerics.leaf_names(getattr(node, type(node).owns)))
+        if both := sorted(names & owned):
+            raise ValueError(
+                f"two {type(node).__name__} hold {type(node).owns} weights of {both}: what one "
+                "makes of the parameters would become those of the other. Leave one out."
+            )
+        owned |= names
+
+
+def nodes(state: Any, kind: Wanted) -> list[tuple[tuple[Any, ...], Any]]:
+    """All nodes of a type in a state with their paths, also those inside others of them."""
+    is_one = _test(kind)
+
+    def inside(path: tuple[Any, ...], node: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        def is_other(x: Any) -> bool:
+            return x is not node and is_one(x)
+
+        for rest, found in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_other):
+            if is_other(found):
+                yield (*path, *rest), found
+                yield from inside((*path, *rest), found)
+
+    itself = [((), state)] if is_one(state) else []
+    return [*itself, *inside((), state)]
+
+
+def _test(kind: Wanted) -> Callable[[Any], bool]:
+    if isinstance(kind, (type, tuple)):
+        return lambda node: isinstance(node, kind)
+    return kind
+
+
+def find(state: Any, kind: Wanted) -> list[tuple[str, Any]]:
+    """All nodes of a type in a state, each with its slash-separated path."""
+    return [(numerics.leaf_name(path), node) for path, node in nodes(state, kind)]
+
+
+def replace(state: Any, kind: Wanted, change: Any) -> Any:
+    """``state`` with ``change(path, node)`` in place of every node of a type.
+
+    A node inside another is changed first.
+    """
+    is_one = _test(kind)
+
+    def inside(path: tuple[Any, ...], node: Any) -> Any:
+        def is_other(x: Any) -> bool:
+            return x is not node and is_one(x)
+
+        def one(rest: tuple[Any, ...], found: Any) -> Any:
+            return inside((*path, *rest), found) if is_other(found) else found
+
+        new = jax.tree_util.tree_map_with_path(one, node, is_leaf=is_other)
+        return change(numerics.leaf_name(path), new) if is_one(node) else new
+
+    return inside((), state)

@@ -1,0 +1,127 @@
+"""``learn_rates``: learning rate and momentum set from the curvature, while training runs.
+
+    every so many steps:   Ritz values of the Hessian  ->  lr_momentum_from_spectrum  ->  the state
+
+In the manner of Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092: 20 Lanczos steps on a
+fixed batch of some thousand examples, every 1 to 20 epochs. It runs between steps; what it sets are
+live hyperparameters, so that the step does not recompile.
+
+>>> import jax, jax.numpy as jnp
+>>> from adamw_jax import hyperparams, sgdw
+>>> def loss_fn(w, batch):
+...     return 0.5 * jnp.sum(batch * w**2)
+>>> tx, params, curvatures = sgdw(1e-3), jnp.ones(3), jnp.array([1.0, 4.0, 9.0])
+>>> state, learned = learn_rates(
+...     tx.init(params), loss_fn, params, curvatures, key=jax.random.key(0), mu="non_bulk_min"
+... )
+>>> print(hyperparams(state)["learning_rate"].round(3), hyperparams(state)["momentum"].round(3))
+0.25 0.25
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.state import ComposeState, find
+from adamw_jax.curvature._arrays import random_direction
+from adamw_jax.curvature._lanczos import lanczos
+from adamw_jax.curvature._products import LossFn, Product, hvp_fn
+from adamw_jax.curvature._spectrum_rates import METHODS, SMALLEST, Rates, lr_momentum_from_spectrum
+from adamw_jax.moments._estimate_moments import MomentsState
+from adamw_jax.state._hyperparams import hyperparams, set_hyperparams
+
+Tree = Any
+
+OTHER_STEPS = {"trust_coefficient", "max_step", "b0"}
+"""Hyperparameters of steps that are no -lr m: LARS's, those clipped to a length, PNM's."""
+
+
+def learn_rates(
+    state: Any,
+    loss_fn: LossFn,
+    params: Tree,
+    batch: Any,
+    *,
+    key: jax.Array,
+    method: str = "heavy_ball",
+    mu: str = "median",
+    num_steps: int = 20,
+    product: Product = hvp_fn,
+    learning_rate: str = "learning_rate",
+    momentum: str = "momentum",
+) -> tuple[Any, Rates]:
+    """An optimizer's state with the learning rate and momentum that the curvature asks for.
+
+    Args:
+      state: of a recipe whose step is ``-lr m`` with m <- momentum m + g, such as ``sgdw``, under
+        any wrapper; not of an adaptive method, whose curvature is another. Of a normalized step
+        (``normalized_sgd``) the state shows nothing: that one is for you to see.
+      loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
+      params: the present parameters.
+      batch: for the curvature; the same each time. Small batches see too large a curvature, see
+        ``batch_hessian_extreme``. Or ``Batches``.
+      key: of the random start vector.
+      method: rule of ``lr_momentum_from_spectrum``; ``"nesterov"`` for ``sgdw(nesterov=True)``.
+      mu: the smallest curvature that counts, see there; the authors' scripts have both.
+      num_steps: Lanczos steps, one Hessian product each; 20 in the authors' scripts.
+      product: whose spectrum; ``gauss_newton_fn`` leaves the model's own curvature out.
+      learning_rate: name of the hyperparameter, as ``hyperparams(state)`` has it.
+      momentum: the same of the momentum; without one in the state only ``"sgd"`` will do.
+
+    Returns:
+      The state with both pinned (``clear_hyperparams`` gives them back to the code), and the rates.
+
+    Raises:
+      ValueError: a name is unknown, ``state`` is that of another method, or the curvature is
+        zero or not finite.
+    """
+    one_of("method", method, METHODS)
+    one_of("mu", mu, SMALLEST)
+    _check_plain(state, learning_rate)
+    rates = _rates(loss_fn, product, method, mu, num_steps, params, batch, key)
+    if not all(bool(jnp.isfinite(x)) for x in rates):
+        raise ValueError(
+            f"the curvature gives no learning rate, it gives {rates}: it is zero or not finite at "
+            "these parameters on this batch."
+        )
+    wanted = {learning_rate: rates.learning_rate, momentum: rates.momentum}
+    if method == "sgd" and momentum not in hyperparams(state):
+        del wanted[momentum]
+    return set_hyperparams(state, wanted), rates
+
+
+def _check_plain(state: Any, learning_rate: str) -> None:
+    """Raises where steps are divided by a second moment, or made without ``estimate_moments``."""
+    recipes = find(state, ComposeState)
+    named = [node for path, node in recipes if learning_rate.startswith(f"{path}/")]
+    for recipe in named or [node for _, node in recipes]:
+        moments = [node for _, node in find(recipe, MomentsState)]
+        plain = moments and not any(jax.tree.leaves(node.second) for node in moments)
+        if plain and not {name.split(".")[-1] for name in recipe.hyperparams} & OTHER_STEPS:
+            continue
+        raise ValueError(
+            "learn_rates is for SGD, sgdw(...), whose step is -lr m with m <- momentum m + g; the "
+            f"state has the hyperparameters {sorted(hyperparams(state))} and is that of another "
+            "method: preconditioned_sharpness tells what an adaptive one can bear."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _rates(
+    loss_fn: LossFn,
+    product: Product,
+    method: str,
+    mu: str,
+    num_steps: int,
+    params: Tree,
+    batch: Any,
+    key: jax.Array,
+) -> Rates:
+    start = random_direction(key, params)
+    found = lanczos(product(loss_fn, params, batch), start, num_steps)
+    return lr_momentum_from_spectrum(found.ritz_values, found.ritz_weights, method=method, mu=mu)

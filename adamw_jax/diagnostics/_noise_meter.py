@@ -1,0 +1,192 @@
+"""The gradient noise scale of a running training, measured inside the step.
+
+    |G|^2     <- average of (B |g_B|^2 - b |g_b|^2) / (B - b)
+    tr Sigma  <- average of (|g_b|^2 - |g_B|^2) / (1 / b - 1 / B)
+
+A step of B examples is made of micro-batches of b: what a device computes, or what is accumulated.
+The mean gradient g_B comes as always, and beside it the mean of the squared norms of the
+micro-gradients as the extra argument ``micro_square_norm``, one scalar:
+
+    accumulated over a scan      carry the sum of ``optax.tree.norm(g, squared=True)``
+    stacked micro-gradients      ``micro_square_norms(gradients)[0]``
+    over devices                 ``jax.lax.pmean`` of the local gradient's squared norm
+    ``optax.MultiSteps``         ``with_micro_norms(multi_steps)`` gives it by itself
+
+The stage stands before any clipping: both norms must be of gradients as they come. It believes the
+batch sizes that it is told. Only ``with_micro_norms`` knows better, and only where ``MultiSteps``
+accumulates a fixed number of micro-batches; a schedule of that number it cannot follow.
+
+McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162, with decay rates of their order.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adamw, compose
+>>> tx = compose(measure_noise_scale(small_batch=8, big_batch=64), adamw(1e-3))
+>>> params = jnp.zeros(4)
+>>> square = jnp.float32(6.0)                             # tr Sigma / 8 + |G|^2
+>>> _, state = tx.update(jnp.ones(4), tx.init(params), params, micro_square_norm=square)
+>>> print(read_noise_scale(state).scale.round(1))
+4.9
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import number, whole_number
+from adamw_jax._core.gradients import check_gradient, square_norm_of_tree
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
+from adamw_jax._core.state import find
+from adamw_jax.diagnostics._noise_scale import NoiseScale, gradient_noise_scale
+
+Tree = Any
+
+NAME = tail("measure_noise_scale")
+
+
+class NoiseMeterState(NamedTuple):
+    """State of ``measure_noise_scale``, three scalars of the default float dtype.
+
+    Attributes:
+      gradient_square: the average of |G|^2 times ``mass``.
+      noise_trace: the average of tr Sigma times ``mass``.
+      mass: the sum of the weights of what was measured, 0 before and 1 in the end.
+    """
+
+    gradient_square: jax.Array
+    noise_trace: jax.Array
+    mass: jax.Array
+
+
+class MicroNormsState(NamedTuple):
+    """State of ``with_micro_norms``.
+
+    Attributes:
+      total: the sum of the squared norms of the micro-gradients of the step that is under way.
+      inner: the state of ``optax.MultiSteps``.
+    """
+
+    total: jax.Array
+    inner: optax.MultiStepsState
+
+
+def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99) -> Stage:
+    """Averages signal and noise of the gradient and leaves it alone.
+
+    Args:
+      small_batch: b, examples in a micro-batch, >= 1.
+      big_batch: B, examples in a step, > b.
+      decay: rate of both averages, in [0, 1); 0.99 remembers some 100 steps.
+
+    Returns:
+      A stage *gradient -> gradient* for the beginning of a recipe, before any clipping, with three
+      scalars of state. Its ``update`` needs ``micro_square_norm``. A measurement that is not finite
+      is left out.
+
+    Raises:
+      ValueError: the sizes are not whole with 1 <= b < B; later, without ``micro_square_norm``, or
+        where ``with_micro_norms`` accumulates another number of micro-batches than B / b.
+    """
+    small = whole_number("small_batch", small_batch)
+    big = whole_number("big_batch", big_batch, least=small + 1)
+    keep = number("decay", decay, least=0, below=1)
+
+    def init(params: Tree) -> NoiseMeterState:
+        del params
+        return NoiseMeterState(*(jnp.zeros([], numerics.default_float()) for _ in range(3)))
+
+    def apply(gradient: Tree, state: NoiseMeterState, step: Step) -> tuple[Tree, NoiseMeterState]:
+        check_gradient(gradient, step.params)
+        square = step.extra.get("micro_square_norm")
+        if square is None or jnp.shape(square) != ():
+            raise ValueError(
+                "measure_noise_scale needs micro_square_norm, the mean of |g|^2 over the "
+                f"micro-batches, a scalar; got {square!r}. Call tx.update(gradients, state, "
+                "params, micro_square_norm=...), or wrap optax.MultiSteps in with_micro_norms."
+            )
+        pieces = step.extra.get("micro_batches")
+        if pieces is not None and pieces * small != big:
+            raise ValueError(
+                f"optax.MultiSteps accumulates {pieces} micro-batches of small_batch={small} "
+                f"examples, which makes steps of {pieces * small}, not big_batch={big}."
+            )
+        seen = lax.stop_gradient((numerics.scalar(square), square_norm_of_tree(gradient)))
+        found = gradient_noise_scale(*seen, small, big)
+        measured = NoiseMeterState(*found, jnp.ones_like(state.mass))
+        usable = jnp.isfinite(found.gradient_square) & jnp.isfinite(found.noise_trace)
+        return gradient, jax.tree.map(
+            lambda old, new: lax.select(usable, keep * old + (1.0 - keep) * new, old),
+            state,
+            measured,
+        )
+
+    # A tail to migrate_state: it may come and go.
+    return stage(NAME, Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
+
+
+def read_noise_scale(state: Any) -> NoiseScale:
+    """The averages that ``measure_noise_scale`` keeps in an optimizer's state.
+
+    Args:
+      state: the state of an optimizer with that stage, under any wrapper.
+
+    Returns:
+      ``NoiseScale``, both 0 before the first measurement; ``scale`` is their ratio in examples.
+
+    Raises:
+      ValueError: there is no such stage in the state, or there are several.
+    """
+    found = find(state, NoiseMeterState)
+    if len(found) != 1:
+        raise ValueError(
+            "the state must hold one measure_noise_scale, it holds them at "
+            f"{[path for path, _ in found]}: compose(measure_noise_scale(...), ...), or pass the "
+            "part of the state that you mean."
+        )
+    ((_, kept),) = found
+    mass = numerics.nonzero(kept.mass)
+    return NoiseScale(kept.gradient_square / mass, kept.noise_trace / mass)
+
+
+def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
+    """``optax.MultiSteps`` that tells its optimizer the norms of what it accumulates.
+
+    Args:
+      multi_steps: around a recipe with ``measure_noise_scale``, accumulating means, the default. A
+        fixed number of micro-batches must be B / b of that stage; a schedule is not checked.
+
+    Returns:
+      A transformation that takes micro-gradients as ``multi_steps`` does; one more scalar of state.
+      Micro-steps that ``should_skip_update_fn`` skips do not count.
+
+    Raises:
+      TypeError: ``multi_steps`` is no ``optax.MultiSteps``.
+    """
+    if not isinstance(multi_steps, optax.MultiSteps):
+        raise TypeError(f"with_micro_norms takes an optax.MultiSteps(...), got {multi_steps!r}.")
+
+    # Of a fixed number optax makes a schedule that gives the very int.
+    every = getattr(multi_steps, "_every_k_schedule", lambda step: None)(jnp.zeros([], jnp.int32))
+    known = {"micro_batches": every} if isinstance(every, int) else {}
+
+    def init(params: Tree) -> MicroNormsState:
+        return MicroNormsState(jnp.zeros([], numerics.default_float()), multi_steps.init(params))
+
+    def update(updates: Tree, state: MicroNormsState, params: Tree | None = None, **extra: Any):
+        total = state.total + square_norm_of_tree(updates)
+        before = state.inner
+        mean = total / (numerics.scalar(before.mini_step) + 1.0)
+        updates, inner = multi_steps.update(
+            updates, before, params, **{**extra, **known, "micro_square_norm": mean}
+        )
+        stepped = inner.gradient_step != before.gradient_step
+        skipped = ~stepped & (inner.mini_step == before.mini_step)
+        going_on = lax.select(skipped, state.total, total)
+        return updates, MicroNormsState(lax.select(stepped, jnp.zeros_like(total), going_on), inner)
+
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -1,0 +1,18 @@
+"""Direction to direction: decay, trust ratios, rules by name, sizes relative to the weights."""
+
+from adamw_jax.direction._clip_by_rms import clip_by_rms
+from adamw_jax.direction._decay import decoupled_decay, normalized_decay
+from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
+from adamw_jax.direction._rules import ParameterRules, Rule, parameter_rules
+from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
+
+__all__ = [
+    "ParameterRules",
+    "Rule",
+    "clip_by_rms",
+    "decoupled_decay",
+    "normalized_decay",
+    "parameter_rules",
+    "scale_by_parameter_rms",
+    "scale_by_trust_ratio",
+]

@@ -1,0 +1,69 @@
+"""Update clipping: the direction of a leaf is no longer than its root mean square allows.
+
+    u <- u / max(1, RMS(u) / clipping_threshold)             RMS(u) = sqrt(mean |u|^2), leaf by leaf
+
+It guards against a second moment that lags behind gradients that grow. Shazeer & Stern, ICML 2018,
+arXiv 1804.04235, section 6.
+
+>>> import jax.numpy as jnp
+>>> stage = clip_by_rms(1.0)
+>>> u = jnp.array([3.0, -1.0, 1.0, 3.0])
+>>> stage.update(u, stage.init(u))[0].round(4)
+Array([ 1.3416, -0.4472,  0.4472,  1.3416], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, at_least_one, declare
+from adamw_jax._core.gradients import size, square_norm
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
+    """Scales every leaf of the direction down to a root mean square of ``clipping_threshold``.
+
+    Args:
+      clipping_threshold: largest root mean square d, >= 1, or a schedule of it; 1 (paper).
+
+    Returns:
+      A stage *direction -> direction*, without state. It sees leaves whole.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        sizes = jax.tree.map(rms, direction)
+        step.facts.leaf_scalars = sizes
+
+        def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
+            factor = 1.0 / lax.max(jnp.ones_like(length), length / step["clipping_threshold"])
+            return numerics.scaled(factor, numerics.widen(u))
+
+        return jax.tree.map(leaf, direction, sizes), state
+
+    declared = declare(clipping_threshold=at_least_one(clipping_threshold))
+    return stage(
+        "clip_by_rms",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declared,
+        reduces=True,
+        clips=True,
+    )
+
+
+def rms(x: jax.Array) -> jax.Array:
+    """The root mean square of a leaf as a scalar, with a gradient of 0 where it is 0."""
+    return numerics.root(square_norm(x) * (1.0 / max(size(x), 1)))

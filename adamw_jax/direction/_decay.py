@@ -1,0 +1,211 @@
+"""Weight decay: L2 in the gradient, and the decoupled forms (Loshchilov & Hutter, 1711.05101).
+
+    l2              g        <- g + l2 theta                       (enters the moments)
+    learning_rate   theta'   = theta - lr_t (direction + wd theta)          (PyTorch, optax, fastai)
+    schedule        theta'   = theta - lr_t direction - (lr_t / lr_0) wd theta        (the paper)
+    fixed           theta'   = theta - lr_t direction - wd theta
+    proximal        theta'   = (theta - lr_t direction) / (1 + lr_t wd)
+
+Every form reads the parameters before the step. In the *schedule* form the decay follows the shape
+of the learning-rate schedule but not its scale: wd = 0.1 of the *learning_rate* form with a peak
+of 1e-3 is wd = 1e-4 here.
+
+>>> decoupled_decay(0.1).spec.kinds
+'direction -> direction'
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import masks, numerics
+from adamw_jax._core.checks import number, one_of
+from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative, positive
+from adamw_jax._core.gradients import check_gradient
+from adamw_jax._core.record import leafwise
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.direction._rules import ParameterRules, Rule
+
+Tree = Any
+
+FORMS = ("learning_rate", "schedule", "fixed", "proximal")
+
+
+def l2_decay(
+    l2: ScalarOrSchedule,
+    mask: masks.Mask = None,
+    *,
+    rules: ParameterRules | None = None,
+    rate_name: str = "l2",
+) -> Stage:
+    """L2 regularisation: adds ``l2 * theta`` to the gradient, before the moments see it.
+
+    Args:
+      l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
+      mask: which leaves; see ``decoupled_decay``.
+      rules: per-parameter multipliers of the coefficient.
+      rate_name: what the coefficient is called among the live hyperparameters: ``"l2"``, or
+        ``"weight_decay"`` as in LARS.
+
+    Returns:
+      A stage *gradient -> gradient*; it needs the parameters.
+
+    Raises:
+      ValueError: the coefficient is out of range, or (in ``update``) parameters are not given, or
+        the gradients, mask or rules do not fit them.
+      TypeError: the coefficient is neither number nor schedule.
+    """
+
+    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        check_gradient(gradient, step.params)
+
+        def leaf(factor: float, g: jax.Array, p: jax.Array) -> jax.Array:
+            if factor == 0:
+                return g
+            rate = step[rate_name] * factor if factor != 1 else step[rate_name]
+            return lax.add(numerics.widen(g), numerics.scaled(rate, numerics.widen(p)))
+
+        factors = decay_factors(mask, rules, step.params)
+        return jax.tree.map(leaf, factors, gradient, step.params), state
+
+    declared = declare(**{rate_name: nonnegative(l2)})
+    return stage(
+        "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
+    )
+
+
+def decoupled_decay(
+    weight_decay: ScalarOrSchedule,
+    mask: masks.Mask = None,
+    form: str = "learning_rate",
+    *,
+    learning_rate: ScalarOrSchedule | None = None,
+    base_learning_rate: float | None = None,
+    rules: ParameterRules | None = None,
+) -> Stage:
+    """Weight decay that bypasses the moments.
+
+    Args:
+      weight_decay: coefficient >= 0, or a schedule of it.
+      mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
+        names such as ``"*/kernel"``; None for all. The other leaves still take the Adam step.
+      form: ``"learning_rate"``, ``"schedule"``, ``"fixed"`` or ``"proximal"``, the equations above;
+        the first stands before the learning rate, the others after it.
+      learning_rate: the recipe's learning rate, which the forms ``"schedule"`` and ``"proximal"``
+        need.
+      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0; needed where
+        ``learning_rate`` is a schedule or an array, as ``optax.inject_hyperparams`` gives; the
+        learning rate itself where that is a number.
+      rules: per-parameter multipliers of the coefficient.
+
+    Returns:
+      A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
+      needs the parameters.
+
+    Raises:
+      ValueError: the form is unknown or lacks a learning rate, a value is out of its range, or (in
+        ``update``) parameters are not given, or mask or rules do not fit them.
+      TypeError: a value is neither number nor schedule, or ``base_learning_rate`` is a schedule.
+    """
+    one_of("form", form, FORMS)
+    declared = declare(weight_decay=nonnegative(weight_decay))
+    if form in ("schedule", "proximal"):
+        if learning_rate is None:
+            raise ValueError(f"form={form!r} needs learning_rate, the recipe's own.")
+        declared |= declare(learning_rate=length(learning_rate))
+    base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
+
+    def coefficient(step: Step) -> jax.Array:
+        rate = step["weight_decay"]
+        if form == "schedule":
+            assert base is not None
+            rate = rate * step["learning_rate"] / numerics.nonzero(numerics.scalar(base))
+        elif form == "proximal":
+            rate = rate * step["learning_rate"]
+        return rate
+
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = coefficient(step)
+        still = step.facts.skip_step
+        if still is not None:  # a rectified recipe that skips a step does not decay in it
+            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
+
+        def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+            if factor == 0:
+                return u
+            wide, wide_p = numerics.widen(u), numerics.widen(p)
+            decay = rate * factor if factor != 1 else rate
+            if form == "proximal":
+                # (u + p) / (1 + d) - p without its cancellation.
+                return numerics.scaled(
+                    1 / (1 + decay), lax.sub(wide, numerics.scaled(decay, wide_p))
+                )
+            combine = lax.add if form == "learning_rate" else lax.sub
+            return combine(wide, numerics.scaled(decay, wide_p))
+
+        factors = decay_factors(mask, rules, step.params, with_learning_rate=form == "proximal")
+        return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
+
+    kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
+    return stage("decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True)
+
+
+def normalized_decay(norm: float, updates: float) -> float:
+    """Gives ``norm / sqrt(updates)``, decay that carries over between lengths of training.
+
+    Args:
+      norm: normalised decay, dimensionless, >= 0; 0.025 to 0.05 served the authors (1711.05101,
+        appendix B.1).
+      updates: updates in the run, or in the current period under warm restarts, > 0: epochs times
+        training points divided by the batch size.
+
+    Returns:
+      A coefficient of decay for the form ``"schedule"``, which is the paper's.
+
+    Raises:
+      ValueError: a value is out of its range.
+
+    >>> round(normalized_decay(0.05, updates=100 * 50_000 / 128), 6)
+    0.000253
+    """
+    return number("norm", norm, least=0) / math.sqrt(number("updates", updates, above=0))
+
+
+def _base(learning_rate: Any, base: float | None) -> Any:
+    if base is not None:
+        if callable(base):
+            raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
+        declare(base_learning_rate=positive(base))
+        return base
+    if callable(learning_rate):
+        raise ValueError(
+            'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '
+            "which the schedule is divided."
+        )
+    if isinstance(learning_rate, jax.Array):
+        raise ValueError(
+            'decay="schedule" divides by the peak of the learning rate, but the learning rate is '
+            f"{learning_rate!r}, an array, of which nobody knows whether it is the peak: "
+            "optax.inject_hyperparams gives the value of each step. Give base_learning_rate."
+        )
+    return learning_rate
+
+
+def decay_factors(
+    mask: masks.Mask, rules: ParameterRules | None, params: Tree, with_learning_rate: bool = False
+) -> Tree:
+    """What multiplies the coefficient of decay, leaf by leaf: 0 where the mask says no."""
+    chosen = masks.resolve(mask, params, "mask")
+    if rules is None:
+        return jax.tree.map(float, chosen)
+
+    def factor(use: bool, rule: Rule) -> float:
+        rate = rule.learning_rate if with_learning_rate else 1.0
+        return rule.weight_decay * rate if use else 0.0
+
+    return jax.tree.map(factor, chosen, rules.for_tree(params))

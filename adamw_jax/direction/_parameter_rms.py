@@ -1,0 +1,66 @@
+"""Steps relative to the parameters: a leaf moves by a share of its own root mean square.
+
+    u <- max(min_scale, RMS(theta)) u                        RMS over the whole leaf
+
+``min_scale`` is what lets a leaf of zeros leave zero; T5X has an upper bound, too.
+Shazeer & Stern, ICML 2018, arXiv 1804.04235, section 8.
+
+>>> import jax.numpy as jnp
+>>> stage = scale_by_parameter_rms(1e-3)
+>>> u, theta = jnp.array([1.0, -1.0]), jnp.array([2.0, -2.0])
+>>> stage.update(u, stage.init(theta), theta)[0]
+Array([ 2., -2.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.direction._clip_by_rms import rms
+
+Tree = Any
+
+
+def scale_by_parameter_rms(
+    min_scale: ScalarOrSchedule = 1e-3, max_scale: ScalarOrSchedule | None = None
+) -> Stage:
+    """Multiplies the direction of every leaf by the root mean square of the parameter.
+
+    Args:
+      min_scale: what the factor is at least, >= 0; 1e-3 (paper's eps2).
+      max_scale: what it is at most, > 0 (T5X's option); None for no bound.
+
+    Returns:
+      A stage *direction -> direction*, without state; it needs the parameters and sees leaves
+      whole.
+
+    Raises:
+      ValueError: a value is out of its range, or (in ``update``) parameters are not given.
+      TypeError: a value is neither number nor schedule.
+    """
+
+    def factor_of(p: Any, step: Step) -> jax.Array:
+        factor = lax.max(rms(p), step["min_scale"])
+        return factor if max_scale is None else lax.min(factor, step["max_scale"])
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        factors = jax.tree.map(lambda p: factor_of(p, step), step.params)
+        step.facts.parameter_scale = factors
+        return jax.tree.map(
+            lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction
+        ), state
+
+    return stage(
+        "scale_by_parameter_rms",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declare(min_scale=nonnegative(min_scale), max_scale=bound.if_given(max_scale)),
+        needs_params=True,
+    )

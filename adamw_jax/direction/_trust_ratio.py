@@ -1,0 +1,178 @@
+"""The trust ratio: every leaf moves in proportion to its own norm (LARS, LAMB).
+
+    ratio = trust_coefficient |theta| / (|u| + eps)        1 where either norm is 0
+    u <- ratio u                                           leaf by leaf
+
+The step of a leaf is then a fixed share of its parameters, whatever the scale of its gradient, and
+the learning rate can grow with the batch. LARS: You, Gitman & Ginsburg, 1708.03888; LAMB: You et
+al., 1904.00962.
+
+>>> import jax.numpy as jnp
+>>> theta, u = jnp.array([3.0, 4.0]), jnp.array([0.0, 0.5])
+>>> stage = scale_by_trust_ratio()
+>>> stage.update(u, stage.init(theta), theta)[0]
+Array([0., 5.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import masks, numerics
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
+from adamw_jax._core.gradients import check_gradient, square_norm
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.direction._decay import decay_factors
+from adamw_jax.direction._rules import ParameterRules
+
+Tree = Any
+
+OF = ("direction", "gradient")
+
+
+def scale_by_trust_ratio(
+    trust_coefficient: ScalarOrSchedule | None = 1.0,
+    eps: ScalarOrSchedule | None = 0.0,
+    *,
+    min_norm: ScalarOrSchedule | None = None,
+    min_weight_norm: ScalarOrSchedule | None = None,
+    max_weight_norm: ScalarOrSchedule | None = None,
+    min_ratio: ScalarOrSchedule | None = None,
+    max_ratio: ScalarOrSchedule | None = None,
+    mask: masks.Mask = None,
+    weight_decay: ScalarOrSchedule | None = None,
+    weight_decay_mask: masks.Mask = None,
+    rules: ParameterRules | None = None,
+    of: str = "direction",
+) -> Stage:
+    """Scales every leaf by the ratio of its parameter's norm to its own, after any direction.
+
+    Norms are Euclidean, over the whole leaf, in float32 at least, and of |x| for complex leaves.
+    The stage stands after a decay that it shall scale too, and before ``scale_by_rules`` and the
+    learning rate, which it would cancel.
+
+    Args:
+      trust_coefficient: factor on the ratio, > 0, or a schedule of it: 1 in LAMB, 1e-3 in LARS;
+        None for 1. (``optax.scale_by_trust_ratio`` takes its ``min_norm`` first.)
+      eps: added to the norm of the direction, >= 0; None for nothing.
+      min_norm: what both norms are at least, >= 0 (optax's option). Above 0, a parameter of norm 0
+        has the ratio of this norm instead of 1.
+      min_weight_norm: what the parameter's norm is at least, >= 0; above 0 likewise.
+      max_weight_norm: what the parameter's norm is at most, > 0. The two are LAMB's phi, for which
+        others take 0 and 10.
+      min_ratio: what the ratio is at least, >= 0, also where a norm is 0.
+      max_ratio: what the ratio is at most, > 0, also where a norm is 0.
+      mask: which leaves are scaled; the others pass. A tree of bools, a function of the parameters
+        such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
+      weight_decay: decay, >= 0, that this stage adds itself, in place of a decay stage before it,
+        to divide by the sum of the norms instead of the norm of the sum:
+        trust_coefficient |theta| / (|u| + weight_decay |theta| + eps).
+      weight_decay_mask: which leaves have that decay.
+      rules: per-parameter multipliers of that decay.
+      of: ``"direction"``, or ``"gradient"`` for a ratio that stands before the moments, as in LARS.
+
+    Returns:
+      A stage *direction -> direction*, or *gradient -> gradient*, without state; it needs the
+      parameters.
+
+    Raises:
+      ValueError: a value is out of its range, ``of`` is unknown, a mask or rules are given for a
+        decay that is not, or (in ``update``) parameters are not given or do not fit.
+      TypeError: a value is neither number nor schedule.
+    """
+    one_of("of", of, OF)
+    declared = declare(
+        trust_coefficient=positive.if_given(trust_coefficient),
+        eps=nonnegative.if_given(eps),
+        min_norm=nonnegative.if_given(min_norm),
+        min_weight_norm=nonnegative.if_given(min_weight_norm),
+        max_weight_norm=bound.if_given(max_weight_norm),
+        min_ratio=nonnegative.if_given(min_ratio),
+        max_ratio=bound.if_given(max_ratio),
+        weight_decay=nonnegative.if_given(weight_decay),
+    )
+    if weight_decay is None and (weight_decay_mask is not None or rules is not None):
+        raise ValueError(
+            "weight_decay_mask and rules are for the decay that scale_by_trust_ratio adds, but "
+            "weight_decay is not given: give it, or leave them out."
+        )
+
+    def ratio(weight: _Norm, length: _Norm, step: Step) -> jax.Array:
+        for name, bounded in (("min_norm", "both"), ("min_weight_norm", "weight")):
+            if name in declared:
+                weight = weight.at_least(step[name])
+                length = length.at_least(step[name]) if bounded == "both" else length
+        top, bottom = weight.size, length.size
+        if "max_weight_norm" in declared:
+            top = lax.min(top, step["max_weight_norm"])
+        if "eps" in declared:
+            bottom = bottom + step["eps"]
+        found = top / bottom
+        if "trust_coefficient" in declared:
+            found = step["trust_coefficient"] * found
+        found = lax.select(weight.positive & length.positive, found, jnp.ones_like(found))
+        found = lax.max(found, step["min_ratio"]) if "min_ratio" in declared else found
+        return lax.min(found, step["max_ratio"]) if "max_ratio" in declared else found
+
+    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        if of == "gradient":
+            check_gradient(flow, step.params)
+        one = jnp.ones([], numerics.default_float())
+
+        def leaf(scale: bool, factor: float, u: jax.Array, p: jax.Array) -> Any:
+            if not scale and factor == 0:
+                return u, one
+            u, p = numerics.widen(u), numerics.widen(p)
+            rate = step["weight_decay"] * factor if factor else None
+            decayed = u if rate is None else lax.add(u, numerics.scaled(rate, p))
+            if not scale:
+                return decayed, one
+            weight, length = _norm(p), _norm(u)
+            if rate is not None:
+                length = length.plus(rate, weight)
+            found = ratio(weight, length, step)
+            return numerics.scaled(found, decayed), found
+
+        scaled = masks.resolve(mask, step.params, "mask")
+        factors = jax.tree.map(lambda _: 0.0, scaled)
+        if weight_decay is not None:
+            factors = decay_factors(weight_decay_mask, rules, step.params)
+        both = jax.tree.map(leaf, scaled, factors, flow, step.params)
+        moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
+        step.facts.leaf_scalars = masks.show(ratios, scaled)
+        return moved, state
+
+    kind = Kind(of)
+    return stage(
+        "scale_by_trust_ratio",
+        kind,
+        kind,
+        apply,
+        hyperparams=declared,
+        needs_params=True,
+        reduces=True,
+    )
+
+
+class _Norm(NamedTuple):
+    """The norm of a leaf: a size that is safe to divide by, and whether it is above 0."""
+
+    size: jax.Array
+    positive: jax.Array
+
+    def at_least(self, bound: jax.Array) -> _Norm:
+        return _Norm(lax.max(self.size, bound), self.positive | (bound > 0))
+
+    def plus(self, factor: jax.Array, other: _Norm) -> _Norm:
+        positive = self.positive | (other.positive & (factor > 0))
+        return _Norm(self.size + factor * other.size, positive)
+
+
+def _norm(x: jax.Array) -> _Norm:
+    square = square_norm(x)
+    return _Norm(numerics.root(square), square > 0)

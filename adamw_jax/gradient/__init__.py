@@ -1,0 +1,14 @@
+"""Gradient to gradient: clipping and normalizing, before the moments."""
+
+from adamw_jax.direction._decay import l2_decay
+from adamw_jax.gradient._clipping import clip_gradient, clip_step, normalize
+from adamw_jax.gradient._percentile_clipping import PercentileClippingState, percentile_clipping
+
+__all__ = [
+    "PercentileClippingState",
+    "clip_gradient",
+    "clip_step",
+    "l2_decay",
+    "normalize",
+    "percentile_clipping",
+]

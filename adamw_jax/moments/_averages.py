@@ -1,0 +1,236 @@
+"""Exponential moving averages as parts of ``estimate_moments``.
+
+    first:   m' = b1 m + (1 - b1) g
+    second:  v' = b2 v + (1 - b2) |g|^2                    (Adam; Kingma & Ba 2014, 1412.6980)
+             s' = b2 s + (1 - b2) |g - m'|^2 + eps_root    (AdaBelief; Zhuang et al., 2010.07468)
+
+>>> import jax.numpy as jnp
+>>> part = ema(0.9)
+>>> part.init(jnp.zeros(2)).moment
+Array([0., 0.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
+from adamw_jax._core.record import Clock
+from adamw_jax._core.stage import Step
+from adamw_jax.moments._parts import Part, average
+
+Tree = Any
+
+
+def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -> Part:
+    """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
+
+    Args:
+      b1: decay rate in [0, 1), or a schedule of it; 0.9 (Adam's paper).
+      dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
+        float32 whatever is stored.
+      storage: ``"8bit"`` and the like, see ``quantize_state``; the step still reads the moment
+        before it is encoded. None for arrays as they are.
+
+    Returns:
+      A part for the first moment: one value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+    return average(
+        "ema",
+        "b1",
+        declare(b1=decay_rate(b1)),
+        lambda gradient, first: jax.tree.map(numerics.widen, gradient),
+        dtype=dtype,
+        real=False,
+        storage=storage,
+    )
+
+
+class SquaresState(NamedTuple):
+    """State of ``ema_of_squares``.
+
+    Attributes:
+      squares: the average, params-shaped.
+      clock: of its rate.
+    """
+
+    squares: Tree
+    clock: Clock
+    twins = ("ScaleByAdamState.nu", "ScaleByAmsgradState.nu")
+    moment = property(operator.itemgetter(0))
+
+
+def ema_of_squares(
+    b2: ScalarOrSchedule = 0.999,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
+    rate_name: str = "b2",
+    from_first: bool = False,
+) -> Part:
+    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``.
+
+    A first moment with a gradient of its own, such as ``gradient_differences``, has that one
+    squared.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999 (Adam's paper).
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+      rate_name: what the decay rate is called among the live hyperparameters: ``"b2"``, or
+        ``"b3"`` as in Adan.
+      from_first: the first entry is the first value, in place of 0; then there is no bias to be
+        corrected.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+
+    def squares(gradient: Tree, first: Any) -> Tree:
+        entry = gradient if first is None or first.entry is None else first.entry
+        return jax.tree.map(lambda g: numerics.abs_square(numerics.widen(g)), entry)
+
+    return average(
+        "ema_of_squares",
+        rate_name,
+        declare(**{rate_name: decay_rate(b2)}),
+        squares,
+        dtype=dtype,
+        real=True,
+        kind=SquaresState,
+        from_first=from_first,
+        storage=storage,
+    )
+
+
+class SquaredMomentumState(NamedTuple):
+    """State of ``ema_of_squared_momentum``.
+
+    Attributes:
+      squared_momentum: the average, params-shaped.
+      clock: of its rate.
+    """
+
+    squared_momentum: Tree
+    clock: Clock
+    moment = property(operator.itemgetter(0))
+
+
+def ema_of_squared_momentum(
+    b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
+) -> Part:
+    """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``.
+
+    ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+
+    def squares(gradient: Tree, first: Any) -> Tree:
+        del gradient
+        return jax.tree.map(numerics.abs_square, first.raw)
+
+    return average(
+        "ema_of_squared_momentum",
+        "b2",
+        declare(b2=decay_rate(b2)),
+        squares,
+        dtype=dtype,
+        real=True,
+        kind=SquaredMomentumState,
+        storage=storage,
+    )
+
+
+class CenteredSquaresState(NamedTuple):
+    """State of ``ema_of_centered_squares``.
+
+    Attributes:
+      centered_squares: the average, params-shaped.
+      clock: of its rate.
+    """
+
+    centered_squares: Tree
+    clock: Clock
+    twins = ("ScaleByBeliefState.nu",)
+    moment = property(operator.itemgetter(0))
+
+
+def ema_of_centered_squares(
+    b2: ScalarOrSchedule = 0.999,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    from_floor: bool = False,
+    dtype: Any = None,
+    storage: Any = None,
+) -> Part:
+    """Moving average of squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
+
+    ``m'`` is the first moment after this gradient, uncorrected. ``eps_root`` enters the
+    accumulator at every step, as in the paper, and so settles at ``eps_root / (1 - b2)``.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999.
+      eps_root: what every step adds, >= 0; 1e-16, as in ``adabelief``.
+      from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter, and a clock.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+
+    def residual(gradient: Tree, first: Any) -> Tree:
+        return jax.tree.map(
+            lambda g, m: numerics.abs_square(lax.sub(numerics.widen(g), m)), gradient, first.raw
+        )
+
+    def floor(step: Step) -> jax.Array:
+        added = step["eps_root"]
+        if not from_floor:
+            return added
+        return added + lax.select(step.count == 0, step["b2"] * added, jnp.zeros_like(added))
+
+    return average(
+        "ema_of_centered_squares",
+        "b2",
+        declare(b2=decay_rate(b2), eps_root=nonnegative(eps_root)),
+        residual,
+        dtype=dtype,
+        real=True,
+        kind=CenteredSquaresState,
+        floor=floor,
+        storage=storage,
+    )

@@ -1,0 +1,77 @@
+"""Bias correction: division of an average by the sum of its weights.
+
+    exact:    m / mass,     mass' = b mass + (1 - b)      (right for a moving b too)
+    current:  m / (1 - b_t^t)                             (PyTorch, fastai under a cycled b)
+
+For a constant b both are Adam's 1 - b^t (Kingma & Ba 2014, arXiv 1412.6980).
+
+>>> correct_bias().spec.kinds
+'moments -> moments'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.record import Moments, Reading
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+CONVENTIONS = ("exact", "current")
+
+
+def correct_bias(convention: str = "exact", *, first: bool = True, second: bool = True) -> Stage:
+    """Divides the moments by the sum of their weights.
+
+    Args:
+      convention: ``"exact"`` divides by the clock's mass. ``"current"`` divides by 1 - b_t^t with
+        the rate of this step, as PyTorch and fastai do when a schedule moves b; it is biased.
+      first: whether the first moment is corrected.
+      second: whether the second moment is corrected.
+
+    Returns:
+      A stage *moments -> moments*. Moments that need no correction (infinity norm, heavy ball) or
+      have it already are left alone.
+
+    Raises:
+      ValueError: ``convention`` is unknown.
+    """
+    one_of("convention", convention, CONVENTIONS)
+
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
+        del step
+        if first:
+            record = dataclasses.replace(record, first=_corrected(record.first, record))
+        if second and record.second is not None:
+            record = dataclasses.replace(record, second=_corrected(record.second, record))
+        return record, state
+
+    def _corrected(reading: Reading, record: Moments) -> Reading:
+        if reading.clock is None or reading.divisor is not None:
+            return reading
+        if convention == "exact":
+            divisor = reading.clock.mass
+        else:
+            assert reading.rate is not None
+            divisor = one_minus_power(
+                reading.rate, record.count if reading.count is None else reading.count
+            )
+        return reading._replace(divisor=divisor, pending=True)
+
+    return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply)
+
+
+def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:
+    """``1 - b**count`` without cancellation, for b in [0, 1)."""
+    positive = b > 0
+    one = jnp.ones([], b.dtype)
+    exponent = numerics.scalar(count) * lax.log(lax.select(positive, b, one))
+    return lax.select(positive, -lax.expm1(exponent), one)

@@ -1,0 +1,85 @@
+"""The infinity norm of AdaMax as a part (Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2).
+
+    u' = max(b2 u, |g| + eps)
+
+It is a magnitude, not a square, and needs no bias correction.
+
+>>> infinity_norm(0.999).magnitude
+True
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
+from adamw_jax._core.record import Reading
+from adamw_jax._core.stage import Step
+from adamw_jax.moments._parts import Part, zeros
+
+Tree = Any
+
+
+class InfinityNormState(NamedTuple):
+    """State of ``infinity_norm``.
+
+    Attributes:
+      largest: the running maximum, params-shaped and real.
+    """
+
+    largest: Tree
+    twins = ("ScaleByAdamState.nu",)
+    moment = property(operator.itemgetter(0))
+
+
+def infinity_norm(
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 0.0,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
+) -> Part:
+    """Exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
+
+    Args:
+      b2: decay rate in [0, 1), or a schedule of it; 0.999 (paper).
+      eps: added to |g| inside the maximum, >= 0, as PyTorch and optax do; 0 is the paper's form.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the second moment: one real value of state per parameter. It is a magnitude.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+
+    def init(params: Tree) -> InfinityNormState:
+        return InfinityNormState(zeros(params, dtype, real=True))
+
+    def update(gradient: Tree, state: InfinityNormState, step: Step, first: Reading | None):
+        del first
+
+        def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
+            new = lax.add(lax.abs(numerics.widen(g)), step["eps"])
+            decayed = numerics.scaled(step["b2"], numerics.widen(u))
+            return numerics.cast(lax.max(decayed, new), u.dtype)
+
+        return InfinityNormState(jax.tree.map(leaf, state.moment, gradient))
+
+    def read(state: InfinityNormState, gradient: Tree, step: Step) -> Reading:
+        del gradient, step
+        return Reading(jax.tree.map(numerics.widen, state.moment))
+
+    declared = declare(b2=decay_rate(b2), eps=nonnegative(eps))
+    part = Part(
+        "infinity_norm", declared, init, update, read, kind=InfinityNormState, magnitude=True
+    )
+    return part._replace(storage=storage)

@@ -1,0 +1,289 @@
+"""KOALA-M: the parameters move with a velocity p, and every loss value measures both.
+
+    predict    theta <- theta + p;    p <- kappa p
+               P <- F P F' + diag(Q, qv),   F = (1 1; 0 kappa)
+    measure    S = P11 |e|^2 + R;     theta <- theta - lr P11 l/S e;    p <- p - lr P21 l/S e
+               P <- P - h P_1 P_1',   h = |e|^2 / S,  P_1 the first column
+    Q <- 0.9 Q + 0.1 |E - theta| / n,    E <- 0.9 E + 0.1 theta             (e, l: see measurement)
+
+The gradient belongs to the *predicted* theta. So an update ends with the move of the next
+prediction: the parameters that the user holds are predicted ones, and ``eval_params`` takes the
+velocity off again. The rest of the prediction, which needs no gradient, begins the next update.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Annotated, Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import switch
+from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction, length, nonnegative, real
+from adamw_jax._core.gradients import check_floating, check_gradient, size, square_norm_of_tree
+from adamw_jax._core.options import Option, filled
+from adamw_jax._core.sequential import after
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax.direction._rules import ParameterRules
+from adamw_jax.moments._loss_measurement import (
+    FilterOptions,
+    Gains,
+    Layers,
+    decay_shares,
+    declare_decay,
+    declare_noise,
+    gains,
+    measured,
+    noise_after,
+    start_value,
+)
+from adamw_jax.moments._parts import zeros
+
+Tree = Any
+
+SHARE = 0.1
+"""Weight of the newest entry in the averages of the parameters and of Q (paper and code)."""
+
+
+class Covariance(NamedTuple):
+    """The 2x2 covariance of parameter and velocity, the same for every element: three scalars."""
+
+    parameter: jax.Array
+    cross: jax.Array
+    velocity: jax.Array
+
+    def predicted(self, kappa: jax.Array, q: jax.Array, qv: jax.Array) -> Covariance:
+        """F P F' + diag(q, qv)."""
+        drift = self.cross + self.velocity
+        return Covariance(
+            self.parameter + self.cross + drift + q,
+            kappa * drift,
+            kappa * kappa * self.velocity + qv,
+        )
+
+    def corrected(self, shrink: jax.Array, information: jax.Array) -> Covariance:
+        """P - h P_1 P_1', which stays positive in float32."""
+        square = self.cross * self.cross
+        # What rounding may take from the difference, the correlation cannot exceed.
+        least = square / numerics.nonzero(self.parameter) * shrink
+        left = self.velocity - square * information
+        return Covariance(self.parameter * shrink, self.cross * shrink, lax.max(left, least))
+
+
+class MomentumFilterState(NamedTuple):
+    """State of KOALA-M; ``eval_params`` gives the parameters before the last prediction.
+
+    Attributes:
+      covariance: P after the last step.
+      drift: Q, the noise of the parameters' motion.
+      noise: R of the last step.
+      velocity: p of the last step, params-shaped, which has moved the parameters already.
+      average: running average E of the parameters, params-shaped.
+    """
+
+    covariance: Covariance
+    drift: jax.Array
+    noise: jax.Array
+    velocity: Tree
+    average: Tree
+    exact = ("average",)
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The parameters without the velocity that prediction added."""
+
+        def evaluate(velocity: jax.Array, theta: jax.Array) -> jax.Array:
+            return lax.sub(numerics.widen(theta), numerics.widen(velocity))
+
+        return self.velocity, evaluate
+
+
+class MomentumFilterOptions(FilterOptions, total=False):
+    """Keywords of KOALA-M."""
+
+    sw: Annotated[
+        float,
+        Option(
+            0.1,
+            "variance of the parameters before the first step, >= 0; 0.1 (code), as for ``sv``.",
+        ),
+    ]
+    sv: Annotated[float, Option(0.1, "variance of the velocity before it, >= 0.")]
+    sc: Annotated[float, Option(0.0, "their covariance before it; 0 (code).")]
+    kappa: Annotated[
+        ScalarOrSchedule, Option(0.9, "factor on the velocity, in [0, 1]; 0.9 (paper).")
+    ]
+    qw: Annotated[
+        float,
+        Option(
+            0.01,
+            "process noise of the parameters before the first step, >= 0; 0.01 (code). Then it "
+            "follows the distance of the parameters to their running average, over the number of "
+            "parameters.",
+        ),
+    ]
+    qv: Annotated[
+        ScalarOrSchedule, Option(0.01, "process noise of the velocity, >= 0; 0.01 (code).")
+    ]
+    squared_drift: Annotated[
+        bool,
+        Option(
+            False,
+            "the paper's process noise, the squared distance to a running average that starts at "
+            "the parameters and holds the present ones. The authors' code averages the distance "
+            "itself, and its running average starts at 0.",
+        ),
+    ]
+
+
+def momentum_filter(
+    learning_rate: ScalarOrSchedule = 1.0,
+    rules: ParameterRules | None = None,
+    dtype: Any = None,
+    **options: Unpack[MomentumFilterOptions],
+) -> Stage:
+    """The stage of ``koala_m``. Arguments as for ``koala_m``.
+
+    ``dtype`` is that of velocity and average as they are stored, None for float32 (float64 under
+    x64). The learning rate is inside, because the velocity has it too. ``rules`` that freeze belong
+    to ``compose(frozen=...)``; their multipliers are read here.
+
+    Returns:
+      A stage *gradient -> update* with two values of state per parameter. Its ``update`` needs the
+      parameters and ``value``, the loss.
+
+    Raises:
+      ValueError: a value is out of its range or does not go with the others, or (in ``update``)
+        loss or parameters are missing, or the gradients do not fit them.
+      TypeError: a value is neither number nor schedule, a leaf is not floating-point, or (in
+        ``init``) ``dtype`` is no real floating-point dtype.
+    """
+    o = types.SimpleNamespace(**filled(MomentumFilterOptions, options))
+    switch("squared_drift", o.squared_drift)
+    layers = Layers.of(o.stacked, o.per_leaf)
+    declared = {
+        **declare(
+            learning_rate=length(learning_rate),
+            kappa=fraction(o.kappa),
+            qv=nonnegative(o.qv),
+            target=real(o.target),
+        ),
+        **declare_noise(o.r, o.alpha_r),
+        **declare_decay(o.weight_decay, o.mask),
+    }
+    first = [
+        start_value(sw=nonnegative(o.sw)),
+        start_value(sc=real(o.sc)),
+        start_value(sv=nonnegative(o.sv)),
+    ]
+    first_drift = start_value(qw=nonnegative(o.qw))
+    _check_covariance(o.sw, o.sc, o.sv)
+
+    def init(params: Tree) -> MomentumFilterState:
+        check_floating(params, "parameter")
+        one = jnp.ones([], numerics.default_float())
+        covariance = Covariance(*(value() for value in first))
+        return MomentumFilterState(
+            covariance, first_drift(), one, zeros(params, dtype), zeros(params, dtype)
+        )
+
+    def read(
+        gradient: Tree, state: MomentumFilterState, step: Step
+    ) -> tuple[MomentumFilterState, Tree, Gains]:
+        """The state as predicted, the parameters, and what the loss says of them."""
+        check_gradient(gradient, state.velocity)
+        params = jax.tree.map(lambda p: numerics.widen(jnp.asarray(p)), step.params)
+        velocity = jax.tree.map(numerics.widen, state.velocity)
+        average = jax.tree.map(numerics.widen, state.average)
+        measurement = measured("koala_m", step.extra, step["target"])
+        before = jax.tree.map(lax.sub, params, velocity)
+        if o.squared_drift:
+            share = lax.select(step.count == 0, numerics.scalar(1.0), numerics.scalar(SHARE))
+            average = jax.tree.map(functools.partial(_towards, share), average, before)
+            drift = _square_distance(average, before) / _number(params)
+        else:
+            newest = numerics.root(_square_distance(average, before)) / _number(params)
+            drift = (1.0 - SHARE) * state.drift + SHARE * newest
+        covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
+        noise = noise_after(state.noise, measurement, step)
+        shares = decay_shares(o.mask, rules, step.params, step)
+        found = gains(gradient, shares, step, measurement, covariance.parameter, noise, layers)
+        return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
+
+    def apply(
+        gradient: Tree, state: MomentumFilterState, step: Step
+    ) -> tuple[Tree, MomentumFilterState]:
+        (covariance, drift, noise, velocity, average), params, found = read(gradient, state, step)
+        pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
+        if rules is not None:
+            table = rules.for_tree(step.params)
+            pull = jax.tree.map(lambda x, rule: x * rule.learning_rate, pull, table)
+
+        def moved(x: jax.Array, error: jax.Array) -> jax.Array:
+            return numerics.scaled(covariance.parameter * x, error)
+
+        def slowed(v: jax.Array, stored: jax.Array, x: jax.Array, error: jax.Array) -> jax.Array:
+            kept = numerics.scaled(step["kappa"], v)
+            new = lax.sub(kept, numerics.scaled(covariance.cross * x, error))
+            return numerics.cast(new, stored.dtype)
+
+        back = jax.tree.map(moved, pull, found.error)
+        new_velocity = jax.tree.map(slowed, velocity, state.velocity, pull, found.error)
+        update = jax.tree.map(lambda v, b: lax.sub(numerics.widen(v), b), new_velocity, back)
+        if not o.squared_drift:
+
+            def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
+                return lax.select(heard, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e)
+
+            average = jax.tree.map(averaged, found.heard, average, params, back)
+        # The average reads the parameters, which the update overwrites.
+        update = after(update, average, kept=True)
+        return update, MomentumFilterState(
+            covariance.corrected(found.shrink, found.information),
+            drift,
+            noise,
+            new_velocity,
+            numerics.cast_like(average, state.average),
+        )
+
+    def slopes(gradient: Tree, state: MomentumFilterState, step: Step) -> Tree:
+        predicted, _, found = read(gradient, state, step)
+        both = lax.add(predicted.covariance.parameter, predicted.covariance.cross)
+        return jax.tree.map(lambda gain: lax.mul(both, gain), found.gain)
+
+    return stage(
+        "momentum_filter",
+        Kind.GRADIENT,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=True,
+        slopes=Slopes(slopes, needs_loss=True),
+    )
+
+
+def _towards(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    return lax.add(old, numerics.scaled(share, lax.sub(new, old)))
+
+
+def _square_distance(a: Tree, b: Tree) -> jax.Array:
+    return square_norm_of_tree(jax.tree.map(lax.sub, a, b))
+
+
+def _number(tree: Tree) -> int:
+    """How many parameters there are, at least 1."""
+    return max(1, sum(size(x) for x in jax.tree.leaves(tree)))
+
+
+def _check_covariance(sw: Any, sc: Any, sv: Any) -> None:
+    """Raises where known numbers are no covariance."""
+    known = all(isinstance(x, (int, float)) for x in (sw, sc, sv))
+    if known and sc * sc > sw * sv:
+        raise ValueError(
+            f"sc must be at most sqrt(sw sv) = {(sw * sv) ** 0.5:g} in size, as a covariance is, "
+            f"got {sc!r}."
+        )

@@ -1,0 +1,54 @@
+"""Nesterov's look-ahead on the first moment (Dozat 2016, NAdam, in optax's form).
+
+    m_hat = b1 m / mass_next + (1 - b1) g / mass        mass_next = b1 mass + (1 - b1)
+
+>>> nesterov().spec.name
+'nesterov'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.record import Moments, divided
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+
+
+def nesterov() -> Stage:
+    """Replaces the first moment by its value one step ahead, bias corrected.
+
+    With a constant b1 it is what ``optax.adam(nesterov=True)`` computes.
+
+    Returns:
+      A stage *moments -> moments*, to stand before ``correct_bias``, which then corrects the second
+      moment only.
+
+    Raises:
+      ValueError: (in ``update``) the first moment is no moving average, or is corrected already.
+    """
+
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
+        del step
+        reading = record.first
+        if reading.clock is None or reading.rate is None:
+            raise ValueError(
+                "nesterov() needs a moving average as first moment, such as ema(0.9); "
+                "heavy_ball has its own nesterov=True."
+            )
+        if reading.divisor is not None:
+            raise ValueError("nesterov() must stand before correct_bias(), not after it.")
+        b, mass = reading.rate, reading.clock.mass
+        rest = jnp.ones([], b.dtype) - b
+        ahead = divided(reading.value, b * mass + rest)
+        now = divided(jax.tree.map(numerics.widen, record.gradient), mass)
+        value = jax.tree.map(
+            lambda m, g: lax.add(numerics.scaled(b, m), numerics.scaled(rest, g)), ahead, now
+        )
+        return record.with_first(value, divisor=mass), state
+
+    return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply, reads="gradient")

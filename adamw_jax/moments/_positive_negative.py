@@ -1,0 +1,125 @@
+"""Positive-negative momentum: two momenta of alternate gradients, one ahead, one subtracted.
+
+    m_t  = b1^2 m_{t-2} + (1 - b1^2) g
+    read: ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2)
+
+The two buffers see every second gradient each. The difference magnifies the gradient noise and
+leaves its mean, by a factor that the root takes out again. Xie et al., ICML 2021, arXiv 2103.17182,
+in the form of the authors' code: no bias correction of the buffers, so first steps are small.
+
+>>> positive_negative(0.9, 1.0).name
+'positive_negative'
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, real
+from adamw_jax._core.record import Clock, Reading
+from adamw_jax._core.stage import Step
+from adamw_jax.moments._parts import Part, zeros
+
+Tree = Any
+
+
+class PositiveNegativeState(NamedTuple):
+    """State of ``positive_negative``.
+
+    Attributes:
+      average: the buffer of the odd steps, params-shaped.
+      other: that of the even steps.
+      odd: whether ``average`` was written last, a bool.
+      clock: the weights of an average with rate b1.
+    """
+
+    average: Tree
+    other: Tree
+    odd: jax.Array
+    clock: Clock
+    moment = property(operator.itemgetter(0))
+    momenta = ("average", "other", "clock")
+
+
+def positive_negative(
+    b1: ScalarOrSchedule = 0.9,
+    b0: ScalarOrSchedule = 1.0,
+    *,
+    dtype: Any = None,
+    storage: Any = None,
+) -> Part:
+    """Positive-negative momentum with decay rate ``b1`` and weight ``b0``.
+
+    Args:
+      b1: decay rate in [0, 1), or a schedule of it; each buffer decays by its square.
+      b0: weight of the negative momentum, any finite number; 1 (code). 0 leaves two interleaved
+        momenta, -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+      storage: how the arrays are stored, as for ``ema``.
+
+    Returns:
+      A part for the first moment: two values of state per parameter. Which buffer is written
+      alternates with the updates that really happen, as counted in the state. A ``correct_bias``
+      after it divides by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
+        floating-point dtype.
+    """
+
+    def init(params: Tree) -> PositiveNegativeState:
+        odd = jnp.zeros([], jnp.bool_)
+        return PositiveNegativeState(zeros(params, dtype), zeros(params, dtype), odd, Clock.start())
+
+    def update(gradient: Tree, state: PositiveNegativeState, step: Step, first: Reading | None):
+        del first
+        odd = lax.bitwise_not(state.odd)
+        b = step["b1"] * step["b1"]
+        rest = jnp.ones([], b.dtype) - b
+
+        def written(now: jax.Array, buffer: Tree) -> Tree:
+            def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
+                new = lax.add(
+                    numerics.scaled(b, numerics.widen(m)), numerics.scaled(rest, numerics.widen(g))
+                )
+                return lax.select(now, numerics.cast(new, m.dtype), m)
+
+            return jax.tree.map(leaf, buffer, gradient)
+
+        value, other = written(odd, state.moment), written(lax.bitwise_not(odd), state.other)
+        return PositiveNegativeState(value, other, odd, state.clock.tick(step["b1"]))
+
+    def read(state: PositiveNegativeState, gradient: Tree, step: Step) -> Reading:
+        del gradient
+        b0 = step["b0"]
+        ahead = 1.0 + b0
+        inverse = lax.rsqrt(ahead * ahead + b0 * b0)
+        positive, negative = ahead * inverse, -b0 * inverse
+        of_value = lax.select(state.odd, positive, negative)
+        of_other = lax.select(state.odd, negative, positive)
+        value = jax.tree.map(
+            lambda m, n: lax.add(
+                numerics.scaled(of_value, numerics.widen(m)),
+                numerics.scaled(of_other, numerics.widen(n)),
+            ),
+            state.moment,
+            state.other,
+        )
+        return Reading(value, state.clock, step["b1"])
+
+    part = Part(
+        "positive_negative",
+        declare(b1=decay_rate(b1), b0=real(b0)),
+        init,
+        update,
+        read,
+        kind=PositiveNegativeState,
+    )
+    return part._replace(storage=storage)

@@ -1,0 +1,167 @@
+"""``precondition``: moments in, direction out. The division that makes Adam adaptive.
+
+    direction = gain first / (second^power + eps)
+
+Where the gradient was never other than 0 the direction is 0, also with eps = 0: the root is
+floored at 1e-19 (1e-154 in float64), below which the square of a gradient underflows anyway.
+
+>>> precondition().spec.kinds
+'moments -> direction'
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import number
+from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
+from adamw_jax._core.record import Moments, Reading, leafwise
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def precondition(
+    eps: ScalarOrSchedule | None = 1e-8,
+    eps_root: ScalarOrSchedule | None = None,
+    power: float = 0.5,
+    *,
+    eps_hat: bool = False,
+) -> Stage:
+    """Divides the first moment by the root of the second.
+
+    Args:
+      eps: added to the root, >= 0, in float32 whatever the gradient's dtype; 1e-8 (Adam's paper),
+        None for nothing.
+      eps_root: added under the root, >= 0; None for nothing.
+      power: exponent of the second moment in (0, 0.5]; 0.5 is the square root, smaller values are
+        Padam's. A second moment that is a magnitude takes twice that exponent.
+      eps_hat: add eps to the root of the *uncorrected* second moment (Keras, fairseq, the AdamW
+        authors' code), which is the form sqrt(v) + eps with bias correction moved to the step size.
+
+    Returns:
+      A stage *moments -> direction*. Without a second moment the direction is the first.
+
+    Raises:
+      ValueError: a value is out of its range.
+      TypeError: ``eps`` or ``eps_root`` is neither number nor schedule.
+    """
+    power = number("power", power, above=0.0, most=0.5)
+
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
+        if record.second is None:
+            value = record.first.value
+            direction = jax.tree.map(times, value, factors(record, None, value))
+        else:
+            direction = divided(record, record.second, step)
+        kept = keeps_numerator(record)
+        return direction if kept else where_adaptive(direction, record), state
+
+    def divided(record: Moments, second: Reading, step: Step) -> Tree:
+        top, magnitude = numerator(record), record.magnitude
+        # What bias correction still owes, division by c1 and c2, costs scalars only:
+        # m/c1 / ((v/c2 + eps_root)^p + eps) = m (c2^p / c1) / ((v + c2 eps_root)^p + c2^p eps).
+        added = None if eps is None else step["eps"]
+
+        def rooted(scalar: jax.Array) -> jax.Array:
+            """Of a bias correction, what it is of the denominator."""
+            if not magnitude:
+                return numerics.root(scalar, power)
+            return scalar if power == 0.5 else numerics.root(scalar, 2 * power)
+
+        if added is not None and eps_hat and second.divisor is not None:
+            added = added / rooted(second.divisor)
+        under = step["eps_root"] if eps_root is not None and not magnitude else None
+        factor = None
+        if second.due is not None:
+            factor = rooted(second.due)
+            added = None if added is None else added * factor
+            under = None if under is None else under * second.due
+        if top.due is not None:
+            factor = (1.0 if factor is None else factor) / top.due
+
+        kept = keeps_numerator(record)
+
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: Any, inverse: Any) -> jax.Array:
+            if kept and use is not True:
+                by = tuple(jnp.where(use, f, jnp.ones_like(f)) for f in by)
+            m = times(m, by)
+            if inverse and added is None and under is None and power == 0.5:
+                return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), inverse, m)
+            if not magnitude:
+                scale = numerics.root(v, power, under)
+            else:
+                scale = v if power == 0.5 else numerics.root(v, 2 * power)
+            scale = scale if added is None else lax.add(scale, added)
+            if magnitude:
+                scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
+            return quotient(m, scale, use)
+
+        inverse = second.inverse_root
+        if inverse is None:
+            inverse = jax.tree.map(lambda _: (), top.raw)
+        by = factors(record, factor, top.raw)
+        return jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by, inverse)
+
+    return stage(
+        "precondition",
+        Kind.MOMENTS,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declare(eps=nonnegative.if_given(eps), eps_root=nonnegative.if_given(eps_root)),
+    )
+
+
+def numerator(record: Moments) -> Reading:
+    """What is divided: the first moment, unless a stage has put something in its place."""
+    return record.first if record.numerator is None else Reading(record.numerator)
+
+
+def keeps_numerator(record: Moments) -> bool:
+    """Whether the quotient is the numerator by 1 where not adaptive, so that none is selected.
+
+    A select after the division is computed once more for every reader, each of which reads both.
+    """
+    second = record.second
+    plain = second is not None and second.inverse_root is None
+    kept = {direction for _, direction in record.exceptions} == {"numerator"}
+    return plain and kept and numerator(record).due is None
+
+
+def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
+    """``m / scale``, with a safe denominator where the quotient will not be used."""
+    if use is not True:
+        scale = jnp.where(use, scale, jnp.ones_like(scale))
+    return lax.div(m, numerics.like(scale, m))
+
+
+def factors(record: Moments, factor: jax.Array | None, like: Tree) -> Tree:
+    """What multiplies each leaf of the numerator: the record's gain and ``factor``, or nothing."""
+    gain = factor if record.gain is None else record.gain
+    if gain is None:
+        return jax.tree.map(lambda _: (), like)
+    if factor is not None and record.gain is not None:
+        gain = jax.tree.map(lambda x: numerics.scaled(factor, x), gain)
+    return jax.tree.map(lambda x: (x,), leafwise(gain, like))
+
+
+def times(m: jax.Array, by: tuple[jax.Array, ...]) -> jax.Array:
+    """``m`` times one factor or none."""
+    return numerics.scaled(by[0], m) if by else m
+
+
+def where_adaptive(direction: Tree, record: Moments) -> Tree:
+    """The divided direction, or what it is where an exception holds."""
+    for where, word in reversed(record.exceptions):
+        if word == "zero":
+            other = jax.tree.map(lambda d: lax.full_like(d, 0), direction)
+        else:
+            other = (record.first if word == "momentum" else numerator(record)).value
+        direction = jax.tree.map(jnp.where, leafwise(where, direction), other, direction)
+    return direction

@@ -1,0 +1,70 @@
+"""Padam's partially adaptive division: between SGD with momentum and Adam.
+
+    direction = sqrt(c2) / c1 * m / (sqrt(v) + eps)^(2p)
+
+c1 and c2 are the divisors of bias correction, where ``correct_bias`` stands before it. Chen et al.,
+"Closing the Generalization Gap of Adaptive Gradient Methods", 1806.06763, as the authors of Gadam
+run it (2003.01247): eps inside the power, the corrections outside.
+
+>>> precondition_partially(0.25).spec.kinds
+'moments -> direction'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, up_to_half
+from adamw_jax._core.record import Moments
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.moments._precondition import factors, numerator, quotient, times, where_adaptive
+
+Tree = Any
+
+
+def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedule = 1e-8) -> Stage:
+    """Divides the first moment by a power of the root of the second.
+
+    Args:
+      partial: p in [0, 0.5], or a schedule of it; 1/4, as in ``padam``. 0.5 is Adam in the eps-hat
+        form, 0 momentum times sqrt(c2) / c1.
+      eps: added to the root inside the power, >= 0; 1e-8 (code).
+
+    Returns:
+      A stage *moments -> direction*.
+
+    Raises:
+      ValueError: a value is out of range, or (in ``update``) the recipe has no second moment, or
+        one that is not a square.
+      TypeError: a value is neither number nor schedule.
+    """
+
+    def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
+        second, top = record.second, numerator(record)
+        if second is None or record.magnitude:
+            raise ValueError(
+                "precondition_partially() needs a second moment of squares, such as "
+                "ema_of_squares(0.999)."
+            )
+        factor = None if second.due is None else numerics.root(second.due)
+        if top.due is not None:
+            factor = (1.0 if factor is None else factor) / top.due
+        power = 2.0 * step["partial"]
+
+        def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...]) -> jax.Array:
+            root = lax.add(numerics.root(v), step["eps"])
+            scale = numerics.power_of(root, power)
+            return quotient(times(m, by), scale, use)
+
+        by = factors(record, factor, top.raw)
+        divided = jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by)
+        return where_adaptive(divided, record), state
+
+    declared = declare(partial=up_to_half(partial), eps=nonnegative(eps))
+    return stage(
+        "precondition_partially", Kind.MOMENTS, Kind.DIRECTION, apply, hyperparams=declared
+    )

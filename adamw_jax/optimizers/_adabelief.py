@@ -1,0 +1,75 @@
+"""AdaBelief: Adam divided by the deviation from its own first moment, as a list of stages.
+
+    s = b2 s + (1 - b2) (g - m)^2 + eps_root;   theta <- theta - lr m_hat / (sqrt(s_hat) + eps)
+
+Zhuang et al., NeurIPS 2020, arXiv 2010.07468.
+
+>>> adabelief(1e-3).specs[-1].name
+'scale_by_learning_rate'
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from adamw_jax._core.compose import Composed
+from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
+from adamw_jax.moments._amsgrad_max import amsgrad_max
+from adamw_jax.moments._averages import ema, ema_of_centered_squares
+from adamw_jax.moments._correct_bias import correct_bias
+from adamw_jax.moments._estimate_moments import estimate_moments
+from adamw_jax.moments._nesterov import nesterov as nesterov_ahead
+from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.optimizers._common import Common, CommonOptions, finish
+from adamw_jax.optimizers._registry import register
+
+
+@register(
+    title="AdaBelief",
+    equation="s <- b2 s + (1 - b2)(g - m)^2 + eps_root;  "
+    "theta <- theta - lr m_hat / (sqrt(s_hat) + eps)",
+    citation="Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed "
+    "Gradients, NeurIPS 2020",
+    arxiv="2010.07468",
+    state_values=2,
+    differs="eps_root enters the accumulator at every step, as in the paper and optax.",
+    twin="adabelief",
+)
+def adabelief(
+    learning_rate: LearningRate,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
+    eps_root: ScalarOrSchedule = 1e-16,
+    *,
+    nesterov: bool = False,
+    **common: Unpack[Common],
+) -> Composed:
+    """AdaBelief: long steps where the gradient is as predicted, short ones where it is not.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-16.
+      eps_root: added to the second moment at every step; 1e-16.
+      nesterov: look one step ahead in the first moment.
+
+    Returns:
+      The transformation; its state has two values per parameter.
+    """
+    o = CommonOptions(common)
+    return finish(
+        o,
+        learning_rate,
+        estimate_moments(
+            ema(b1, dtype=o.state_dtype),
+            ema_of_centered_squares(b2, eps_root, dtype=o.state_dtype),
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        nesterov_ahead() if nesterov else None,
+        correct_bias(o.bias_correction),
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat),
+    )

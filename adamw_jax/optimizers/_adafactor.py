@@ -1,0 +1,206 @@
+"""Adafactor: adaptive steps for hardly any memory, as a list of stages.
+
+    V_ij = R_i C_j / mean(R)                               R, C: means of g^2 by row and column
+    u = g / sqrt(V);  u <- u / max(1, RMS(u) / d)
+    theta <- theta - max(min_scale, RMS(theta)) min(1e-2, 1 / sqrt(t)) u
+
+Shazeer & Stern, ICML 2018, arXiv 1804.04235.
+
+>>> [spec.name for spec in adafactor().specs][1:]
+['precondition', 'clip_by_rms', 'scale_by_parameter_rms', 'scale_by_relative_step']
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from adamw_jax._core.checks import one_of, switch
+from adamw_jax._core.compose import Composed, compose
+from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtype
+from adamw_jax._core.masks import Mask
+from adamw_jax._core.stage import Stage
+from adamw_jax.direction._clip_by_rms import clip_by_rms
+from adamw_jax.direction._decay import FORMS, decoupled_decay
+from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
+from adamw_jax.moments._estimate_moments import estimate_moments
+from adamw_jax.moments._factored_squares import factored_squares
+from adamw_jax.moments._parts import no_moment
+from adamw_jax.moments._precondition import precondition
+from adamw_jax.optimizers._common import CommonOptions, Stored, finish
+from adamw_jax.optimizers._registry import register
+from adamw_jax.storage._stages import store
+from adamw_jax.update import _effective_decay as behind
+from adamw_jax.update._average_updates import average_updates
+from adamw_jax.update._relative_step import LARGEST, scale_by_relative_step, slow_start
+
+DECAYS = (*FORMS, "raw_learning_rate")
+
+
+@register(
+    title="Adafactor",
+    equation="V = R C^T / mean(R);  u = g / sqrt(V) / max(1, RMS(g / sqrt(V)) / clipping_threshold)"
+    ";  theta <- theta - max(min_scale, RMS(theta)) min(1e-2, 1 / sqrt(t)) u",
+    citation="Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, "
+    "ICML 2018",
+    arxiv="1804.04235",
+    scope="leaf",
+    state_values=1,
+    differs="with a learning rate as optax.adafactor, but for leaves of three and more axes, "
+    "factored over the last two as in the authors' code (axes=\"largest\" is optax's), and for "
+    "decay, multiplied by the effective learning rate (decay=\"fixed\" is optax's and T5X's). "
+    'PyTorch\'s form: relative_step=True, eps=None, eps_form="clamped", '
+    'decay="raw_learning_rate", min_dim_size_to_factor=1; Keras\': relative_step=True, '
+    "min_dim_size_to_factor=1.",
+    twin="adafactor",
+    twin_options={"axes": "largest", "decay": "fixed"},
+    lacks="its second moment has no bias, and amsgrad would store it whole",
+    behind=("b1", "mu_dtype", "relative_step", "warmup_init"),
+    memory="n + m for a matrix n x m, 1 per parameter where not factored",
+)
+def adafactor(
+    learning_rate: LearningRate | None = None,
+    decay_rate: ScalarOrSchedule = 0.8,
+    eps: ScalarOrSchedule | None = 1e-30,
+    min_scale: ScalarOrSchedule = 1e-3,
+    clipping_threshold: ScalarOrSchedule | None = 1.0,
+    b1: ScalarOrSchedule | None = None,
+    mu_dtype: Any = None,
+    *,
+    relative_step: bool | None = None,
+    warmup_init: bool = False,
+    multiply_by_parameter_scale: bool = True,
+    max_scale: ScalarOrSchedule | None = None,
+    min_dim_size_to_factor: int = 128,
+    axes: Any = "last",
+    eps_form: str = "added",
+    factored: bool = True,
+    decay_offset: int = 0,
+    max_b2: ScalarOrSchedule | None = None,
+    b2: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
+    decay: str = "learning_rate",
+    **common: Unpack[Stored],
+) -> Composed:
+    """Adafactor: Adam's scaling from the row and column means of the squared gradients.
+
+    Args:
+      learning_rate: None for the relative step ``min(1e-2, 1 / sqrt(t))`` (paper); or a number,
+        schedule, or object that carries several (``one_cycle(...)``), which takes its place.
+      decay_rate: exponent in (0, 1] of the second moment's decay ``1 - t^-decay_rate``; 0.8.
+      eps: added to the squared gradient; 1e-30 (paper's eps1).
+      min_scale: what the scale of a parameter is at least; 1e-3 (paper's eps2).
+      clipping_threshold: d >= 1, the largest root mean square of a leaf's direction; 1. None for no
+        clipping.
+      b1: decay rate of a moving average of the updates, in [0, 1): momentum behind the learning
+        rate, without bias correction (as in the authors' code). None, the default, for none, also
+        where the learning rate carries one: ``b1=cycle.momentum`` takes it.
+      mu_dtype: storage dtype of that average; None for ``state_dtype``.
+      relative_step: True makes a given learning rate the cap of the relative step,
+        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras); None, only where none is given.
+      warmup_init: start the relative step slowly, ``min(1e-6 t, 1 / sqrt(t))``.
+      multiply_by_parameter_scale: multiply the step by ``max(min_scale, RMS(theta))``, leaf by
+        leaf; False for steps of an absolute size (tensor2tensor takes 0.05 of them).
+      max_scale: what that factor is at most, > 0 (T5X); None for no bound.
+      min_dim_size_to_factor: what both factored axes measure at least; 128 as in optax and T5X,
+        where the paper has 1. Smaller leaves keep their whole second moment.
+      axes: factor over the ``"last"`` two axes or the two ``"largest"``; or a table of patterns on
+        leaf names such as ``{"*/query/kernel": (0, (1, 2))}``, see ``factored_squares``.
+      eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds; see ``factored_squares``.
+      factored: False keeps every second moment whole.
+      decay_offset: t of ``decay_rate`` counts from the step after this one.
+      max_b2: what the decay rate of the second moment is at most, such as 0.999; None for no bound.
+      b2: Adam's decay rate in the place of ``decay_rate``, without bias, as in tensor2tensor:
+        ``b2 (1 - b2^(t-1)) / (1 - b2^t)``.
+      decay: what multiplies ``weight_decay theta``: ``"learning_rate"``, the effective one with
+        relative step and parameter scale; ``"raw_learning_rate"``, as it is given (PyTorch);
+        ``"fixed"``, nothing (optax, T5X); ``"schedule"``, lr_t/lr_0; ``"proximal"``, division by
+        1 plus the effective one. It never enters the momentum.
+
+    Returns:
+      The transformation; its state has n + m values for a factored n x m matrix, one per parameter
+      for other leaves, and one more per parameter with ``b1``.
+    """
+    mu_dtype = storage_dtype("mu_dtype", mu_dtype)
+    if mu_dtype is not None and b1 is None:
+        raise ValueError("mu_dtype is the storage of a momentum, and there is none: give b1.")
+    if max_scale is not None and not multiply_by_parameter_scale:
+        raise ValueError(
+            f"max_scale={max_scale!r} bounds the parameter scale, which "
+            "multiply_by_parameter_scale=False leaves out: give one of the two."
+        )
+    o = CommonOptions(common, mask=mask)
+    rate, relative = _rate(learning_rate, relative_step, warmup_init)
+    decayed = _decay(decay, weight_decay, rate, o, relative)
+    if decayed is not None and o.l2 is None:
+        o.mask = None
+    squares = factored_squares(
+        decay_rate,
+        eps,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        axes=axes,
+        eps_form=eps_form,
+        factored=factored,
+        decay_offset=decay_offset,
+        max_b2=max_b2,
+        b2=b2,
+        dtype=o.state_dtype,
+    )
+    averaged = None if b1 is None else average_updates(b1, dtype=mu_dtype or o.state_dtype)
+    return compose(
+        finish(
+            o,
+            rate,
+            estimate_moments(no_moment(), squares),
+            precondition(None),
+            None if clipping_threshold is None else clip_by_rms(clipping_threshold),
+            scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
+            step=scale_by_relative_step(rate) if relative else None,
+        ),
+        None if averaged is None else store(averaged, o.storage),
+        decayed,
+    )
+
+
+def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> tuple[Any, bool]:
+    """The learning rate, and whether it caps a relative step."""
+    if relative_step is not None:
+        switch("relative_step", relative_step)
+    if learning_rate is not None:
+        if warmup_init:
+            raise ValueError(
+                "warmup_init=True starts the relative step of learning_rate=None slowly: leave the "
+                "learning rate out, or give a schedule that warms up."
+            )
+        return learning_rate, bool(relative_step)
+    if relative_step is False:
+        raise ValueError(
+            "relative_step=False leaves no learning rate: give one, or leave relative_step out."
+        )
+    return slow_start if warmup_init else LARGEST, True
+
+
+def _decay(
+    form: str, weight_decay: Any, learning_rate: Any, options: CommonOptions, relative: bool
+) -> Stage | None:
+    mask, rules = options.mask, options.moving_rules
+    one_of("decay", form, DECAYS)
+    if weight_decay is None:
+        return None
+    if form in behind.FORMS:
+        return behind.effective_decay(
+            weight_decay, learning_rate, mask, form, relative=relative, rules=rules
+        )
+    if form == "schedule" and relative:
+        raise ValueError(
+            'decay="schedule" follows a learning-rate schedule, and the relative step is none: '
+            'take decay="learning_rate" or decay="fixed".'
+        )
+    return decoupled_decay(
+        weight_decay,
+        mask,
+        form,
+        learning_rate=learning_rate if form == "schedule" else None,
+        base_learning_rate=options.base_learning_rate,
+        rules=rules,
+    )

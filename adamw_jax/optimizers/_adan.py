@@ -1,0 +1,126 @@
+"""Adan: Adam with Nesterov's look-ahead made of gradient differences, as a list of stages.
+
+    d = g - g_previous;   m, v, n: averages of g, d, (g + b2 d)^2 with rates b1, b2, b3
+    theta <- (theta - lr (m_hat + b2 v_hat) / (sqrt(n_hat) + eps)) / (1 + lr weight_decay)
+
+Xie et al. 2022, arXiv 2208.06677.
+
+>>> adan(1e-3).specs[0].name
+'estimate_moments'
+"""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from jax.core import Tracer
+
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.compose import Composed
+from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, decay_rate, declare
+from adamw_jax._core.masks import Mask
+from adamw_jax.gradient._clipping import clip_gradient
+from adamw_jax.moments._amsgrad_max import amsgrad_max
+from adamw_jax.moments._averages import ema_of_squares
+from adamw_jax.moments._correct_bias import correct_bias
+from adamw_jax.moments._estimate_moments import estimate_moments
+from adamw_jax.moments._gradient_differences import gradient_differences
+from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.optimizers._common import CommonOptions, OwnDecay, finish
+from adamw_jax.optimizers._registry import register
+
+STARTS = ("zero", "first_gradient")
+
+
+@register(
+    title="Adan",
+    equation="theta <- (theta - lr (m_hat + b2 v_hat) / (sqrt(n_hat) + eps)) / (1 + lr wd)",
+    citation="Xie, Zhou, Li, Lin & Yan, Adan: Adaptive Nesterov Momentum Algorithm for Faster "
+    "Optimizing Deep Models, TPAMI 2024",
+    arxiv="2208.06677",
+    second_rate="b3",
+    state_values=4,
+    differs="optax.adan weighs the differences by 1 - b2 = 0.08 instead of b2 = 0.92, adds "
+    "eps_root = 1e-8 under the root and decays as AdamW does; after 40 recorded steps it is off by "
+    "two thirds of the movement. The rates keep: they are 1 minus the paper's betas.",
+)
+def adan(
+    learning_rate: LearningRate,
+    b1: ScalarOrSchedule = 0.98,
+    b2: ScalarOrSchedule = 0.92,
+    b3: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    *,
+    max_grad_norm: ScalarOrSchedule | None = None,
+    restart_period: int | None = None,
+    start: str = "zero",
+    paper_betas: bool = False,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
+    decay: str = "proximal",
+    **common: Unpack[OwnDecay],
+) -> Composed:
+    """Adan: adaptive Nesterov momentum from gradient differences.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). The
+        authors advise 5 to 10 times that of Adam.
+      b1: rate at which the average of gradients keeps, in [0, 1).
+      b2: rate of the average of differences, and their weight, in [0, 1); 0 is Adam with (b1, b3).
+      b3: rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-8 (code).
+      max_grad_norm: clip the gradient to this norm over all leaves (those that the part sees under
+        ``optax.partition``); None for no clipping.
+      restart_period: steps after which the moments start anew; None for never. A restart by hand
+        is ``restart_moments(state)``.
+      start: what the averages begin with: ``"zero"``, to be corrected (the code behind the
+        published numbers), or the ``"first_gradient"``, its square and, at the second step, the
+        first difference, uncorrected (the paper's Algorithm 1).
+      paper_betas: b1, b2 and b3 are the paper's betas, weights of the new, such as (0.02, 0.08,
+        0.01), in place of rates that keep.
+      decay: ``"proximal"`` (the code's default), ``"learning_rate"`` (its ``no_prox``), or another
+        form of ``decoupled_decay``.
+
+    Returns:
+      The transformation; its state has four values per parameter, the previous gradient among them.
+    """
+    one_of("start", start, STARTS)
+    if paper_betas:
+        b1, b2, b3 = _kept("b1", b1), _kept("b2", b2), _kept("b3", b3)
+    o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
+    from_first = start == "first_gradient"
+    if from_first and o.bias_correction != "exact":
+        raise ValueError(
+            'start="first_gradient" leaves nothing to correct, so bias_correction must be "exact", '
+            f"which is 1 there; got {o.bias_correction!r}."
+        )
+    return finish(
+        o,
+        learning_rate,
+        None if max_grad_norm is None else clip_gradient(max_grad_norm, eps),
+        estimate_moments(
+            gradient_differences(b1, b2, from_first=from_first, dtype=o.state_dtype),
+            ema_of_squares(b3, dtype=o.state_dtype, rate_name="b3", from_first=from_first),
+            restart_period=restart_period,
+        ),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correct_bias(o.bias_correction),
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_hat=o.eps_hat),
+    )
+
+
+def _kept(name: str, beta: Any) -> Any:
+    """The rate that keeps, of a beta of the paper."""
+    declare(**{name: decay_rate(beta)})
+    if callable(beta):
+        schedule: Any = beta
+        return lambda count: 1 - schedule(count)
+    if not isinstance(beta, Tracer) and not 0 < float(beta) <= 0.5:
+        raise ValueError(
+            f"{name} must be in (0, 0.5] with paper_betas=True, got {beta!r}: the paper's betas "
+            "weigh what is new, 0.02, 0.08 and 0.01; without paper_betas give the rate that keeps, "
+            "1 minus it."
+        )
+    return 1 - beta

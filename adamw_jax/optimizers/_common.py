@@ -1,0 +1,223 @@
+"""What the optimizers of the catalogue share: keywords, and the end of the recipe.
+
+[l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict, cast
+
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.compose import Composed, compose
+from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtype
+from adamw_jax._core.masks import Mask
+from adamw_jax._core.options import Option, filled, options_of
+from adamw_jax._core.stage import Stage
+from adamw_jax.direction._decay import FORMS, decoupled_decay, l2_decay
+from adamw_jax.direction._rules import ParameterRules, scale_by_rules
+from adamw_jax.storage._stages import store
+from adamw_jax.update._learning_rate import descend, scale_by_learning_rate, scale_gradient
+
+
+class Decay(TypedDict, total=False):
+    """Decoupled decay."""
+
+    weight_decay: Annotated[
+        ScalarOrSchedule | None,
+        Option(None, "decoupled decay coefficient, a number or schedule; None for no decay."),
+    ]
+    mask: Annotated[
+        Mask,
+        Option(
+            None,
+            "which leaves decay, by weight_decay and l2: tree of bools, function of the "
+            "parameters, or name pattern.",
+        ),
+    ]
+    decay: Annotated[
+        str,
+        Option(
+            "learning_rate",
+            '``"learning_rate"`` (lr_t wd theta), ``"schedule"`` (lr_t/lr_0 wd theta, the AdamW '
+            'paper), ``"fixed"`` (wd theta) or ``"proximal"`` (division by 1 + lr_t wd).',
+        ),
+    ]
+
+
+class Ending(TypedDict, total=False):
+    """What else ``finish`` adds to a direction."""
+
+    base_learning_rate: Annotated[float | None, Option(None, 'lr_0 of ``decay="schedule"``.')]
+    l2: Annotated[
+        ScalarOrSchedule | None,
+        Option(None, "coefficient of L2 regularisation in the gradient; None for none."),
+    ]
+    rules: Annotated[
+        ParameterRules | None,
+        Option(None, "per-parameter multipliers and freezing, from ``parameter_rules``."),
+    ]
+
+
+class Storage(TypedDict, total=False):
+    """How the accumulators are stored."""
+
+    state_dtype: Annotated[
+        Any,
+        Option(
+            None,
+            "storage dtype of the accumulators; None for float32 (float64 under x64).",
+            in_direction=True,
+        ),
+    ]
+    storage: Annotated[
+        Any,
+        Option(
+            None,
+            '``"8bit"``, ``"4bit"``, ``"float8"`` or ``"bfloat16"`` for a smaller state, a format '
+            "such as ``storage.eight_bit(block_size=128)``, or a mapping such as "
+            '``{"second": "8bit"}``; None for arrays as they are. For arrays of 4096 elements and '
+            "more; ``quantize_state`` has more options.",
+        ),
+    ]
+
+
+class Moments(TypedDict, total=False):
+    """What is done to the moments of Adam and its kin."""
+
+    amsgrad: Annotated[
+        bool,
+        Option(False, "divide by the largest second moment so far (PyTorch's form).", True),
+    ]
+    rectify: Annotated[
+        bool,
+        Option(
+            False,
+            "rectify the variance as RAdam does; no step while the average is too short, which a "
+            'solver that stops on a small update takes for convergence (``radam(below="momentum")``'
+            " steps).",
+            in_direction=True,
+        ),
+    ]
+    eps_hat: Annotated[
+        bool, Option(False, "add eps to the uncorrected root (Keras, fairseq).", True)
+    ]
+    bias_correction: Annotated[
+        str,
+        Option(
+            "exact",
+            '``"exact"``, or ``"current"`` for 1 - b_t^t under a scheduled b (PyTorch).',
+            in_direction=True,
+        ),
+    ]
+
+
+class Unstored(Decay, Ending, total=False):
+    """Of an optimizer with next to no state."""
+
+
+class Plain(Unstored, Storage, total=False):
+    """Of an optimizer without a second moment, or one that spells out its ``Moments``."""
+
+
+class Stored(Ending, Storage, total=False):
+    """Of an optimizer without a second moment that spells out its ``Decay``."""
+
+
+class OwnDecay(Moments, Stored, total=False):
+    """Of an optimizer that spells out its ``Decay``."""
+
+
+class Common(Plain, Moments, total=False):
+    """Every common keyword."""
+
+
+COMMON = options_of(Common)
+
+
+RENAMED = {
+    "lr": "learning_rate",
+    "betas": "b1",
+    "beta1": "b1",
+    "beta2": "b2",
+    "wd": "weight_decay",
+    "weight_decay_mask": "mask",
+    "weight_decay_rate": "weight_decay",
+    "momentum": "b1",
+    "dtype_momentum": "mu_dtype",
+    "eps_root": "",
+}
+"""Names of the same thing elsewhere, for the hint in the error; empty for a thing of its own."""
+
+
+class CommonOptions(types.SimpleNamespace):
+    """Every common keyword of one call, by name: as given, or its default."""
+
+    def __init__(self, given: Mapping[str, Any] | None = None, **own: Any) -> None:
+        """Takes the common keywords, and those that the optimizer spells out itself."""
+        super().__init__(**filled(Common, given or {}, **own))
+        self.state_dtype = storage_dtype("state_dtype", self.state_dtype)
+        if self.rules is not None and not isinstance(self.rules, ParameterRules):
+            raise TypeError(f"rules must come from parameter_rules({{...}}), got {self.rules!r}.")
+
+    @property
+    def moving_rules(self) -> ParameterRules | None:
+        """The rules of the leaves that are not frozen: all that a stage gets to see."""
+        return None if self.rules is None else self.rules.without_frozen()
+
+    @property
+    def frozen(self) -> Mask:
+        """The mask of the leaves that do not move, or None."""
+        return self.rules.frozen if self.rules is not None and self.rules.freezes else None
+
+
+def plain(learning_rate: LearningRate) -> ScalarOrSchedule:
+    """A learning rate without other schedules, as ``register`` gives it to an optimizer."""
+    assert not hasattr(learning_rate, "learning_rate")
+    return cast(ScalarOrSchedule, learning_rate)
+
+
+def finish(
+    options: CommonOptions,
+    learning_rate: LearningRate,
+    *direction: Composed | Stage | None,
+    schedule_inside: bool = False,
+    step: Stage | None = None,
+) -> Composed:
+    """The whole recipe around a direction: L2 before it, decay and learning rate after it.
+
+    With ``schedule_inside`` the learning rate multiplies the gradient instead of the direction.
+    ``step`` is the stage that turns direction into update, if it is not ``scale_by_learning_rate``.
+    """
+    decay, mask, l2 = options.decay, options.mask, options.l2
+    rate = plain(learning_rate)
+    one_of("decay", decay, FORMS)
+    if mask is not None and options.weight_decay is None and l2 is None:
+        raise ValueError(
+            "mask says which leaves decay, but neither weight_decay nor l2 is given: give one of "
+            "them, or leave mask out."
+        )
+    rules, decayed = options.moving_rules, None
+    if options.weight_decay is not None:
+        base = options.base_learning_rate
+        if schedule_inside and decay == "learning_rate":
+            decay, base = "schedule", 1.0
+        decayed = decoupled_decay(
+            options.weight_decay,
+            mask,
+            decay,
+            learning_rate=rate if decay in ("schedule", "proximal") else None,
+            base_learning_rate=base,
+            rules=rules,
+        )
+    return compose(
+        None if l2 is None else l2_decay(l2, mask, rules=rules),
+        scale_gradient(rate) if schedule_inside else None,
+        store(compose(*direction), options.storage),
+        decayed if decay == "learning_rate" else None,
+        None if rules is None or not rules.table else scale_by_rules(rules),
+        step or (descend() if schedule_inside else scale_by_learning_rate(rate)),
+        None if decay == "learning_rate" else decayed,
+        frozen=options.frozen,
+    )

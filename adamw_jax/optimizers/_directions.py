@@ -1,0 +1,10 @@
+"""``scale_by_x`` for every optimizer x that has a direction: x up to its learning rate.
+
+Each is made where x is registered. ``_directions.pyi``, which ``tools/direction_stubs.py`` writes,
+shows their signatures to editors and type checkers.
+"""
+
+from adamw_jax.optimizers._registry import info, list_optimizers
+
+_ROWS = [info(name) for name in list_optimizers()]
+globals().update({f"scale_by_{row.name}": row.direction for row in _ROWS if row.direction})

@@ -1,0 +1,118 @@
+"""LAMB: Adam's direction with decay, scaled leaf by leaf to the norm of the parameters.
+
+    u = m_hat / (sqrt(v_hat) + eps) + weight_decay theta
+    theta <- theta - lr (|theta| / |u|) u
+
+You, Li, Reddi, Hseu, Kumar, Bhojanapalli, Song, Demmel, Keutzer & Hsieh, arXiv 1904.00962.
+
+>>> [spec.name for spec in lamb(1e-3, weight_decay=0.01).specs][2:]
+['precondition', 'decoupled_decay', 'scale_by_trust_ratio', 'scale_by_learning_rate']
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from adamw_jax._core.compose import Composed
+from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
+from adamw_jax._core.masks import Mask
+from adamw_jax.direction._decay import decoupled_decay
+from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
+from adamw_jax.moments._amsgrad_max import amsgrad_max
+from adamw_jax.moments._averages import ema, ema_of_squares
+from adamw_jax.moments._correct_bias import correct_bias
+from adamw_jax.moments._estimate_moments import estimate_moments
+from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.optimizers._common import CommonOptions, OwnDecay, finish
+from adamw_jax.optimizers._registry import register
+
+
+@register(
+    title="LAMB",
+    equation="u = m_hat / (sqrt(v_hat) + eps) + weight_decay theta;  "
+    "theta <- theta - lr |theta| / |u| u, leaf by leaf",
+    citation="You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, "
+    "ICLR 2020",
+    arxiv="1904.00962",
+    state_values=2,
+    differs="as optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, which "
+    "also omits the bias correction: correct=False); many leave vectors out, which optax.lamb "
+    "cannot: trust_ratio_mask=matrices_only. bitsandbytes' LAMB is another method: it clips the "
+    "norm of the update. PyTorch has none.",
+    scope="leaf",
+    twin="lamb",
+    within=("weight_decay", "mask", "rules"),
+)
+def lamb(
+    learning_rate: LearningRate,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-6,
+    eps_root: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask = None,
+    *,
+    correct: bool = True,
+    trust_ratio_mask: Mask = None,
+    min_weight_norm: ScalarOrSchedule | None = None,
+    max_weight_norm: ScalarOrSchedule | None = None,
+    min_ratio: ScalarOrSchedule | None = None,
+    max_ratio: ScalarOrSchedule | None = None,
+    decay: str = "learning_rate",
+    **common: Unpack[OwnDecay],
+) -> Composed:
+    """LAMB: Adam whose step in every leaf is as long as the learning rate's share of the leaf.
+
+    Where the parameter or its direction has norm 0 the trust ratio is 1.
+
+    Args:
+      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``): the
+        length of a leaf's step over the length of the leaf.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
+      eps: added to the root; 1e-6 (optax).
+      eps_root: added under the root; None for nothing.
+      weight_decay: decay coefficient, a number or schedule; None for no decay. In the form
+        ``decay="learning_rate"`` the decay is scaled by the trust ratio, in the others it is not.
+      mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+      correct: correct the moments' bias; False in the spirit of an earlier version of the paper.
+      trust_ratio_mask: which leaves the trust ratio scales; the others take the plain step.
+        ``matrices_only`` leaves biases and norms out.
+      min_weight_norm: what the norm of a leaf is at least in the ratio, >= 0; None for no bound.
+      max_weight_norm: what the norm of a leaf is at most in the ratio, > 0; None for no bound.
+      min_ratio: what the trust ratio is at least, >= 0; None for no bound.
+      max_ratio: what the trust ratio is at most, > 0; None for no bound.
+
+    Returns:
+      The transformation; its state has two values per parameter, three with ``amsgrad``.
+    """
+    if not correct and (common.get("rectify") or common.get("bias_correction", "exact") != "exact"):
+        raise ValueError(
+            "correct=False leaves the moments as they are, so rectify and bias_correction have "
+            "nothing to act on: leave them out, or leave correct=True."
+        )
+    o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
+    scaled = None
+    if decay == "learning_rate" and weight_decay is not None:
+        scaled = decoupled_decay(weight_decay, mask, rules=o.moving_rules)
+        o.weight_decay, o.mask = None, None if o.l2 is None else mask
+    return finish(
+        o,
+        learning_rate,
+        estimate_moments(ema(b1, dtype=o.state_dtype), ema_of_squares(b2, dtype=o.state_dtype)),
+        amsgrad_max(dtype=o.state_dtype) if o.amsgrad else None,
+        correct_bias(o.bias_correction) if correct else None,
+        rectify_variance() if o.rectify else None,
+        precondition(eps, eps_root, eps_hat=o.eps_hat),
+        scaled,
+        scale_by_trust_ratio(
+            None,
+            None,
+            min_weight_norm=min_weight_norm,
+            max_weight_norm=max_weight_norm,
+            min_ratio=min_ratio,
+            max_ratio=max_ratio,
+            mask=trust_ratio_mask,
+        ),
+    )

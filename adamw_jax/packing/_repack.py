@@ -1,0 +1,127 @@
+"""``repack_state``: a state from one packing to another, so that checkpoints can be exchanged.
+
+Which leaves a buffer holds is seen from their sizes, so a state is cut anew without knowing how it
+was packed.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import sgdw
+>>> from adamw_jax.packing import pack_small_leaves
+>>> params = {"a": jnp.ones(2), "b": jnp.ones((2, 2))}
+>>> state = pack_small_leaves(sgdw(0.1)).init(params)
+>>> repack_state(state, sgdw(0.1), params).stages["estimate_moments"].first.moment["b"].shape
+(2, 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.boxes import boxed
+from adamw_jax._core.stage import transformation
+
+State = Any
+Tree = Any
+
+
+class Place(NamedTuple):
+    """Where the values of a leaf are: which array of the state, and from which element on."""
+
+    holder: int
+    start: int
+
+
+def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -> State:
+    """A state in the layout of ``tx``: packed, plain, or packed otherwise.
+
+    Args:
+      saved: a state of ``tx`` with another packing, wrapped alike.
+      tx: the transformation to go on with.
+      params: parameters, or ``ShapeDtypeStruct``s like them.
+
+    Returns:
+      A state that ``tx`` goes on with, of the values of ``saved``.
+
+    Raises:
+      ValueError: the states differ by more than packing.
+    """
+    tx, plain = transformation(tx, "tx"), numerics.unbox(params)
+    want, structure = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(tx.init, plain), is_leaf=_is_absent
+    )
+    have, found = jax.tree.flatten(numerics.unbox(saved), is_leaf=_is_absent)
+    if found != structure:
+        raise ValueError(
+            "saved is not the state of tx up to packing: it has the structure "
+            f"{found}, expected {structure}. For other edits use migrate_state."
+        )
+    sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(plain)}
+    trees: dict[Any, list[tuple[int, int]]] = {}  # leaves of the state, and of what length, by tree
+    starts = numerics.owners_in([path for path, _ in want], sizes)
+    for i, ((path, _), start) in enumerate(zip(want, starts, strict=True)):
+        tree, length = (i, 0) if start is None else (path[:start], sizes[path[start:]])
+        trees.setdefault(tree, []).append((i, length))
+    values = list(have)
+    for members in trees.values():
+        old, new = [have[i] for i, _ in members], [want[i][1] for i, _ in members]
+        if [*map(_form, old)] != [*map(_form, new)]:
+            cut = _recut(old, new, [length for _, length in members])
+            for (i, _), value in zip(members, cut, strict=True):
+                values[i] = value
+    return boxed(jax.tree.unflatten(structure, values), tx, params, saved)
+
+
+def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    """The values of ``old`` in the layout of ``new``, for leaves of these lengths."""
+    sources, targets = _places(old, lengths), _places(new, lengths)
+    parts: dict[int, list[jax.Array]] = {}
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        values = old[source.holder].reshape(-1)[source.start : source.start + length]
+        parts.setdefault(target.holder, []).append(values)
+    made: list[Any] = []
+    for i, like in enumerate(new):
+        if like is not None and any(part.dtype != like.dtype for part in parts[i]):
+            raise _misfit()
+        made.append(None if like is None else jnp.concatenate(parts[i]).reshape(like.shape))
+    return made
+
+
+def _places(leaves: Sequence[Any], lengths: Sequence[int]) -> list[Place]:
+    """Where each leaf is: in an array of its own, or in the buffer that was begun last."""
+    places, buffer, used = [], -1, 0
+    for i, (leaf, length) in enumerate(zip(leaves, lengths, strict=True)):
+        if leaf is not None and leaf.size == length:
+            places.append(Place(i, 0))
+            continue
+        if leaf is not None:
+            _check_full(leaves, buffer, used)
+            buffer, used = i, 0
+        places.append(Place(buffer, used))
+        used += length
+    _check_full(leaves, buffer, used)
+    return places
+
+
+def _check_full(leaves: Sequence[Any], buffer: int, used: int) -> None:
+    if used != (leaves[buffer].size if buffer >= 0 else 0):
+        raise _misfit()
+
+
+def _misfit() -> ValueError:
+    return ValueError(
+        "saved is not the state of tx up to packing: shapes, dtypes or parameters differ. "
+        "Restore with the optimizer and parameters that wrote it."
+    )
+
+
+def _form(x: Any) -> Any:
+    return None if x is None else (x.shape, x.dtype)
+
+
+def _is_absent(x: Any) -> bool:
+    return x is None

@@ -1,0 +1,191 @@
+"""Cosine annealing with warm restarts, and the normalised decay that goes with it.
+
+    eta_t = eta_min + (1 - eta_min) (1 + cos(pi T_cur / T_i)) / 2,   lr_t = lr eta_t
+    lambda_i = lambda_norm / sqrt(updates in period i)
+
+Loshchilov & Hutter, SGDR (1608.03983) and Decoupled Weight Decay Regularization (1711.05101,
+appendix B). With ``adamw(restarts, decay="schedule")`` this is AdamWR, with ``sgdw`` SGDWR.
+
+>>> restarts = warm_restarts(0.1, first_period=10, multiplier=2)
+>>> [round(float(restarts.learning_rate(t)), 3) for t in (0, 5, 9, 10, 20)]
+[0.1, 0.05, 0.002, 0.1, 0.05]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import LAST_COUNT, number, one_of, positive_steps
+from adamw_jax.schedules._ramps import cosine
+
+Schedule = Callable[[Any], jax.Array]
+CONVENTIONS = ("paper", "authors", "fastai07")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmRestarts:
+    """Schedules of a run with restarts, to pass as the ``learning_rate`` of an optimizer.
+
+    Attributes:
+      learning_rate: schedule of the learning rate.
+      multiplier: schedule of eta_t, the learning rate over its base.
+      weight_decay: schedule of the normalised decay of the current period, or None.
+      base_learning_rate: the value at a restart.
+    """
+
+    learning_rate: Schedule
+    multiplier: Schedule
+    weight_decay: Schedule | None
+    base_learning_rate: float
+
+
+def warm_restarts(
+    learning_rate: float,
+    first_period: float,
+    multiplier: int = 2,
+    *,
+    min_learning_rate: float = 0.0,
+    steps_per_epoch: int | None = None,
+    normalized_decay: float | None = None,
+    convention: str = "paper",
+    total_steps: int | None = None,
+) -> WarmRestarts:
+    """Learning rate, and decay, of a run with warm restarts.
+
+    Args:
+      learning_rate: value at a restart, > 0.
+      first_period: length of the first period, in steps, or in epochs with ``steps_per_epoch``.
+      multiplier: factor of the length from each period to the next, a whole number >= 1; 2 (paper).
+      min_learning_rate: where a period ends, in [0, learning_rate).
+      steps_per_epoch: updates in an epoch, where ``first_period`` counts epochs.
+      normalized_decay: lambda_norm, dimensionless (paper: 0.025 to 0.05); None for no decay. Use it
+        with ``decay="schedule"``, which is the paper's, and in which eta_t multiplies it too.
+      convention: how the steps of a period are counted:
+
+        * ``"paper"``: T_cur is the number of steps since the restart, in integers, as in PyTorch's
+          ``CosineAnnealingWarmRestarts``; correct for every count an int32 holds.
+        * ``"authors"``: their code. It advances before the first step, accumulates in floating
+          point and restarts at the beginning of an epoch only, so that a period can come out one
+          step longer. ``first_period`` must be whole.
+        * ``"fastai07"``: its ``cycle_len``: as the paper, but the first twentieth of the first
+          period runs at a hundredth of the rate.
+      total_steps: length of the run. ``"authors"`` and ``"fastai07"`` are looked up in a table of
+        that many entries, made on the host in float64; later steps repeat its last entry.
+
+    Returns:
+      Schedules of the count of updates, from 0: learning rate, multiplier, and decay, if any.
+
+    Raises:
+      ValueError: a value is out of range or missing.
+    """
+    top = number("learning_rate", learning_rate, above=0)
+    floor = number("min_learning_rate", min_learning_rate, least=0, below=top) / top
+    one_of("convention", convention, CONVENTIONS)
+    norm = (
+        0.0 if normalized_decay is None else number("normalized_decay", normalized_decay, least=0)
+    )
+    factor = positive_steps("multiplier", multiplier)
+    epoch = 1 if steps_per_epoch is None else positive_steps("steps_per_epoch", steps_per_epoch)
+    period = number("first_period", first_period, above=0)
+    unit = "first_period" if steps_per_epoch is None else "first_period * steps_per_epoch"
+    first = positive_steps(unit, round(period * epoch, 9))
+    if convention == "paper":
+        eta, length = _in_integers(first, factor, floor)
+    else:
+        if total_steps is None:
+            raise ValueError(
+                f"convention={convention!r} needs total_steps, the length of its table, got None."
+            )
+        steps = positive_steps("total_steps", total_steps)
+        if convention == "authors":
+            periods = positive_steps("first_period", first_period)
+            eta, length = _tabulated(_authors(periods, epoch, factor, steps), floor)
+        else:
+            if first < 2:
+                raise ValueError(f"convention='fastai07' needs {unit} >= 2, got {first}.")
+            eta, length = _tabulated(_fastai07(first, factor, steps), floor)
+    return WarmRestarts(
+        learning_rate=lambda count: top * eta(count),
+        multiplier=eta,
+        weight_decay=(
+            None if normalized_decay is None else lambda count: norm / jnp.sqrt(length(count))
+        ),
+        base_learning_rate=top,
+    )
+
+
+def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Schedule]:
+    """The multiplier and the length of the period as functions of the count."""
+    begins, lengths = [0], [first]
+    while factor > 1 and begins[-1] + lengths[-1] <= LAST_COUNT:
+        begins.append(begins[-1] + lengths[-1])
+        lengths.append(lengths[-1] * factor)
+
+    def split(count: Any) -> tuple[jax.Array, jax.Array]:
+        steps = jnp.asarray(count, jnp.int32)
+        if factor == 1:
+            return steps % jnp.int32(first), jnp.full_like(steps, first)
+        # A last period may be longer than int32 holds; no count reaches its end.
+        ends = jnp.asarray(np.minimum(lengths, LAST_COUNT), jnp.int32)
+        table = jnp.asarray(begins, jnp.int32)
+        index = jnp.searchsorted(table, steps, side="right") - 1
+        return steps - table[index], ends[index]
+
+    def eta(count: Any) -> jax.Array:
+        since, length = split(count)
+        whole = length.astype(numerics.default_float())
+        done, left = (
+            since.astype(numerics.default_float()) / whole,
+            (length - since).astype(numerics.default_float()) / whole,
+        )
+        return cosine(1.0, floor, done, left)
+
+    return eta, lambda count: split(count)[1].astype(numerics.default_float())
+
+
+def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Schedule, Schedule]:
+    """The same from host tables, ``eta`` without the floor."""
+    eta, length = tables
+    table = floor + (1.0 - floor) * eta
+
+    def lookup(values: np.ndarray, count: Any) -> jax.Array:
+        index = jnp.clip(jnp.asarray(count, jnp.int32), 0, len(values) - 1)
+        return jnp.asarray(values, numerics.default_float())[index]
+
+    return (lambda count: lookup(table, count)), (lambda count: lookup(length, count))
+
+
+def _authors(period: int, epoch: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' loop, which advances before use and restarts in whole epochs only.
+
+    The share of the period that is done accumulates in floating point and stops at 1; a restart
+    waits for it and for the epoch in which one is due.
+    """
+    eta, length, done, due = np.zeros(steps), np.zeros(steps), 0.0, 1 + period
+    for step in range(steps):
+        done = min(done + 1 / (period * epoch), 1.0)
+        if done >= 1 and step // epoch + 1 == due:
+            done, period = 0.0, period * factor
+            due += period
+        eta[step], length[step] = 0.5 * (1.0 + np.cos(np.pi * done)), period * epoch
+    return eta, length
+
+
+def _fastai07(length: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The loop of fastai 0.7: a short, flat start, then cosines."""
+    eta, lengths, inside = np.zeros(steps), np.zeros(steps), 0
+    for step in range(steps):
+        flat = step < length / 20
+        eta[step] = 0.01 if flat else 0.5 * (1.0 + np.cos(np.pi * inside / length))
+        lengths[step] = length
+        inside += 1
+        if inside == length and not flat:
+            inside, length = 0, length * factor
+    return eta, lengths

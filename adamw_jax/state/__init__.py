@@ -1,0 +1,21 @@
+"""The state: live hyperparameters, migration, optax's states, shardings, a summary."""
+
+from adamw_jax._core.state import ComposeState
+from adamw_jax.state._hyperparams import clear_hyperparams, hyperparams, set_hyperparams
+from adamw_jax.state._migrate import MigrationReport, migrate_state
+from adamw_jax.state._optax import from_optax, to_optax
+from adamw_jax.state._shardings import state_shardings
+from adamw_jax.state._summary import summary
+
+__all__ = [
+    "ComposeState",
+    "MigrationReport",
+    "clear_hyperparams",
+    "from_optax",
+    "hyperparams",
+    "migrate_state",
+    "set_hyperparams",
+    "state_shardings",
+    "summary",
+    "to_optax",
+]

@@ -1,0 +1,154 @@
+"""Where the arrays of an optimizer's state go, from where those of the parameters are.
+
+>>> import jax, optax
+>>> from jax.sharding import NamedSharding, PartitionSpec
+>>> mesh = jax.make_mesh((1,), ("data",))
+>>> rows = NamedSharding(mesh, PartitionSpec("data", None))
+>>> kernel = jax.ShapeDtypeStruct((8, 4), "float32")
+>>> tuple(state_shardings(optax.adam(1e-3), kernel, rows)[0].mu.spec)
+('data', None)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from adamw_jax._core.encoded import Encoded, encoded, is_encoded
+from adamw_jax._core.numerics import leaf_names, owners_in, unbox
+from adamw_jax._core.stage import transformation
+from adamw_jax.storage._shards import placed
+
+Tree = Any
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: Tree) -> Tree:
+    """The sharding of every array of the state of ``tx``.
+
+    An array that belongs to a parameter, its path ends with the parameter's, is sharded as the
+    parameter where it has its shape; the codes of an encoded array too, its scales and the factors
+    of ``factored_squares`` along the axes that they share with it, and the iterates of
+    ``average_iterates(kind="last")`` behind their own axis. Scalars and packed buffers are on every
+    device. The memory kind of the parameters' shardings, if it is one, is that of the state.
+
+    Args:
+      tx: any optax transformation.
+      params: the parameters, or their shapes and dtypes.
+      shardings: a ``NamedSharding`` for each parameter; or a tree that ends earlier, such as one
+        for all.
+
+    Returns:
+      A tree like the state, for ``jax.jit(tx.init, out_shardings=...)``, for the ``in_shardings``
+      of a step or for ``jax.device_put``.
+
+    Raises:
+      TypeError: ``tx`` is no transformation, or something in ``shardings`` no ``NamedSharding``.
+      ValueError: ``shardings`` does not fit ``params``, there is none, it cuts a parameter within
+        the blocks of its codes, or a leaf that is packed with others.
+    """
+    tx = transformation(tx, "tx")
+    whole = _leaves(params, shardings)
+    kinds = {each.memory_kind for each in whole}
+    everywhere = NamedSharding(
+        whole[0].mesh, PartitionSpec(), memory_kind=kinds.pop() if len(kinds) == 1 else None
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    bare = jax.tree_util.tree_leaves_with_path(unbox(params))  # state has boxes or has none
+    owners = {
+        path: (each, leaf)
+        for paths in (leaves, bare)
+        for (path, _), (_, leaf), each in zip(paths, leaves, whole, strict=True)
+    }
+
+    def place(path: Any, node: Any, start: int | None) -> Any:
+        if start is None:
+            return jax.tree.map(lambda _: everywhere, node)
+        sharding, param = owners[path[start:]]
+        if is_encoded(node):
+            return _encoded(node, param.shape, sharding)
+        return _of(node.shape, param.shape, sharding)
+
+    with placed(dict(zip(leaf_names(params), whole, strict=True))):
+        # A function of its own: JAX remembers what ``tx.init`` was for these shapes.
+        state = jax.eval_shape(lambda params: tx.init(params), params)
+    nodes, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)
+    starts = owners_in([path for path, _ in nodes], owners)
+    return structure.unflatten(
+        place(path, node, start) for (path, node), start in zip(nodes, starts, strict=True)
+    )
+
+
+def _leaves(params: Tree, shardings: Tree) -> list[NamedSharding]:
+    """A sharding for each parameter."""
+    given = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
+    try:
+        whole = jax.tree.leaves(jax.tree.broadcast(shardings, params))
+    except ValueError as error:
+        if None in given:
+            raise TypeError(
+                "shardings must be NamedSharding, got None: give a parameter that is on every "
+                "device NamedSharding(mesh, PartitionSpec())."
+            ) from error
+        raise ValueError(f"shardings does not fit params: {error}") from error
+    for each in whole:
+        if not isinstance(each, NamedSharding):
+            raise TypeError(f"shardings must be NamedSharding, got {each!r}.")
+    if not whole:
+        raise ValueError("shardings must tell the mesh, and there is none in it.")
+    return whole
+
+
+def _encoded(node: Encoded, like: tuple[int, ...], sharding: NamedSharding) -> Encoded:
+    """Those of an encoded array of a parameter of the shape ``like``."""
+    codes, spec = _of(node.codes.shape, like, sharding), _axes(sharding, like)
+    if isinstance(node.scales, tuple):  # a vector for each axis
+        scales: Any = tuple(
+            _with(sharding, [names], x.shape) for names, x in zip(spec, node.scales, strict=True)
+        )
+    elif node.scales is None:
+        scales = None
+    elif node.scales.ndim == len(like):
+        scales = _of(node.scales.shape, like, sharding)
+    else:  # in C order, in which shards follow each other
+        names = tuple(name for axis in spec for name in _names(axis))
+        scales = _with(sharding, [names or None], node.scales.shape)
+    return encoded(codes, scales, node.layout)
+
+
+def _of(shape: tuple[int, ...], like: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
+    """That of an array of ``shape`` beside a parameter of the shape ``like``."""
+    spec, more = _axes(sharding, like), len(shape) - len(like)
+    if like and more == 0 and shape[:-1] == like[:-1]:  # the array, its codes, scales of its rows
+        return _with(sharding, spec, shape)
+    if more == 1 and shape[1:] == like:
+        return _with(sharding, (None, *spec), shape)
+    left = {  # a factor, without one axis
+        (*spec[:axis], *spec[axis + 1 :])
+        for axis in range(len(like))
+        if shape == (*like[:axis], *like[axis + 1 :])
+    }
+    return _with(sharding, left.pop() if len(left) == 1 else (None,) * len(shape), shape)
+
+
+def _axes(sharding: NamedSharding, like: tuple[int, ...]) -> tuple[Any, ...]:
+    """The names of every axis."""
+    return tuple(sharding.spec) + (None,) * (len(like) - len(sharding.spec))
+
+
+def _with(sharding: NamedSharding, spec: Any, shape: tuple[int, ...]) -> NamedSharding:
+    """A sharding by ``spec`` without the axes that do not divide ``shape``."""
+    whole = [
+        names if length % math.prod(sharding.mesh.shape[n] for n in _names(names)) == 0 else None
+        for names, length in zip(spec, shape, strict=True)
+    ]
+    return NamedSharding(sharding.mesh, PartitionSpec(*whole), memory_kind=sharding.memory_kind)
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    return names if isinstance(names, tuple) else (names,)

@@ -1,0 +1,120 @@
+"""Small floats as storage: bfloat16 as it is, float8 under one scale a block.
+
+    float8: scale = max |x| of the block / 448;    stored: x / scale in e4m3
+
+The scale is at least the smallest normal float32, for smaller ones are flushed to 0: blocks whose
+maximum is under 5.3e-36 have fewer digits, and what is under 1.2e-38 is 0. For float64 arrays it is
+a float64. bfloat16 has no scale: what is beyond its range is its largest number, or its smallest of
+what is never negative, where an infinity is the largest number, too.
+
+>>> import jax.numpy as jnp
+>>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
+>>> codec.decode(codec.encode(jnp.array([1.0, 1.001])))
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core.blocks import Blocks
+from adamw_jax._core.encoded import Encoded, Layout, encoded
+from adamw_jax.storage._block_wise import finite, nonnegative, share
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallFloat:
+    """Values in a narrower float dtype.
+
+    Attributes:
+      dtype: what is stored.
+      blocks: what shares a scale that brings its largest magnitude to the dtype's; None for no
+        scale.
+      signed: whether values may be negative; where not, no positive value is stored as 0, and
+        none as infinity.
+    """
+
+    dtype: Any
+    blocks: Blocks | None = None
+    signed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Dtype and blocks."""
+        return self.dtype.name + ("" if self.blocks is None else f"_{self.blocks.name}")
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+        """The narrow values, and the scales."""
+        layout = Layout(self, x.shape, x.dtype)
+        if self.blocks is None:
+            return encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
+        largest = float(jnp.finfo(self.dtype).max)
+        blocks = self.blocks.split(finite(x) if self.signed else nonnegative(x))
+        maxima = jnp.max(lax.abs(blocks), axis=-1)
+        tiny = lax.full_like(maxima, jnp.finfo(maxima.dtype).tiny)
+        scales = lax.select(lax.ge(maxima, tiny), lax.max(maxima / largest, tiny), 0 * maxima)
+        scaled = share(blocks, scales[..., None])
+        limit = lax.full_like(scaled, largest)  # a product rounded up must not overflow
+        scaled = lax.clamp(-limit, scaled, limit)
+        noise = None if noise is None else self.blocks.split(noise)
+        codes = narrow(scaled, self.dtype, noise)
+        if not self.signed:
+            least = lax.full_like(codes, jnp.finfo(self.dtype).smallest_subnormal)
+            vanished = lax.bitwise_and(
+                lax.gt(scaled, lax.full_like(scaled, 0)), lax.eq(codes, lax.full_like(codes, 0))
+            )
+            codes = lax.select(vanished, least, codes)
+        return encoded(self.blocks.join(codes, x.shape), scales, layout)
+
+    def decode(self, stored: Encoded) -> jax.Array:
+        """The array, in the dtype that it had."""
+        dtype, shape = stored.layout.dtype, stored.codes.shape
+        if self.blocks is None:
+            return lax.convert_element_type(stored.codes, dtype)
+        if self.blocks.order == "flat":
+            shape = stored.layout.shape
+        blocks = lax.convert_element_type(self.blocks.split(stored.codes), stored.scales.dtype)
+        values = lax.mul(blocks, jnp.broadcast_to(stored.scales[..., None], blocks.shape))
+        return lax.convert_element_type(self.blocks.join(values, shape), dtype)
+
+    def pieces(self, axes: int) -> tuple[Blocks, int]:
+        """Blocks, and a code to a byte."""
+        return self.blocks or Blocks(1), 1
+
+    def _within_range(self, x: jax.Array) -> jax.Array:
+        """``x`` with the ends of the dtype's range in the place of what is beyond them."""
+        info = jnp.finfo(self.dtype)
+        largest = lax.full_like(x, float(info.max))
+        held = lax.clamp(-largest, x, largest)
+        if self.signed:
+            return lax.select(lax.is_finite(x), held, x)
+        if jnp.finfo(x.dtype).tiny < float(info.tiny):
+            positive = lax.gt(x, lax.full_like(x, 0))
+            held = lax.select(positive, lax.max(held, lax.full_like(x, float(info.tiny))), held)
+        return held
+
+
+def narrow(x: jax.Array, dtype: Any, noise: jax.Array | None) -> jax.Array:
+    """``x`` in a narrower dtype: the nearest, or by uniform ``noise`` in [0, 1) a neighbour.
+
+    The neighbour above is taken with the probability that makes ``x`` the mean. Magnitudes under
+    2^-100 are rounded on the grid of 2^-100.
+    """
+    if noise is None:
+        return lax.convert_element_type(x, dtype)
+    info = jnp.finfo(dtype)
+    bits = lax.bitcast_convert_type(lax.convert_element_type(x, jnp.float32), jnp.uint32)
+    exponent = lax.bitwise_and(bits, lax.full_like(bits, 0x7F800000))
+    power = lax.bitcast_convert_type(exponent, jnp.float32)
+    least = max(float(info.smallest_normal), 2.0**-100)
+    ulp = lax.mul(lax.max(power, lax.full_like(power, least)), lax.full_like(power, info.eps))
+    steps = lax.div(lax.convert_element_type(x, jnp.float32), ulp)
+    down = lax.floor(steps)
+    up = lax.convert_element_type(lax.lt(noise, lax.sub(steps, down)), jnp.float32)
+    rounded = lax.mul(lax.add(down, up), ulp)
+    return lax.convert_element_type(lax.select(lax.is_finite(x), rounded, x), dtype)

@@ -1,0 +1,343 @@
+"""Which arrays of a state are stored how.
+
+>>> eight_bit().signed.name, eight_bit().unsigned.name
+('dynamic8_signed_rows256', 'dynamic8_unsigned_rows256')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax._core import masks, numerics
+from adamw_jax._core.blocks import ORDERS, Blocks
+from adamw_jax._core.checks import one_of, switch, whole_number
+from adamw_jax._core.encoded import Codec, Encoded, check_sign
+from adamw_jax.storage._block_wise import BlockWise
+from adamw_jax.storage._floats import SmallFloat
+from adamw_jax.storage._levels import dynamic, linear_without_zero
+from adamw_jax.storage._rank_one import RankOne
+from adamw_jax.storage._roles import EXACT, NONNEGATIVE, fields_of, role_of
+from adamw_jax.storage._shards import check_shards
+
+Tree = Any
+
+MIN_SIZE = 4096
+"""Smaller arrays stay as they are (bitsandbytes, torchao)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How arrays are stored: a codec for those of either sign, and one for those never negative.
+
+    Attributes:
+      signed: codec of first moments; None leaves them as they are.
+      unsigned: codec of second moments; None leaves them as they are.
+    """
+
+    signed: Codec | None
+    unsigned: Codec | None
+
+
+def eight_bit(
+    block_size: int | None = 256, *, order: str = "rows", floor: bool = True, root: bool = False
+) -> Format:
+    """Dynamic 8-bit codes, 1.016 bytes a value: ``storage="8bit"``.
+
+    Args:
+      block_size: elements that share a scale; 256 (bitsandbytes since 0.44; the paper has 2048).
+        None for one scale a row, which a TPU lays out without copies.
+      order: ``"rows"``, or ``"flat"`` for the blocks of bitsandbytes (``Blocks``).
+      floor: keep positive second moments from becoming 0; bitsandbytes lets them, and then single
+        steps are tens to hundreds of learning rates long.
+      root: store the roots of second moments.
+
+    Dettmers et al., ICLR 2022, arXiv 2110.02861.
+    """
+    blocks = _blocks(block_size, order)
+    switch("floor", floor)
+    switch("root", root)
+    return Format(
+        BlockWise(dynamic(8, signed=True), 8, blocks, signed=True),
+        BlockWise(dynamic(8, signed=False), 8, blocks, signed=False, floor=floor, root=root),
+    )
+
+
+def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
+    """4-bit codes, 0.53 bytes a value: ``storage="4bit"``.
+
+    First moments by the signed dynamic map in blocks; second moments linearly without a zero, under
+    scales of rank one (vectors in blocks). Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507.
+
+    Args:
+      block_size: elements that share a scale; 128 (paper), None for a whole row.
+      order: ``"rows"`` or ``"flat"``.
+    """
+    blocks = _blocks(block_size, order)
+    return Format(
+        BlockWise(dynamic(4, signed=True), 4, blocks, signed=True),
+        RankOne(BlockWise(linear_without_zero(4), 4, blocks, signed=False)),
+    )
+
+
+def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
+    """e4m3 floats under one scale a block, 1.016 bytes a value: ``storage="float8"``.
+
+    Positive second moments do not become 0, as for ``eight_bit``.
+
+    Args:
+      block_size: elements that share a scale; 256 as for ``eight_bit``, None for a whole row.
+      order: ``"rows"`` or ``"flat"``.
+    """
+    dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
+    return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, signed=False))
+
+
+def bfloat16() -> Format:
+    """bfloat16, 2 bytes a value: ``storage="bfloat16"``.
+
+    For first moments. A second moment whose decay rate is over 1 - 2^-8 stands still once gradients
+    have become small, for 0.999 v is rounded to v again: quantize it with
+    ``quantize_state(..., rounding="stochastic")``, or store it in another format.
+    """
+    dtype = jnp.dtype(jnp.bfloat16)
+    return Format(SmallFloat(dtype), SmallFloat(dtype, signed=False))
+
+
+def float32() -> Format:
+    """Arrays as they are: ``storage="float32"``."""
+    return Format(None, None)
+
+
+FORMATS = {
+    "8bit": eight_bit,
+    "4bit": four_bit,
+    "float8": float8,
+    "bfloat16": bfloat16,
+    "float32": float32,
+}
+"""What a word given as ``storage`` means."""
+
+StorageLike = Any
+"""A word of ``FORMATS``, a ``Format``, a mapping from fields to them, or a ``Choice``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which array of a state gets which codec.
+
+    Attributes:
+      formats: one for all, or pairs of a field of the state and its own.
+      unsigned: fields whose arrays are never negative, whatever their class says (``roles``).
+      signed: fields that may be negative, whatever their class says.
+      min_size: arrays with fewer elements stay as they are.
+      exempt: patterns on names of parameters whose state stays as it is.
+      sequential: whether a step goes one parameter after the other; None for yes on CPU.
+    """
+
+    formats: Format | tuple[tuple[str, Format], ...]
+    unsigned: tuple[str, ...] = ()
+    signed: tuple[str, ...] = ()
+    min_size: int = MIN_SIZE
+    exempt: tuple[str, ...] = ()
+    sequential: bool | None = None
+
+    def codec(self, owned: Owned, leaf: Any) -> Codec | None:
+        """The codec of an array, or None where it stays as it is.
+
+        Args:
+          owned: where it is, and what it is.
+          leaf: the array, or its shape and dtype.
+        """
+        if leaf.size < self.min_size or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return None
+        if any(masks.matches(owned.name, pattern) for pattern in self.exempt):
+            return None
+        if isinstance(form := self.formats, Format):
+            if owned.role == EXACT:
+                return None
+        else:
+            named = [form for field in owned.fields for name, form in self.formats if name == field]
+            if not named:
+                return None
+            form = named[-1]
+        known = owned.role == NONNEGATIVE or not set(owned.fields).isdisjoint(self.unsigned)
+        unsigned = known and set(owned.fields).isdisjoint(self.signed)
+        codec = form.unsigned if unsigned else form.signed
+        return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
+
+    def check_names(self, state: Tree, params: Tree) -> None:
+        """Refuses what names nothing.
+
+        Args:
+          state: the state that is to be stored.
+          params: its parameters.
+
+        Raises:
+          ValueError: ``state`` has no field of a name, or no parameter matches a pattern.
+        """
+        fields = {field for owned in _owned(state, params) for field in owned.fields}
+        named = [] if isinstance(self.formats, Format) else [name for name, _ in self.formats]
+        own: dict[str, Sequence[str]] = {
+            "storage": named,
+            "unsigned": self.unsigned,
+            "signed": self.signed,
+        }
+        for argument, name in ((argument, x) for argument, names in own.items() for x in names):
+            if name not in fields and fields:  # without parameters there is nothing to name
+                raise ValueError(
+                    f"{argument} names the field {name!r}, which the state does not have; its "
+                    f"arrays are under {sorted(fields)}."
+                )
+        names = numerics.leaf_names(params)
+        for pattern in self.exempt:
+            if not any(masks.matches(name, pattern) for name in names):
+                raise ValueError(f"exempt has {pattern!r}, which matches none of {names}.")
+
+
+def choose(
+    storage: StorageLike,
+    *,
+    unsigned: str | tuple[str, ...] = (),
+    signed: str | tuple[str, ...] = (),
+    min_size: int = MIN_SIZE,
+    exempt: str | tuple[str, ...] = (),
+    sequential: bool | None = None,
+) -> Choice:
+    """A ``storage`` with options, for ``storage=`` of an optimizer or a part.
+
+    Args:
+      storage: a word, a format, or a mapping from fields of the state to them.
+      unsigned: fields that are never negative although their class does not say so.
+      signed: fields that may be negative although their class says that they never are.
+      min_size: arrays with fewer elements stay as they are.
+      exempt: patterns on names of parameters whose state stays as it is.
+      sequential: whether a step goes one parameter after the other, which bounds its scratch by the
+        largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
+        explicit axes that cut an array.
+
+    Raises:
+      TypeError: ``storage`` is none of these.
+      ValueError: an unknown word, a size that is no whole number, a field that is named as both
+        signed and unsigned, or options of a ``storage`` that ``choose`` has made already.
+    """
+    if isinstance(storage, Choice):
+        if (unsigned, signed, min_size, exempt, sequential) != ((), (), MIN_SIZE, (), None):
+            raise ValueError(
+                "storage is what choose() has made, with its own options: give unsigned, signed, "
+                f"min_size, exempt and sequential there, got {unsigned!r}, {signed!r}, "
+                f"{min_size!r}, {exempt!r} and {sequential!r} beside it."
+            )
+        return storage
+    if sequential is not None:
+        switch("sequential", sequential)
+    if both := set(_words(unsigned)) & set(_words(signed)):
+        raise ValueError(f"unsigned and signed both name {sorted(both)}: leave it out of one.")
+    if isinstance(storage, Mapping):
+        formats: Any = tuple((field, _format(form)) for field, form in storage.items())
+    else:
+        formats = _format(storage)
+    return Choice(
+        formats,
+        _words(unsigned),
+        _words(signed),
+        whole_number("min_size", min_size),
+        _words(exempt),
+        sequential,
+    )
+
+
+def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
+    """``state`` with the arrays that belong to parameters, and are chosen, encoded.
+
+    An array belongs to the parameter whose path its own path ends with, if it has its shape.
+
+    Args:
+      state: of any transformation.
+      params: the parameters that it was made for.
+      choice: from ``choose``.
+
+    Raises:
+      ValueError: an array is sharded within blocks, as far as its sharding is known.
+    """
+    leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
+    for owned in _owned(state, params):
+        array = numerics.unboxed(leaves[owned.place])
+        if getattr(array, "shape", None) != jnp.shape(numerics.unboxed(owned.param)):
+            continue  # factors, scalars, and what is encoded already
+        codec = choice.codec(owned, array)
+        if codec is not None:
+            check_shards(owned.name, array, codec)
+            field = owned.fields[-1] if owned.fields else "the state"
+            check_sign(f"{field} of {owned.name!r}", array, codec)
+            leaves[owned.place] = codec.encode(array)
+    return jax.tree.unflatten(structure, leaves)
+
+
+class Owned(NamedTuple):
+    """A leaf of a state that belongs to a parameter.
+
+    Attributes:
+      place: among the leaves of the state.
+      param: the parameter.
+      name: the parameter's.
+      fields: on the way to it (``roles.fields_of``).
+      role: what it is (``roles.role_of``).
+    """
+
+    place: int
+    param: Any
+    name: str
+    fields: tuple[str, ...]
+    role: str
+
+
+def _owned(state: Tree, params: Tree) -> Iterator[Owned]:
+    owners = dict(jax.tree_util.tree_leaves_with_path(params, is_leaf=numerics.is_box))
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_whole)
+    starts = numerics.owners_in([path for path, _ in leaves], owners)
+    for place, ((path, _), start) in enumerate(zip(leaves, starts, strict=True)):
+        if start is not None:
+            rest = path[start:]
+            name = numerics.leaf_name(rest)
+            way = path[:start]
+            yield Owned(place, owners[rest], name, fields_of(state, way), role_of(state, way))
+
+
+def _is_whole(node: Any) -> bool:
+    return isinstance(node, Encoded) or numerics.is_box(node)
+
+
+@functools.cache
+def _is_smaller(codec: Codec, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether an array takes less room encoded; one whose last axis is very short does not."""
+    stored = jax.tree.leaves(jax.eval_shape(codec.encode, jax.ShapeDtypeStruct(shape, dtype)))
+    size = sum(x.size * x.dtype.itemsize for x in stored)
+    return size < math.prod(shape) * dtype.itemsize
+
+
+def _words(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
+
+
+def _format(form: Any) -> Format:
+    if isinstance(form, Format):
+        return form
+    if isinstance(form, str):
+        one_of("storage", form, tuple(FORMATS))
+        return FORMATS[form]()
+    raise TypeError(
+        f"storage must be one of {tuple(FORMATS)}, a format such as eight_bit(block_size=128), or "
+        f"a mapping from field names of the state to them, got {form!r}."
+    )
+
+
+def _blocks(size: int | None, order: str) -> Blocks:
+    one_of("order", order, ORDERS)
+    return Blocks(None if size is None else whole_number("block_size", size), order)

@@ -1,0 +1,28 @@
+"""Direction to update, and update to update: learning rate, averages of weights, rounding."""
+
+from adamw_jax.update._average_iterates import IterateAverageState, average_iterates
+from adamw_jax.update._average_updates import AverageUpdatesState, average_updates
+from adamw_jax.update._batch_stats import refresh_batch_stats
+from adamw_jax.update._compensated_rounding import CompensatedRoundingState, compensated_rounding
+from adamw_jax.update._eval_params import eval_params
+from adamw_jax.update._learning_rate import scale_by_learning_rate
+from adamw_jax.update._lookahead import LookaheadState, lookahead
+from adamw_jax.update._relative_step import scale_by_relative_step
+from adamw_jax.update._stochastic_rounding import StochasticRoundingState, stochastic_rounding
+
+__all__ = [
+    "AverageUpdatesState",
+    "CompensatedRoundingState",
+    "IterateAverageState",
+    "LookaheadState",
+    "StochasticRoundingState",
+    "average_iterates",
+    "average_updates",
+    "compensated_rounding",
+    "eval_params",
+    "lookahead",
+    "refresh_batch_stats",
+    "scale_by_learning_rate",
+    "scale_by_relative_step",
+    "stochastic_rounding",
+]

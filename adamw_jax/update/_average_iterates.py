@@ -1,0 +1,274 @@
+"""Averages of the parameters on their way: equal or given weights, exponential, or the last k.
+
+    every period steps after start:   mean <- mean + (theta - mean) / (n + 1),   n <- n + 1
+
+Polyak & Juditsky 1992; stochastic weight averaging, Izmailov et al. 2018, 1803.05407; with adaptive
+methods, Granziol et al., 2003.01247. The parameters go their way untouched, ``eval_params`` gives
+the average. It pays with a high constant learning rate at the end and proper weight decay.
+
+A step moves the parameters, so those to be collected after it are taken at the beginning of the
+next one, in a ``lax.cond``: between collections the average is neither read nor written. With
+period 1 a select spares the copies that a conditional costs, and the average is written at every
+step.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adamw, compose, eval_params
+>>> tx = compose(adamw(1e-3), average_iterates(start=100))
+>>> params = jnp.ones(2)
+>>> eval_params(tx.init(params), params)
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import one_of, switch, whole_number
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
+from adamw_jax._core.sequential import after
+from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
+from adamw_jax.moments._parts import zeros
+from adamw_jax.update._eval_params import beside
+
+Tree = Any
+
+NAME = tail("average_iterates")
+
+KINDS = ("equal", "weighted", "ema", "last")
+
+
+class Weights(NamedTuple):
+    """What a collection does: the weight of the new parameters, and where they go (last k)."""
+
+    share: jax.Array
+    slot: jax.Array
+
+
+class IterateAverageState(NamedTuple):
+    """State of ``average_iterates``; ``eval_params`` gives the average at any step.
+
+    Attributes:
+      mean: the average of what has been collected, params-shaped; of the kind ``"last"`` the last k
+        iterates, with an axis in front.
+      collected: iterates in it, int32.
+      due: whether the present parameters are still to be collected.
+      next: what their collection will do.
+      total: sum of the weights so far, of the kind ``"weighted"``; None of the others.
+      mass: the same of a debiased ``"ema"``, at most 1; None of the others.
+    """
+
+    mean: Tree
+    collected: jax.Array
+    due: jax.Array
+    next: Weights
+    total: jax.Array | None = None
+    mass: jax.Array | None = None
+    exact = ("mean",)
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The average, with the present parameters in it where they are due."""
+
+        def evaluate(mean: jax.Array, theta: jax.Array) -> jax.Array:
+            wide = numerics.widen(theta)
+            due, collected = beside(self.due, wide), beside(self.collected, wide)
+            share, slot = (beside(x, wide) for x in self.next)
+            if mean.ndim > theta.ndim:
+                axis = jax.tree.leaves(self.due)[0].ndim  # behind those of a mapped state
+                return _last(mean, wide, axis, due, collected, slot)
+            now = mean + numerics.like(jnp.where(due, share, jnp.zeros_like(share)), mean) * (
+                wide - mean
+            )
+            return jnp.where(due | (collected > 0), now, wide)
+
+        return self.mean, evaluate
+
+
+def average_iterates(
+    start: int = 0,
+    period: int = 1,
+    kind: str = "equal",
+    *,
+    decay: ScalarOrSchedule | None = None,
+    debias: bool = False,
+    warm_up: bool = False,
+    window: int | None = None,
+    weights: ScalarOrSchedule | str | None = None,
+) -> Stage:
+    """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
+
+    Args:
+      start: steps before averaging, >= 0; about half a run (the authors: 161 of 300 epochs).
+      period: steps between collections, >= 1; an epoch is often enough.
+      kind: ``"equal"`` weights (iterate averaging, SWA); ``"weighted"`` by ``weights``; ``"ema"``
+        with rate ``decay``, which begins as a copy of the first collected; or the ``"last"``
+        ``window`` collected.
+      decay: rate b of ``"ema"``, in [0, 1), or a schedule of the step count; None for 0.999.
+      debias: of ``"ema"``: divide by the sum of the weights, so that what was collected n before
+        the last weighs b^n, the first as the others (Adam's correction; ``optax.ema``'s default).
+        False begins with a copy of the first (PyTorch, timm), which outweighs all others for the
+        first 0.7 / (1 - b) collections.
+      warm_up: of ``"ema"``: take the rate min(b, (1 + n) / (10 + n)) after n collections, which
+        averages the last ninth of them until it reaches b. TensorFlow's
+        ``ExponentialMovingAverage(num_updates=)``, which counts steps, where this counts
+        collections: a late ``start`` warms up, too. False takes b from the first.
+      window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter; None for
+        5.
+      weights: of ``"weighted"``, >= 0, a schedule of the steps before the one whose parameters it
+        weighs, such as the learning rate's; None for t after step t (Lacoste-Julien et al.,
+        1212.2002). Or ``"step_size"``: parameters are weighed by the factor on the gradient in the
+        step that leaves them, lr / (m + floor), in a recipe with ``scale_by_norm_estimate``.
+
+    Returns:
+      A stage *update -> update* that leaves the update alone. The average is float32 at least, also
+      under bfloat16 parameters. Where a model has batch norm, refresh its statistics for the
+      averaged weights with ``refresh_batch_stats``.
+
+    Raises:
+      ValueError: a number is out of range, or belongs to another kind, or (in ``update``) no stage
+        tells a step size.
+    """
+    start, period = _steps("start", start, 0), _steps("period", period, 1)
+    one_of("kind", kind, KINDS)
+    for name, value in {"debias": debias, "warm_up": warm_up}.items():
+        switch(name, value)
+    options = [
+        ("ema", "decay", decay),
+        ("ema", "debias", debias or None),
+        ("ema", "warm_up", warm_up or None),
+        ("last", "window", window),
+        ("weighted", "weights", weights),
+    ]
+    for its, name, value in options:
+        if value is not None and kind != its:
+            raise ValueError(
+                f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
+                f'got {value!r}, or give kind="{its}".'
+            )
+    window = whole_number("window", 5 if window is None else window)
+    declared, by_step = {}, False
+    if kind == "ema":
+        declared = declare(average_decay=decay_rate(0.999 if decay is None else decay))
+    elif kind == "weighted":
+        by_step = isinstance(weights, str) and weights == "step_size"
+        if not by_step:
+            each: Any = _number_of_step if weights is None else weights
+            declared = declare(average_weight=nonnegative(each))
+    every_step = kind != "last" and isinstance(period, int) and period == 1
+
+    def init(params: Tree) -> IterateAverageState:
+        mean = zeros(numerics.unbox(params) if kind == "last" else params)
+        if kind == "last":
+            mean = jax.tree.map(lambda m: jnp.stack([jnp.zeros_like(m)] * window), mean)
+        none = jnp.zeros([], jnp.int32)
+        share = jnp.ones([], numerics.default_float())
+        due = jnp.zeros([], jnp.bool_)
+        total = jnp.zeros_like(share) if kind == "weighted" else None
+        mass = jnp.zeros_like(share) if debias else None
+        todo = Weights(share, jnp.zeros([], jnp.int32))
+        return IterateAverageState(mean, none, due, todo, total, mass)
+
+    def apply(
+        update: Tree, state: IterateAverageState, step: Step
+    ) -> tuple[Tree, IterateAverageState]:
+        share, total, mass = state.next.share, state.total, state.mass
+        if by_step:
+            assert total is not None
+            size = _step_size(step)
+            seen = total + size
+            share = lax.select(seen > 0, size / numerics.nonzero(seen), jnp.ones_like(seen))
+            total = lax.select(state.due, seen, total)
+
+        def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
+            wide = numerics.widen(jnp.asarray(*jax.tree.leaves(theta)))  # perhaps in a box
+            if kind == "last":
+                return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
+            return lax.add(mean, numerics.scaled(share, lax.sub(wide, mean)))
+
+        def collected_into(mean: Tree, params: Tree) -> Tree:
+            return jax.tree.map(collect, mean, params)
+
+        if every_step:
+            new = collected_into(state.mean, step.params)
+            mean = jax.tree.map(lambda a, b: lax.select(state.due, a, b), new, state.mean)
+        else:
+            mean = lax.cond(
+                state.due, collected_into, lambda mean, _: mean, state.mean, step.params
+            )
+        if kind != "last":  # both read the parameters, which the update overwrites
+            update = after(update, mean, kept=True)
+        collected = lax.select(state.due, increment(state.collected), state.collected)
+        done = increment(step.count)
+        since = done - jnp.asarray(start, done.dtype)
+        due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
+        if by_step:  # the weight of the parameters to come is known in the step that leaves them
+            assert total is not None
+            share = lax.select(total > 0, jnp.zeros_like(share), jnp.ones_like(share))
+        elif kind == "weighted":
+            assert total is not None
+            weight = lax.select(due, step["average_weight"], jnp.zeros_like(total))
+            total = total + weight
+            share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.ones_like(total))
+        elif kind == "ema":
+            rate = step["average_decay"]
+            if warm_up:
+                number = numerics.scalar(collected)
+                rate = lax.min(rate, (1.0 + number) / (10.0 + number))
+            share = 1.0 - rate
+            if mass is None:
+                share = lax.select(collected == 0, jnp.ones_like(share), share)
+            else:
+                seen = rate * mass + share
+                share, mass = share / seen, lax.select(due, seen, mass)
+        else:
+            share = 1.0 / (numerics.scalar(collected) + 1.0)
+        slot = lax.rem(collected, lax.full_like(collected, window))
+        todo = Weights(share, slot)
+        return update, IterateAverageState(mean, collected, due, todo, total, mass)
+
+    return stage(
+        NAME,
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=True,
+    )
+
+
+def _step_size(step: Step) -> jax.Array:
+    if step.facts.step_size is None:
+        raise ValueError(
+            'weights="step_size" needs a stage that tells the size of its steps, and there is '
+            "none in the recipe: add scale_by_norm_estimate(), or give numbers or a schedule."
+        )
+    return step.facts.step_size
+
+
+def _number_of_step(count: jax.Array) -> jax.Array:
+    return count + 1
+
+
+def _steps(name: str, value: Any, least: int) -> Any:
+    """A number of steps; ``optax.inject_hyperparams`` makes it an array, which is not checked."""
+    return value if isinstance(value, jax.Array) else whole_number(name, value, least)
+
+
+def _last(kept: Any, theta: Any, axis: int, due: Any, collected: Any, slot: Any) -> jax.Array:
+    """The mean of the iterates along an axis, the present one among them where it is due."""
+    window = kept.shape[axis]
+    rows = lax.broadcasted_iota(
+        jnp.int32, (1,) * axis + (window,) + (1,) * (theta.ndim - axis), axis
+    )
+    fresh = jnp.expand_dims(due, axis) & (rows == jnp.expand_dims(slot, axis))
+    filled = fresh | (rows < jnp.expand_dims(collected, axis))
+    values = jnp.where(fresh, jnp.expand_dims(theta, axis), kept)
+    values = jnp.where(filled, values, jnp.zeros_like(values))
+    number = jnp.sum(filled.astype(numerics.default_float()), axis=axis)
+    mean = jnp.sum(values, axis=axis) / numerics.like(jnp.maximum(number, 1.0), values)
+    return jnp.where(number > 0, mean, theta)

@@ -1,0 +1,80 @@
+"""Momentum behind the learning rate: a moving average of whole updates.
+
+    m' = b1 m + (1 - b1) update;  update <- m'
+
+Adafactor's momentum. It starts at zero and its bias is not corrected, in the authors' code and all
+that follow it, so that the first steps are short: (1 - b1^t) of the average. A learning rate that
+changes reaches the parameters with a delay, unlike in Adam, where it multiplies the average.
+
+>>> average_updates(0.9).spec.kinds
+'update -> update'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.moments._parts import zeros
+
+Tree = Any
+
+
+class AverageUpdatesState(NamedTuple):
+    """State of ``average_updates``.
+
+    Attributes:
+      average: the moving average, params-shaped.
+    """
+
+    average: Tree
+    momenta = ("average",)
+
+
+def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
+    """Replaces the update by the moving average of the updates so far, uncorrected.
+
+    Args:
+      b1: decay rate in [0, 1), or a schedule of it; 0.9.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+
+    Returns:
+      A stage *update -> update* with one value of state per parameter.
+
+    Raises:
+      ValueError: ``b1`` is out of its range.
+      TypeError: ``b1`` is neither number nor schedule, or ``dtype`` no real floating-point dtype.
+    """
+    dtype = storage_dtype("dtype", dtype)
+
+    def init(params: Tree) -> AverageUpdatesState:
+        return AverageUpdatesState(zeros(params, dtype))
+
+    def apply(
+        update: Tree, state: AverageUpdatesState, step: Step
+    ) -> tuple[Tree, AverageUpdatesState]:
+        b1 = step["b1"]
+        rest = jnp.ones([], b1.dtype) - b1
+        moved = jax.tree.map(
+            lambda m, u: lax.add(
+                numerics.scaled(b1, numerics.widen(m)), numerics.scaled(rest, numerics.widen(u))
+            ),
+            state.average,
+            update,
+        )
+        return moved, AverageUpdatesState(numerics.cast_like(moved, state.average))
+
+    return stage(
+        "average_updates",
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declare(b1=decay_rate(b1)),
+    )

@@ -1,0 +1,88 @@
+"""The learning rate: direction in, update out.
+
+    update = -lr_t direction
+
+>>> scale_by_learning_rate(1e-3).spec.kinds
+'direction -> update'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, declare, length
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+
+Tree = Any
+
+
+def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool = True) -> Stage:
+    """Multiplies the direction by minus the learning rate.
+
+    Args:
+      learning_rate: number >= 0, or a schedule of the step count, whose values are not checked: a
+        negative one climbs. To climb on purpose, negate the loss or the gradients.
+      flip_sign: False leaves the sign alone, for maximisation.
+
+    Returns:
+      A stage *direction -> update*.
+
+    Raises:
+      ValueError: the learning rate is out of range.
+      TypeError: it is neither number nor schedule.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
+        if step.facts.step_size is not None:
+            step.facts.step_size = step.facts.step_size * step["learning_rate"]
+        return _scaled(rate, direction), state
+
+    declared = declare(learning_rate=length(learning_rate))
+    return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+
+
+class ScaledGradientState(NamedTuple):
+    """Says, without an array, that the momentum in a state has the learning rate in it."""
+
+
+def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
+    """Multiplies the gradient by the learning rate: the schedule *inside* the momentum buffer.
+
+    With ``descend()`` at the end this is Algorithm 1 of Loshchilov & Hutter (1711.05101).
+
+    Returns:
+      A stage *gradient -> gradient*.
+    """
+
+    def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        rate = step["learning_rate"]
+        return _scaled(rate, gradient), state
+
+    declared = declare(learning_rate=length(learning_rate))
+    return stage(
+        "scale_gradient",
+        Kind.GRADIENT,
+        Kind.GRADIENT,
+        apply,
+        init=lambda params: ScaledGradientState(),
+        hyperparams=declared,
+    )
+
+
+def descend() -> Stage:
+    """Negates a direction that has its learning rate already: *direction -> update*."""
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        del step
+        return jax.tree.map(lambda d: -d, direction), state
+
+    return stage("descend", Kind.DIRECTION, Kind.UPDATE, apply)
+
+
+def _scaled(rate: jax.Array, tree: Tree) -> Tree:
+    wide = jax.tree.map(numerics.widen, tree)
+    return jax.tree.map(lambda x: numerics.scaled(rate, x), wide)

@@ -1,0 +1,253 @@
+"""Lookahead (Zhang, Lucas, Hinton & Ba, NeurIPS 2019, arXiv 1907.08610).
+
+    every sync_period steps:  slow <- slow + alpha (fast - slow);  fast <- slow
+
+The fast weights are ordinary parameters, the slow weights live in the state, and gradients are
+taken at the fast weights. A sync moves the parameters to the new slow weights, so the stored ones
+are renewed from the parameters one step later, in a ``lax.cond``: then a step needs no scratch, and
+between syncs it only reads the slow weights. So whatever changes the parameters between that step
+and the next (a projection, other weights put in) changes the slow weights with them, but for leaves
+narrower than float32, whose slow weights are stored at the sync. Two Lookaheads of one parameter
+would do that to each other, and are refused.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import adamw, compose, eval_params
+>>> tx = compose(adamw(1e-3), lookahead(sync_period=5, slow_step_size=0.5))
+>>> params = jnp.ones(2)
+>>> eval_params(tx.init(params), params)
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adamw_jax._core import numerics, state as states
+from adamw_jax._core.checks import one_of, whole_number
+from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction
+from adamw_jax._core.gradients import entering
+from adamw_jax._core.stage import (
+    Kind,
+    Stage,
+    Step,
+    increment,
+    require_params,
+    stage,
+    tail,
+    transformation,
+)
+from adamw_jax.update._eval_params import beside
+from adamw_jax.update._inner_state import (
+    INNER_STATES,
+    check_restart,
+    momentum_of,
+    pulled_back,
+    restarted,
+)
+
+Tree = Any
+
+NAME = tail("lookahead")
+
+
+class LookaheadState(NamedTuple):
+    """State of Lookahead; ``eval_params`` gives the slow weights at any step.
+
+    Attributes:
+      slow: slow weights as of the sync before the last, params-shaped; where a leaf is narrower
+        than the accumulator dtype, as of the last.
+      since_sync: steps since the last sync, int32; 0 where the parameters are the slow weights.
+    """
+
+    slow: Tree
+    since_sync: jax.Array
+    exact = ("slow",)
+
+    owns = "slow"
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """The slow weights, in whose place the parameters are right after a sync."""
+
+        def evaluate(slow: jax.Array, fast: jax.Array) -> jax.Array:
+            if slow.dtype != fast.dtype:
+                return slow
+            return jnp.where(beside(self.since_sync, fast) == 0, fast, slow)
+
+        return self.slow, evaluate
+
+
+class LookaheadWrapperState(NamedTuple):
+    """State of ``lookahead(inner=...)``.
+
+    Attributes:
+      lookahead: slow weights and counter.
+      steps: updates made, int32.
+      inner: the wrapped transformation's state.
+      momentum: its momentum at the last sync (only with ``inner_state="pullback"``), else empty.
+    """
+
+    lookahead: LookaheadState
+    steps: jax.Array
+    inner: Any
+    momentum: Any
+
+
+def lookahead(
+    inner: optax.GradientTransformation | None = None,
+    sync_period: int = 5,
+    slow_step_size: ScalarOrSchedule = 0.5,
+    *,
+    inner_state: str = "keep",
+) -> Any:
+    """Lookahead as a tail of a recipe, or as a wrapper around any optax transformation.
+
+    Args:
+      inner: None for the tail, ``compose(adamw(1e-3), lookahead())``, which must come after the
+        learning rate; or the transformation to wrap, whose updates are ready for ``apply_updates``.
+      sync_period: steps k between syncs, >= 1. The paper's robust choice is 5.
+      slow_step_size: alpha in [0, 1], or a schedule of it; 1 leaves the inner optimizer as it is.
+        Default 0.5 (paper; the authors' code has 0.8).
+      inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
+        ``"reset"`` (moments and their clocks start anew, here and in the states of optax; counts of
+        schedules, averages, keys and histories go on), or ``"pullback"`` (alpha of the momentum now
+        and 1 - alpha of that at the last sync).
+
+    Returns:
+      A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
+      unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights.
+
+    Raises:
+      ValueError: an argument is out of range, ``inner_state`` without ``inner``, or (in ``init``)
+        the inner optimizer has a Lookahead of the same parameters, no momentum to pull back, or
+        arrays that are not known as moments to reset.
+    """
+    sync_period = whole_number("sync_period", sync_period)
+    one_of("inner_state", inner_state, INNER_STATES)
+    declared = declare(slow_step_size=fraction(slow_step_size))
+    if inner is not None:
+        return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)
+    if inner_state != "keep":
+        raise ValueError(
+            f"inner_state={inner_state!r} acts on the state of an optimizer: give it as inner=."
+        )
+
+    def apply(update: Tree, state: LookaheadState, step: Step) -> tuple[Tree, LookaheadState]:
+        due = state.since_sync + 1 >= sync_period
+        return _advanced(due, update, state, step.params, step["slow_step_size"])
+
+    return stage(
+        NAME,
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=_start,
+        hyperparams=declared,
+        needs_params=True,
+    )
+
+
+def _start(params: Tree) -> LookaheadState:
+    def copy(p: Any) -> jax.Array:
+        dtype = numerics.compute_dtype(p)
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.zeros_like(p, dtype=dtype)
+        return jnp.array(p, dtype=dtype, copy=True)  # never the caller's buffer: it may be donated
+
+    return LookaheadState(jax.tree.map(copy, params), jnp.zeros([], jnp.int32))
+
+
+def _advanced(
+    due: jax.Array, update: Tree, state: LookaheadState, params: Tree, alpha: jax.Array
+) -> tuple[Tree, LookaheadState]:
+    """The update, at a sync the one to the new slow weights, and the state after it."""
+    slow = _renewed(state, params)
+    update = numerics.leaving(update, update, params)  # the way back may not be short
+
+    def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+        fast = numerics.widen(p) + numerics.widen(u)
+        return s + numerics.like(alpha, s) * (fast - s)
+
+    def leaf(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+        back = moved(u, s, p) - numerics.widen(p)
+        return lax.select(due, lax.convert_element_type(back, u.dtype), u)
+
+    def narrow(s: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+        return s if s.dtype == p.dtype else lax.select(due, moved(u, s, p), s)
+
+    since = lax.select(due, jnp.zeros_like(state.since_sync), state.since_sync + 1)
+    after = LookaheadState(jax.tree.map(narrow, slow, update, params), since)
+    return jax.tree.map(leaf, update, slow, params), after
+
+
+def _renewed(state: LookaheadState, params: Tree) -> Tree:
+    """The slow weights of the last sync: the parameters, where it was in the step before."""
+    slow, structure = jax.tree.flatten(state.slow)
+    fast = jax.tree.leaves(params)
+    # A parameter narrower than its slow weight does not hold all of it.
+    same = [i for i, (s, p) in enumerate(zip(slow, fast, strict=True)) if s.dtype == p.dtype]
+    new = lax.cond(
+        state.since_sync == 0,
+        lambda slow, fast: fast,
+        lambda slow, fast: slow,
+        [slow[i] for i in same],
+        [jnp.asarray(fast[i]) for i in same],
+    )
+    for i, value in zip(same, new, strict=True):
+        slow[i] = value
+    return jax.tree.unflatten(structure, slow)
+
+
+def _check_slow(state: LookaheadState, params: Tree) -> None:
+    for s, p in zip(jax.tree.leaves(state.slow), jax.tree.leaves(params), strict=True):
+        if s.dtype != numerics.compute_dtype(p):
+            raise ValueError(
+                f"the slow weights were made for {s.dtype}, and are {numerics.compute_dtype(p)} "
+                "now: the state was cast, or jax_enable_x64 was switched. Start with "
+                "tx.init(params), or carry a recipe's state over with migrate_state."
+            )
+
+
+def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stage | Any:
+    fast: Any = transformation(inner, "inner")
+
+    def init(params: Tree) -> LookaheadWrapperState:
+        params = numerics.as_arrays(params)
+        state = fast.init(params)
+        momentum: Any = optax.EmptyState()
+        if inner_state == "reset":
+            check_restart(state)
+        elif inner_state == "pullback":
+            momentum = jax.tree.map(jnp.zeros_like, momentum_of(state))
+        made = LookaheadWrapperState(_start(params), jnp.zeros([], jnp.int32), state, momentum)
+        states.check_owners(made)
+        return made
+
+    def update(updates: Tree, state: LookaheadWrapperState, params: Tree | None = None, **extra):
+        require_params("lookahead", params)
+        updates, params = entering(updates, params)
+        _check_slow(state.lookahead, params)
+        fast_updates, inner_new = fast.update(updates, state.inner, params, **extra)
+        due = state.lookahead.since_sync + 1 >= sync_period
+        rate = alpha.at(state.steps)
+        new, tail = _advanced(due, fast_updates, state.lookahead, params, rate)
+        momentum = state.momentum
+        if inner_state == "reset":
+            inner_new = lax.cond(
+                due, lambda s: restarted(s, fast.init(params)), lambda s: s, inner_new
+            )
+        elif inner_state == "pullback":
+            inner_new, momentum = lax.cond(
+                due,
+                lambda s, old: pulled_back(s, old, rate),
+                lambda s, old: (s, old),
+                inner_new,
+                momentum,
+            )
+        return new, LookaheadWrapperState(tail, increment(state.steps), inner_new, momentum)
+
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
