@@ -32,7 +32,7 @@ from adamw_jax._core.record import Moments, Reading
 from adamw_jax._core.stage import Facts, Kind, Spec, Step
 from adamw_jax._core.state import ComposeState, find
 from adamw_jax.curvature._products import real_params
-from adamw_jax.state._optax import from_optax
+from adamw_jax.state import from_optax
 
 State = Any
 Tree = Any

@@ -30,8 +30,9 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import number
 from adamw_jax._core.gradients import square_norm_of_tree
+from adamw_jax.curvature import hvp_fn
 from adamw_jax.curvature._arrays import examples, inner, random_direction
-from adamw_jax.curvature._products import LossFn, Product, hvp_fn, real_params
+from adamw_jax.curvature._products import LossFn, Product, real_params
 
 Tree = Any
 

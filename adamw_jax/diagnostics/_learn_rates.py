@@ -28,12 +28,12 @@ import jax.numpy as jnp
 
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.state import ComposeState, find
+from adamw_jax.curvature import Rates, hvp_fn, lanczos, lr_momentum_from_spectrum
 from adamw_jax.curvature._arrays import random_direction
-from adamw_jax.curvature._lanczos import lanczos
-from adamw_jax.curvature._products import LossFn, Product, hvp_fn
-from adamw_jax.curvature._spectrum_rates import METHODS, SMALLEST, Rates, lr_momentum_from_spectrum
-from adamw_jax.moments._estimate_moments import MomentsState
-from adamw_jax.state._hyperparams import hyperparams, set_hyperparams
+from adamw_jax.curvature._products import LossFn, Product
+from adamw_jax.curvature._spectrum_rates import METHODS, SMALLEST
+from adamw_jax.moments import MomentsState
+from adamw_jax.state import hyperparams, set_hyperparams
 
 Tree = Any
 

@@ -29,8 +29,9 @@ from jax.tree_util import Partial
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import number
 from adamw_jax._core.gradients import check_floating, square_norm_of_tree
+from adamw_jax.curvature import hvp_fn
 from adamw_jax.curvature._arrays import examples, inner
-from adamw_jax.curvature._products import Product, hvp_fn
+from adamw_jax.curvature._products import Product
 
 Tree = Any
 

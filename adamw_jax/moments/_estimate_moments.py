@@ -31,7 +31,7 @@ from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, stage_of
 from adamw_jax._core.state import restarts
 from adamw_jax.moments._averages import ema, ema_of_squares
 from adamw_jax.moments._parts import Part, with_moment
-from adamw_jax.storage._formats import choose
+from adamw_jax.storage import choose
 from adamw_jax.storage._stages import stored
 
 Tree = Any

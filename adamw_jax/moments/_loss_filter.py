@@ -27,7 +27,7 @@ from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.options import Option, filled
 from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
-from adamw_jax.direction._rules import ParameterRules
+from adamw_jax.direction import ParameterRules
 from adamw_jax.moments._loss_measurement import (
     FilterOptions,
     Gains,

@@ -39,8 +39,8 @@ from adamw_jax._core.gradients import check_uncut, square_norm
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option
 from adamw_jax._core.stage import Step
+from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_factors
-from adamw_jax.direction._rules import ParameterRules
 
 Tree = Any
 

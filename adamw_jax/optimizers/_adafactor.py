@@ -19,19 +19,14 @@ from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.stage import Stage
-from adamw_jax.direction._clip_by_rms import clip_by_rms
-from adamw_jax.direction._decay import FORMS, decoupled_decay
-from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
-from adamw_jax.moments._estimate_moments import estimate_moments
-from adamw_jax.moments._factored_squares import factored_squares
-from adamw_jax.moments._parts import no_moment
-from adamw_jax.moments._precondition import precondition
+from adamw_jax.direction import clip_by_rms, decoupled_decay, scale_by_parameter_rms
+from adamw_jax.direction._decay import FORMS
+from adamw_jax.moments import estimate_moments, factored_squares, no_moment, precondition
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
 from adamw_jax.storage._stages import store
-from adamw_jax.update import _effective_decay as behind
-from adamw_jax.update._average_updates import average_updates
-from adamw_jax.update._relative_step import LARGEST, scale_by_relative_step, slow_start
+from adamw_jax.update import _effective_decay as behind, average_updates, scale_by_relative_step
+from adamw_jax.update._relative_step import LARGEST, slow_start
 
 DECAYS = (*FORMS, "raw_learning_rate")
 

@@ -14,12 +14,14 @@ from typing import Unpack
 
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
-from adamw_jax.moments._amsgrad_max import amsgrad_max
-from adamw_jax.moments._averages import ema
-from adamw_jax.moments._correct_bias import correct_bias
-from adamw_jax.moments._estimate_moments import estimate_moments
-from adamw_jax.moments._infinity_norm import infinity_norm
-from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    estimate_moments,
+    infinity_norm,
+    precondition,
+)
 from adamw_jax.optimizers._common import CommonOptions, Plain, finish
 from adamw_jax.optimizers._registry import register
 

@@ -19,14 +19,16 @@ from adamw_jax._core.checks import one_of
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, decay_rate, declare
 from adamw_jax._core.masks import Mask
-from adamw_jax.gradient._clipping import clip_gradient
-from adamw_jax.moments._amsgrad_max import amsgrad_max
-from adamw_jax.moments._averages import ema_of_squares
-from adamw_jax.moments._correct_bias import correct_bias
-from adamw_jax.moments._estimate_moments import estimate_moments
-from adamw_jax.moments._gradient_differences import gradient_differences
-from adamw_jax.moments._precondition import precondition
-from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.gradient import clip_gradient
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema_of_squares,
+    estimate_moments,
+    gradient_differences,
+    precondition,
+    rectify_variance,
+)
 from adamw_jax.optimizers._common import CommonOptions, OwnDecay, finish
 from adamw_jax.optimizers._registry import register
 

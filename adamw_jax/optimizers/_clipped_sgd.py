@@ -15,7 +15,7 @@ from typing import Unpack
 
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
-from adamw_jax.gradient._clipping import clip_step, normalize
+from adamw_jax.gradient import clip_step, normalize
 from adamw_jax.optimizers._common import CommonOptions, Plain, finish, plain
 from adamw_jax.optimizers._registry import register
 from adamw_jax.optimizers._sgdw import momentum_buffer

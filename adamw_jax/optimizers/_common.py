@@ -15,10 +15,12 @@ from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtyp
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option, filled, options_of
 from adamw_jax._core.stage import Stage
-from adamw_jax.direction._decay import FORMS, decoupled_decay, l2_decay
-from adamw_jax.direction._rules import ParameterRules, scale_by_rules
+from adamw_jax.direction import ParameterRules, decoupled_decay
+from adamw_jax.direction._decay import FORMS, l2_decay
+from adamw_jax.direction._rules import scale_by_rules
 from adamw_jax.storage._stages import store
-from adamw_jax.update._learning_rate import descend, scale_by_learning_rate, scale_gradient
+from adamw_jax.update import scale_by_learning_rate
+from adamw_jax.update._learning_rate import descend, scale_gradient
 
 
 class Decay(TypedDict, total=False):

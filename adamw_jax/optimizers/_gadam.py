@@ -19,7 +19,8 @@ from adamw_jax.optimizers._adam import adam
 from adamw_jax.optimizers._common import Common, Plain
 from adamw_jax.optimizers._padam import padam
 from adamw_jax.optimizers._registry import register
-from adamw_jax.update._average_iterates import KINDS, average_iterates
+from adamw_jax.update import average_iterates
+from adamw_jax.update._average_iterates import KINDS
 
 _CITATION = (
     "Granziol, Wan, Albanie & Roberts, Iterate Averaging in the Quest for Best Test Error, "

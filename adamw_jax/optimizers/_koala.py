@@ -19,9 +19,10 @@ from typing import Any, Unpack
 
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate
-from adamw_jax.direction._rules import ParameterRules
-from adamw_jax.moments._loss_filter import LossFilterOptions, loss_filter
-from adamw_jax.moments._momentum_filter import MomentumFilterOptions, momentum_filter
+from adamw_jax.direction import ParameterRules
+from adamw_jax.moments import loss_filter, momentum_filter
+from adamw_jax.moments._loss_filter import LossFilterOptions
+from adamw_jax.moments._momentum_filter import MomentumFilterOptions
 from adamw_jax.optimizers._common import CommonOptions, finish, plain
 from adamw_jax.optimizers._registry import register
 from adamw_jax.storage._stages import store

@@ -19,8 +19,8 @@ import jax
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
 from adamw_jax._core.masks import Mask
+from adamw_jax.direction import scale_by_trust_ratio
 from adamw_jax.direction._decay import l2_decay
-from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
 from adamw_jax.optimizers._sgdw import momentum_buffer

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
-from adamw_jax.moments._norm_estimate import scale_by_norm_estimate
+from adamw_jax.moments import scale_by_norm_estimate
 from adamw_jax.optimizers._common import CommonOptions, Unstored, finish
 from adamw_jax.optimizers._registry import register
 

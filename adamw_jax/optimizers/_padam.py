@@ -14,12 +14,15 @@ from typing import Unpack
 
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
-from adamw_jax.moments._amsgrad_max import amsgrad_max
-from adamw_jax.moments._averages import ema, ema_of_squares
-from adamw_jax.moments._correct_bias import correct_bias
-from adamw_jax.moments._estimate_moments import estimate_moments
-from adamw_jax.moments._precondition_partially import precondition_partially
-from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.moments import (
+    amsgrad_max,
+    correct_bias,
+    ema,
+    ema_of_squares,
+    estimate_moments,
+    precondition_partially,
+    rectify_variance,
+)
 from adamw_jax.optimizers._common import CommonOptions, Plain, finish
 from adamw_jax.optimizers._registry import register
 

@@ -25,7 +25,7 @@ from adamw_jax._core.options import Option, entry, full_signature
 from adamw_jax._core.stage import Kind
 from adamw_jax.moments._correct_bias import CONVENTIONS
 from adamw_jax.optimizers._common import COMMON, RENAMED
-from adamw_jax.update._lookahead import lookahead
+from adamw_jax.update import lookahead
 
 Factory = Callable[..., Composed]
 P = ParamSpec("P")

@@ -14,10 +14,7 @@ from typing import Any, Unpack
 
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
-from adamw_jax.moments._estimate_moments import estimate_moments
-from adamw_jax.moments._heavy_ball import heavy_ball
-from adamw_jax.moments._parts import no_moment
-from adamw_jax.moments._precondition import precondition
+from adamw_jax.moments import estimate_moments, heavy_ball, no_moment, precondition
 from adamw_jax.optimizers._common import CommonOptions, Plain, finish
 from adamw_jax.optimizers._registry import register
 

@@ -19,7 +19,7 @@ import optax
 
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.stage import Stage
-from adamw_jax.update._learning_rate import scale_by_learning_rate
+from adamw_jax.update import scale_by_learning_rate
 
 
 def scale_by_one_cycle(

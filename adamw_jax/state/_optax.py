@@ -32,13 +32,18 @@ from adamw_jax._core.encoded import decode_state, encode_like
 from adamw_jax._core.record import Clock
 from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import ComposeState
-from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState
-from adamw_jax.moments._averages import CenteredSquaresState, SquaresState
+from adamw_jax.moments import (
+    AverageState,
+    CenteredSquaresState,
+    CorrectedMaximumState,
+    HeavyBallState,
+    InfinityNormState,
+    MaximumState,
+    MomentsState,
+    SquaresState,
+)
 from adamw_jax.moments._correct_bias import one_minus_power
-from adamw_jax.moments._estimate_moments import MomentsState
-from adamw_jax.moments._heavy_ball import HeavyBallState
-from adamw_jax.moments._infinity_norm import InfinityNormState
-from adamw_jax.moments._parts import AverageState, with_moment
+from adamw_jax.moments._parts import with_moment
 from adamw_jax.update._learning_rate import ScaledGradientState
 
 State = Any

@@ -24,8 +24,8 @@ from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative
 from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_factors
-from adamw_jax.direction._rules import ParameterRules
 from adamw_jax.update._relative_step import relative_step
 
 Tree = Any

@@ -11,7 +11,7 @@ from adamw_jax._core import optax_states, state as states
 from adamw_jax._core.encoded import decode_state, encode_like
 from adamw_jax._core.record import Clock
 from adamw_jax._core.state import ComposeState
-from adamw_jax.moments._estimate_moments import MomentsState
+from adamw_jax.moments import MomentsState
 
 State = Any
 Tree = Any
