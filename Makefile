@@ -36,7 +36,7 @@ fix: $(VENV)/.check
 
 pages: $(VENV)/.check
 	$(BIN)/python tools/readme_table.py
-	$(BIN)/python tools/direction_stubs.py
+	$(BIN)/python tools/optimizer_exports.py
 	$(BIN)/python tools/optimizer_pictures.py
 	$(BIN)/python tools/optimizer_pages.py
 

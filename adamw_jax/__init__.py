@@ -1,7 +1,7 @@
 """adamw_jax: the ideas of the adaptive-gradient literature as composable optax transformations.
 
-The names in ``__all__`` are the short way to what most programs need. Everything else is in its
-room: ``adamw_jax.moments.nesterov``. A room is named for what flows through it.
+``__all__`` has what most programs need. Everything else is in its room, named for what flows
+through it: ``adamw_jax.moments.nesterov``. Names of the rooms below can be imported from here, too.
 """
 
 from adamw_jax import (
@@ -22,179 +22,20 @@ from adamw_jax import (
 from adamw_jax._core.compose import Composed as Composed, compose
 from adamw_jax._core.masks import except_named, matrices_only
 from adamw_jax._core.only import only
-from adamw_jax._core.record import Moments as Moments
-from adamw_jax._core.state import ComposeState as ComposeState
 from adamw_jax.diagnostics import probe, read_probe
-from adamw_jax.direction import (
-    ParameterRules as ParameterRules,
-    Rule,
-    clip_by_rms as clip_by_rms,
-    decoupled_decay,
-    normalized_decay as normalized_decay,
-    parameter_rules,
-    scale_by_parameter_rms as scale_by_parameter_rms,
-    scale_by_trust_ratio as scale_by_trust_ratio,
-)
-from adamw_jax.gradient import (
-    clip_gradient,
-    clip_step as clip_step,
-    l2_decay,
-    normalize as normalize,
-    percentile_clipping as percentile_clipping,
-)
-from adamw_jax.initialization import (
-    GradInit as GradInit,
-    GradInitInfo as GradInitInfo,
-    GradInitRecord as GradInitRecord,
-    GradInitState as GradInitState,
-    gradinit,
-    overlapping_pair as overlapping_pair,
-)
-from adamw_jax.moments import (
-    amsgrad_max as amsgrad_max,
-    correct_bias,
-    delay_second as delay_second,
-    ema,
-    ema_of_centered_squares as ema_of_centered_squares,
-    ema_of_squared_momentum as ema_of_squared_momentum,
-    ema_of_squares,
-    estimate_moments,
-    factored_squares as factored_squares,
-    friction as friction,
-    gradient_differences as gradient_differences,
-    heavy_ball as heavy_ball,
-    infinity_norm as infinity_norm,
-    nesterov as nesterov,
-    no_moment as no_moment,
-    positive_negative as positive_negative,
-    precondition,
-    precondition_partially as precondition_partially,
-    rectify_variance as rectify_variance,
-    restart_moments as restart_moments,
-    scale_by_norm_estimate as scale_by_norm_estimate,
-)
-from adamw_jax.optimizers import (
-    OptimizerInfo as OptimizerInfo,
-    acprop,
-    adabelief,
-    adafactor,
-    adam,
-    adamax,
-    adamw,
-    adan,
-    adapnm,
-    amsgrad,
-    clipped_sgd,
-    create,
-    diffgrad,
-    gadam,
-    gadamx,
-    generalized_signsgd,
-    info,
-    koala_m,
-    koala_v,
-    lamb,
-    lars,
-    list_optimizers,
-    norm_adaptive_sgd,
-    normalized_sgd,
-    padam,
-    pnm,
-    radam,
-    scale_by_acprop as scale_by_acprop,
-    scale_by_adabelief as scale_by_adabelief,
-    scale_by_adafactor as scale_by_adafactor,
-    scale_by_adam as scale_by_adam,
-    scale_by_adamax as scale_by_adamax,
-    scale_by_adamw as scale_by_adamw,
-    scale_by_adan as scale_by_adan,
-    scale_by_adapnm as scale_by_adapnm,
-    scale_by_amsgrad as scale_by_amsgrad,
-    scale_by_diffgrad as scale_by_diffgrad,
-    scale_by_gadam as scale_by_gadam,
-    scale_by_gadamx as scale_by_gadamx,
-    scale_by_generalized_signsgd as scale_by_generalized_signsgd,
-    scale_by_koala_v as scale_by_koala_v,
-    scale_by_lamb as scale_by_lamb,
-    scale_by_norm_adaptive_sgd as scale_by_norm_adaptive_sgd,
-    scale_by_normalized_sgd as scale_by_normalized_sgd,
-    scale_by_padam as scale_by_padam,
-    scale_by_pnm as scale_by_pnm,
-    scale_by_radam as scale_by_radam,
-    scale_by_sgdw as scale_by_sgdw,
-    sgdw,
-)
-from adamw_jax.packing import pack_small_leaves, repack_state as repack_state
-from adamw_jax.schedules import (
-    OneCycle as OneCycle,
-    Phase,
-    Phases as Phases,
-    RangeTest as RangeTest,
-    WarmRestarts as WarmRestarts,
-    legw as legw,
-    lr_range_test,
-    one_cycle,
-    phases,
-    scale_by_one_cycle as scale_by_one_cycle,
-    scale_learning_rate as scale_learning_rate,
-    theory_decay as theory_decay,
-    warm_restarts,
-)
-from adamw_jax.state import (
-    MigrationReport as MigrationReport,
-    clear_hyperparams,
-    from_optax,
-    hyperparams,
-    migrate_state,
-    set_hyperparams,
-    state_shardings,
-    summary,
-    to_optax,
-)
+from adamw_jax.direction import *
+from adamw_jax.gradient import *
+from adamw_jax.initialization import *
+from adamw_jax.moments import *
+from adamw_jax.optimizers import *
+from adamw_jax.optimizers._directions import *
+from adamw_jax.packing import *
+from adamw_jax.schedules import *
+from adamw_jax.state import *
 from adamw_jax.storage import quantize_state
-from adamw_jax.update import (
-    IterateAverageState as IterateAverageState,
-    LookaheadState as LookaheadState,
-    average_iterates,
-    average_updates as average_updates,
-    compensated_rounding as compensated_rounding,
-    eval_params,
-    lookahead,
-    refresh_batch_stats as refresh_batch_stats,
-    scale_by_learning_rate,
-    scale_by_relative_step as scale_by_relative_step,
-    stochastic_rounding as stochastic_rounding,
-)
+from adamw_jax.update import *
 
 __all__ = [
-    # The catalogue
-    "acprop",
-    "adabelief",
-    "adafactor",
-    "adam",
-    "adamax",
-    "adamw",
-    "adan",
-    "adapnm",
-    "amsgrad",
-    "clipped_sgd",
-    "diffgrad",
-    "gadam",
-    "gadamx",
-    "generalized_signsgd",
-    "koala_m",
-    "koala_v",
-    "lamb",
-    "lars",
-    "norm_adaptive_sgd",
-    "normalized_sgd",
-    "padam",
-    "pnm",
-    "radam",
-    "sgdw",
-    "create",
-    "info",
-    "list_optimizers",
     # Recipes
     "compose",
     "only",
@@ -252,7 +93,8 @@ __all__ = [
     "storage",
     "update",
 ]
+__all__ += optimizers.__all__
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

@@ -201,6 +201,7 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             defaults={"lr": 1e-3},
         )
     ],
+    ("Lion", ""): [Row(aj.lion, same("learning_rate", "b1", "b2", "weight_decay"))],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

@@ -12,7 +12,7 @@ import pytest
 
 import adamw_jax as aj
 from adamw_jax.optimizers._common import COMMON
-from tools import direction_stubs
+from tools import optimizer_exports
 
 ROWS = [aj.info(name) for name in aj.list_optimizers()]
 CALLS = {row.name: row.factory for row in ROWS}
@@ -56,7 +56,7 @@ def test_pyright_sees_every_argument(tmp_path: Any) -> None:
 
 
 def test_the_stub_of_the_directions_is_up_to_date() -> None:
-    assert direction_stubs.main(["--check"]) == 0
+    assert optimizer_exports.main(["--check"]) == 0
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS if row.direction])

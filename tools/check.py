@@ -21,7 +21,7 @@ STEPS = {
     "wheel": (PYTHON, "tools/try_wheel.py"),
     "types": (PYTHON, "-m", "pyright", "--pythonpath", PYTHON),
     "table": (PYTHON, "tools/readme_table.py", "--check"),
-    "stubs": (PYTHON, "tools/direction_stubs.py", "--check"),
+    "exports": (PYTHON, "tools/optimizer_exports.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),

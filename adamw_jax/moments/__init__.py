@@ -27,6 +27,7 @@ from adamw_jax.moments._positive_negative import PositiveNegativeState, positive
 from adamw_jax.moments._precondition import precondition
 from adamw_jax.moments._precondition_partially import precondition_partially
 from adamw_jax.moments._rectify_variance import rectify_variance
+from adamw_jax.moments._sign_momentum import SignMomentumState, sign_momentum
 
 __all__ = [
     "AverageState",
@@ -46,6 +47,7 @@ __all__ = [
     "Part",
     "PositiveNegativeState",
     "Reading",
+    "SignMomentumState",
     "SquaresState",
     "amsgrad_max",
     "correct_bias",
@@ -69,5 +71,6 @@ __all__ = [
     "precondition_partially",
     "rectify_variance",
     "restart_moments",
+    "sign_momentum",
     "scale_by_norm_estimate",
 ]

@@ -1,5 +1,6 @@
-"""The catalogue: named optimizers, each a list of stages with its equation and citation."""
+"""The catalogue: named optimizers, each a list of stages with equation and citation."""
 
+# Made by tools/optimizer_exports.py.
 from adamw_jax.optimizers._acprop import acprop
 from adamw_jax.optimizers._adabelief import adabelief
 from adamw_jax.optimizers._adafactor import adafactor
@@ -14,6 +15,7 @@ from adamw_jax.optimizers._generalized_signsgd import generalized_signsgd
 from adamw_jax.optimizers._koala import koala_m, koala_v
 from adamw_jax.optimizers._lamb import lamb
 from adamw_jax.optimizers._lars import lars
+from adamw_jax.optimizers._lion import lion
 from adamw_jax.optimizers._norm_adaptive_sgd import norm_adaptive_sgd
 from adamw_jax.optimizers._padam import padam
 from adamw_jax.optimizers._pnm import adapnm, pnm
@@ -23,29 +25,7 @@ from adamw_jax.optimizers._sgdw import sgdw
 
 # What is registered above has its direction below.
 # isort: split
-from adamw_jax.optimizers._directions import (
-    scale_by_acprop,
-    scale_by_adabelief,
-    scale_by_adafactor,
-    scale_by_adam,
-    scale_by_adamax,
-    scale_by_adamw,
-    scale_by_adan,
-    scale_by_adapnm,
-    scale_by_amsgrad,
-    scale_by_diffgrad,
-    scale_by_gadam,
-    scale_by_gadamx,
-    scale_by_generalized_signsgd,
-    scale_by_koala_v,
-    scale_by_lamb,
-    scale_by_norm_adaptive_sgd,
-    scale_by_normalized_sgd,
-    scale_by_padam,
-    scale_by_pnm,
-    scale_by_radam,
-    scale_by_sgdw,
-)
+from adamw_jax.optimizers._directions import *
 
 __all__ = [
     "OptimizerInfo",
@@ -69,32 +49,12 @@ __all__ = [
     "koala_v",
     "lamb",
     "lars",
+    "lion",
     "list_optimizers",
     "norm_adaptive_sgd",
     "normalized_sgd",
     "padam",
     "pnm",
     "radam",
-    "scale_by_acprop",
-    "scale_by_adabelief",
-    "scale_by_adafactor",
-    "scale_by_adam",
-    "scale_by_adamax",
-    "scale_by_adamw",
-    "scale_by_adan",
-    "scale_by_adapnm",
-    "scale_by_amsgrad",
-    "scale_by_diffgrad",
-    "scale_by_gadam",
-    "scale_by_gadamx",
-    "scale_by_generalized_signsgd",
-    "scale_by_koala_v",
-    "scale_by_lamb",
-    "scale_by_norm_adaptive_sgd",
-    "scale_by_normalized_sgd",
-    "scale_by_padam",
-    "scale_by_pnm",
-    "scale_by_radam",
-    "scale_by_sgdw",
     "sgdw",
 ]

@@ -1,6 +1,6 @@
 """``scale_by_x`` for every optimizer x that has a direction: x up to its learning rate.
 
-Each is made where x is registered. ``_directions.pyi``, which ``tools/direction_stubs.py`` writes,
+Each is made where x is registered. ``tools/optimizer_exports.py`` writes ``_directions.pyi``, which
 shows their signatures to editors and type checkers.
 """
 

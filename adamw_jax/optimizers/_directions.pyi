@@ -1,4 +1,4 @@
-"""Made by tools/direction_stubs.py: what ``scale_by_x`` takes, for editors and type checkers."""
+"""Made by tools/optimizer_exports.py: what ``scale_by_x`` takes, for editors and type checkers."""
 
 # fmt: off
 from typing import Any
@@ -88,6 +88,9 @@ def scale_by_lamb(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     max_weight_norm: ScalarOrSchedule | None = None, min_ratio: ScalarOrSchedule | None = None,
     max_ratio: ScalarOrSchedule | None = None, amsgrad: bool = False, rectify: bool = False,
     eps_hat: bool = False, bias_correction: str = 'exact', rules: ParameterRules | None = None,
+    state_dtype: Any = None) -> Composed: ...
+
+def scale_by_lion(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, mu_dtype: Any = None, *,
     state_dtype: Any = None) -> Composed: ...
 
 def scale_by_norm_adaptive_sgd(beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 0.001, *,

@@ -1,0 +1,79 @@
+"""The sign of a momentum that the new gradient has more weight in: Lion's direction.
+
+    direction = sign(b1 m + (1 - b1) g),   then   m' = b2 m + (1 - b2) g
+
+Chen et al., NeurIPS 2023, arXiv 2302.06675.
+
+>>> sign_momentum().spec.kinds
+'gradient -> direction'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
+from adamw_jax._core.gradients import check_gradient
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.moments._parts import zeros
+
+Tree = Any
+
+
+class SignMomentumState(NamedTuple):
+    """State of ``sign_momentum``.
+
+    Attributes:
+      average: the moving average of the gradients, params-shaped.
+    """
+
+    average: Tree
+    momenta = ("average",)
+    restarts = True
+
+
+def sign_momentum(
+    b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, *, dtype: Any = None
+) -> Stage:
+    """Replace the gradient by the sign of its mix with a moving average.
+
+    Args:
+      b1: weight of the average in the mix, in [0, 1), or a schedule of it; 0.9 (paper).
+      b2: decay rate of the average, in [0, 1), or a schedule of it; 0.99 (paper).
+      dtype: storage dtype; the default is float32 (float64 under x64).
+
+    Returns:
+      A stage *gradient -> direction* with one value of state per parameter. Of a complex element
+      the sign is x / |x|.
+    """
+    dtype = storage_dtype("dtype", dtype)
+
+    def init(params: Tree) -> SignMomentumState:
+        return SignMomentumState(zeros(params, dtype))
+
+    def apply(
+        gradient: Tree, state: SignMomentumState, step: Step
+    ) -> tuple[Tree, SignMomentumState]:
+        check_gradient(gradient, step.params)
+
+        def mixed(rate: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
+            m, g = numerics.widen(m), numerics.widen(g)
+            return lax.add(numerics.scaled(rate, m), numerics.scaled(1.0 - rate, g))
+
+        def leaf(m: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return lax.sign(mixed(step["b1"], m, g)), numerics.cast(
+                mixed(step["b2"], m, g), m.dtype
+            )
+
+        both = jax.tree.map(leaf, state.average, gradient)
+        direction, average = (jax.tree.map(lambda _, x, i=i: x[i], gradient, both) for i in (0, 1))
+        return direction, SignMomentumState(average)
+
+    declared = declare(b1=decay_rate(b1), b2=decay_rate(b2))
+    return stage(
+        "sign_momentum", Kind.GRADIENT, Kind.DIRECTION, apply, init=init, hyperparams=declared
+    )
