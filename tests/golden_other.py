@@ -201,7 +201,9 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             defaults={"lr": 1e-3},
         )
     ],
-    ("Lion", ""): [Row(aj.lion, same("learning_rate", "b1", "b2", "weight_decay"))],
+    ("Lion", ""): [
+        Row(aj.lion, {**same("learning_rate", "b1", "b2", "weight_decay"), **labels("_seed")})
+    ],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

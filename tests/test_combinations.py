@@ -208,7 +208,7 @@ def test_acprop_after_a_silence_is_not_bounded_by_the_learning_rate() -> None:
 )
 def test_optax_differs_from_the_authors(case: str, ours: Any, theirs: Any, distance: float) -> None:
     """By this share of the movement, as the page on differences says; ours does not."""
-    recorded = np.load(Path(__file__).parent / "golden" / "b" / f"{case}.npz")
+    recorded = np.load(Path(__file__).parent / "golden" / "authors" / f"{case}.npz")
 
     def tree(kind: str, at: Any = slice(None)) -> Any:
         leaves = {leaf: recorded[f"{kind}_{leaf}"][at] for leaf in "wbs"}

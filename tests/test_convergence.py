@@ -60,10 +60,10 @@ def growth(regret: np.ndarray) -> float:
     return float(np.polyfit(np.log(t[late]), np.log(np.maximum(regret[late], 1e-9)), 1)[0])
 
 
-SPARSE_RATES = {"adan": 0.02, "generalized_signsgd": 0.02, "pnm": 0.3}
+SPARSE_RATES = {"adan": 0.02, "generalized_signsgd": 0.02, "lion": 0.004, "pnm": 0.3}
 MOVING_RATES = {"pnm": 0.3}
-"""Where the step at one learning rate is of another size: PNM sees each gradient for a fifth, and
-Adan's and generalized SignSGD's noise settles at a smaller one."""
+"""Rates that differ: PNM takes a fifth of each gradient, and the noise of Adan, generalized SignSGD
+and Lion needs a smaller rate to settle."""
 
 STEPS = 4000
 

@@ -311,7 +311,7 @@ CASES: dict[str, Case] = {
     ),
     "repack_state": Case(_packed, lambda s, p: adamw_jax.repack_state(s, _adamw(), p), _adamw),
     "preconditioner": Case(
-        _adamw, lambda s, p: adamw_jax.curvature._preconditioner(adamw(0.1), s, p)
+        _adamw, lambda s, p: adamw_jax.curvature.preconditioner(adamw(0.1), s, p)
     ),
 }
 

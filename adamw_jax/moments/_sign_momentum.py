@@ -2,6 +2,9 @@
 
     direction = sign(b1 m + (1 - b1) g),   then   m' = b2 m + (1 - b2) g
 
+The mix is computed from m', as b1/b2 m' + (1 - b1 - b1/b2 (1 - b2)) g. It is the same, and XLA can
+overwrite m without a copy.
+
 Chen et al., NeurIPS 2023, arXiv 2302.06675.
 
 >>> sign_momentum().spec.kinds
@@ -16,7 +19,7 @@ import jax
 from jax import lax
 
 from adamw_jax._core import numerics
-from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
+from adamw_jax._core.declare import Domain, ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
@@ -43,7 +46,7 @@ def sign_momentum(
 
     Args:
       b1: weight of the average in the mix, in [0, 1), or a schedule of it; 0.9 (paper).
-      b2: decay rate of the average, in [0, 1), or a schedule of it; 0.99 (paper).
+      b2: decay rate of the average, in (0, 1), or a schedule of it; 0.99 (paper).
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
@@ -60,20 +63,27 @@ def sign_momentum(
     ) -> tuple[Tree, SignMomentumState]:
         check_gradient(gradient, step.params)
 
-        def mixed(rate: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
-            m, g = numerics.widen(m), numerics.widen(g)
-            return lax.add(numerics.scaled(rate, m), numerics.scaled(1.0 - rate, g))
+        b1, b2 = step["b1"], step["b2"]
+        old = b1 / b2
+        new = (1.0 - b1) - old * (1.0 - b2)
+
+        def mix(share: jax.Array, m: jax.Array, other: jax.Array, g: jax.Array) -> jax.Array:
+            return lax.add(numerics.scaled(share, m), numerics.scaled(other, g))
 
         def leaf(m: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return lax.sign(mixed(step["b1"], m, g)), numerics.cast(
-                mixed(step["b2"], m, g), m.dtype
-            )
+            g = numerics.widen(g)
+            average = mix(b2, numerics.widen(m), 1.0 - b2, g)
+            return lax.sign(mix(old, average, new, g)), numerics.cast(average, m.dtype)
 
         both = jax.tree.map(leaf, state.average, gradient)
         direction, average = (jax.tree.map(lambda _, x, i=i: x[i], gradient, both) for i in (0, 1))
         return direction, SignMomentumState(average)
 
-    declared = declare(b1=decay_rate(b1), b2=decay_rate(b2))
     return stage(
-        "sign_momentum", Kind.GRADIENT, Kind.DIRECTION, apply, init=init, hyperparams=declared
+        "sign_momentum",
+        Kind.GRADIENT,
+        Kind.DIRECTION,
+        apply,
+        init=init,
+        hyperparams=declare(b1=decay_rate(b1), b2=Domain(0, 1, "()")(b2)),
     )

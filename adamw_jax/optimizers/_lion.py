@@ -50,7 +50,7 @@ def lion(
       learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). The
         paper takes a third to a tenth of AdamW's, with 3 to 10 times its weight decay.
       b1: weight of the momentum in the step, in [0, 1).
-      b2: decay rate of the momentum, in [0, 1).
+      b2: decay rate of the momentum, in (0, 1).
       mu_dtype: storage dtype of the momentum; None for float32 (float64 under x64).
       weight_decay: decay coefficient, a number or schedule; default 1e-3 (optax). Pass your own.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
