@@ -21,6 +21,8 @@ from jax import lax
 from jax.core import Tracer
 
 from adamw_jax import numerics
+from adamw_jax.order.after import is_large
+from adamw_jax.order.device import is_on_cpu
 
 Tree = Any
 
@@ -172,22 +174,85 @@ def square_norm_of_tree(tree: Tree) -> jax.Array:
 
 
 def norm_of_tree(tree: Tree) -> jax.Array:
-    """The root of ``square_norm_of_tree``, also where squares overflow.
+    """The Euclidean norm over all leaves, also where their squares overflow or underflow.
 
-    Only where they do the leaves are read once more, scaled by a power of two.
+    Of zeros it is 0, and so is its derivative there.
     """
-    square = square_norm_of_tree(tree)
-    least = 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8)
-    # Of a constant XLA would take the square out of the sum, and that is 0.
-    power = jnp.where(lax.is_finite(square), jnp.ones_like(square), jnp.full_like(square, least))
+    return _norms([jax.tree.leaves(tree)])[0]
 
-    def scaled() -> jax.Array:
-        small = jax.tree.map(lambda x: numerics.scaled(power, numerics.widen(x)), tree)
-        return numerics.root(square_norm_of_tree(small)) / power
 
-    if not isinstance(square, Tracer):  # a conditional would be compiled anew at every call
-        return numerics.root(square) if jnp.isfinite(square) else scaled()
-    return lax.cond(lax.is_finite(square), lambda: numerics.root(square), scaled)
+def norms_of_leaves(*trees: Tree) -> list[Tree]:
+    """The norm of every leaf, as ``norm_of_tree``: trees of scalars.
+
+    Args:
+      *trees: of one structure.
+    """
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    groups: dict[Any, list[int]] = {}
+    for place, row in enumerate(zip(*leaves, strict=True)):
+        # Small leaves share a branch, which costs as much as reading one, and as their type allows.
+        axes = frozenset().union(*(numerics.varying_axes(x) - {*summed_axes(x)} for x in row))
+        groups.setdefault(place if any(map(is_large, row)) else axes, []).append(place)
+    found: list[dict[int, jax.Array]] = [{} for _ in trees]
+    for places in groups.values():
+        norms = iter(_norms([[some[place]] for some in leaves for place in places]))
+        for each in found:
+            each.update((place, next(norms)) for place in places)
+    structure = jax.tree.structure(trees[0])
+    return [structure.unflatten(each[place] for place in sorted(each)) for each in found]
+
+
+def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
+    """The norm of each group of leaves."""
+    squares = [[_square(x) for x in leaves] for leaves in groups]
+    sums = [sum_over_shards(zip(*both, strict=True)) for both in zip(squares, groups, strict=True)]
+    roots = [_root(x) for x in sums]
+    down = 2.0 ** -(5 * int(jnp.finfo(numerics.default_float()).maxexp) // 8)
+    least, most = numerics.scalar(down), numerics.scalar(1 / down)
+    small = [lax.lt(x, least) for x in sums]  # squares of some elements may have underflowed
+    usual = [lax.bitwise_not(low) & lax.is_finite(x) for low, x in zip(small, sums, strict=True)]
+
+    def scaled(leaves: list[jax.Array], factors: list[jax.Array]) -> jax.Array:
+        near = [_square(_times(f, x)) for f, x in zip(factors, leaves, strict=True)]
+        return _root(sum_over_shards(zip(near, leaves, strict=True)))
+
+    def again() -> list[jax.Array]:
+        norms = []
+        for leaves, parts, low in zip(groups, squares, small, strict=True):
+            factor = lax.select(low, most, least)
+            # Where XLA does not see that they are one, it does not write out what leaves share.
+            own = [lax.select(lax.ge(x, lax.full_like(x, 0)), factor, x) for x in parts]
+            norms.append(scaled(leaves, own) / factor)
+        return norms
+
+    if not any(isinstance(x, Tracer) for x in sums):  # a branch would be compiled at every call
+        return roots if all(usual) else again()
+    if is_on_cpu():
+        return lax.cond(functools.reduce(lax.bitwise_and, usual), lambda: roots, again)
+    # Elsewhere a branch may wait for the host, and all sums over an array are one kernel. Of a
+    # factor that XLA knows it takes the square, 0 or infinite, out of the sum.
+    least, most = lax.optimization_barrier((least, most))
+    norms = []
+    for leaves, root, low, fine in zip(groups, roots, small, usual, strict=True):
+        near = [lax.select(lax.abs(x) < 1, x, lax.full_like(x, 0)) for x in leaves]
+        of_small = scaled(near, [most] * len(leaves)) / most
+        of_large = scaled(leaves, [least] * len(leaves)) / least
+        norms.append(lax.select(fine, root, lax.select(low, of_small, of_large)))
+    return norms
+
+
+def _times(factor: jax.Array, x: jax.Array) -> jax.Array:
+    """``numerics.scaled``, by which an infinite element of a complex leaf does not become NaN."""
+    x = numerics.widen(x)
+    if jnp.iscomplexobj(x):
+        return lax.complex(lax.mul(factor, lax.real(x)), lax.mul(factor, lax.imag(x)))
+    return lax.mul(factor, x)
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """The root of x >= 0, with a derivative of 0 at 0."""
+    nothing = lax.full_like(square, 0)
+    return lax.select(lax.eq(square, nothing), nothing, lax.sqrt(numerics.nonzero(square)))
 
 
 def check_floating(tree: Tree, what: str) -> None:

@@ -21,7 +21,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
-from adamw_jax.scaling.update_clipping import rms
+from adamw_jax.scaling.update_clipping import rms_of_leaves
 from adamw_jax.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -49,12 +49,12 @@ def scale_by_parameter_rms(
     """
     bounds = {"min_scale": min_scale} | ({} if max_scale is None else {"max_scale": max_scale})
 
-    def factor_of(p: Any, step: Step) -> jax.Array:
-        factor = lax.max(rms(p), step["min_scale"])
+    def factor_of(size: jax.Array, step: Step) -> jax.Array:
+        factor = lax.max(size, step["min_scale"])
         return factor if max_scale is None else lax.min(factor, step["max_scale"])
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        factors = jax.tree.map(lambda p: factor_of(p, step), step.params)
+        factors = jax.tree.map(lambda size: factor_of(size, step), rms_of_leaves(step.params))
         step.signals[SIGNAL] = factors
         return jax.tree.map(
             lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction

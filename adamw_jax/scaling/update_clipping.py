@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax import numerics
-from adamw_jax.gradients import size, square_norm
+from adamw_jax.gradients import norms_of_leaves, size
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.order import WHOLE
 from adamw_jax.stage import Kind, Stage, Step, stage
@@ -44,7 +44,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        sizes = jax.tree.map(rms, direction)
+        sizes = rms_of_leaves(direction)
         if WHOLE in step.signals:
             step.signals[WHOLE] = sizes
 
@@ -60,6 +60,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     )
 
 
-def rms(x: jax.Array) -> jax.Array:
-    """The root mean square of a leaf as a scalar, with a gradient of 0 where it is 0."""
-    return numerics.root(square_norm(x) * (1.0 / max(size(x), 1)))
+def rms_of_leaves(tree: Tree) -> Tree:
+    """The root mean square of every leaf: scalars, with a derivative of 0 where they are 0."""
+    (norms,) = norms_of_leaves(tree)
+    return jax.tree.map(lambda norm, x: norm * max(size(x), 1) ** -0.5, norms, tree)
