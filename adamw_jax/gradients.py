@@ -208,7 +208,7 @@ def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
     sums = [sum_over_shards(zip(*both, strict=True)) for both in zip(squares, groups, strict=True)]
     roots = [_root(x) for x in sums]
     down = 2.0 ** -(5 * int(jnp.finfo(numerics.default_float()).maxexp) // 8)
-    least, most = numerics.scalar(down), numerics.scalar(1 / down)
+    least, one, most = (numerics.scalar(x) for x in (down, 1, 1 / down))
     small = [lax.lt(x, least) for x in sums]  # squares of some elements may have underflowed
     usual = [lax.bitwise_not(low) & lax.is_finite(x) for low, x in zip(small, sums, strict=True)]
 
@@ -218,8 +218,8 @@ def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
 
     def again() -> list[jax.Array]:
         norms = []
-        for leaves, parts, low in zip(groups, squares, small, strict=True):
-            factor = lax.select(low, most, least)
+        for leaves, parts, low, fine in zip(groups, squares, small, usual, strict=True):
+            factor = lax.select(fine, one, lax.select(low, most, least))
             # Where XLA does not see that they are one, it does not write out what leaves share.
             own = [lax.select(lax.ge(x, lax.full_like(x, 0)), factor, x) for x in parts]
             norms.append(scaled(leaves, own) / factor)

@@ -23,7 +23,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import switch
-from adamw_jax.gradients import check_floating, check_gradient, square_norm_of_tree
+from adamw_jax.gradients import check_floating, check_gradient, norm_of_tree, square_norm_of_tree
 from adamw_jax.hyperparameters import ScalarOrSchedule, declare
 from adamw_jax.stage import STEP_SIZE, Kind, Slopes, Stage, Step, stage
 
@@ -72,13 +72,15 @@ def scale_by_norm_estimate(
         gradient: Tree, state: NormEstimateState, step: Step
     ) -> tuple[Tree, NormEstimateState]:
         check_gradient(gradient, step.params)
-        now, beta = square_norm_of_tree(gradient), step["beta"]
-        before = lax.select(state.square == 0, now, state.square)  # nothing seen, or a restart
+        now, norm, beta = square_norm_of_tree(gradient), norm_of_tree(gradient), step["beta"]
+        empty = state.square == 0  # nothing seen, or a restart
+        before = lax.select(empty, now, state.square)
         after = beta * before + (1.0 - beta) * now
-        # The root is never 0: zero gradients give zeros also without a floor.
-        square = before if use_previous else after
-        factor = 1.0 / (numerics.root(square) + step["floor"])
-        step.signals[STEP_SIZE] = lax.select(square > 0, factor, jnp.zeros_like(factor))
+        length = lax.select(empty, norm, numerics.root(state.square))
+        if not use_previous:
+            length = _mean(beta, length, norm)
+        factor = 1.0 / numerics.nonzero(length + step["floor"])
+        step.signals[STEP_SIZE] = lax.select(length > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(lax.select(lax.is_finite(now), after, state.square))
 
@@ -103,3 +105,10 @@ def scale_by_norm_estimate(
         hyperparams=declare(beta=beta, floor=floor),
         slopes=Slopes(slopes, needs_loss=False),
     )
+
+
+def _mean(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """The root of the mean of two squares, which may overflow."""
+    most = numerics.nonzero(lax.max(old, new))
+    old, new = old / most, new / most
+    return most * numerics.root(share * old * old + (1.0 - share) * new * new)

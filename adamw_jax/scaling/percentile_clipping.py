@@ -118,7 +118,7 @@ def _factor(square: jax.Array, norm: jax.Array, limit: jax.Array) -> jax.Array:
 
     Without a norm before there is no limit.
     """
-    factor = numerics.root(limit) / norm
+    factor = numerics.root(limit) / numerics.nonzero(norm)
     return jnp.where((square > limit) & (limit > 0), factor, jnp.ones_like(factor))
 
 
