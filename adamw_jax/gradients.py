@@ -206,11 +206,15 @@ def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
     """The norm of each group of leaves."""
     squares = [[_square(x) for x in leaves] for leaves in groups]
     sums = [sum_over_shards(zip(*both, strict=True)) for both in zip(squares, groups, strict=True)]
-    roots = [_root(x) for x in sums]
     down = 2.0 ** -(5 * int(jnp.finfo(numerics.default_float()).maxexp) // 8)
     least, one, most = (numerics.scalar(x) for x in (down, 1, 1 / down))
-    small = [lax.lt(x, least) for x in sums]  # squares of some elements may have underflowed
-    usual = [lax.bitwise_not(low) & lax.is_finite(x) for low, x in zip(small, sums, strict=True)]
+
+    def is_usual(square: jax.Array) -> jax.Array:
+        # In a smaller sum the squares of some elements may have underflowed.
+        return lax.ge(square, least) & lax.is_finite(square)
+
+    def plain() -> list[jax.Array]:
+        return [_root(x) for x in sums]
 
     def scaled(leaves: list[jax.Array], factors: list[jax.Array]) -> jax.Array:
         near = [_square(_times(f, x)) for f, x in zip(factors, leaves, strict=True)]
@@ -218,26 +222,29 @@ def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
 
     def again() -> list[jax.Array]:
         norms = []
-        for leaves, parts, low, fine in zip(groups, squares, small, usual, strict=True):
-            factor = lax.select(fine, one, lax.select(low, most, least))
+        for leaves, parts, square in zip(groups, squares, sums, strict=True):
+            factor = lax.select(lax.lt(square, least), most, least)
+            factor = lax.select(is_usual(square), one, factor)
             # Where XLA does not see that they are one, it does not write out what leaves share.
             own = [lax.select(lax.ge(x, lax.full_like(x, 0)), factor, x) for x in parts]
             norms.append(scaled(leaves, own) / factor)
         return norms
 
-    if not any(isinstance(x, Tracer) for x in sums):  # a branch would be compiled at every call
-        return roots if all(usual) else again()
+    usual = functools.reduce(lax.bitwise_and, map(is_usual, sums))
+    if not isinstance(usual, Tracer):  # a branch would be compiled at every call
+        return plain() if usual else again()
     if is_on_cpu():
-        return lax.cond(functools.reduce(lax.bitwise_and, usual), lambda: roots, again)
+        return lax.cond(usual, plain, again)
     # Elsewhere a branch may wait for the host, and all sums over an array are one kernel. Of a
     # factor that XLA knows it takes the square, 0 or infinite, out of the sum.
     least, most = lax.optimization_barrier((least, most))
     norms = []
-    for leaves, root, low, fine in zip(groups, roots, small, usual, strict=True):
+    for leaves, square in zip(groups, sums, strict=True):
         near = [lax.select(lax.abs(x) < 1, x, lax.full_like(x, 0)) for x in leaves]
-        of_small = scaled(near, [most] * len(leaves)) / most
-        of_large = scaled(leaves, [least] * len(leaves)) / least
-        norms.append(lax.select(fine, root, lax.select(low, of_small, of_large)))
+        small = scaled(near, [most] * len(leaves)) / most
+        large = scaled(leaves, [least] * len(leaves)) / least
+        rest = lax.select(lax.lt(square, least), small, large)
+        norms.append(lax.select(is_usual(square), _root(square), rest))
     return norms
 
 
