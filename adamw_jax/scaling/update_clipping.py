@@ -63,4 +63,4 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 def rms_of_leaves(tree: Tree) -> Tree:
     """The root mean square of every leaf: scalars, with a derivative of 0 where they are 0."""
     (norms,) = norms_of_leaves(tree)
-    return jax.tree.map(lambda norm, x: norm * max(size(x), 1) ** -0.5, norms, tree)
+    return jax.tree.map(lambda norm, x: norm / max(size(x), 1) ** 0.5, norms, tree)
