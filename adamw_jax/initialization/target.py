@@ -24,7 +24,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import one_of, switch
-from adamw_jax.gradients import norm_of_tree
+from adamw_jax.gradients import square_norm_of_tree
 
 Tree = Any
 
@@ -39,14 +39,15 @@ def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
       algorithm: ``"sgd"`` for the Euclidean norm, ``"adam"`` for the sum of magnitudes.
 
     Returns:
-      A scalar of the default float dtype.
+      A scalar of the default float dtype; the Euclidean norm is never quite
+      0, and infinite where its square overflows, by which the search skips the step.
 
     Raises:
       ValueError: the algorithm is none of these.
     """
     one_of("algorithm", algorithm, ALGORITHMS)
     if algorithm == "sgd":
-        return norm_of_tree(gradient)
+        return numerics.root(square_norm_of_tree(gradient))
     sums = [_sum_of_magnitudes(numerics.widen(g)) for g in jax.tree.leaves(gradient)]
     return sum(sums, jnp.zeros([], numerics.default_float()))
 
@@ -73,7 +74,7 @@ def first_step(gradient: Tree, algorithm: str, normalize: bool = True) -> Tree:
         return jax.tree.map(lax.sign, wide)
     if not normalize:
         return wide
-    factor = 1.0 / numerics.nonzero(gradient_norm(wide, "sgd"))
+    factor = 1.0 / gradient_norm(wide, "sgd")
     return jax.tree.map(lambda g: numerics.scaled(factor, g), wide)
 
 
