@@ -21,8 +21,6 @@ from jax import lax
 from jax.core import Tracer
 
 from adamw_jax import numerics
-from adamw_jax.order.after import is_large
-from adamw_jax.order.device import is_on_cpu
 
 Tree = Any
 
@@ -174,86 +172,47 @@ def square_norm_of_tree(tree: Tree) -> jax.Array:
 
 
 def norm_of_tree(tree: Tree) -> jax.Array:
-    """The Euclidean norm over all leaves, also where their squares overflow or underflow.
+    """The Euclidean norm over all leaves, also where their squares overflow.
 
     Of zeros it is 0, and so is its derivative there.
     """
     return _norms([jax.tree.leaves(tree)])[0]
 
 
-def norms_of_leaves(*trees: Tree) -> list[Tree]:
-    """The norm of every leaf, as ``norm_of_tree``: trees of scalars.
+def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
+    """The norm of every leaf, as ``norm_of_tree``: a tree of scalars.
 
     Args:
-      *trees: of one structure.
+      tree: of arrays.
+      plain: infinite where a square overflows, for directions of a step that goes leaf by leaf: a
+        branch would write each of them out once more.
     """
-    leaves = [jax.tree.leaves(tree) for tree in trees]
-    groups: dict[Any, list[int]] = {}
-    for place, row in enumerate(zip(*leaves, strict=True)):
-        # Small leaves share a branch, which costs as much as reading one, and as their type allows.
-        axes = frozenset().union(*(numerics.varying_axes(x) - {*summed_axes(x)} for x in row))
-        groups.setdefault(place if any(map(is_large, row)) else axes, []).append(place)
-    found: list[dict[int, jax.Array]] = [{} for _ in trees]
-    for places in groups.values():
-        norms = iter(_norms([[some[place]] for some in leaves for place in places]))
-        for each in found:
-            each.update((place, next(norms)) for place in places)
-    structure = jax.tree.structure(trees[0])
-    return [structure.unflatten(each[place] for place in sorted(each)) for each in found]
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(_norms([[x] for x in leaves], plain=plain))
 
 
-def _norms(groups: list[list[jax.Array]]) -> list[jax.Array]:
-    """The norm of each group of leaves."""
-    squares = [[_square(x) for x in leaves] for leaves in groups]
-    sums = [sum_over_shards(zip(*both, strict=True)) for both in zip(squares, groups, strict=True)]
-    down = 2.0 ** -(5 * int(jnp.finfo(numerics.default_float()).maxexp) // 8)
-    least, one, most = (numerics.scalar(x) for x in (down, 1, 1 / down))
+def _norms(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
+    """The norm of each group of leaves.
 
-    def is_usual(square: jax.Array) -> jax.Array:
-        # In a smaller sum the squares of some elements may have underflowed.
-        return lax.ge(square, least) & lax.is_finite(square)
+    Only where one overflows all leaves are read once more, scaled by a power of two.
+    """
+    squares = list(map(square_norm_of_tree, groups))
+    if plain or not squares:
+        return list(map(_root, squares))
+    usual = functools.reduce(lax.bitwise_and, map(lax.is_finite, squares))
 
-    def plain() -> list[jax.Array]:
-        return [_root(x) for x in sums]
+    def again(square: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+        # Of a constant XLA would take the square out of the sum, and that is 0.
+        least = lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
+        power = lax.select(lax.is_finite(square), lax.full_like(square, 1), least)
+        small = [numerics.scaled(power, numerics.widen(x)) for x in leaves]
+        return _root(square_norm_of_tree(small)) / power
 
-    def scaled(leaves: list[jax.Array], factors: list[jax.Array]) -> jax.Array:
-        near = [_square(_times(f, x)) for f, x in zip(factors, leaves, strict=True)]
-        return _root(sum_over_shards(zip(near, leaves, strict=True)))
-
-    def again() -> list[jax.Array]:
-        norms = []
-        for leaves, parts, square in zip(groups, squares, sums, strict=True):
-            factor = lax.select(lax.lt(square, least), most, least)
-            factor = lax.select(is_usual(square), one, factor)
-            # Where XLA does not see that they are one, it does not write out what leaves share.
-            own = [lax.select(lax.ge(x, lax.full_like(x, 0)), factor, x) for x in parts]
-            norms.append(scaled(leaves, own) / factor)
-        return norms
-
-    usual = functools.reduce(lax.bitwise_and, map(is_usual, sums))
-    if not isinstance(usual, Tracer):  # a branch would be compiled at every call
-        return plain() if usual else again()
-    if is_on_cpu():
-        return lax.cond(usual, plain, again)
-    # Elsewhere a branch may wait for the host, and all sums over an array are one kernel. Of a
-    # factor that XLA knows it takes the square, 0 or infinite, out of the sum.
-    least, most = lax.optimization_barrier((least, most))
-    norms = []
-    for leaves, square in zip(groups, sums, strict=True):
-        near = [lax.select(lax.abs(x) < 1, x, lax.full_like(x, 0)) for x in leaves]
-        small = scaled(near, [most] * len(leaves)) / most
-        large = scaled(leaves, [least] * len(leaves)) / least
-        rest = lax.select(lax.lt(square, least), small, large)
-        norms.append(lax.select(is_usual(square), _root(square), rest))
-    return norms
-
-
-def _times(factor: jax.Array, x: jax.Array) -> jax.Array:
-    """``numerics.scaled``, by which an infinite element of a complex leaf does not become NaN."""
-    x = numerics.widen(x)
-    if jnp.iscomplexobj(x):
-        return lax.complex(lax.mul(factor, lax.real(x)), lax.mul(factor, lax.imag(x)))
-    return lax.mul(factor, x)
+    if not isinstance(usual, Tracer):  # a conditional would be compiled anew at every call
+        return list(map(_root, squares) if usual else map(again, squares, groups))
+    return lax.cond(
+        usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, groups))
+    )
 
 
 def _root(square: jax.Array) -> jax.Array:

@@ -146,12 +146,13 @@ def scale_by_trust_ratio(
         factors = jax.tree.map(lambda _: 0.0, scaled)
         if weight_decay is not None:
             factors = decay_factors(weight_decay_mask, rules, step.params)
-        chosen = (
+        some, theirs = (
             jax.tree.map(lambda scale, x: x if scale else None, scaled, tree)
             for tree in (flow, step.params)
         )
-        norms = norms_of_leaves(*chosen)
-        both = jax.tree.map(leaf, scaled, factors, flow, step.params, *norms)
+        lengths = norms_of_leaves(some, plain=WHOLE in step.signals)
+        weights = norms_of_leaves(theirs)
+        both = jax.tree.map(leaf, scaled, factors, flow, step.params, lengths, weights)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
         if WHOLE in step.signals:
             step.signals[WHOLE] = masks.show(ratios, scaled)

@@ -115,8 +115,7 @@ def normalize(*, per_leaf: bool = False) -> Stage:
 def _scaled_by_norm(per_leaf: bool, factor: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
     if not per_leaf:
         return _times(factor(norm_of_tree(tree)), tree)
-    (norms,) = norms_of_leaves(tree)
-    return jax.tree.map(lambda norm, x: _times(factor(norm), x), norms, tree)
+    return jax.tree.map(lambda norm, x: _times(factor(norm), x), norms_of_leaves(tree), tree)
 
 
 def _times(factor: jax.Array, tree: Tree) -> Tree:

@@ -44,7 +44,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        sizes = rms_of_leaves(direction)
+        sizes = rms_of_leaves(direction, plain=WHOLE in step.signals)
         if WHOLE in step.signals:
             step.signals[WHOLE] = sizes
 
@@ -60,7 +60,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     )
 
 
-def rms_of_leaves(tree: Tree) -> Tree:
-    """The root mean square of every leaf: scalars, with a derivative of 0 where they are 0."""
-    (norms,) = norms_of_leaves(tree)
+def rms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
+    """The root mean square of every leaf, from ``norms_of_leaves``: a tree of scalars."""
+    norms = norms_of_leaves(tree, plain=plain)
     return jax.tree.map(lambda norm, x: norm / max(size(x), 1) ** 0.5, norms, tree)
