@@ -176,7 +176,7 @@ def norm_of_tree(tree: Tree) -> jax.Array:
 
     Of zeros it is 0, and so is its derivative there.
     """
-    return _norms([jax.tree.leaves(tree)])[0]
+    return norms_of_groups([jax.tree.leaves(tree)])[0]
 
 
 def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
@@ -188,13 +188,13 @@ def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
         branch would write each of them out once more.
     """
     leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(_norms([[x] for x in leaves], plain=plain))
+    return structure.unflatten(norms_of_groups([[x] for x in leaves], plain=plain))
 
 
-def _norms(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
-    """The norm of each group of leaves.
+def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
+    """The norm of each group of leaves, as ``norm_of_tree``.
 
-    Only where one overflows all leaves are read once more, scaled by a power of two.
+    Only where a square overflows all leaves are read once more, scaled by a power of two.
     """
     squares = list(map(square_norm_of_tree, groups))
     if plain or not squares:

@@ -13,7 +13,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
-from adamw_jax import gradients
 from adamw_jax.storage import choose, eight_bit, four_bit
 from tests.catalogue import PLAIN, assert_close, with_needs
 
@@ -104,20 +103,15 @@ def test_stages_and_wrappers(name: str) -> None:
     assert_as_one_device(sharded(summed(tx), arrays(0)), tx)
 
 
-@pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("size", [1e20, 1e-25])
 @pytest.mark.parametrize("name", ["lars", "normalized_sgd", "clip"])
-def test_squares_out_of_range(
-    name: str, size: float, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_squares_out_of_range(name: str) -> None:
     """Those of one shard are enough for all devices to take the same branch."""
-    monkeypatch.setattr(gradients, "is_on_cpu", lambda: on_cpu)
     tx = aj.compose(aj.clip_gradient(1e-3)) if name == "clip" else aj.create(name, 0.1)
     params, gradient = (
-        arrays(seed) | {"bias": arrays(seed)["bias"] * jnp.ones(8).at[3].set(size)}
+        arrays(seed) | {"bias": arrays(seed)["bias"] * jnp.ones(8).at[3].set(1e20)}
         for seed in (0, 1)
     )
-    gradient = jax.tree.map(lambda g: g * jnp.float32(size), gradient)
+    gradient = jax.tree.map(lambda g: g * jnp.float32(1e20), gradient)
     state = tx.init(params)
     got = sharded(summed(tx), params)(gradient, state, params)[0]
     assert_close(got, jax.jit(tx.update)(gradient, state, params)[0], rtol=1e-5, atol=0)

@@ -21,7 +21,7 @@ import jax
 
 from adamw_jax import masks, numerics
 from adamw_jax.checks import whole_number
-from adamw_jax.gradients import check_floating, norm_of_tree
+from adamw_jax.gradients import check_floating, norms_of_groups
 
 Tree = Any
 
@@ -52,4 +52,4 @@ def layer_gradient_norms(
         if use:
             layer = "/".join(name.split("/")[:parts])
             layers.setdefault(layer, []).append(leaf)
-    return {layer: norm_of_tree(found) for layer, found in layers.items()}
+    return dict(zip(layers, norms_of_groups([*layers.values()]), strict=True))

@@ -78,7 +78,8 @@ def scale_by_norm_estimate(
         after = beta * before + (1.0 - beta) * now
         length = lax.select(empty, norm, numerics.root(state.square))
         if not use_previous:
-            length = _mean(beta, length, norm)
+            # Unlike the root of the sum of squares, hypot does not overflow.
+            length = jnp.hypot(jnp.sqrt(beta) * length, jnp.sqrt(1.0 - beta) * norm)
         factor = 1.0 / numerics.nonzero(length + step["floor"])
         step.signals[STEP_SIZE] = lax.select(length > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
@@ -105,10 +106,3 @@ def scale_by_norm_estimate(
         hyperparams=declare(beta=beta, floor=floor),
         slopes=Slopes(slopes, needs_loss=False),
     )
-
-
-def _mean(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The root of the mean of two squares, which may overflow."""
-    most = numerics.nonzero(lax.max(old, new))
-    old, new = old / most, new / most
-    return most * numerics.root(share * old * old + (1.0 - share) * new * new)

@@ -28,7 +28,7 @@ from jax import lax
 
 from adamw_jax import numerics
 from adamw_jax.checks import number, switch, whole_number
-from adamw_jax.gradients import check_floating, check_gradient, norm_of_tree, square_norm_of_tree
+from adamw_jax.gradients import check_floating, check_gradient, norms_of_groups, square_norm_of_tree
 from adamw_jax.stage import Kind, Stage, Step, increment, stage
 
 Tree = Any
@@ -89,7 +89,7 @@ def percentile_clipping(
         _check_rows(len(now), state)
         seen = increment(state.seen)
         squares, limits = _recorded(jnp.stack(now), state.squares, seen)
-        norms = [norm_of_tree(group) for group in groups]
+        norms = norms_of_groups(groups)
         factors = list(map(_factor, now, norms, limits))
         factors = factors * (len(leaves) // len(factors))
         clipped = [
