@@ -196,22 +196,25 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
 
     Only where a square overflows all leaves are read once more, scaled by a power of two.
     """
-    squares = list(map(square_norm_of_tree, groups))
+    parts = [[_square(x) for x in leaves] for leaves in groups]
+    squares = [sum_over_shards(zip(*both, strict=True)) for both in zip(parts, groups, strict=True)]
     if plain or not squares:
         return list(map(_root, squares))
     usual = functools.reduce(lax.bitwise_and, map(lax.is_finite, squares))
 
-    def again(square: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+    def again(square: jax.Array, parts: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
         # Of a constant XLA would take the square out of the sum, and that is 0.
         least = lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
         power = lax.select(lax.is_finite(square), lax.full_like(square, 1), least)
-        small = [numerics.scaled(power, numerics.widen(x)) for x in leaves]
+        # One for each leaf, as far as XLA can tell: it would write out what leaves share.
+        own = [lax.select(lax.ge(x, lax.full_like(x, 0)), power, x) for x in parts]
+        small = [numerics.scaled(f, numerics.widen(x)) for f, x in zip(own, leaves, strict=True)]
         return _root(square_norm_of_tree(small)) / power
 
     if not isinstance(usual, Tracer):  # a conditional would be compiled anew at every call
-        return list(map(_root, squares) if usual else map(again, squares, groups))
+        return list(map(_root, squares) if usual else map(again, squares, parts, groups))
     return lax.cond(
-        usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, groups))
+        usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, parts, groups))
     )
 
 
