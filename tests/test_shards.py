@@ -103,6 +103,20 @@ def test_stages_and_wrappers(name: str) -> None:
     assert_as_one_device(sharded(summed(tx), arrays(0)), tx)
 
 
+@pytest.mark.parametrize("name", ["lars", "normalized_sgd", "clip"])
+def test_squares_out_of_range(name: str) -> None:
+    """Those of one shard are enough for all devices to take the same branch."""
+    tx = aj.compose(aj.clip_gradient(1e-3)) if name == "clip" else aj.create(name, 0.1)
+    params, gradient = (
+        arrays(seed) | {"bias": arrays(seed)["bias"] * jnp.ones(8).at[3].set(1e20)}
+        for seed in (0, 1)
+    )
+    gradient = jax.tree.map(lambda g: g * jnp.float32(1e20), gradient)
+    state = tx.init(params)
+    got = sharded(summed(tx), params)(gradient, state, params)[0]
+    assert_close(got, jax.jit(tx.update)(gradient, state, params)[0], rtol=1e-5, atol=0)
+
+
 def test_what_stands_alone_is_refused_with_both_remedies() -> None:
     """Also by a stage that nobody composes, which sees no more than optax's do."""
     params, tx = arrays(0), optax.chain(aj.clip_gradient(0.1), optax.sgd(0.1))

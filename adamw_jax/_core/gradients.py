@@ -172,22 +172,56 @@ def square_norm_of_tree(tree: Tree) -> jax.Array:
 
 
 def norm_of_tree(tree: Tree) -> jax.Array:
-    """The root of ``square_norm_of_tree``, also where squares overflow.
+    """The Euclidean norm over all leaves, also where their squares overflow.
 
-    Only where they do the leaves are read once more, scaled by a power of two.
+    Of zeros it is 0, and so is its derivative there.
     """
-    square = square_norm_of_tree(tree)
-    least = 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8)
-    # Of a constant XLA would take the square out of the sum, and that is 0.
-    power = jnp.where(lax.is_finite(square), jnp.ones_like(square), jnp.full_like(square, least))
+    return norms_of_groups([jax.tree.leaves(tree)])[0]
 
-    def scaled() -> jax.Array:
-        small = jax.tree.map(lambda x: numerics.scaled(power, numerics.widen(x)), tree)
-        return numerics.root(square_norm_of_tree(small)) / power
 
-    if not isinstance(square, Tracer):  # a conditional would be compiled anew at every call
-        return numerics.root(square) if jnp.isfinite(square) else scaled()
-    return lax.cond(lax.is_finite(square), lambda: numerics.root(square), scaled)
+def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
+    """The norm of every leaf, as ``norm_of_tree``: a tree of scalars.
+
+    Args:
+      tree: of arrays.
+      plain: infinite where a square overflows, for directions of a step that goes leaf by leaf: a
+        branch would write each of them out once more.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(norms_of_groups([[x] for x in leaves], plain=plain))
+
+
+def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
+    """The norm of each group of leaves, as ``norm_of_tree``.
+
+    Only where a square overflows all leaves are read once more, scaled by a power of two.
+    """
+    parts = [[_square(x) for x in leaves] for leaves in groups]
+    squares = [sum_over_shards(zip(*both, strict=True)) for both in zip(parts, groups, strict=True)]
+    if plain or not squares:
+        return list(map(_root, squares))
+    usual = functools.reduce(lax.bitwise_and, map(lax.is_finite, squares))
+
+    def again(square: jax.Array, parts: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+        # Of a constant XLA would take the square out of the sum, and that is 0.
+        least = lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
+        power = lax.select(lax.is_finite(square), lax.full_like(square, 1), least)
+        # One for each leaf, as far as XLA can tell: it would write out what leaves share.
+        own = [lax.select(lax.ge(x, lax.full_like(x, 0)), power, x) for x in parts]
+        small = [numerics.scaled(f, numerics.widen(x)) for f, x in zip(own, leaves, strict=True)]
+        return _root(square_norm_of_tree(small)) / power
+
+    if not isinstance(usual, Tracer):  # a conditional would be compiled anew at every call
+        return list(map(_root, squares) if usual else map(again, squares, parts, groups))
+    return lax.cond(
+        usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, parts, groups))
+    )
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """The root of x >= 0, with a derivative of 0 at 0."""
+    nothing = lax.full_like(square, 0)
+    return lax.select(lax.eq(square, nothing), nothing, lax.sqrt(numerics.nonzero(square)))
 
 
 def check_floating(tree: Tree, what: str) -> None:

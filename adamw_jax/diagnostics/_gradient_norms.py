@@ -18,11 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import whole_number
-from adamw_jax._core.gradients import check_floating, square_norm
+from adamw_jax._core.gradients import check_floating, norms_of_groups
 
 Tree = Any
 
@@ -47,11 +46,10 @@ def layer_gradient_norms(
     check_floating(gradients, "gradient of")
     parts = None if depth is None else whole_number("depth", depth)
     chosen = jax.tree.leaves(masks.resolve(where, gradients, "where"))
-    squares: dict[str, jax.Array] = {}
+    layers: dict[str, list[jax.Array]] = {}
     leaves = zip(numerics.leaf_names(gradients), jax.tree.leaves(gradients), strict=True)
     for use, (name, leaf) in zip(chosen, leaves, strict=True):
         if use:
             layer = "/".join(name.split("/")[:parts])
-            now = square_norm(leaf)
-            squares[layer] = squares[layer] + now if layer in squares else now
-    return {layer: jnp.sqrt(square) for layer, square in squares.items()}
+            layers.setdefault(layer, []).append(leaf)
+    return dict(zip(layers, norms_of_groups([*layers.values()]), strict=True))

@@ -22,7 +22,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, at_least_one, declare
-from adamw_jax._core.gradients import size, square_norm
+from adamw_jax._core.gradients import norms_of_leaves, size
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
@@ -43,7 +43,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        sizes = jax.tree.map(rms, direction)
+        sizes = rms_of_leaves(direction, plain=step.in_sequence)
         step.facts.leaf_scalars = sizes
 
         def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
@@ -64,6 +64,7 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     )
 
 
-def rms(x: jax.Array) -> jax.Array:
-    """The root mean square of a leaf as a scalar, with a gradient of 0 where it is 0."""
-    return numerics.root(square_norm(x) * (1.0 / max(size(x), 1)))
+def rms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
+    """The root mean square of every leaf, from ``norms_of_leaves``: a tree of scalars."""
+    norms = norms_of_leaves(tree, plain=plain)
+    return jax.tree.map(lambda norm, x: norm / max(size(x), 1) ** 0.5, norms, tree)

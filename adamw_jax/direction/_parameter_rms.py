@@ -22,7 +22,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative
 from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._clip_by_rms import rms
+from adamw_jax.direction._clip_by_rms import rms_of_leaves
 
 Tree = Any
 
@@ -45,12 +45,12 @@ def scale_by_parameter_rms(
       TypeError: a value is neither number nor schedule.
     """
 
-    def factor_of(p: Any, step: Step) -> jax.Array:
-        factor = lax.max(rms(p), step["min_scale"])
+    def factor_of(size: jax.Array, step: Step) -> jax.Array:
+        factor = lax.max(size, step["min_scale"])
         return factor if max_scale is None else lax.min(factor, step["max_scale"])
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        factors = jax.tree.map(lambda p: factor_of(p, step), step.params)
+        factors = jax.tree.map(lambda size: factor_of(size, step), rms_of_leaves(step.params))
         step.facts.parameter_scale = factors
         return jax.tree.map(
             lambda factor, u: numerics.scaled(factor, numerics.widen(u)), factors, direction

@@ -16,7 +16,7 @@ Array([0., 5.], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax import lax
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
-from adamw_jax._core.gradients import check_gradient, square_norm
+from adamw_jax._core.gradients import check_gradient, norms_of_leaves
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction._decay import decay_factors
 from adamw_jax.direction._rules import ParameterRules
@@ -102,20 +102,20 @@ def scale_by_trust_ratio(
             "weight_decay is not given: give it, or leave them out."
         )
 
-    def ratio(weight: _Norm, length: _Norm, step: Step) -> jax.Array:
-        for name, bounded in (("min_norm", "both"), ("min_weight_norm", "weight")):
-            if name in declared:
-                weight = weight.at_least(step[name])
-                length = length.at_least(step[name]) if bounded == "both" else length
-        top, bottom = weight.size, length.size
+    def ratio(weight: jax.Array, length: jax.Array, step: Step) -> jax.Array:
+        if "min_norm" in declared:
+            weight, length = (lax.max(x, step["min_norm"]) for x in (weight, length))
+        if "min_weight_norm" in declared:
+            weight = lax.max(weight, step["min_weight_norm"])
+        both = (weight > 0) & (length > 0)
         if "max_weight_norm" in declared:
-            top = lax.min(top, step["max_weight_norm"])
+            weight = lax.min(weight, step["max_weight_norm"])
         if "eps" in declared:
-            bottom = bottom + step["eps"]
-        found = top / bottom
+            length = length + step["eps"]
+        found = weight / numerics.nonzero(length)
         if "trust_coefficient" in declared:
             found = step["trust_coefficient"] * found
-        found = lax.select(weight.positive & length.positive, found, jnp.ones_like(found))
+        found = lax.select(both, found, jnp.ones_like(found))
         found = lax.max(found, step["min_ratio"]) if "min_ratio" in declared else found
         return lax.min(found, step["max_ratio"]) if "max_ratio" in declared else found
 
@@ -124,17 +124,19 @@ def scale_by_trust_ratio(
             check_gradient(flow, step.params)
         one = jnp.ones([], numerics.default_float())
 
-        def leaf(scale: bool, factor: float, u: jax.Array, p: jax.Array) -> Any:
+        def leaf(
+            scale: bool, factor: float, u: jax.Array, p: jax.Array, length: Any, weight: Any
+        ) -> Any:
             if not scale and factor == 0:
                 return u, one
-            u, p = numerics.widen(u), numerics.widen(p)
             rate = step["weight_decay"] * factor if factor else None
-            decayed = u if rate is None else lax.add(u, numerics.scaled(rate, p))
+            decayed = numerics.widen(u)
+            if rate is not None:
+                decayed = lax.add(decayed, numerics.scaled(rate, numerics.widen(p)))
             if not scale:
                 return decayed, one
-            weight, length = _norm(p), _norm(u)
             if rate is not None:
-                length = length.plus(rate, weight)
+                length = length + rate * weight
             found = ratio(weight, length, step)
             return numerics.scaled(found, decayed), found
 
@@ -142,7 +144,13 @@ def scale_by_trust_ratio(
         factors = jax.tree.map(lambda _: 0.0, scaled)
         if weight_decay is not None:
             factors = decay_factors(weight_decay_mask, rules, step.params)
-        both = jax.tree.map(leaf, scaled, factors, flow, step.params)
+        some, theirs = (
+            jax.tree.map(lambda scale, x: x if scale else None, scaled, tree)
+            for tree in (flow, step.params)
+        )
+        lengths = norms_of_leaves(some, plain=step.in_sequence)
+        weights = norms_of_leaves(theirs)
+        both = jax.tree.map(leaf, scaled, factors, flow, step.params, lengths, weights)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
         step.facts.leaf_scalars = masks.show(ratios, scaled)
         return moved, state
@@ -157,22 +165,3 @@ def scale_by_trust_ratio(
         needs_params=True,
         reduces=True,
     )
-
-
-class _Norm(NamedTuple):
-    """The norm of a leaf: a size that is safe to divide by, and whether it is above 0."""
-
-    size: jax.Array
-    positive: jax.Array
-
-    def at_least(self, bound: jax.Array) -> _Norm:
-        return _Norm(lax.max(self.size, bound), self.positive | (bound > 0))
-
-    def plus(self, factor: jax.Array, other: _Norm) -> _Norm:
-        positive = self.positive | (other.positive & (factor > 0))
-        return _Norm(self.size + factor * other.size, positive)
-
-
-def _norm(x: jax.Array) -> _Norm:
-    square = square_norm(x)
-    return _Norm(numerics.root(square), square > 0)

@@ -20,23 +20,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, length, nonnegative
-from adamw_jax._core.gradients import norm_of_tree, square_norm_of_tree
+from adamw_jax._core.gradients import norm_of_tree, norms_of_leaves
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 
 _FLOOR = 1e-10
-
-
-def global_norm(tree: Tree) -> jax.Array:
-    """The Euclidean norm over all leaves, in the default float dtype; 0 for an empty tree."""
-    return numerics.root(square_norm_of_tree(tree))
 
 
 def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
@@ -55,9 +49,8 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        one = jnp.ones([], numerics.default_float())
-        factor = lax.min(one, step["max_grad_norm"] / (norm_of_tree(gradient) + step["clip_eps"]))
-        return _times(factor, gradient), state
+        most, length = step["max_grad_norm"], norm_of_tree(gradient) + step["clip_eps"]
+        return _times(most / numerics.nonzero(lax.max(length, most)), gradient), state
 
     declare(eps=nonnegative(eps))
     # A name of its own: that of precondition's eps stays when a clip is put before it.
@@ -90,11 +83,11 @@ def clip_step(
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         longest = step["max_step"]
 
-        def shortened(tree: Tree) -> Tree:
-            length = step["learning_rate"] * (global_norm(tree) + _FLOOR)
-            return _times(longest / numerics.nonzero(lax.max(length, longest)), tree)
+        def factor(norm: jax.Array) -> jax.Array:
+            length = step["learning_rate"] * (norm + _FLOOR)
+            return longest / numerics.nonzero(lax.max(length, longest))
 
-        return _over(per_leaf, shortened, direction), state
+        return _scaled_by_norm(per_leaf, factor, direction), state
 
     declared = declare(learning_rate=length(learning_rate), max_step=bound(max_step))
     return stage(
@@ -116,18 +109,17 @@ def normalize(*, per_leaf: bool = False) -> Stage:
     """
     switch("per_leaf", per_leaf)
 
-    def normalized(tree: Tree) -> Tree:
-        return _times(1.0 / (global_norm(tree) + _FLOOR), tree)
-
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         del step
-        return _over(per_leaf, normalized, direction), state
+        return _scaled_by_norm(per_leaf, lambda norm: 1.0 / (norm + _FLOOR), direction), state
 
     return stage("normalize", Kind.DIRECTION, Kind.DIRECTION, apply)
 
 
-def _over(per_leaf: bool, change: Callable[[Tree], Tree], tree: Tree) -> Tree:
-    return jax.tree.map(change, tree) if per_leaf else change(tree)
+def _scaled_by_norm(per_leaf: bool, factor: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
+    if not per_leaf:
+        return _times(factor(norm_of_tree(tree)), tree)
+    return jax.tree.map(lambda norm, x: _times(factor(norm), x), norms_of_leaves(tree), tree)
 
 
 def _times(factor: jax.Array, tree: Tree) -> Tree:

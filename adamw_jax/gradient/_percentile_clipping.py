@@ -31,7 +31,7 @@ from adamw_jax._core.checks import number, switch, whole_number
 from adamw_jax._core.gradients import (
     check_floating,
     check_gradient,
-    norm_of_tree,
+    norms_of_groups,
     square_norm_of_tree,
 )
 from adamw_jax._core.stage import Kind, Stage, Step, increment, stage
@@ -94,7 +94,7 @@ def percentile_clipping(
         _check_rows(len(now), state)
         seen = increment(state.seen)
         squares, limits = _recorded(jnp.stack(now), state.squares, seen)
-        norms = [norm_of_tree(group) for group in groups]
+        norms = norms_of_groups(groups)
         factors = list(map(_factor, now, norms, limits))
         factors = factors * (len(leaves) // len(factors))
         clipped = [
@@ -123,7 +123,7 @@ def _factor(square: jax.Array, norm: jax.Array, limit: jax.Array) -> jax.Array:
 
     Without a norm before there is no limit.
     """
-    factor = numerics.root(limit) / norm
+    factor = numerics.root(limit) / numerics.nonzero(norm)
     return jnp.where((square > limit) & (limit > 0), factor, jnp.ones_like(factor))
 
 

@@ -39,7 +39,8 @@ def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
       algorithm: ``"sgd"`` for the Euclidean norm, ``"adam"`` for the sum of magnitudes.
 
     Returns:
-      A scalar of the default float dtype; the Euclidean norm is never quite 0.
+      A scalar of the default float dtype; the Euclidean norm is never quite
+      0, and infinite where its square overflows, by which the search skips the step.
 
     Raises:
       ValueError: the algorithm is none of these.

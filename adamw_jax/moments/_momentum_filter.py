@@ -207,6 +207,8 @@ def momentum_filter(
         else:
             newest = numerics.root(_square_distance(average, before)) / _number(params)
             drift = (1.0 - SHARE) * state.drift + SHARE * newest
+        # Overflowed, it says nothing. (A norm that scales first would write the difference out.)
+        drift = lax.select(jnp.isinf(drift), state.drift, drift)
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
         shares = decay_shares(o.mask, rules, step.params, step)

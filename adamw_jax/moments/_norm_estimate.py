@@ -24,7 +24,12 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
-from adamw_jax._core.gradients import check_floating, check_gradient, square_norm_of_tree
+from adamw_jax._core.gradients import (
+    check_floating,
+    check_gradient,
+    norm_of_tree,
+    square_norm_of_tree,
+)
 from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
@@ -72,13 +77,16 @@ def scale_by_norm_estimate(
         gradient: Tree, state: NormEstimateState, step: Step
     ) -> tuple[Tree, NormEstimateState]:
         check_gradient(gradient, step.params)
-        now, beta = square_norm_of_tree(gradient), step["beta"]
-        before = lax.select(state.square == 0, now, state.square)  # nothing seen, or a restart
+        now, norm, beta = square_norm_of_tree(gradient), norm_of_tree(gradient), step["beta"]
+        empty = state.square == 0  # nothing seen, or a restart
+        before = lax.select(empty, now, state.square)
         after = beta * before + (1.0 - beta) * now
-        # The root is never 0: zero gradients give zeros also without a floor.
-        square = before if use_previous else after
-        factor = 1.0 / (numerics.root(square) + step["floor"])
-        step.facts.step_size = lax.select(square > 0, factor, jnp.zeros_like(factor))
+        length = lax.select(empty, norm, numerics.root(state.square))
+        if not use_previous:
+            # Unlike the root of the sum of squares, hypot does not overflow.
+            length = jnp.hypot(jnp.sqrt(beta) * length, jnp.sqrt(1.0 - beta) * norm)
+        factor = 1.0 / numerics.nonzero(length + step["floor"])
+        step.facts.step_size = lax.select(length > 0, factor, jnp.zeros_like(factor))
         direction = jax.tree.map(lambda g: numerics.scaled(factor, numerics.widen(g)), gradient)
         return direction, NormEstimateState(lax.select(lax.is_finite(now), after, state.square))
 
