@@ -178,7 +178,7 @@ def test_foreign_state_that_depends_on_the_tree() -> None:
     assert_close(run(ours, *arguments)[0], run(theirs, *arguments)[0])
     state = ours.init(sample_params())
     stages = {name: kept for name, kept in state.stages.items() if name != "masked"}
-    with pytest.raises(ValueError, match="the state has no place for 'masked'"):
+    with pytest.raises(ValueError, match="the state has no entry for 'masked'"):
         ours.update(at(sample_gradients(1), 0), state._replace(stages=stages), sample_params())
 
 
