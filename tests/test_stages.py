@@ -500,7 +500,7 @@ def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> Non
     state = set_hyperparams(ranged("gamma", 0.5, real).init(params), gamma=-1.0)
     tx = ranged("gamma", 0.5, fraction)
     for use in (tx.update, lambda g, s, p: migrate_state(s, tx, p)):
-        with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, and must be a number in"):
+        with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, but must be a number in"):
             use(params, state, params)
 
 

@@ -40,7 +40,7 @@ def filled(kind: Any, given: Mapping[str, Any], **own: Any) -> dict[str, Any]:
     """Return all keywords of a ``TypedDict`` by name, with defaults for those not given."""
     defaults = {name: option.default for name, option in options_of(kind).items()}
     if unknown := sorted({*given, *own} - {*defaults}):
-        raise TypeError(f"there is no argument {unknown[0]!r}; there are {sorted(defaults)}.")
+        raise TypeError(f"unknown argument {unknown[0]!r}; the keywords are {sorted(defaults)}.")
     return {**defaults, **given, **own}
 
 

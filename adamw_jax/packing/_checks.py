@@ -88,6 +88,6 @@ def _check_alike(found: dict[str, Any]) -> None:
                 "name or shape), so they cannot share a buffer. Pack only the part that treats "
                 "them alike, optax.chain(pack_small_leaves(optax.scale_by_adam()), "
                 "optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(1e-3)), or "
-                "each part of optax.partition by itself, or use an optimizer of adamw_jax, which "
-                "applies masks outside the packed part."
+                "each part of optax.partition in its own pack_small_leaves, or use an optimizer of "
+                "adamw_jax, which applies masks outside the packed part."
             )

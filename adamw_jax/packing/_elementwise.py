@@ -107,7 +107,7 @@ def _programs(
     found: list[list[Hashable]] = [[] for _ in trace.names]
     for place, result in zip(places, results, strict=True):
         if result.leaf != place.leaf and result.leaf is not None:
-            trace.refuse(result.leaf, "it changes a value that other leaves read")
+            trace.refuse(result.leaf, "its values go to another leaf or to shared state")
         if place.leaf is not None:
             found[place.leaf].append((place.expression, result.expression))
     return [tuple(program) for program in found]

@@ -29,7 +29,7 @@ from adamw_jax._core import boxes, numerics
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like, is_encoded
 from adamw_jax._core.stage import TAILS, transformation
-from adamw_jax._core.state import ComposeState, Hyperparams, find, is_hyperparams, hyperparams_in
+from adamw_jax._core.state import ComposeState, Hyperparams, find, hyperparams_in, is_hyperparams
 
 State = Any
 Path = tuple[str, ...]

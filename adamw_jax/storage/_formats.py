@@ -88,7 +88,7 @@ def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
 
 
 def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
-    """Store arrays as e4m3 floats with a scale per block, 1.016 bytes per value; ``"float8"``.
+    """Store e4m3 floats with a scale per block, 1.016 bytes per value; ``storage="float8"``.
 
     A positive second moment is never rounded to 0.
 
