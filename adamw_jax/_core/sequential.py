@@ -286,7 +286,7 @@ def _first(x: jax.Array) -> jax.Array:
 
 
 def _always() -> jax.Array:
-    """Return True, but so that XLA does not know it before it has scheduled the program."""
+    """Return True as a value that XLA does not know before it has scheduled the program."""
     return lax.optimization_barrier(jnp.bool_(True))
 
 

@@ -208,7 +208,7 @@ def _path(path: tuple[Any, ...]) -> Path:
 
 
 def _matched(old: list[Path], new: list[Path]) -> Any:
-    """Return a function from paths of the new state to those of the old one, or None."""
+    """Return a function from paths of the new state to matching paths of the old one."""
     if len(old) == len(new) == 1:
         roots = {new[0]: old[0]}
     elif set(old) == set(new):
