@@ -1,4 +1,4 @@
-"""What a stage of your own needs: see the page "A stage of your own"."""
+"""The interface for stages of your own; see the page "A stage of your own"."""
 
 from adamw_jax._core.declare import (
     Domain,

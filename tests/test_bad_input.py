@@ -359,7 +359,7 @@ def test_names_of_hyperparameters() -> None:
         set_hyperparams(state, learning_rat=0.1)
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'l2', the state has \['b1'"):
         clear_hyperparams(state, "l2")
-    with pytest.raises(ValueError, match=r"no live hyperparameters in this state"):
+    with pytest.raises(ValueError, match=r"no hyperparameters in this state"):
         hyperparams(optax.adam(0.1).init(sample_params()))
 
 

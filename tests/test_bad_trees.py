@@ -187,7 +187,7 @@ def test_leaves_without_a_gradient(entry: Entry) -> None:
 def test_states_of_something_else(entry: Entry) -> None:
     """Another optimizer's state, an untyped one, or another recipe's."""
     tx, params, gradient = entry.make(), sample_params(), at(sample_gradients(), 0)
-    with pytest.raises(TypeError, match=r"not the ComposeState that init of this recipe gives"):
+    with pytest.raises(TypeError, match=r"not the ComposeState that init of this recipe returns"):
         tx.update(gradient, optax.adam(0.1).init(params), params)
     untyped = tx.init(params)._asdict()
     with pytest.raises(TypeError, match=r"the state is a dict.*restore into tx.init\(params\)"):

@@ -105,7 +105,7 @@ def test_the_recipes_of_a_partition(labels: tuple[str, str]) -> None:
     params, state = trained(parts(("x", "y")), range(4))
     new = parts(labels, l2=0.0)
     if labels == ("x", "z"):
-        with pytest.raises(ValueError, match=r"recipes of saved are at .*x.*y.*keep its labels"):
+        with pytest.raises(ValueError, match=r"recipes of saved are at .*x.*y.*keep the labels"):
             aj.migrate_state(state, new, params)
         return
     moved, _ = aj.migrate_state(state, new, params)
@@ -217,7 +217,7 @@ def test_what_stands_beside_a_recipe_goes_to_optax_with_it() -> None:
     got = aj.to_optax(state, theirs, params)
     assert (int(got.mini_step), int(got.gradient_step)) == (2, 1)
     assert_equal(got.acc_grads, state.acc_grads)
-    with pytest.raises(ValueError, match=r"no place for 'acc_grads/.*beside the recipe"):
+    with pytest.raises(ValueError, match=r"no place for 'acc_grads/.*outside the recipe"):
         aj.to_optax(state, optax.adam(0.1), params)
 
 
@@ -248,7 +248,7 @@ def test_another_optimizer_s_moments_are_not_taken_for_its_own(old: str) -> None
         if SAME[old] != SAME[new]:
             with pytest.raises(ValueError, match="does not fit the new recipe"):
                 aj.migrate_state(saved, tx, params)
-            with pytest.raises(ValueError, match=r"belongs to another|no place"):
+            with pytest.raises(ValueError, match=r"belongs to another|no entry"):
                 tx.update(params, saved, params)
 
 
@@ -294,7 +294,7 @@ def test_another_float_width_is_converted(entry: Entry) -> None:
 def test_another_float_width_is_named_outside_a_recipe_too(tx: Any) -> None:
     params = {"w": jnp.ones(3)}
     state = tx.init(params)
-    with jax.enable_x64(True), pytest.raises(ValueError, match=r"made for float32.*float64 now"):
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"made for float32.*float64"):
         tx.update(params, state, params)
 
 

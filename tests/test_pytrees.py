@@ -380,7 +380,7 @@ def _updates_of(tx: Any, params: Any, gradient: Any) -> Any:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a leaf less": (
         lambda p: {"a": p["a"]},
-        r"structure of the parameters in params: .*\['b'\].*Give the parameters that the gradients",
+        r"structure of the parameters in params: .*\['b'\].*Give the parameters that belong",
     ),
     "other names": (
         lambda p: {"a": p["a"], "c": p["b"]},

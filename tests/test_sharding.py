@@ -184,7 +184,7 @@ def test_what_is_no_sharding_is_refused() -> None:
     params = {"w": jnp.ones((16, 4))}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     some = {"w": NamedSharding(mesh, P()), "b": None}
-    with pytest.raises(TypeError, match=r"got None: give .* NamedSharding\(mesh, PartitionSpec"):
+    with pytest.raises(TypeError, match=r"got None: .* give NamedSharding\(mesh, PartitionSpec"):
         aj.state_shardings(optax.adam(0.1), {**params, "b": jnp.ones(4)}, some)
     with pytest.raises(ValueError, match="shardings does not fit params"):
         aj.state_shardings(optax.adam(0.1), params, {"v": NamedSharding(mesh, P())})
@@ -192,5 +192,5 @@ def test_what_is_no_sharding_is_refused() -> None:
         aj.state_shardings(optax.adam(0.1), params, P("data"))
     with pytest.raises(TypeError, match="tx must be an optax transformation"):
         aj.state_shardings(optax.adam, params, P("data"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shardings must tell the mesh"):
+    with pytest.raises(ValueError, match="shardings is empty"):
         aj.state_shardings(optax.adam(0.1), {}, {})

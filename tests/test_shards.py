@@ -21,7 +21,7 @@ pytestmark = pytest.mark.devices
 SPECS = {"bias": P("fsdp"), "kernel": P("fsdp"), "scale": P()}
 SHAPES = {"bias": (8,), "kernel": (16, 12), "scale": ()}
 DECLARE = r"compose\(tx, norm_axes='fsdp'\).*compose\(tx, norm_axes=\(\)\)"
-WHOLE = "needs whole arrays, and one of shape .* call the update outside"
+WHOLE = "needs whole arrays, but one of shape .* call the update outside"
 
 
 def arrays(seed: int) -> Any:
@@ -182,7 +182,7 @@ def test_stacked_layers_are_refused() -> None:
 def test_axes_that_are_not_there() -> None:
     params = arrays(0)
     tx = summed(aj.lamb(0.1))
-    with pytest.raises(ValueError, match="norm_axes names 'fsdp', which is no axis"):
+    with pytest.raises(ValueError, match="norm_axes names 'fsdp', which is not an axis"):
         tx.update(params, tx.init(params), params)
     with pytest.raises(TypeError, match="norm_axes must be names of mesh axes or None, got"):
         aj.compose(aj.lamb(0.1), norm_axes=(0,))  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def test_foreign_state_that_depends_on_the_tree() -> None:
     assert_close(run(ours, *arguments)[0], run(theirs, *arguments)[0])
     state = ours.init(sample_params())
     stages = {name: kept for name, kept in state.stages.items() if name != "masked"}
-    with pytest.raises(ValueError, match="the state has no place for 'masked'"):
+    with pytest.raises(ValueError, match="the state has no entry for 'masked'"):
         ours.update(at(sample_gradients(1), 0), state._replace(stages=stages), sample_params())
 
 
@@ -500,7 +500,7 @@ def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> Non
     state = set_hyperparams(ranged("gamma", 0.5, real).init(params), gamma=-1.0)
     tx = ranged("gamma", 0.5, fraction)
     for use in (tx.update, lambda g, s, p: migrate_state(s, tx, p)):
-        with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, and must be a number in"):
+        with pytest.raises(ValueError, match=r"gamma is pinned to -1.0, but must be a number in"):
             use(params, state, params)
 
 

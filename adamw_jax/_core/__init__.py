@@ -1,1 +1,1 @@
-"""What every room builds on: recipes, stages, hyperparameters, masks, precision. Private."""
+"""The base of all packages: recipes, stages, hyperparameters, masks, precision. Private."""

@@ -1,9 +1,9 @@
 """Blocks: the parts of an array that share one scale.
 
-By ``"rows"`` a block is a piece of the last axis, so that an array sharded over other axes, or over
-the last in whole blocks, is encoded without a word between devices. By ``"flat"`` it is a piece of
-the array in C order, as in bitsandbytes; the two agree where the last axis is a multiple of the
-block. The last block of a row may be short.
+With ``order="rows"`` a block is a piece of the last axis. An array that is sharded over other axes,
+or over the last in whole blocks, is then encoded without communication. With ``"flat"`` a block is
+a piece of the array in C order, as in bitsandbytes. The two agree if the last axis is a multiple of
+the block size. The last block of a row may be short.
 
 >>> import jax.numpy as jnp
 >>> Blocks(2).split(jnp.arange(3.0))
@@ -24,10 +24,10 @@ ORDERS = ("rows", "flat")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How an array is cut into blocks.
+    """The rule that cuts an array into blocks.
 
     Attributes:
-      size: elements of a block; None for a whole row.
+      size: elements per block; None for a whole row.
       order: ``"rows"`` or ``"flat"``.
     """
 
@@ -36,11 +36,11 @@ class Blocks:
 
     @property
     def name(self) -> str:
-        """What a stored state calls it."""
+        """The name in checkpoints."""
         return f"{self.order}{'' if self.size is None else self.size}"
 
     def split(self, x: jax.Array) -> jax.Array:
-        """``(..., elements) -> (..., blocks, elements of a block)``, short blocks filled with 0."""
+        """Reshape ``(..., elements)`` to ``(..., blocks, size)``; pad short blocks with 0."""
         rows = x.reshape(self._rows(x.shape))
         size = self._length(rows.shape[-1])
         if short := -rows.shape[-1] % size:
@@ -48,19 +48,19 @@ class Blocks:
         return rows.reshape(*rows.shape[:-1], rows.shape[-1] // size, size)
 
     def join(self, blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The array of ``shape`` that was split."""
+        """Undo ``split`` and return the array of ``shape``."""
         *leading, length = self._rows(shape)
         rows = blocks.reshape(*leading, blocks.shape[-2] * blocks.shape[-1])
         return rows[..., :length].reshape(shape)
 
     def are_whole(self, shape: tuple[int, ...], shard: tuple[int, ...], step: int) -> bool:
-        """Whether pieces of ``shard`` of an array hold whole blocks, and whole runs of ``step``."""
+        """Return whether shards hold whole blocks, and elements in multiples of ``step``."""
         if self.order == "flat":
             cut = next(axis for axis, size in enumerate(shard) if size != shape[axis])
             in_order = math.prod(shard[:cut]) == 1 and shard[cut + 1 :] == shape[cut + 1 :]
             held, size = math.prod(shard), self._length(math.prod(shape))
             return in_order and held % math.lcm(size if self.size else 1, step) == 0
-        held, row = shard[-1], shape[-1]  # a row that is one block may be cut: codes stay
+        held, row = shard[-1], shape[-1]  # one block per row may be cut: codes do not change
         return held == row or held % math.lcm(self._length(row) if self.size else 1, step) == 0
 
     def _rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:

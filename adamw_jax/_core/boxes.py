@@ -1,7 +1,7 @@
-"""States in the boxes of Flax, taken out of them and put back.
+"""Put states into the boxes of Flax.
 
-``nnx.Optimizer`` keeps a box around every array of a state. What reads or rewrites a state works
-on the arrays, and gives back boxes where it was given some.
+``nnx.Optimizer`` keeps a box around every array of a state. Functions that rewrite a state work on
+the arrays, and return boxes if they were given some.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ Tree = Any
 
 
 def has_boxes(tree: Tree) -> bool:
-    """Whether any array of a tree is in a box."""
+    """Return whether any array of a tree is in a box."""
     return any(map(numerics.is_box, jax.tree.leaves(tree, is_leaf=numerics.is_box)))
 
 
 def boxed(state: Tree, tx: optax.GradientTransformation, params: Tree, like: Tree) -> Tree:
-    """A plain state of ``tx`` in the boxes that it would have had.
+    """Put a state of ``tx`` without boxes into the boxes that ``like`` and ``params`` imply.
 
     Args:
-      state: arrays without boxes.
+      state: a state of arrays without boxes.
       tx: the transformation.
-      params: in boxes, or not.
-      like: a state whose boxes tell whether those of ``nnx.Optimizer`` are wanted.
+      params: the parameters, in boxes or not.
+      like: a state; if it is that of ``nnx.Optimizer``, so is the result.
     """
     if not has_boxes(like) and not has_boxes(params):
         return state
-    places = jax.eval_shape(tx.init, params)  # in the boxes of the parameters, if they have some
+    places = jax.eval_shape(tx.init, params)  # in the boxes of the parameters, if any
     state = jax.tree.unflatten(jax.tree.structure(places), jax.tree.leaves(state))
     if not any(hasattr(box, "get_value") for box in _boxes(like)):
         return state

@@ -1,4 +1,4 @@
-"""Checks of arguments that are fixed when a transformation or schedule is made.
+"""Checks of arguments whose values are known when a transformation or schedule is made.
 
 >>> positive_steps("total_steps", 100.0)
 100
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-LAST_COUNT = 2**31 - 1  # of a counter in int32, which saturates there
+LAST_COUNT = 2**31 - 1  # int32 counters saturate there
 
 
 def number(
@@ -26,11 +26,7 @@ def number(
     below: float = math.inf,
     most: float = math.inf,
 ) -> float:
-    """``value`` as a float with above < value < below and least <= value <= most.
-
-    Raises:
-      ValueError: it is not a number in that range, known when the schedule is made.
-    """
+    """Return ``value`` as a float with above < value < below and least <= value <= most."""
     try:
         found = float(value)
     except (TypeError, ValueError):
@@ -46,11 +42,7 @@ def number(
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int.
-
-    Raises:
-      ValueError: it is not a whole number from ``least`` up.
-    """
+    """Return ``value`` as an int; raise unless it is a whole number >= ``least``."""
     integral = isinstance(value, (int, float, np.integer)) and not isinstance(value, bool)
     if not integral or not math.isfinite(value) or int(value) != value or value < least:
         injected = isinstance(value, jax.Array)
@@ -60,11 +52,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def positive_steps(name: str, steps: Any) -> int:
-    """``steps`` as an int.
-
-    Raises:
-      ValueError: it is not a whole number of steps, at least one and at most int32's largest.
-    """
+    """Return ``steps`` as an int; raise unless it is a whole number from 1 to 2**31 - 1."""
     try:
         found = float(steps)
     except (TypeError, ValueError):
@@ -75,12 +63,12 @@ def positive_steps(name: str, steps: Any) -> int:
 
 
 def one_of(name: str, value: Any, names: tuple[str, ...]) -> None:
-    """Raises ``ValueError`` unless ``value`` is one of ``names``."""
+    """Raise ``ValueError`` unless ``value`` is one of ``names``."""
     if value not in names:
         raise ValueError(f"{name} must be one of {names}, got {value!r}.")
 
 
 def switch(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless ``value`` is True or False."""
+    """Raise ``ValueError`` unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}.")

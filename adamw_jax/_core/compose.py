@@ -1,8 +1,8 @@
 """``compose``: a list of stages becomes one optax transformation.
 
-It checks at construction that the kinds fit (gradient -> moments -> direction -> update), keeps
-state by stage name with no slot for stateless stages, and keeps one record of live
-hyperparameters. Inside ``optax.chain`` a composed recipe is one entry.
+It checks at construction that the kinds fit (gradient -> moments -> direction -> update). It keeps
+the state of each stage under the name of the stage, and the hyperparameters of all stages in one
+record. A composed recipe is one entry in ``optax.chain``.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import (correct_bias, ema, ema_of_squares, estimate_moments, precondition,
@@ -50,13 +50,13 @@ from adamw_jax._core.stage import (
     stage_of,
     transformation,
 )
-from adamw_jax._core.state import ComposeState, Hyperparams, check_live, check_owners
+from adamw_jax._core.state import ComposeState, Hyperparams, check_hyperparams, check_owners
 
 Tree = Any
 
 
 class Recipe(NamedTuple):
-    """What ``compose`` makes a transformation of."""
+    """The checked arguments of ``compose``."""
 
     specs: tuple[Spec, ...]
     hyperparams: Mapping[str, Hyperparameter]
@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
 
 
 class Composed(Declared):
-    """The transformation ``compose`` returns: an optax one that tells what it is made of.
+    """The optax transformation that ``compose`` returns, with its stages and options.
 
     Attributes:
       init: ``params -> state``, a ``ComposeState``.
@@ -95,7 +95,7 @@ class Composed(Declared):
 
     @property
     def sequential(self) -> bool | None:
-        """Whether a step runs one leaf after the other; None for on a CPU."""
+        """Whether a step runs one leaf after the other; None: only on a CPU."""
         return self.declaration.sequential
 
 
@@ -105,34 +105,34 @@ def compose(
     norm_axes: str | Sequence[str] | None = None,
     sequential: bool | None = None,
 ) -> Composed:
-    """Runs stages one after the other, with one step count and one record of hyperparameters.
+    """Run stages one after the other, with one step count and one record of hyperparameters.
 
     Args:
-      *stages: stages of this library, composed recipes (their stages are spliced in), other optax
-        transformations (they keep the kind that flows through, and may not stand between moments
-        stages), or pairs ``(name, transformation)``. None is dropped, so that an optional stage
-        reads ``amsgrad_max() if amsgrad else None``.
+      *stages: stages of this library, composed recipes (their stages are inserted here), other
+        optax transformations (the output has the kind of the input; not allowed between stages on
+        moments), or pairs ``(name, transformation)``. None is dropped, so that an optional stage
+        can be written ``amsgrad_max() if amsgrad else None``.
       frozen: mask of the leaves that do not move and have no state (see ``decoupled_decay`` for the
         forms of a mask); None for no leaf.
-      norm_axes: for an update inside ``jax.shard_map``, the names of the mesh axes along which
-        parameters are sharded: norms and means over a leaf or the tree are summed over those of
-        them along which the leaf varies, as its type tells (with ``check_vma=False`` no type does,
-        and every leaf is taken for a shard along all of them). ``()`` where every device trains a
-        model of its own. None for neither: then a stage that takes a norm of a shard raises an
-        error, where types tell that it is one. It also holds for the recipes, wrappers and stages
-        inside, but not for norms that optax takes itself.
-      sequential: whether a compiled step runs one leaf after the other where that bounds its
-        scratch (trust ratios, clipping by leaf, delayed moments, encoded state); the values are the
-        same. None for on a CPU only: no gain is known elsewhere.
+      norm_axes: for an update inside ``jax.shard_map``: the names of the mesh axes along which
+        parameters are sharded. Norms and means over a leaf or the tree are then summed over these
+        axes, for each leaf over those along which its type varies. With ``check_vma=False`` types
+        do not show this, and every leaf counts as a shard along all of them. Give ``()`` if every
+        device trains its own model. None: a stage that needs the norm of a shard raises an error,
+        if types show that it is a shard. The choice also holds for recipes, wrappers and stages
+        inside, but not for norms that optax computes.
+      sequential: whether a compiled step runs one leaf after the other if this limits the scratch
+        memory to that of one leaf (trust ratios, clipping by leaf, delayed moments, encoded state).
+        The values are the same. None: only on a CPU, since no gain is known elsewhere.
 
     Returns:
-      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. A hyperparameter that
-      several stages have is ``stage.name`` in it; a learning rate that is given to several is one.
+      A ``GradientTransformationExtraArgs``. Its state is a ``ComposeState``. If several stages have
+      a hyperparameter of the same name, each is called ``stage.name`` there; a learning rate that
+      all of them share keeps its name.
 
     Raises:
-      TypeError: something is neither a stage nor an optax transformation.
-      ValueError: the kinds do not fit, two stages with state or hyperparameters have one name, or
-        (in ``init``) two Lookaheads have one parameter.
+      ValueError: the kinds do not fit, two stages with state or hyperparameters have the same name,
+        or (in ``init``) two Lookaheads have the same parameter.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     check_kinds(specs)
@@ -143,7 +143,7 @@ def compose(
     sequential = _sequential_of(stages, sequential)
     stores = [spec.storage.sequential for spec in specs if spec.storage is not None]
     store_sequential = next((choice for choice in stores if choice is not None), None)
-    reduces = any(spec.reduces for spec in specs[1:])  # the first reads arrays that are there
+    reduces = any(spec.reduces for spec in specs[1:])  # the input of the first exists already
 
     def init(params: Tree) -> ComposeState:
         whole = params = numerics.as_arrays(params)
@@ -170,9 +170,9 @@ def compose(
         updates, params = entering(updates, params)
         check_widths(state, specs, updates)
         with step_of(norm_axes, updates, params), switched(sequential):
-            return moving_ones(updates, state, params, extra)
+            return without_frozen(updates, state, params, extra)
 
-    def moving_ones(
+    def without_frozen(
         updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]
     ) -> tuple[Tree, ComposeState]:
         if frozen is not None:
@@ -196,7 +196,7 @@ def compose(
     def decode(state: ComposeState) -> ComposeState:
         memories = dict(state.stages)
         for spec in specs:
-            if spec.storage is not None:  # a transformation from elsewhere opens its own
+            if spec.storage is not None:  # a foreign transformation decodes its own
                 memories[spec.name] = decode_state(memories[spec.name])
         return state._replace(stages=memories)
 
@@ -211,8 +211,8 @@ def compose(
     def through_stages(
         updates: Tree, state: ComposeState, params: Tree | None, extra: Any, *, in_sequence: bool
     ) -> tuple[Tree, ComposeState, Tree]:
-        live = live_at(state.hyperparams, state.count, declared)
-        values = {name: live.value(name) for name in declared}
+        used = live_at(state.hyperparams, state.count, declared)
+        values = {name: used.value(name) for name in declared}
         flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
         for spec, own in zip(specs, names, strict=True):
             if spec.needs_params:
@@ -231,14 +231,14 @@ def compose(
                         with jax.named_scope(early.name):
                             memory = early.write_after_read(memories[early.name], flow, step)
                         memories[early.name] = memory
-        new_state = ComposeState(increment(state.count), live, memories)
+        new_state = ComposeState(increment(state.count), used, memories)
         return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
 
     return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
 
 
 def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:
-    """Other stages, with what else ``compose`` was told for a recipe."""
+    """Compose other stages with the options of a recipe."""
     return compose(
         *map(stage_of, specs),
         frozen=recipe.frozen,
@@ -268,14 +268,14 @@ def _sequential_of(stages: tuple[Any, ...], sequential: bool | None) -> bool | N
     given = {entry.sequential for entry in _recipes_in(stages)} - {None}
     if len(given) > 1:
         raise ValueError(
-            "recipes in one compose() have sequential=True and sequential=False: give it to "
-            "compose()."
+            "recipes in one compose() have sequential=True and sequential=False: give sequential= "
+            "to compose()."
         )
     return given.pop() if given else None
 
 
 def _recipes_in(stages: tuple[Any, ...]) -> list[Composed]:
-    # A transformation is a tuple, too; only (name, transformation) is meant.
+    # A transformation is a tuple, too: look only into pairs (name, transformation).
     inner = [entry[1] if type(entry) is tuple and len(entry) == 2 else entry for entry in stages]
     return [entry for entry in inner if isinstance(entry, Composed)]
 
@@ -312,7 +312,7 @@ def _specs_of(entry: Any) -> tuple[Spec, ...]:
 
 
 def _name_of(tx: optax.GradientTransformation) -> str:
-    """The optax function that built ``tx``, by its closures: ``clip``, ``chain``, ``trace``."""
+    """Name the optax function that built ``tx``, from its closures: ``clip``, ``chain``, ..."""
     for function in (tx.update, tx.init):
         qualified = getattr(function, "__qualname__", "")
         if ".<locals>" in qualified:
@@ -321,7 +321,7 @@ def _name_of(tx: optax.GradientTransformation) -> str:
 
 
 def _foreign(name: str, inner: optax.GradientTransformationExtraArgs) -> Spec:
-    """An optax transformation as a stage that keeps the kind."""
+    """Declare an optax transformation as a stage whose output has the kind of its input."""
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         return inner.update(flow, state, step.params, **step.extra)
@@ -330,7 +330,7 @@ def _foreign(name: str, inner: optax.GradientTransformationExtraArgs) -> Spec:
 
 
 def _has_slot(spec: Spec, memory: Any) -> bool:
-    """Whether a stage has a state to keep; its ``init`` tells for a foreign one."""
+    """Return whether a stage has a state; for a foreign one, whether ``init`` made arrays."""
     foreign = spec.takes is None
     return bool(jax.tree.leaves(memory)) if foreign else spec.init is not None
 
@@ -341,24 +341,24 @@ def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) 
     memory = spec.init(flow if step.params is None else step.params)
     if jax.tree.leaves(memory):
         raise ValueError(
-            f"the state has no place for {spec.name!r}, which needs one on these parameters. Carry "
-            "it over with migrate_state(saved, tx, params)."
+            f"the state has no entry for {spec.name!r}, which needs one for these parameters. "
+            "Convert it with migrate_state(saved, tx, params)."
         )
     return memory
 
 
 def live_at(
-    live: Hyperparams | None, count: jax.Array, declared: Mapping[str, Hyperparameter]
+    old: Hyperparams | None, count: jax.Array, declared: Mapping[str, Hyperparameter]
 ) -> Hyperparams:
-    """The hyperparameters of the step to come: the code's, unless the user pinned a value."""
+    """Return the hyperparameters of the next step: pinned values, and the code's for the others."""
     names = sorted(declared)
     given = [declared[name].at(count) for name in names]
     code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
     domains = _domains(declared)
     injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
-    if live is None or not names:
+    if old is None or not names:
         return Hyperparams(domains, code, jnp.zeros(code.shape, jnp.bool_), injected)
-    return Hyperparams(domains, lax.select(live.pins, live.array, code), live.pins, injected)
+    return Hyperparams(domains, lax.select(old.pins, old.array, code), old.pins, injected)
 
 
 def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
@@ -368,29 +368,29 @@ def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
 def check_state(
     state: Any, declared: Mapping[str, Hyperparameter], specs: tuple[Spec, ...]
 ) -> None:
-    """Raises unless ``state`` is one of the recipe of these hyperparameters and stages."""
+    """Raise unless ``state`` belongs to the recipe of these hyperparameters and stages."""
     if not isinstance(state, ComposeState):
         raise TypeError(
             f"the state is a {type(state).__name__}, not the ComposeState that init of this recipe "
-            "gives; a checkpoint restored without a target loses its types: restore into "
+            "returns; a checkpoint restored without a target loses its types: restore into "
             "tx.init(params), or use migrate_state(saved, tx, params)."
         )
     expected = {spec.name for spec in specs if spec.init is not None and spec.takes is not None}
     foreign = {spec.name for spec in specs if spec.takes is None}
-    live = check_live(state.hyperparams)
-    if set(state.stages) - foreign != expected or live.names != tuple(sorted(declared)):
+    found = check_hyperparams(state.hyperparams)
+    if set(state.stages) - foreign != expected or found.names != tuple(sorted(declared)):
         raise ValueError(
             f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
-            f"hyperparameters {[*live.names]}, this recipe has {sorted(expected)} and "
-            f"{sorted(declared)}. Carry it over with migrate_state(saved, tx, params)."
+            f"hyperparameters {[*found.names]}, this recipe has {sorted(expected)} and "
+            f"{sorted(declared)}. Convert it with migrate_state(saved, tx, params)."
         )
-    live.check_pins(_domains(declared))
+    found.check_pins(_domains(declared))
 
 
 def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
-    """Raises where the scalars of a state were made for floats of another width."""
-    live = state.hyperparams
-    check_width("this recipe", [live.value(name) for name in live.names[:1]], gradient)
+    """Raise if scalars of a state have another float dtype than the present default."""
+    held = state.hyperparams
+    check_width("this recipe", [held.value(name) for name in held.names[:1]], gradient)
     for spec in specs:
         if spec.takes is not None:
             check_width(spec.name, state.stages.get(spec.name), gradient)

@@ -1,8 +1,8 @@
-"""What a hyperparameter may be, and the error when it is something else.
+"""Declare hyperparameters and check their values.
 
 A hyperparameter is a number, an array, a tracer, or a schedule: a function of the step count
-(0 at the first update). Concrete numbers are checked where the optimizer is built; tracers and
-the values of schedules cannot be, so that a schedule that gives a negative learning rate climbs.
+(0 at the first update). Concrete numbers are checked when the optimizer is built. Tracers and
+values of schedules cannot be checked: a schedule with a negative learning rate ascends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ScalarOrSchedule: TypeAlias = (
 
 
 class Schedules(Protocol):
-    """An object that carries several schedules, as ``one_cycle`` makes."""
+    """An object that holds several schedules, such as the result of ``one_cycle``."""
 
     @property
     def learning_rate(self) -> ScalarOrSchedule:
@@ -34,18 +34,18 @@ class Schedules(Protocol):
 
 
 LearningRate: TypeAlias = ScalarOrSchedule | Schedules
-"""What an optimizer takes as learning rate."""
+"""The types that an optimizer takes as learning rate."""
 
 
 class Domain(NamedTuple):
-    """The interval of numbers that a hyperparameter may be in; calling it on a value declares it.
+    """The interval of allowed values; call it on a value, and pass the result to ``declare``.
 
     Attributes:
       low: the lower end.
       high: the upper end.
-      brackets: ``"["`` where the lower end belongs to it, ``"]"`` where the upper end does.
-      infinite: whether infinity is a value, as that of a bound that bounds nothing.
-      remedy: what the error adds.
+      brackets: starts with ``"["`` if the lower end is allowed, ends with ``"]"`` if the upper is.
+      infinite: whether infinity is allowed, for a bound that may be switched off.
+      remedy: a sentence at the end of the error.
     """
 
     low: float = -math.inf
@@ -55,21 +55,21 @@ class Domain(NamedTuple):
     remedy: str = ""
 
     def __call__(self, value: ScalarOrSchedule) -> Ranged:
-        """The value with this range, for ``declare``."""
+        """Return the value with this range, for ``declare``."""
         return Ranged(value, self)
 
     def if_given(self, value: ScalarOrSchedule | None) -> Ranged | None:
-        """The same, or None for a value of None, which ``declare`` leaves out."""
+        """Do the same, but return None for None, which ``declare`` leaves out."""
         return None if value is None else self(value)
 
     def contains(self, x: float) -> bool:
-        """Whether a number lies inside, infinity aside."""
+        """Return whether a number is inside, without regard to ``infinite``."""
         above = x >= self.low if self.brackets[0] == "[" else x > self.low
         return above and (x <= self.high if self.brackets[1] == "]" else x < self.high)
 
     @property
     def words(self) -> str:
-        """What a value must be."""
+        """What a value must be, in words for an error."""
         if self.high < math.inf:
             return f"a number in {self.brackets[0]}{self.low:g}, {self.high:g}{self.brackets[1]}"
         if self.low > -math.inf:
@@ -78,7 +78,7 @@ class Domain(NamedTuple):
 
 
 class Ranged(NamedTuple):
-    """A value or schedule and the range it must be in."""
+    """A value or schedule, and its range."""
 
     value: ScalarOrSchedule
     domain: Domain
@@ -104,13 +104,13 @@ class Hyperparameter(NamedTuple):
     domain: Domain
 
     def at(self, count: jax.Array) -> jax.Array:
-        """The value at step ``count``, a scalar of the default float dtype."""
+        """Return the value at step ``count``, a scalar of the default float dtype."""
         if not callable(self.value):
             return numerics.scalar(self.value)
         return numerics.scalar(real_number(self.value(count), f"the schedule of {self.name} gave"))
 
     def same_as(self, other: Hyperparameter) -> bool:
-        """Whether both are one number or one schedule, so that two stages may share it."""
+        """Return whether both are the same number or schedule, so that stages can share it."""
         mine, theirs = self.value, other.value
         if isinstance(mine, (int, float)) and isinstance(theirs, (int, float)):
             return mine == theirs
@@ -118,7 +118,7 @@ class Hyperparameter(NamedTuple):
 
 
 def declare(**values: Ranged | None) -> dict[str, Hyperparameter]:
-    """Checked hyperparameters by name, each with the range that its value is given with.
+    """Check hyperparameters and return them by name; each value comes with its range.
 
     >>> declare(b1=decay_rate(1.5))
     Traceback (most recent call last):
@@ -128,7 +128,7 @@ def declare(**values: Ranged | None) -> dict[str, Hyperparameter]:
 
 
 def _checked(name: str, value: Any, domain: Domain) -> Hyperparameter:
-    """A hyperparameter whose value lies in its domain as far as that can be known now."""
+    """Make a hyperparameter; check its value as far as it is known now."""
     hyper = Hyperparameter(name, value, domain)
     if callable(value):
         return hyper
@@ -147,7 +147,7 @@ def _checked(name: str, value: Any, domain: Domain) -> Hyperparameter:
 
 
 def in_domain(value: Any, domain: Domain, expected: str) -> None:
-    """Raises where a concrete number is outside, also once it is rounded to the scalars' dtype."""
+    """Raise if a number is outside its range, also after rounding to the dtype of scalars."""
     concrete = float(value)
     if math.isnan(concrete) or not domain.contains(concrete):
         raise ValueError(f"{expected}, got {concrete!r}.{domain.remedy}")
@@ -164,23 +164,23 @@ def _check_array(name: str, value: Any, domain: Domain) -> None:
     if value.shape != ():
         raise ValueError(
             f"{name} must be a scalar, got an array of shape {value.shape}; to run several values "
-            "side by side, map the whole optimizer with jax.vmap."
+            "at once, map the whole optimizer with jax.vmap."
         )
     if jnp.issubdtype(value.dtype, jnp.complexfloating) or value.dtype == jnp.bool_:
         raise TypeError(f"{name} must be {domain.words}, got an array of dtype {value.dtype}.")
     narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
     if domain == decay_rate and narrow:
         raise TypeError(
-            f"{name} arrived as {value.dtype}, in which a decay rate near 1 rounds to 1 and stops "
+            f"{name} has dtype {value.dtype}, in which a decay rate near 1 rounds to 1 and stops "
             "the average. Pass it in float32; with optax.inject_hyperparams, give "
             "hyperparam_dtype=jnp.float32."
         )
 
 
 def real_number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
-    """``value`` if it is a real number or an array of the given shape, else an error.
+    """Return ``value`` if it is a real number, or an array that is a scalar or of ``shape``.
 
-    ``what`` begins the message: ``"learning_rate must be a number, got"``.
+    ``what`` is the beginning of the error: ``"learning_rate must be a number, got"``.
     """
     array = isinstance(value, (np.ndarray, np.generic, jax.Array))
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -194,7 +194,7 @@ def real_number(value: Any, what: str, shape: tuple[int, ...] = ()) -> Any:
 
 
 def storage_dtype(name: str, dtype: Any) -> Any:
-    """A floating storage dtype, or None, or the error that says what it must be."""
+    """Check the argument ``name``: a real floating-point dtype, or None."""
     if dtype is None:
         return None
     try:

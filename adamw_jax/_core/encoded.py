@@ -1,7 +1,7 @@
-"""An array of a state as it is stored: codes, scales, and the layout that tells what they mean.
+"""An encoded array of a state: codes, scales, and the layout that gives them their meaning.
 
-The names of its two children in a tree carry the layout, so that every checkpoint records it and
-one written with another block size or map is refused where it is restored.
+The names of its two children in a tree contain the layout. So every checkpoint records it, and a
+checkpoint with another block size or map is refused on restore.
 
 >>> import jax, jax.numpy as jnp
 >>> from adamw_jax.storage import eight_bit
@@ -30,14 +30,14 @@ from adamw_jax._core.numerics import leaf_name
 
 Tree = Any
 Noise = Callable[[int, jax.Array], jax.Array]
-"""By the number of an array in the state and itself, uniform numbers that round it by chance."""
+"""``(number of an array in the state, array) -> uniform numbers`` for stochastic rounding."""
 
 VERSION = 1
-"""Of the meaning of codes; a change of it makes older checkpoints unreadable, by name."""
+"""Version of the codes, part of the name; a new one makes older checkpoints unreadable."""
 
 
 class Codec(Protocol):
-    """A pure pair of functions between arrays and what is stored of them."""
+    """A pair of pure functions that encode and decode arrays."""
 
     @property
     def name(self) -> str:
@@ -50,27 +50,27 @@ class Codec(Protocol):
         ...
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """What is stored of ``x``; uniform ``noise`` in [0, 1) rounds stochastically."""
+        """Encode ``x``; uniform ``noise`` in [0, 1) rounds stochastically."""
         ...
 
     def decode(self, stored: Encoded) -> jax.Array:
-        """The array again, in the dtype that it had."""
+        """Return the array in its original dtype."""
         ...
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
-        """What one device holds whole, of an array with so many axes: blocks, codes to a byte."""
+        """Return blocks and codes per byte, which devices cannot split, for so many axes."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the codes of an array mean.
+    """The meaning of the codes of an array.
 
     Attributes:
       codec: the functions that wrote them.
-      shape: of the array where it was made: without axes that ``vmap`` adds, and of the whole array
-        inside ``shard_map``.
-      dtype: of the array.
+      shape: the shape of the array, without axes that ``vmap`` adds; inside ``shard_map`` that of
+        the whole array.
+      dtype: the dtype of the array.
     """
 
     codec: Codec
@@ -79,19 +79,19 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """What a checkpoint calls it."""
+        """The name in checkpoints."""
         return f"{self.codec.name}_v{VERSION}"
 
 
 class Encoded:
-    """An encoded array: a node of the state in the place of the array.
+    """An encoded array: a node of the state in place of the array.
 
-    Each layout has a named tuple of its own, whose two fields it names: what takes named tuples,
-    pytrees and serializers alike, takes this, and gives a node of the same layout back.
+    Each layout has its own named tuple type, with the layout in the names of its two fields. So all
+    functions and serializers that accept named tuples accept it, and keep the layout.
 
     Attributes:
-      codes: of the array's shape, or with the last axis halved where two codes share a byte.
-      scales: what the levels are multiplied by: an array, a tuple of arrays, or None.
+      codes: the codes, in the shape of the array; if two share a byte, the last axis is halved.
+      scales: factors on the levels: an array, a tuple of arrays, or None.
       layout: static.
     """
 
@@ -109,25 +109,25 @@ class Encoded:
         return cast(Any, self)[1]
 
     def decode(self) -> jax.Array:
-        """The array."""
+        """Return the array."""
         whole, codes = self.layout.shape, self.codes.shape
         if len(codes) == len(whole) and codes[:-1] != whole[:-1]:
             self._check_shard((*codes[:-1], *whole[-1:]))
         return self.layout.codec.decode(self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """Another array in this layout.
+        """Encode another array in this layout.
 
         Args:
-          x: of the layout's shape.
-          noise: uniform numbers in [0, 1) that round it by chance; None for the nearest level.
+          x: an array of the shape of the layout.
+          noise: uniform numbers in [0, 1) for stochastic rounding; None for the nearest level.
         """
         self._check_shard(x.shape)
         made = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
         return encoded(made.codes, made.scales, self.layout)
 
     def _check_shard(self, shape: tuple[int, ...]) -> None:
-        """Raises for a shard inside ``shard_map`` whose scales other devices would have to know."""
+        """Raise for a shard inside ``shard_map`` if its scales depend on other devices."""
         whole = self.layout.shape
         if shape == whole:
             return
@@ -136,10 +136,10 @@ class Encoded:
         cut = cut or blocks.order == "flat" or isinstance(self.scales, tuple)  # scales of rank one
         if cut or not blocks.are_whole(whole, shape, step):
             raise ValueError(
-                f"an array of shape {whole} is stored as {self.layout.name}, and a jax.shard_map "
-                f"gives a shard of shape {shape} to this update, which would need scales of other "
-                "devices: call the update outside, on the sharded arrays, or give blocks by rows "
-                "that shards hold whole, such as storage=eight_bit(block_size=64)."
+                f"an array of shape {whole} is stored as {self.layout.name}, and this update got a "
+                f"shard of shape {shape} inside jax.shard_map, which would need scales of other "
+                "devices: call the update outside, on the sharded arrays, or choose blocks by rows "
+                "so that each shard holds whole blocks, as in storage=eight_bit(block_size=64)."
             )
 
     def __reduce__(self) -> Any:
@@ -147,14 +147,14 @@ class Encoded:
 
 
 def encoded(codes: Any, scales: Any, layout: Layout) -> Encoded:
-    """A node of a layout.
+    """Make a node of a layout.
 
     Args:
-      codes: of the array.
-      scales: of its blocks or axes.
-      layout: what they mean.
+      codes: the codes of the array.
+      scales: the scales of its blocks or axes.
+      layout: their meaning.
     """
-    with _ONE_AT_A_TIME:  # two threads must not make two types of one layout
+    with _ONE_AT_A_TIME:  # two threads must not make two types for one layout
         kind = _kind(layout)
     return kind(codes, scales)
 
@@ -164,27 +164,27 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @functools.cache
 def _kind(layout: Layout) -> Any:
-    """The named tuple of a layout."""
+    """Make the named tuple type of a layout."""
     fields = collections.namedtuple("Encoded", (f"{layout.name}_codes", f"{layout.name}_scales"))
     return type("Encoded", (Encoded, fields), {"layout": layout, "__slots__": ()})
 
 
 def is_encoded(node: Any) -> bool:
-    """Whether something is an encoded array, for ``is_leaf``.
+    """Return whether a node is an encoded array, for ``is_leaf``.
 
     Args:
-      node: of a state.
+      node: a node of a state.
     """
     return isinstance(node, Encoded)
 
 
 def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
-    """``state`` with those arrays encoded that are encoded in ``stored``, a state of its structure.
+    """Encode those arrays of ``state`` that are encoded in ``stored``, in the same layouts.
 
     Args:
-      stored: tells what is encoded, and how.
-      state: what is encoded in it already stays as it is.
-      noise: what rounds it by chance; None for the nearest level.
+      stored: a state of the same structure.
+      state: the state to encode; nodes that are encoded already do not change.
+      noise: the noise for stochastic rounding; None for the nearest level.
     """
     nodes, structure = jax.tree_util.tree_flatten_with_path(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
@@ -196,12 +196,12 @@ def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
 
 
 def check_sign(name: str, x: Any, codec: Codec) -> None:
-    """Raises where an array is seen to be negative and would lose its sign; a traced one is not.
+    """Raise if an array has negative values that its codec cannot store; ignore traced arrays.
 
     Args:
-      name: of the array, for the error.
-      x: what is to be stored.
-      codec: by which.
+      name: name of the array, for the error.
+      x: the array to be encoded.
+      codec: its codec.
     """
     if codec.signed or isinstance(x, Tracer) or not x.size:
         return
@@ -209,42 +209,42 @@ def check_sign(name: str, x: Any, codec: Codec) -> None:
         least, most = float(jnp.nanmin(x)), float(jnp.nanmax(x))
     if least < -1e-6 * abs(most):  # rounding may make a zero a little negative
         raise ValueError(
-            f"{name} has the negative value {least:.3g}, and its class says that it never has, so "
-            "that it would be stored as 0: name its field in signed=, or correct the class."
+            f"{name} has the negative value {least:.3g}, but is declared nonnegative, so it would "
+            "be stored as 0: name its field in signed=, or correct the class of its state."
         )
 
 
 def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) -> Encoded:
-    """``x``, the array of this number in a state, in the layout of ``stored``."""
+    """Encode ``x``, the array of this number in a state, in the layout of ``stored``."""
     return stored.encode(x, None if noise is None else noise(number, x))
 
 
 def decode_state(state: Tree) -> Tree:
-    """A state with arrays in the place of everything encoded, as it would be in full precision.
+    """Decode all encoded arrays of a state.
 
     Args:
-      state: of any transformation; without anything encoded it stays as it is.
+      state: a state of any transformation; arrays that are not encoded do not change.
     """
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, state, is_leaf=is_encoded)
 
 
 def encoded_like_names(plain: Tree, target: Tree) -> Tree:
-    """Rebuilds the encoded arrays of a state that was restored without its types.
+    """Rebuild the encoded arrays of a state that was restored without its types.
 
-    Such a state has a mapping in the place of every named tuple, also of an encoded array, whose
-    two entries bear the name of its layout. The layout itself comes from ``target``: of the nodes
-    with this name and shape there, the one whose path has the most in common.
+    In such a state every named tuple has become a mapping. The keys of an encoded array contain the
+    name of its layout. The layout is taken from the node of ``target`` with this name and shape; if
+    there are several, from the one with the most similar path.
 
     Args:
-      plain: mappings, lists and arrays, as Orbax restores without a target, or
-        ``flax.serialization.to_state_dict`` gives.
-      target: a state of the storage that wrote it, such as ``tx.init(params)`` or its shapes.
+      plain: mappings, lists and arrays, such as the result of Orbax without a target or of
+        ``flax.serialization.to_state_dict``.
+      target: a state with the same ``storage``, such as ``tx.init(params)``, or its shapes.
 
     Returns:
       ``plain`` with ``Encoded`` nodes; everything else in it stays as it is.
 
     Raises:
-      ValueError: ``target`` has no array of a layout and shape that ``plain`` has.
+      ValueError: ``target`` has no array with a layout and shape that ``plain`` has.
     """
     leaves = jax.tree_util.tree_leaves_with_path(target, is_leaf=is_encoded)
     known = [([leaf_name((k,)) for k in path], x) for path, x in leaves if is_encoded(x)]
@@ -265,7 +265,7 @@ def encoded_like_names(plain: Tree, target: Tree) -> Tree:
 def _named(
     stored: Mapping[str, Any], way: list[str], known: list[tuple[list[str], Any]]
 ) -> Encoded:
-    """The node of arrays by their names, at a place of the state."""
+    """Make the node from a mapping of its arrays, for one place of the state."""
     arrays = {name.rpartition("_")[2]: array for name, array in stored.items()}
     layout = next(iter(stored)).rpartition("_")[0]
     codes, scales = arrays["codes"], arrays.get("scales")
@@ -280,8 +280,8 @@ def _named(
     if not alike:
         names = sorted({f"{x.layout.name} of {jnp.shape(x.codes)}" for _, x in known})
         raise ValueError(
-            f"{'/'.join(way)} holds codes {layout} of {jnp.shape(codes)}, and target has {names}: "
-            "make it with the storage= that wrote the checkpoint."
+            f"{'/'.join(way)} holds codes {layout} of {jnp.shape(codes)}, but target has {names}: "
+            "make target with the storage= that wrote the checkpoint."
         )
 
     def common(path: list[str]) -> int:

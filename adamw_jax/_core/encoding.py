@@ -1,4 +1,4 @@
-"""A step on a state with encoded arrays: decode it, step, encode it as it was."""
+"""Run a step on a state with encoded arrays: decode the state, step, encode it again."""
 
 from __future__ import annotations
 
@@ -29,27 +29,25 @@ def update_encoded(
     key: jax.Array | None = None,
     decode: Callable[[Tree], Tree] = decode_state,
 ) -> tuple[Tree, Tree]:
-    """One step on a state that may hold encoded arrays.
+    """Run one step on a state that may hold encoded arrays.
 
     Args:
-      update: of the transformation, on a decoded state.
-      updates: what comes in.
-      state: encoded, or as it is.
+      update: the update function of the transformation, on a decoded state.
+      updates: the gradients.
+      state: the state; it may have no encoded arrays.
       params: current parameters, or None.
       extra: further arguments of ``update``.
-      key: what stochastic rounding draws from; None for the nearest level.
-      decode: opens the state.
+      key: the key of stochastic rounding; None for the nearest level.
+      decode: the function that decodes the state.
 
     Returns:
       Updates, and a state encoded like ``state``.
     """
     if not _holds_encoded(state):
         return update(updates, state, params, **extra)
-    if has_boxes(updates):  # an encoded array has none, so that all must do without
-        plain, opened, open_params = map(numerics.unbox, (updates, state, params))
-        moved, new = update_encoded(
-            update, plain, opened, open_params, extra, key=key, decode=decode
-        )
+    if has_boxes(updates):  # encoded arrays have no boxes: remove all
+        plain, bare, bare_params = map(numerics.unbox, (updates, state, params))
+        moved, new = update_encoded(update, plain, bare, bare_params, extra, key=key, decode=decode)
         return _as(updates, moved), _as(state, new)
 
     nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded)
@@ -79,7 +77,7 @@ def update_encoded(
 
 
 def _as(like: Tree, tree: Tree) -> Tree:
-    """``tree`` in the boxes of ``like``."""
+    """Put the arrays of ``tree`` into the boxes of ``like``."""
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
@@ -90,13 +88,13 @@ def _holds_encoded(state: Tree) -> bool:
 def check_encoded(
     name: str, state: Tree, init: Callable[[Tree], Tree], updates: Tree, min_size: int
 ) -> None:
-    """Raises for a state with an array that is not stored as ``init`` would store it.
+    """Raise if an array of a state is not stored as ``init`` would store it.
 
     Args:
-      name: of the stage or function, for the error.
-      state: what was given.
-      init: makes what is expected.
-      updates: the parameters, or what is shaped like them.
+      name: name of the stage or function, for the error.
+      state: the state.
+      init: the function that makes the expected state.
+      updates: the parameters, or a tree like them.
       min_size: arrays with fewer elements are never encoded.
     """
     leaves, structure = jax.tree.flatten(updates)
@@ -111,10 +109,10 @@ def check_encoded(
         are = [x.layout.name if is_encoded(x) else "in full precision" for x in (held, made)]
         raise ValueError(
             f"the state of {name} has {jax.tree_util.keystr(path) or 'its array'} stored otherwise "
-            f"than storage= says: {are[0]}, and not {are[1]}. Start with its own init, or carry a "
-            "state of another storage over, with migrate_state(saved, tx, params) of a recipe of "
-            "this library, or with adamw_jax.storage.encode_state(decode_state(state), params, "
-            "choose(storage))."
+            f"than storage= says: {are[0]}, and not {are[1]}. Start with its own init, or convert "
+            "a state of another storage: with migrate_state(saved, tx, params) if tx is a recipe "
+            "of this library, else with adamw_jax.storage.encode_state(decode_state(state), "
+            "params, choose(storage))."
         )
 
 
@@ -122,15 +120,16 @@ def check_encoded(
 def _expected(
     init: Callable[[Tree], Tree], structure: Any, leaves: tuple[Any, ...], _: Any
 ) -> dict[Any, Any]:
-    """By their paths, the arrays of a state that ``init`` makes; once for a dtype of floats."""
+    """Return the arrays that ``init`` makes by path, cached for each default float dtype."""
     made = jax.eval_shape(init, jax.tree.unflatten(structure, leaves))
     return dict(jax.tree_util.tree_leaves_with_path(made, is_leaf=is_encoded))
 
 
 def _is_stored_otherwise(held: Any, made: Any) -> bool:
-    """Whether one of two arrays of a shape is encoded, or both by different layouts.
+    """Return whether one of two arrays of a shape is encoded, or both in different layouts.
 
-    A shard, whose layout knows the whole array, and an array of another dtype prove nothing.
+    A shard, whose layout has the shape of the whole array, and an array of another dtype are not
+    compared.
     """
     if not is_encoded(held):
         return is_encoded(made) and jnp.shape(held) == made.layout.shape

@@ -1,4 +1,4 @@
-"""Checks and norms of gradients that stages outside the moments share.
+"""Checks and norms of gradients, for stages that do not work on moments.
 
 >>> import jax.numpy as jnp
 >>> square_norm(jnp.array([3.0, 4.0]))
@@ -27,13 +27,13 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """What is known of shards inside ``jax.shard_map``, for the norms of one step.
+    """The facts about shards inside ``jax.shard_map`` that the norms of one step need.
 
     Attributes:
-      axes: those over which norms are summed, as the user says; None where nobody said.
-      gradient: of the step.
-      params: of the step, or None.
-      stage: what takes the norm, for the error.
+      axes: the mesh axes over which norms are summed (``norm_axes``); None if not given.
+      gradient: the gradient of the step.
+      params: the parameters of the step, or None.
+      stage: the stage that takes the norm, for the error.
     """
 
     axes: tuple[str, ...] | None
@@ -42,14 +42,14 @@ class Shards:
     stage: str = ""
 
     def cut(self, x: jax.Array) -> frozenset[str]:
-        """The axes along which ``x`` is a shard: it varies, and so do a parameter and its gradient.
+        """Return the axes along which ``x`` is a shard: it, a parameter and its gradient all vary.
 
-        Without ``check_vma`` no type tells, and all arrays are shards along the axes that are said.
+        Without ``check_vma`` types do not show this, and arrays count as shards along ``axes``.
         """
         varying = numerics.varying_axes(x)
         if self.axes is not None:
-            told = {a for a in self.axes if numerics.varying_axes(lax.axis_index(a))}
-            return (varying & told) | (frozenset(self.axes) - told)
+            typed = {a for a in self.axes if numerics.varying_axes(lax.axis_index(a))}
+            return (varying & typed) | (frozenset(self.axes) - typed)
         if not varying:
             return varying
         gradients = jax.tree.leaves(self.gradient)
@@ -64,11 +64,7 @@ _SHARDS: ContextVar[Shards | None] = ContextVar("_SHARDS", default=None)
 
 @contextlib.contextmanager
 def step_of(axes: tuple[str, ...] | None, gradient: Tree, params: Tree | None) -> Iterator[None]:
-    """A step whose norms are summed over ``axes``; None for those of the step around it, if any.
-
-    Raises:
-      ValueError: an axis is none of a ``shard_map`` around the step.
-    """
+    """Sum norms over ``axes`` in the step inside; None for the axes of the step around it."""
     around = _SHARDS.get()
     axes = around.axes if axes is None and around is not None else axes
     for axis in axes or ():
@@ -76,8 +72,8 @@ def step_of(axes: tuple[str, ...] | None, gradient: Tree, params: Tree | None) -
             lax.axis_index(axis)
         except NameError:
             raise ValueError(
-                f"norm_axes names {axis!r}, which is no axis of a jax.shard_map around this "
-                "update: leave norm_axes out where the update sees whole arrays."
+                f"norm_axes names {axis!r}, which is not an axis of a jax.shard_map around this "
+                "update: leave norm_axes out if the update sees whole arrays."
             ) from None
     token = _SHARDS.set(Shards(axes, gradient, params))
     try:
@@ -88,7 +84,7 @@ def step_of(axes: tuple[str, ...] | None, gradient: Tree, params: Tree | None) -
 
 @contextlib.contextmanager
 def norms_of(stage: str) -> Iterator[None]:
-    """Names the stage that takes the norms inside."""
+    """Name the stage that takes the norms inside, for the error."""
     shards = _SHARDS.get()
     token = _SHARDS.set(shards and dataclasses.replace(shards, stage=stage))
     try:
@@ -98,18 +94,18 @@ def norms_of(stage: str) -> Iterator[None]:
 
 
 def summed_axes(x: jax.Array) -> tuple[str, ...]:
-    """The axes of a mesh over which sums of ``x`` must be summed to be those of the whole.
+    """Return the mesh axes over which a sum over ``x`` must be summed to be that of the whole.
 
     Raises:
-      ValueError: ``x`` is a shard, and nobody said of what.
+      ValueError: ``x`` is a shard, and ``norm_axes`` was not given.
     """
     shards, axes = _SHARDS.get(), _cut(x)
     if axes and shards is not None and shards.axes is None:
         raise ValueError(
             f"{shards.stage} takes a norm, and inside this jax.shard_map it sees arrays that "
-            f"differ along the mesh axes {[*axes]}. Where they are shards of whole arrays, write "
-            f"compose(tx, norm_axes={axes[0]!r}), which sums norms over the axis; where every "
-            "device trains a model of its own, compose(tx, norm_axes=())."
+            f"differ along the mesh axes {[*axes]}. If they are shards of whole arrays, write "
+            f"compose(tx, norm_axes={axes[0]!r}), which sums norms over the axis; if every device "
+            "trains its own model, compose(tx, norm_axes=())."
         )
     return axes
 
@@ -120,28 +116,28 @@ def _cut(x: jax.Array) -> tuple[str, ...]:
 
 
 def check_uncut(x: jax.Array, what: str, remedy: str) -> None:
-    """Raises where ``x`` is a shard inside ``jax.shard_map``, for sums that are not over a leaf.
+    """Raise if ``x`` is a shard inside ``jax.shard_map``, for sums over parts of a leaf.
 
     Args:
       x: a leaf.
-      what: needs it whole, for the error.
-      remedy: what else to do.
+      what: the operation that needs the whole leaf, for the error.
+      remedy: another remedy, for the error.
     """
     if axes := _cut(x):
         raise ValueError(
-            f"{what} needs whole arrays, and one of shape {x.shape} is a shard along the mesh axes "
+            f"{what} needs whole arrays, but one of shape {x.shape} is a shard along the mesh axes "
             f"{[*axes]} of this jax.shard_map: call the update outside, on the sharded arrays, or "
-            f"{remedy}; where every device trains a model of its own, compose(tx, norm_axes=())."
+            f"{remedy}; if every device trains its own model, write compose(tx, norm_axes=())."
         )
 
 
 def size(x: jax.Array) -> int:
-    """How many elements a leaf has, over all its shards."""
+    """Return the number of elements of a leaf, over all its shards."""
     return math.prod([x.size, *map(lax.axis_size, summed_axes(x))])
 
 
 def sum_over_shards(parts: Iterable[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """The sum of scalars, each the sum over a leaf, or over a shard of it.
+    """Add scalars that are sums over leaves, and for shards of leaves over all devices.
 
     Args:
       parts: pairs of scalar and leaf.
@@ -154,7 +150,7 @@ def sum_over_shards(parts: Iterable[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 
 def square_norm(x: jax.Array) -> jax.Array:
-    """The sum of |x|^2 over one leaf, real, in the default float dtype."""
+    """Return the sum of |x|^2 over one leaf, real, in the default float dtype."""
     square, axes = _square(x), summed_axes(x)
     return lax.psum(square, axes) if axes else square
 
@@ -164,37 +160,37 @@ def _square(x: jax.Array) -> jax.Array:
 
 
 def square_norm_of_tree(tree: Tree) -> jax.Array:
-    """The sum of |x|^2 over all leaves; 0 for an empty tree.
+    """Return the sum of |x|^2 over all leaves; 0 for an empty tree.
 
-    Of arrays sharded in a mesh it is that of the whole; see ``compose`` for ``jax.shard_map``.
+    Sharded arrays count as a whole; see ``norm_axes`` of ``compose`` for ``jax.shard_map``.
     """
     return sum_over_shards([(_square(x), x) for x in jax.tree.leaves(tree)])
 
 
 def norm_of_tree(tree: Tree) -> jax.Array:
-    """The Euclidean norm over all leaves, also where their squares overflow.
+    """Return the Euclidean norm over all leaves, correct even if squares overflow.
 
-    Of zeros it is 0, and so is its derivative there.
+    For zeros it is 0, with a derivative of 0.
     """
     return norms_of_groups([jax.tree.leaves(tree)])[0]
 
 
 def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
-    """The norm of every leaf, as ``norm_of_tree``: a tree of scalars.
+    """Return the norm of every leaf: a tree of scalars.
 
     Args:
       tree: of arrays.
-      plain: infinite where a square overflows, for directions of a step that goes leaf by leaf: a
-        branch would write each of them out once more.
+      plain: allow an infinite norm if a square overflows. A step that runs leaf by leaf needs this
+        for its directions, because a branch would write each of them out once more.
     """
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten(norms_of_groups([[x] for x in leaves], plain=plain))
 
 
 def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
-    """The norm of each group of leaves, as ``norm_of_tree``.
+    """Return the norm of each group of leaves.
 
-    Only where a square overflows all leaves are read once more, scaled by a power of two.
+    If a square overflows, all leaves are read once more, scaled by a power of two.
     """
     parts = [[_square(x) for x in leaves] for leaves in groups]
     squares = [sum_over_shards(zip(*both, strict=True)) for both in zip(parts, groups, strict=True)]
@@ -203,15 +199,15 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
     usual = functools.reduce(lax.bitwise_and, map(lax.is_finite, squares))
 
     def again(square: jax.Array, parts: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
-        # Of a constant XLA would take the square out of the sum, and that is 0.
+        # XLA would take the square of a constant out of the sum, where it is 0.
         least = lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
         power = lax.select(lax.is_finite(square), lax.full_like(square, 1), least)
-        # One for each leaf, as far as XLA can tell: it would write out what leaves share.
+        # A factor for each leaf, equal to ``power``: XLA would write out what leaves share.
         own = [lax.select(lax.ge(x, lax.full_like(x, 0)), power, x) for x in parts]
         small = [numerics.scaled(f, numerics.widen(x)) for f, x in zip(own, leaves, strict=True)]
         return _root(square_norm_of_tree(small)) / power
 
-    if not isinstance(usual, Tracer):  # a conditional would be compiled anew at every call
+    if not isinstance(usual, Tracer):  # a conditional would be compiled at every call
         return list(map(_root, squares) if usual else map(again, squares, parts, groups))
     return lax.cond(
         usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, parts, groups))
@@ -219,13 +215,13 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
 
 
 def _root(square: jax.Array) -> jax.Array:
-    """The root of x >= 0, with a derivative of 0 at 0."""
+    """Return the root of x >= 0, with a derivative of 0 at 0."""
     nothing = lax.full_like(square, 0)
     return lax.select(lax.eq(square, nothing), nothing, lax.sqrt(numerics.nonzero(square)))
 
 
 def check_floating(tree: Tree, what: str) -> None:
-    """Raises ``TypeError`` where a leaf is an integer or a bool; ``what`` begins its name."""
+    """Raise if a leaf is not floating; ``what`` precedes its name in the error."""
     for name, leaf in numerics.named_leaves(tree):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -238,13 +234,10 @@ def check_floating(tree: Tree, what: str) -> None:
 
 
 def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
-    """Gradient and parameters of a step, as arrays, each parameter beside its gradient.
+    """Return gradient and parameters of a step as trees of arrays with the same structure.
 
-    Equinox gives the whole model as parameters, and None as the gradient of what is no array: that
-    becomes None in both.
-
-    Raises:
-      ValueError: the parameters are others than the gradients are of.
+    Equinox gives the whole model as parameters, and None as the gradient of leaves that are not
+    arrays. These leaves become None in both trees.
     """
     gradient = numerics.as_arrays(gradient)
     if params is None:
@@ -258,21 +251,21 @@ def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
         if jax.tree.structure(params) != structure:
             raise ValueError(
                 "the gradients do not have the structure of the parameters in params: "
-                f"{_difference(gradient, params)}. Give the parameters that the gradients are of, "
-                "and None as the gradient of what is not trained."
+                f"{_difference(gradient, params)}. Give the parameters that belong to the "
+                "gradients, and None as the gradient of a parameter that is not trained."
             )
     params = numerics.as_arrays(params)
     for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(params), strict=True):
         if jnp.shape(g) != jnp.shape(p):
             raise ValueError(
                 f"the gradient of {name!r} has shape {jnp.shape(g)}, the parameter in params "
-                f"{jnp.shape(p)}: give the parameters that the gradients are of."
+                f"{jnp.shape(p)}: give the parameters that belong to the gradients."
             )
     return gradient, params
 
 
 def check_gradient(gradient: Tree, like: Tree | None) -> None:
-    """Raises where the gradients are not floating or do not fit ``like`` (None: not known)."""
+    """Raise if the gradients are not floating, or do not fit ``like`` (None: not known)."""
     check_floating(gradient, "gradient of")
     if like is None:
         return

@@ -1,4 +1,4 @@
-"""What the stages of one recipe must be to each other: kinds that fit, names that differ.
+"""Check that the stages of a recipe fit together: their kinds match, their names differ.
 
 >>> from adamw_jax import precondition
 >>> check_kinds((precondition().spec,))  # doctest: +ELLIPSIS
@@ -13,14 +13,14 @@ from adamw_jax._core.stage import Kind, Spec
 
 
 def check_kinds(specs: tuple[Spec, ...]) -> None:
-    """Raises where a stage takes another kind than flows to it, with a remedy."""
+    """Raise if a stage takes another kind than the stage before it gives; name the remedy."""
     kind, before = Kind.GRADIENT, "the gradient"
     for spec in specs:
         if spec.takes is None:
             if kind is Kind.MOMENTS:
                 raise ValueError(
-                    f"{spec.name} stands between stages on moments, where only stages of adamw_jax "
-                    "may stand: put it before estimate_moments or after precondition, or use "
+                    f"{spec.name} is between stages on moments, where only stages of adamw_jax are "
+                    "allowed: put it before estimate_moments or after precondition, or use "
                     "only(stage, where) to mask one stage."
                 )
             continue
@@ -57,10 +57,10 @@ _REMEDY = {
 
 
 def check_names(specs: tuple[Spec, ...]) -> None:
-    """Raises where two stages would have their state under one name."""
+    """Raise if two stages with state have the same name."""
     seen: set[str] = set()
     for spec in specs:
-        if spec.init is None or spec.takes is None:  # a foreign one is known at init only
+        if spec.init is None or spec.takes is None:  # foreign: known only in init
             continue
         if spec.name in seen:
             raise ValueError(twice(spec.name))
@@ -68,7 +68,7 @@ def check_names(specs: tuple[Spec, ...]) -> None:
 
 
 def twice(name: str) -> str:
-    """The error for two stages of one name."""
+    """Make the error text for two stages of one name."""
     return (
         f"two stages with state are called {name!r}: name one of them with a pair, "
         f"('other_{name}', stage), so that a checkpoint can tell them apart."
@@ -78,10 +78,11 @@ def twice(name: str) -> str:
 def share_hyperparams(
     specs: tuple[Spec, ...],
 ) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
-    """Names in the live record: of a name that several stages have, ``stage.name`` for each.
+    """Map the hyperparameters of each stage to their names in the state.
 
-    One learning rate given to several stages is one. Of no other name do the values decide, so that
-    a changed number, or a schedule in its place, leaves the state as it is.
+    If several stages share a name, each becomes ``stage.name``; a learning rate that is the same in
+    all of them keeps one name. Other names never depend on values, so replacing a number by another
+    or by a schedule keeps the checkpoint valid.
     """
     users: dict[str, list[Hyperparameter]] = {}
     for spec in specs:

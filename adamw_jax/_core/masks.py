@@ -1,4 +1,4 @@
-"""Masks: which leaves a stage acts on, as a tree, a function, or a rule on leaf names.
+"""Masks: the leaves that a stage acts on, as a tree, a function, or patterns of leaf names.
 
 >>> import jax.numpy as jnp
 >>> params = {"dense": {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}}
@@ -26,17 +26,16 @@ Mask = Any
 
 
 def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
-    """``mask`` as a tree of bools with one entry for every leaf of ``tree``.
+    """Return ``mask`` as a tree of bools with one entry for every leaf of ``tree``.
 
     Args:
       mask: None for every leaf; a tree of bools shaped like ``tree`` or a prefix of it; a function
         from ``tree`` to such a tree; or a pattern such as ``"*/kernel"``, or several in a tuple,
         matched against slash-separated leaf names.
       tree: parameters or gradients.
-      argument: name of the user's argument, for the error text.
+      argument: name of the user's argument, for the error.
 
     Raises:
-      TypeError: an entry is not a Python bool.
       ValueError: the mask does not fit the tree, or a pattern matches no leaf.
     """
     if mask is None:
@@ -56,7 +55,7 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
     if isinstance(mask, (bool, np.bool_)) and not _is_single_leaf(tree):
         raise ValueError(
             f"{argument} is the bare bool {bool(mask)}, which fits no parameter tree. If you "
-            "passed a function through optax.inject_hyperparams, it was taken for a schedule: add "
+            "passed a function through optax.inject_hyperparams, it was used as a schedule: add "
             f"static_args={argument!r} there."
         )
     try:
@@ -64,24 +63,24 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
             lambda entry, part: jax.tree.map(lambda _: bool(entry), part), mask, tree
         )
     except (ValueError, TypeError) as error:
-        of_mask = dict(numerics.named_leaves(mask))  # dicts for modules, or the reverse
+        of_mask = dict(numerics.named_leaves(mask))  # dicts in place of modules, or the reverse
         if sorted(of_mask) == sorted(numerics.leaf_names(tree)):
             return numerics.map_named(lambda name, _: bool(of_mask[name]), tree)
         raise ValueError(
-            f"{argument} does not fit the tree it masks, whose leaves are "
-            f"{numerics.leaf_names(tree)}; the mask's are {numerics.leaf_names(mask)}."
+            f"{argument} does not fit the tree it masks: the leaves of the tree are "
+            f"{numerics.leaf_names(tree)}, those of the mask {numerics.leaf_names(mask)}."
         ) from error
 
 
 def except_named(*names: str) -> Callable[[Tree], Tree]:
-    """A mask that leaves out the leaves of some last names, such as ``"bias"``.
+    """Make a mask that leaves out leaves by their last names, such as ``"bias"``.
 
     Args:
-      *names: last parts of slash-separated leaf names, in full: ``"bias"`` is that of
-        ``"dense/bias"``. One that no leaf has is no error.
+      *names: complete last parts of slash-separated leaf names: ``"bias"`` for ``"dense/bias"``. A
+        name that no leaf has is allowed.
 
     Returns:
-      A function from a tree to a tree of bools, False for those leaves, to be given as a mask.
+      A mask: a function from a tree to a tree of bools, False for those leaves.
     """
 
     def mask(tree: Tree) -> Tree:
@@ -91,10 +90,10 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
 
 
 def matrices_only(tree: Tree) -> Tree:
-    """The mask of leaves of two or more axes: kernels, not biases or norms.
+    """Select leaves with two or more axes: kernels, not biases or norms; use it as a mask.
 
     Args:
-      tree: parameters or gradients, a tree of arrays; as a mask give the function itself.
+      tree: parameters or gradients.
 
     Returns:
       A tree of bools like ``tree``.
@@ -103,27 +102,27 @@ def matrices_only(tree: Tree) -> Tree:
 
 
 def show(tree: Tree, chosen: Tree) -> Tree:
-    """``tree`` with ``MaskedNode`` where ``chosen`` is False."""
+    """Put ``MaskedNode`` in place of the leaves where ``chosen`` is False."""
     return jax.tree.map(lambda use, x: x if use else optax.MaskedNode(), chosen, tree)
 
 
 def hide(tree: Tree, hidden: Tree) -> Tree:
-    """``tree`` with ``MaskedNode`` where ``hidden`` is True."""
+    """Put ``MaskedNode`` in place of the leaves where ``hidden`` is True."""
     return jax.tree.map(lambda out, x: optax.MaskedNode() if out else x, hidden, tree)
 
 
 def merge(chosen: Tree, part: Tree, whole: Tree) -> Tree:
-    """Leaves of ``part`` where ``chosen``, of ``whole`` elsewhere."""
+    """Take the chosen leaves from ``part`` and the others from ``whole``."""
     return jax.tree.map(lambda use, new, old: new if use else old, chosen, part, whole)
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a leaf name fits a shell-style pattern; ``*`` also crosses slashes."""
+    """Return whether a leaf name matches a shell-style pattern; ``*`` also matches slashes."""
     return fnmatch.fnmatchcase(name, pattern)
 
 
 def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
-    # A frozen or masked leaf may be named too: it only has nothing to do here.
+    # A pattern may match only frozen or masked leaves, which have no effect here.
     names = [name for name, _ in numerics.named_leaves(tree, _is_masked)]
     for pattern in patterns:
         if names and not any(matches(name, pattern) for name in names):
@@ -140,7 +139,7 @@ def _is_patterns(mask: Mask) -> bool:
 
 
 def _is_tree_of_bools(mask: Mask) -> bool:
-    """Whether a callable is a tree all the same, as an Equinox module with bools for arrays is."""
+    """Return whether a callable is a tree of bools, such as an Equinox module that holds bools."""
     dtypes = [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(mask)]
     return len(dtypes) > 0 and all(dtype in (bool, np.bool_) for dtype in dtypes)
 

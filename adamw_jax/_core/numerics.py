@@ -1,8 +1,8 @@
-"""Precision rules that every stage shares.
+"""Precision rules for all stages, names of leaves, and boxes of Flax.
 
 Accumulators, scalars and the arithmetic between them use the *compute dtype*: at least the
 default float dtype of JAX (float32, or float64 under ``jax_enable_x64``), complex for complex
-leaves. What leaves an optimizer has the wider of the dtypes of the gradient and the parameter.
+leaves. An update has the wider of the dtypes of the gradient and the parameter.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ Tree = Any
 
 
 def default_float() -> jnp.dtype:
-    """The dtype of scalars and accumulators: float32, or float64 under x64."""
+    """Return the dtype of scalars and accumulators: float32, or float64 under x64."""
     return jax.dtypes.canonicalize_dtype(float)
 
 
 def compute_dtype(x: Any) -> jnp.dtype:
-    """The dtype in which the accumulators of leaf ``x`` live and are computed."""
+    """Return the dtype in which accumulators of the leaf ``x`` are computed."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return jnp.dtype(jnp.complex128 if default_float() == jnp.float64 else jnp.complex64)
     return default_float()
 
 
 def scalar(x: Any) -> jax.Array:
-    """``x`` as a strongly typed scalar of the default float dtype."""
+    """Return ``x`` as a strongly typed scalar of the default float dtype."""
     return lax.convert_element_type(jnp.asarray(x), default_float())
 
 
 def cast(x: jax.Array, dtype: Any) -> jax.Array:
-    """``x`` in a dtype, strongly typed; ``x`` itself where it is that already."""
+    """Convert ``x`` to a dtype, strongly typed; return ``x`` itself if it is so already."""
     if x.dtype == dtype and isinstance(x, jax.Array) and not x.weak_type:
         return x
     return lax.convert_element_type(x, dtype)
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """``x`` in its compute dtype (no operation where it already has it)."""
+    """Convert ``x`` to its compute dtype, without an operation if it has it already."""
     return cast(x, compute_dtype(x))
 
 
 def like(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """A real scalar in the dtype of ``x`` (complex where ``x`` is)."""
+    """Convert a real scalar to the dtype of ``x``, which may be complex."""
     return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)
 
 
 def scaled(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """``scale x`` for a real scalar and a leaf.
+    """Multiply a leaf by a real scalar.
 
-    Formulas that run once a leaf use this and ``lax.add``: JAX traces them three times as fast as
-    the operators, of which each is a jitted function.
+    Formulas for each leaf use this and ``lax.add``. JAX traces them three times as fast as the
+    operators ``*`` and ``+``, each of which is a jitted function.
     """
     return lax.mul(like(scale, x), x)
 
 
 def abs_square(x: jax.Array) -> jax.Array:
-    """|x|^2, real for complex ``x``."""
+    """Return |x|^2, real for complex ``x``."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         real, imag = lax.real(x), lax.imag(x)
         return lax.add(lax.mul(real, real), lax.mul(imag, imag))
@@ -71,11 +71,11 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 
 def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> jax.Array:
-    """``(x + offset)**power`` of x >= 0: never 0, and with a finite derivative.
+    """Return ``(x + offset)**power`` for x >= 0: never 0, and with a finite derivative.
 
-    The smallest normal number is added, which changes no x above 1e-30 and makes both the division
-    by the root and the derivative at 0 finite. Its root, 1e-19 in float32, is the |g| below which
-    g^2 underflows, so a direction divided by it is at most 1.
+    The smallest normal number is added. It does not change an x above 1e-30, and it makes both the
+    division by the root and the derivative at 0 finite. Its root, 1e-19 in float32, is the |g|
+    below which g^2 underflows, so a direction divided by it is at most 1.
     """
     tiny = jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
     x = lax.add(x, tiny if offset is None else offset + tiny)
@@ -83,23 +83,23 @@ def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> j
 
 
 def power_of(x: jax.Array, power: jax.Array) -> jax.Array:
-    """``x**power`` of x > 0, which XLA vectorises on CPU where it does not its own power."""
+    """Return ``x**power`` for x > 0; XLA on CPU vectorises this, but not its own power."""
     return lax.exp(lax.mul(power, lax.log(x)))
 
 
 def nonzero(x: jax.Array) -> jax.Array:
-    """``x``, with 1 in place of exactly 0: a denominator that is safe to differentiate."""
+    """Replace 0 by 1, for a denominator that is safe to differentiate."""
     return lax.select(lax.eq(x, lax.full_like(x, 0)), lax.full_like(x, 1), x)
 
 
 def cast_like(tree: Tree, like: Tree) -> Tree:
-    """``tree`` with the dtypes of ``like``, leaf by leaf."""
-    # A NumPy float64 leaf is float32 to JAX unless x64 is on.
+    """Convert every leaf of ``tree`` to the dtype of that of ``like``."""
+    # JAX takes a NumPy float64 leaf as float32 unless x64 is on.
     return jax.tree.map(lambda x, y: cast(x, jax.dtypes.canonicalize_dtype(y.dtype)), tree, like)
 
 
 def leaving(tree: Tree, gradient: Tree, params: Tree | None) -> Tree:
-    """``tree`` as it leaves an optimizer: in the wider of the dtypes of gradient and parameter."""
+    """Convert an update to its final dtype: the wider of those of gradient and parameter."""
     if params is None:
         return cast_like(tree, gradient)
 
@@ -110,7 +110,7 @@ def leaving(tree: Tree, gradient: Tree, params: Tree | None) -> Tree:
 
 
 def as_arrays(tree: Tree) -> Tree:
-    """``tree`` with arrays in the place of Python's numbers."""
+    """Replace Python numbers in ``tree`` by arrays."""
     if not any(isinstance(x, bool | int | float | complex) for x in jax.tree.leaves(tree)):
         return tree
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
@@ -119,10 +119,9 @@ def as_arrays(tree: Tree) -> Tree:
 def named_leaves(
     tree: Tree, is_leaf: Callable[[Any], bool] = lambda _: False
 ) -> list[tuple[str, Any]]:
-    """The leaves of a tree with the slash-separated names of their parameters.
+    """Return the leaves of a tree with the slash-separated names of their parameters.
 
-    The box that Flax puts around an array has no part in the name; a module's attribute has,
-    whatever it is called.
+    A box that Flax puts around an array does not appear in the name.
     """
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: is_box(x) or is_leaf(x))
     return [
@@ -133,15 +132,15 @@ def named_leaves(
 
 
 def key_of(key: jax.Array, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-    """The random key of one leaf, the same in every process.
+    """Make the random key of one leaf, the same in every process.
 
-    Leaves of unlike paths have unlike keys, also in the parts of a partition that were given one
-    seed, and so have the shards of a leaf inside ``shard_map``, as far as its type tells that it is
-    sharded (``check_vma=True``).
+    Leaves with different paths get different keys, also in parts of a partition with a common seed.
+    So do the shards of a leaf inside ``shard_map``, if its type shows that it is sharded
+    (``check_vma=True``).
 
     Args:
-      key: of this step.
-      path: of the leaf.
+      key: the key of this step.
+      path: the path of the leaf.
       x: the leaf.
     """
     key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
@@ -151,26 +150,26 @@ def key_of(key: jax.Array, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
-    """The axes of a mesh along which an array differs inside ``shard_map``, as its type tells."""
+    """Return the mesh axes along which an array differs inside ``shard_map``, by its type."""
     kind = jax.typeof(x)
     varying = getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
-    return getattr(kind, "vma", varying)  # its name before and after jax 0.10
+    return getattr(kind, "vma", varying)  # the attribute before and after jax 0.10
 
 
 def leaf_names(tree: Tree) -> list[str]:
-    """Names of the parameters in a tree, in the order of ``jax.tree.leaves``."""
+    """Return the names of the parameters in a tree, in the order of ``jax.tree.leaves``."""
     return [name for name, _ in named_leaves(tree)]
 
 
 def map_named(change: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """``change(name, leaf, *others)`` of every leaf, in a tree like the first."""
+    """Apply ``change(name, leaf, *others)`` to every leaf."""
     leaves, structure = jax.tree.flatten(tree)
     others = [structure.flatten_up_to(other) for other in rest]
     return structure.unflatten(map(change, leaf_names(tree), leaves, *others))
 
 
 def is_box(node: Any) -> bool:
-    """Whether a node is the box that Flax, NNX or Linen, puts around an array."""
+    """Return whether a node is a box that Flax (NNX or Linen) puts around an array."""
     kind = type(node)
     return (hasattr(kind, "get_value") and hasattr(kind, "get_metadata")) or (
         hasattr(kind, "unbox") and hasattr(kind, "replace_boxed")
@@ -178,23 +177,23 @@ def is_box(node: Any) -> bool:
 
 
 def unboxed(node: Any) -> Any:
-    """The array in a box, or the node itself."""
+    """Return the array in a box, or the node itself."""
     if not is_box(node):
         return node
     return node.get_value() if hasattr(node, "get_value") else node.unbox(False)
 
 
 def unbox(tree: Tree) -> Tree:
-    """A tree with arrays in the place of their boxes.
+    """Replace boxes by the arrays in them.
 
-    Also for state of another shape than its parameter's, which a box would give the parameter's
-    axis names: those of Flax NNX (``out_sharding``) and of Linen (``nn.with_partitioning``).
+    State of another shape than its parameter must not be in the box of the parameter, whose axis
+    names (NNX's ``out_sharding``, Linen's ``nn.with_partitioning``) do not fit it.
     """
     return jax.tree.map(unboxed, tree, is_leaf=is_box)
 
 
 def boxed_as(tree: Tree, plain: Tree) -> Tree:
-    """A tree without boxes in those of ``tree``."""
+    """Put the leaves of ``plain`` into the boxes of ``tree``."""
     places = jax.tree.structure(unbox(tree))
     return jax.tree.structure(tree).unflatten(places.flatten_up_to(plain))
 
@@ -202,11 +201,11 @@ def boxed_as(tree: Tree, plain: Tree) -> Tree:
 def owners_in(
     paths: Sequence[tuple[Any, ...]], owners: Mapping[tuple[Any, ...], Any]
 ) -> list[int | None]:
-    """Where in the path of each array of a state that of its parameter begins; None for no owner.
+    """Return, for each array of a state, where in its path the path of its parameter begins.
 
-    A parameter's path is the end of the array's. Where two ends are parameters, because a module
-    calls one as the state calls its field, it is the end at which most parameters of that place
-    are found; of equals, the longest.
+    None means that the array belongs to no parameter. If several ends of a path are parameters,
+    because a parameter has the name of a field, the place at which most parameters are found
+    counts; if two are equal, the longer end.
     """
     starts = [[n for n in range(len(path) + 1) if path[n:] in owners] for path in paths]
     found = collections.Counter(
@@ -219,5 +218,5 @@ def owners_in(
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """One key path as a slash-separated name, ``dense/kernel``."""
+    """Return a key path as a slash-separated name, ``dense/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""``only``: one stage on some leaves.
+"""``only``: apply a stage to some of the leaves.
 
 >>> from adamw_jax import amsgrad_max
 >>> only(amsgrad_max(), "*/kernel").spec.name
@@ -22,29 +22,29 @@ Tree = Any
 
 
 def only(inner: Any, where: masks.Mask) -> Stage:
-    """Applies a stage to some leaves; the others pass it unchanged and have no state in it.
+    """Apply a stage to some leaves; the others pass it unchanged and have no state in it.
 
     Args:
-      inner: a stage that keeps the kind: ``amsgrad_max()``, ``rectify_variance()``, decay, ...
+      inner: a stage that gives the kind that it takes: ``amsgrad_max()``, ``rectify_variance()``,
+        decay, ...
       where: mask of the leaves, see ``decoupled_decay``; it may depend on names and shapes only.
 
     Returns:
-      A stage of the kind and name of ``inner``, with state for its leaves alone.
+      A stage of the kind and name of ``inner``, with state for the chosen leaves alone.
 
     Raises:
-      TypeError: ``inner`` is no stage of this library.
-      ValueError: ``inner`` does not keep the kind, or (in ``init`` and ``update``) the mask does
-        not fit the leaves, or ``inner`` corrects the bias, or delays the moments, of some only.
+      ValueError: ``inner`` gives another kind than it takes, or (in ``init`` and ``update``) the
+        mask does not fit the leaves, or ``inner`` corrects the bias or delays the moments.
     """
     if not isinstance(inner, Stage):
         raise TypeError(
-            f"only() takes a stage of adamw_jax, got {inner!r}; for others, optax.masked."
+            f"only() takes a stage of adamw_jax, got {inner!r}; for others use optax.masked."
         )
     spec = inner.spec
     if spec.takes is not spec.gives:
         raise ValueError(
             f"only() takes a stage that keeps the kind, but {spec.name} is {spec.kinds}; to leave "
-            "parameters out of a whole recipe use optax.masked or rules=."
+            "parameters out of a whole recipe, use optax.masked or rules=."
         )
 
     def init(params: Tree) -> Any:
@@ -55,17 +55,17 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         tree = flow.gradient if isinstance(flow, Moments) else flow
         chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
         params = None if step.params is None else masks.show(step.params, chosen)
-        heard = {name: _of_chosen(chosen, told) for name, told in step.facts.trees().items()}
-        facts = dataclasses.replace(step.facts, **heard)
+        shown = {name: _of_chosen(chosen, fact) for name, fact in step.facts.trees().items()}
+        facts = dataclasses.replace(step.facts, **shown)
         inner_step = dataclasses.replace(step, params=params, facts=facts)
         moments = isinstance(flow, Moments)
         some = _hide_record(flow, chosen) if moments else masks.show(flow, chosen)
         part, state = spec.apply(some, state, inner_step)
-        for name, told in facts.trees().items():
-            if told is not heard.get(name):
-                if name != "leaf_scalars":  # those may be of some leaves only
-                    told = _of_all(chosen, told, getattr(step.facts, name))
-                setattr(step.facts, name, told)
+        for name, fact in facts.trees().items():
+            if fact is not shown.get(name):
+                if name != "leaf_scalars":  # these may cover some leaves only
+                    fact = _of_all(chosen, fact, getattr(step.facts, name))
+                setattr(step.facts, name, fact)
         step.facts.delayed |= facts.delayed
         merge = _merge_record if moments else masks.merge
         return merge(chosen, part, flow), state
@@ -74,24 +74,24 @@ def only(inner: Any, where: masks.Mask) -> Stage:
     return stage_of(spec.around(apply, start, storage=None, partial=True))
 
 
-def _of_chosen(chosen: Tree, told: Any) -> Any:
-    """What earlier stages have told, of the chosen leaves."""
-    of_leaves = jax.tree.structure(told) == jax.tree.structure(chosen)
-    return masks.show(told, chosen) if of_leaves and not isinstance(told, jax.Array) else told
+def _of_chosen(chosen: Tree, fact: Any) -> Any:
+    """Restrict a fact from earlier stages to the chosen leaves."""
+    of_leaves = jax.tree.structure(fact) == jax.tree.structure(chosen)
+    return masks.show(fact, chosen) if of_leaves and not isinstance(fact, jax.Array) else fact
 
 
-def _of_all(chosen: Tree, told: Any, before: Any) -> Tree:
-    """What a stage tells of the chosen leaves, beside what was told of the others before.
+def _of_all(chosen: Tree, fact: Any, before: Any) -> Tree:
+    """Merge a fact about the chosen leaves with the value that the others had before.
 
-    Where nothing was, nothing holds: False, or a scale of 1.
+    If they had none, it is False, or a scale of 1.
     """
-    nothing = jnp.ones([], numerics.default_float())
-    if isinstance(told, jax.Array):
-        nothing = jnp.zeros_like(told)
-        told = jax.tree.map(lambda _: told, chosen)
-    elif all(x.dtype == jnp.bool_ for x in jax.tree.leaves(told)):
-        nothing = jnp.zeros([], jnp.bool_)
-    return masks.merge(chosen, told, leafwise(nothing if before is None else before, chosen))
+    default = jnp.ones([], numerics.default_float())
+    if isinstance(fact, jax.Array):
+        default = jnp.zeros_like(fact)
+        fact = jax.tree.map(lambda _: fact, chosen)
+    elif all(x.dtype == jnp.bool_ for x in jax.tree.leaves(fact)):
+        default = jnp.zeros([], jnp.bool_)
+    return masks.merge(chosen, fact, leafwise(default if before is None else before, chosen))
 
 
 def _over_record(record: Moments, change: Callable[[Tree, str], Tree]) -> Moments:
@@ -120,7 +120,7 @@ def _hide_record(record: Moments, chosen: Tree) -> Moments:
 
 
 def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
-    """The record with the chosen leaves of ``part``, and scalar facts leaf by leaf."""
+    """Take the chosen leaves from ``part``; make scalars trees where the two differ."""
 
     def scalars(new: Any, old: Any, default: Any) -> Any:
         if new is old:
@@ -148,12 +148,12 @@ def _merge_record(chosen: Tree, part: Moments, whole: Moments) -> Moments:
             before.divisor is not after.divisor or before.clock is not after.clock
         ):
             raise ValueError(
-                "only() cannot correct the bias of some leaves, or delay it: the later stages need "
-                "one correction for all."
+                "only() cannot correct the bias of some leaves, or delay it: later stages need one "
+                "correction for all. Give the stage to compose() without only()."
             )
         if before is not None and before.pending and not after.pending:
-            settled = before._replace(raw=before.value, pending=False)
-            whole = dataclasses.replace(whole, **{field: settled})
+            after_division = before._replace(raw=before.value, pending=False)
+            whole = dataclasses.replace(whole, **{field: after_division})
     if whole.numerator is None and part.numerator is not None:
         whole = dataclasses.replace(whole, numerator=whole.first.value)
     one = jnp.ones([], numerics.default_float())

@@ -1,6 +1,6 @@
-"""What the states of optax hold: the one table that storage, interop and averaging ask.
+"""A table of the states of optax and the meaning of their fields, the only such table.
 
-A class of this library says these things itself, in class attributes: ``nonnegative``, ``exact``,
+Classes of this library declare the same facts in class attributes: ``nonnegative``, ``exact``,
 ``momenta``, ``restarts``, and ``twins`` for the fields of optax with the same meaning.
 
 >>> import optax
@@ -17,15 +17,15 @@ class Fields(NamedTuple):
     """The fields of a state of optax.
 
     Attributes:
-      momentum: the first moment, or empty.
-      second: the second moment that a recipe of this library can go on with, or empty.
-      maximum: AMSGrad's maximum, or empty.
+      momentum: the field with the first moment, or empty.
+      second: the field with a second moment that a recipe of this library can continue, or empty.
+      maximum: the field with AMSGrad's maximum, or empty.
       nonnegative: fields that are never negative.
-      exact: fields that must not become codes: parameters, what small terms are added to or a
-        difference is taken of, and what optax itself reads from the state.
-      restarts: whether the state is moments and their count, and nothing else.
-      schedules: whether its ``count`` drives schedules.
-      wraps: whether it holds nothing of its own that a recipe would have to go on with.
+      exact: fields that must not be encoded: parameters, arrays to which small terms are added or
+        of which a difference is taken, and arrays that optax reads from the state.
+      restarts: whether the state consists of moments and their count alone.
+      schedules: whether its ``count`` is that of schedules.
+      wraps: whether a recipe can ignore the state, apart from the states inside it.
     """
 
     momentum: str = ""
@@ -101,11 +101,11 @@ TABLE = {
     "TraceState": _moments(momentum="trace"),
     "WrappedScheduleState": _SCHEDULE,
 }
-"""Rows by the names of the classes: some are not public in optax."""
+"""Rows by class name, since some classes are not public in optax."""
 
 
 def fields_of(kind: type) -> Fields | None:
-    """The row of a class of optax, an empty one if it has none; None for any other class."""
+    """Return the row of a class of optax, empty if not in the table; None for other classes."""
     if kind.__module__.partition(".")[0] != "optax":
         return None
     return TABLE.get(kind.__name__, Fields())

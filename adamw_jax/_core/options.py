@@ -1,6 +1,7 @@
-"""Keywords that several functions share: type, default and sentence of each in one place.
+"""Keywords that several functions share, each with type, default and description in one place.
 
-A ``TypedDict`` names them, ``**options: Unpack[...]`` takes them, and type checkers see each one.
+A ``TypedDict`` declares them, a function takes them with ``**options: Unpack[...]``, and type
+checkers see each of them.
 
 >>> from adamw_jax.optimizers._common import Moments
 >>> filled(Moments, {"amsgrad": True})
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple, get_type_hints
 
 
 class Option(NamedTuple):
-    """What there is to know of a keyword besides its type.
+    """Default and description of a keyword.
 
     Attributes:
-      default: its value where it is not given.
-      text: what it is, for the docstrings.
-      in_direction: of a keyword of optimizers, whether ``scale_by_x`` takes it, too.
+      default: the default value.
+      text: the description, for docstrings.
+      in_direction: for a keyword of an optimizer ``x``, whether ``scale_by_x`` takes it, too.
     """
 
     default: Any
@@ -30,27 +31,23 @@ class Option(NamedTuple):
 
 
 def options_of(kind: Any) -> dict[str, Option]:
-    """The keywords of a ``TypedDict`` whose fields are ``Annotated[type, Option(...)]``."""
+    """Read the keywords of a ``TypedDict`` with fields ``Annotated[type, Option(...)]``."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 def filled(kind: Any, given: Mapping[str, Any], **own: Any) -> dict[str, Any]:
-    """Every keyword of a ``TypedDict`` by name: as given, or its default.
-
-    Raises:
-      TypeError: a keyword is given that it does not have.
-    """
+    """Return all keywords of a ``TypedDict`` by name, with defaults for those not given."""
     defaults = {name: option.default for name, option in options_of(kind).items()}
     if unknown := sorted({*given, *own} - {*defaults}):
-        raise TypeError(f"there is no argument {unknown[0]!r}; there are {sorted(defaults)}.")
+        raise TypeError(f"unknown argument {unknown[0]!r}; the keywords are {sorted(defaults)}.")
     return {**defaults, **given, **own}
 
 
 def full_signature(
     function: Callable[..., Any],
 ) -> tuple[inspect.Signature, dict[str, Option]]:
-    """The signature with the keywords of ``**options: Unpack[...]`` one by one, and these."""
+    """Return the signature with the keywords of ``**options`` expanded, and these keywords."""
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())
     if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -73,6 +70,6 @@ def full_signature(
 
 
 def entry(name: str, option: Option) -> str:
-    """The lines of a keyword in the section ``Args`` of a docstring."""
+    """Write the entry of a keyword for the section ``Args`` of a docstring."""
     text = f"  {name}: {option.text}"
     return textwrap.fill(text, 100, subsequent_indent="    ", break_on_hyphens=False)

@@ -1,8 +1,8 @@
-"""The moments record: what flows between ``estimate_moments`` and ``precondition``.
+"""The moments record, which flows from ``estimate_moments`` to ``precondition``.
 
-The record is deliberately *not* a pytree. Were it one, an ordinary transformation placed between
-two stages would scale the moments and their masses alike and so be silently without effect.
-Opaque, it makes such a recipe fail, and the message says what to write instead.
+The record is deliberately *not* a pytree. If it were, an ordinary transformation between two stages
+would scale the moments and the sums of their weights alike, and would silently have no effect. With
+an opaque record such a recipe fails, and the error says what to write instead.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from adamw_jax._core import numerics
 Tree = Any
 
 _MISPLACED = (
-    "the moments record reached a transformation that does not know it. Between "
-    "estimate_moments(...) and precondition() only stages of adamw_jax may stand; put clipping, "
-    "scaling and the like before estimate_moments or after precondition, and end the moments with "
-    "precondition()."
+    "the moments record reached a transformation that cannot read it. Between "
+    "estimate_moments(...) and precondition() only stages of adamw_jax are allowed; put clipping, "
+    "scaling and the like before estimate_moments or after precondition, and add precondition() if "
+    "it is missing."
 )
 
 
 class Clock(NamedTuple):
-    """Two scalars that make bias correction exact, also for a moving decay rate b.
+    """Two scalars of a moving average that make bias correction exact, also if b changes.
 
         mass' = b mass + (1 - b),    age' = b (age + mass)
 
-    Near their limits both would stop short, of 1 by 3e-8 / (1 - b) in float32. So what is stored of
-    a mass near 1 is what is missing, 1 - mass' = b (1 - mass), and an age never stands still.
+    b is the decay rate, ``mass`` the sum of the weights of all entries, ``age`` the sum of weight
+    times age in steps. Stored directly, both would stop before their limits, the mass at a distance
+    of 3e-8 / (1 - b) from 1 in float32. So a mass near 1 is stored as its difference from 1, which
+    follows 1 - mass' = b (1 - mass), and a step that rounding would lose changes the age by one
+    unit in the last place.
 
     Attributes:
-      level: the mass below 1/2, mass - 1 from there on; 0 for an empty average.
-      age: the weighted sum of the ages of what it holds, in the default float dtype as the other.
+      level: the mass if it is below 1/2, otherwise mass - 1; 0 for an empty average.
+      age: the sum of weight times age. Both have the default float dtype.
     """
 
     level: jax.Array
@@ -44,21 +47,21 @@ class Clock(NamedTuple):
 
     @staticmethod
     def start() -> Clock:
-        """The clock of an empty average."""
+        """Return the clock of an empty average."""
         dtype = numerics.default_float()
         return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     @staticmethod
     def of(mass: jax.Array, age: jax.Array, missing: jax.Array | None = None) -> Clock:
-        """The clock of a mass, or of what is missing to 1 where that is known better.
+        """Make a clock from its mass and age.
 
         Args:
           mass: the sum of the weights.
-          age: the weighted sum of their ages.
-          missing: 1 - mass; None to compute it.
+          age: the sum of weight times age.
+          missing: 1 - mass, if it is known more exactly; None to compute it.
         """
         missing = 1.0 - mass if missing is None else missing
-        least = jnp.finfo(mass.dtype).tiny  # 0 is an empty average
+        least = jnp.finfo(mass.dtype).tiny  # 0 means an empty average
         return Clock(jnp.where(missing > 0.5, mass, -jnp.maximum(missing, least)), age)
 
     @property
@@ -67,7 +70,7 @@ class Clock(NamedTuple):
         return jnp.where(self.level < 0, 1.0 + self.level, self.level)
 
     def tick(self, b: jax.Array) -> Clock:
-        """The clock after one more entry.
+        """Return the clock after one more entry.
 
         Args:
           b: decay rate of the average in this step, a scalar in [0, 1).
@@ -76,17 +79,17 @@ class Clock(NamedTuple):
         missing = b * jnp.where(self.level < 0, -self.level, 1.0 - self.level)
         more = b * mass - rest * self.age
         age = self.age + more
-        # What rounding would lose for ever: one unit in the last place towards the limit.
+        # If rounding loses the change, move by one unit in the last place towards the limit.
         unit = jnp.sign(more) * self.age * jnp.finfo(mass.dtype).eps
         age = jnp.where(age == self.age, self.age + unit, age)
         return Clock.of(b * mass + rest, age, missing)
 
     def mixed(self, old: Clock, share: jax.Array) -> Clock:
-        """The clock of ``share`` of this average and the rest of an older one.
+        """Return the clock of the average ``share * new + (1 - share) * old``, this being the new.
 
         Args:
-          old: the clock of the other.
-          share: in [0, 1].
+          old: the clock of the other average.
+          share: a scalar in [0, 1].
         """
         mass, age = (
             share * x + (1.0 - share) * y for x, y in ((self.mass, old.mass), (self.age, old.age))
@@ -97,20 +100,20 @@ class Clock(NamedTuple):
 class Reading(NamedTuple):
     """A moment as the stages see it.
 
-    Bias correction is one scalar for all leaves, so it is kept beside the arrays until someone
-    needs them divided: ``precondition`` folds it into its own scalars, which saves two
-    multiplications an element.
+    Bias correction divides all leaves by one scalar. The scalar is kept next to the arrays until a
+    stage needs the quotient: ``precondition`` combines it with its own scalars, which saves two
+    multiplications per element.
 
     Attributes:
-      raw: params-shaped tree in the compute dtype, not divided yet where ``pending``.
-      clock: the clock of the average, or None where nothing is to be corrected.
+      raw: tree of arrays like the parameters, in the compute dtype; undivided if ``pending``.
+      clock: the clock of the average, or None if it needs no bias correction.
       rate: the decay rate of this step, or None.
-      divisor: what bias correction divides by, or None before it.
+      divisor: the divisor of bias correction; None before that stage.
       pending: whether ``raw`` is still to be divided by ``divisor``.
-      count: updates in the average, where they are not those of the recipe; else None.
-      entry: what a second moment is to square in place of the gradient, or None.
-      inverse_root: of a second moment that is known by factors, its root's inverse, leaf by leaf a
-        tuple of arrays to multiply by; empty for a leaf that is to be divided by the root of raw.
+      count: number of updates in the average if it differs from that of the recipe, else None.
+      entry: the values that a second moment squares instead of the gradient, or None.
+      inverse_root: for a factored second moment the factors of 1 / root, a tuple of arrays for each
+        leaf; an empty tuple for a leaf that is to be divided by the root of ``raw``.
     """
 
     raw: Tree
@@ -124,7 +127,7 @@ class Reading(NamedTuple):
 
     @property
     def value(self) -> Tree:
-        """The moment itself, divided where a division is due."""
+        """The moment itself, after any pending division."""
         if not self.pending:
             return self.raw
         assert self.divisor is not None
@@ -132,7 +135,7 @@ class Reading(NamedTuple):
 
     @property
     def due(self) -> jax.Array | None:
-        """The divisor that ``raw`` still lacks, or None."""
+        """The divisor of the pending division, or None."""
         return self.divisor if self.pending else None
 
 
@@ -143,16 +146,16 @@ class Moments:
     Attributes:
       gradient: the gradient as it arrived, in its own dtype.
       count: updates of the moments including this one, int32: 1 at the first, and after a restart.
-      first: reading of the first moment.
-      second: reading of the second moment, or None where there is none.
-      prior_second: reading of the second moment of the step before, or None.
-      magnitude: True where ``second`` is on the scale of |g|, not of g^2 (infinity norm).
-      numerator: what is divided by the root of ``second`` in place of ``first``, or None.
-      gain: factor on the direction, a scalar, or a tree of scalars or arrays, or None.
-      exceptions: where the direction is not divided by the second moment (a scalar or a tree of
-        scalars), and what it is there: ``"momentum"``, ``"numerator"`` or ``"zero"``. Of several
-        that hold the first decides.
-      restarted: whether the moments were emptied before this step, or None where they never are.
+      first: the first moment.
+      second: the second moment, or None.
+      prior_second: the second moment of the previous step, or None.
+      magnitude: True if ``second`` has the scale of |g|, not of g^2 (infinity norm).
+      numerator: divided by the root of ``second`` instead of ``first``, or None.
+      gain: factor on the direction: a scalar, or a tree of scalars or arrays, or None.
+      exceptions: pairs of a condition (a scalar or a tree of scalars) and the direction where it
+        holds instead of the quotient: ``"momentum"``, ``"numerator"`` or ``"zero"``. If several
+        conditions hold, the first pair counts.
+      restarted: whether the moments were reset before this step, or None if they never are.
     """
 
     is_moments_record: ClassVar[bool] = True
@@ -169,16 +172,16 @@ class Moments:
     restarted: jax.Array | None = None
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
-        """A record with another first moment.
+        """Return a record with another first moment.
 
         Args:
-          value: params-shaped tree in the compute dtype; nothing is still to be divided in it.
-          divisor: what it was divided by to correct its bias; None for that of the old one.
+          value: tree of arrays like the parameters, in the compute dtype, with bias corrected.
+          divisor: the divisor of its bias correction; None for that of the old moment.
         """
         return dataclasses.replace(self, first=_changed(self.first, value, divisor))
 
     def with_second(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
-        """A record with another second moment.
+        """Return a record with another second moment.
 
         Args:
           value: as for ``with_first``.
@@ -187,7 +190,7 @@ class Moments:
         return dataclasses.replace(self, second=_changed(self.second, value, divisor))
 
     def scaled(self, factor: Any) -> Moments:
-        """A record whose direction is multiplied by one factor more.
+        """Return a record whose direction has an additional factor.
 
         Args:
           factor: a scalar, or a tree of scalars or arrays like the gradient.
@@ -198,19 +201,19 @@ class Moments:
         return dataclasses.replace(self, gain=factor)
 
     def only_where(self, adaptive: jax.Array, fallback: str) -> Moments:
-        """A record whose direction is divided only where a condition holds.
+        """Return a record whose direction is divided only where a condition holds.
 
         Args:
           adaptive: the condition, a scalar or a tree of scalars.
-          fallback: the direction elsewhere, ``"momentum"``, ``"numerator"`` or ``"zero"``, but
-            where an earlier condition does not hold, either: its own fallback stays there.
+          fallback: the direction elsewhere, ``"momentum"``, ``"numerator"`` or ``"zero"``. Where an
+            earlier condition does not hold either, the earlier fallback stays.
         """
         other = jax.tree.map(lax.bitwise_not, adaptive), fallback
         return dataclasses.replace(self, exceptions=(*self.exceptions, other))
 
     @property
     def adaptive(self) -> Any:
-        """Where no exception holds, leaf by leaf; True where there is none."""
+        """Where no exception holds, leaf by leaf; True if there are no exceptions."""
         adaptive = leafwise(True, self.gradient)
         for where, _ in self.exceptions:
             adaptive = jax.tree.map(
@@ -227,11 +230,11 @@ class Moments:
     __truediv__ = __rtruediv__ = __neg__ = __pow__ = __abs__ = __lt__ = __gt__ = _refuse
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Names the mistake where a foreign transformation asks for ``.dtype`` or ``.shape``."""
+        """Explain the mistake if a foreign transformation reads ``.dtype`` or ``.shape``."""
         raise AttributeError(f"Moments has no attribute {name!r}: {_MISPLACED}")
 
     def __repr__(self) -> str:
-        """A short text: the error messages of JAX quote it."""
+        """Keep it short: JAX quotes it in error messages."""
         return "<adamw_jax Moments record: put precondition() after the stages on moments>"
 
 
@@ -242,20 +245,20 @@ def _changed(reading: Reading | None, value: Tree, divisor: jax.Array | None) ->
 
 
 def emptied(tree: Tree, when: jax.Array | None) -> Tree:
-    """``tree``, all zeros where ``when`` holds; ``tree`` itself where ``when`` is None."""
+    """Return ``tree``, or zeros if ``when`` is true; ``when=None`` means never."""
     if when is None:
         return tree
     return jax.tree.map(lambda x: lax.select(when, lax.full_like(x, 0), x), tree)
 
 
 def divided(tree: Tree, divisor: jax.Array) -> Tree:
-    """``tree / divisor`` for a scalar divisor: one division, then a multiplication an element."""
+    """Return ``tree / divisor`` for a scalar: one division, then one product per element."""
     factor = jnp.ones([], divisor.dtype) / divisor
     return jax.tree.map(lambda x: numerics.scaled(factor, x), tree)
 
 
 def leafwise(x: Any, tree: Tree) -> Tree:
-    """``x`` as a tree shaped like ``tree``: a scalar array is repeated for every leaf."""
+    """Return ``x`` as a tree like ``tree``; a scalar is repeated for every leaf."""
     if isinstance(x, jax.Array | bool):
         return jax.tree.map(lambda _: x, tree)
     return x

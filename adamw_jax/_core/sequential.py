@@ -1,15 +1,15 @@
-"""Run a compiled step one leaf after the other, so that its scratch is that of the largest leaf.
+"""Run a compiled step one leaf after the other, which limits its scratch to the largest leaf.
 
-Why it exists. On a CPU, XLA schedules a program breadth first: it starts every leaf before it ends
-one. A direction that must be whole before it is used (LAMB's trust ratio, Adafactor's clipping), or
-a moment whose scale must be known before it is encoded, then stays in memory for all leaves at
-once. ``lax.optimization_barrier`` does not help: XLA removes it before it schedules
-(``tests/test_sequential.py`` shows that it changes no scratch). Only a data dependency orders two
-leaves. So the step is traced, and its outputs are computed leaf by leaf in a Jaxpr interpreter (see
-"Writing custom Jaxpr interpreters in JAX"), in which the inputs of a leaf wait for a scalar of the
-leaf before. Values stay the same. Measured on the ResNet-50 tree on a CPU, as the part of the time
-of optax's step: LAMB 0.36, Adafactor 0.34, with scratch of 0.4 bytes a parameter in place of 8 and
-5. Compiled for a GPU, a step moves the same bytes with and without, so it is off there.
+On a CPU, XLA schedules a program breadth first: it starts all leaves before it finishes one. Some
+steps need a whole leaf before they can go on: the direction for LAMB's trust ratio or Adafactor's
+clipping, or a moment for the scale of its codes. These arrays then stay in memory for all leaves at
+once. ``lax.optimization_barrier`` does not help, since XLA removes it before it schedules
+(``tests/test_sequential.py`` shows this). Only a data dependency orders two leaves. So the step is
+traced, and a Jaxpr interpreter (see "Writing custom Jaxpr interpreters in JAX") computes its
+outputs leaf by leaf. The inputs of a leaf wait for a scalar of the previous leaf. Values stay the
+same. On the ResNet-50 tree on a CPU, LAMB takes 0.36 of the time of optax's step and Adafactor
+0.34, with scratch of 0.4 bytes per parameter instead of 8 and 5. Compiled for a GPU, a step moves
+the same bytes with and without it, so it is off there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from adamw_jax._core import numerics
 Tree = Any
 
 SMALL = 4096
-"""Arrays of fewer elements are read whole, and do not wait for others: it costs less."""
+"""Smaller arrays are read whole and do not wait for others, which costs less."""
 
 _CHOICE: ContextVar[bool | None] = ContextVar("_CHOICE", default=None)
 _INSIDE = ContextVar("_INSIDE", default=False)
@@ -42,7 +42,7 @@ _INSIDE = ContextVar("_INSIDE", default=False)
 
 @contextlib.contextmanager
 def switched(sequential: bool | None) -> Iterator[None]:
-    """Sets the switch for the steps that are traced inside; a False outside wins.
+    """Set the switch for the steps that are traced inside; an outer False stays False.
 
     Args:
       sequential: as for ``compose``.
@@ -56,12 +56,13 @@ def switched(sequential: bool | None) -> Iterator[None]:
 
 
 def way(updates: Tree, state: Tree) -> str | None:
-    """How to order the leaves of a step: ``"waits"``, ``"branches"``, or None for not at all.
+    """Choose the way to order the leaves of a step: ``"waits"``, ``"branches"``, or None.
 
-    On one device a leaf waits for a scalar of the one before. On several, or in a mesh, reading it
-    is a message, and arrays that lie there in different ways cannot be combined; there each leaf
-    can have a branch of a conditional of its own, which runs from start to end by itself. A step
-    that is not traced is in sequence already (an eager ``grad`` or ``vmap`` has a concrete state).
+    On one device a leaf waits for a scalar of the previous one. On several devices, or in a mesh,
+    reading a scalar needs communication, and arrays with different shardings cannot be combined.
+    There each leaf can have its own branch of a conditional, which XLA runs from start to end. A
+    step that is not traced is in sequence already (an eager ``grad`` or ``vmap`` has a concrete
+    state).
     """
     if not _is_on() or not any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
         return None
@@ -75,23 +76,23 @@ def way(updates: Tree, state: Tree) -> str | None:
 
 
 def is_due(updates: Tree, state: Tree) -> bool:
-    """Whether a step that reduces over leaves shall be ordered: not inside another ordered one."""
+    """Return whether to order a step that reduces over leaves; not inside an ordered step."""
     several = sum(map(_is_large, jax.tree.leaves(updates))) > 1
     return several and not _INSIDE.get() and way(updates, state) == "waits"
 
 
 def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
-    """Returns ``x``, to be written only after ``readers``, which read what it overwrites.
+    """Return ``x``, made to be written only after ``readers``, which read the array it overwrites.
 
-    Without an order between the two XLA copies the donated array before it is overwritten. Where
-    leaves run in sequence on a CPU, one element of each reader is read, else every element: XLA for
-    a GPU then writes the array and its readers in one kernel.
+    Without an order between the two, XLA copies the donated array before it is overwritten. If
+    leaves run in sequence on a CPU, one element of each reader is read, otherwise every element:
+    XLA for a GPU then writes the array and its readers in one kernel.
 
     Args:
-      x: what is written.
-      *readers: trees like it.
-      kept: whether the readers are arrays of the new state, which XLA computes whole, so that one
-        element is enough of small ones, too.
+      x: the tree to be written.
+      *readers: trees like ``x``.
+      kept: whether the readers are arrays of the new state. XLA computes these whole, so one
+        element is enough also for small ones.
     """
     alone = _is_on() and jax.default_backend() == "cpu" and _is_alone(x, readers)
 
@@ -104,9 +105,10 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
 
 
 def wait(x: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns ``x`` with a data dependency on ``known``, a scalar or an array of its shape.
+    """Return ``x`` with a data dependency on ``known``, a scalar or an array of its shape.
 
-    The select always takes ``x``, but XLA does not know that. What is not traced is there already.
+    The select always takes ``x``, but XLA does not know that. Arrays that are not traced exist
+    already and need no dependency.
     """
     if not isinstance(x, Tracer):
         return x
@@ -114,7 +116,7 @@ def wait(x: jax.Array, known: jax.Array) -> jax.Array:
 
 
 def known_once_whole(x: jax.Array) -> jax.Array:
-    """Returns one element of ``x``, read in a branch: else XLA would compute that element alone."""
+    """Return one element of ``x``, read in a branch so that XLA computes all of ``x``."""
     return lax.cond(_always(), _first, lambda x: lax.full((), 0, x.dtype), x)
 
 
@@ -127,32 +129,32 @@ def leaf_by_leaf(
     *,
     in_branches: bool = False,
 ) -> tuple[Tree, Tree]:
-    """Runs ``step(updates, state) -> moved, state, scalars`` leaf by leaf, without the scalars.
+    """Run ``step(updates, state) -> moved, state, scalars`` leaf by leaf and drop the scalars.
 
     Args:
-      step: its scalars are in the places of some updates, each known once the direction of its leaf
-        has been computed; None for none.
+      step: the step. Its scalars are a tree like the updates, for some leaves a scalar that is
+        available once the direction of the leaf has been computed; or None.
       updates: the gradients.
-      state: of the step.
+      state: the state of the step.
       is_encoded: whether a node of ``state`` is encoded: codes, then their scales.
-      encode: ``(number of the node, what step makes of it, known) -> encoded, known``, where
-        ``known`` is a scalar that is known once a node was encoded.
-      in_branches: whether to encode each leaf in a branch, in place of waiting for the one before.
+      encode: ``(number of the node, its new value, known) -> encoded, known``. The scalar ``known``
+        is available once the node has been encoded, and the next node waits for it.
+      in_branches: whether to encode each leaf in a branch instead of waiting for the previous one.
         Its update then decodes the old codes once more.
     """
     trace = Trace(step, updates, state)
-    moved, new, told = trace.results
+    moved, new, reported = trace.results
     nodes, structure = jax.tree.flatten(state, is_encoded)
     results, paths = structure.flatten_up_to(new), _paths(state, is_encoded)
     inputs = _places(nodes, len(jax.tree.leaves(updates)))
-    *outputs, scalars = _places([*results, told], len(jax.tree.leaves(moved)))
+    *outputs, scalars = _places([*results, reported], len(jax.tree.leaves(moved)))
     ends = {path: i for i, path in enumerate(_paths(moved))}
-    scalar = dict(zip(_paths(told), scalars, strict=True))
+    scalar = dict(zip(_paths(reported), scalars, strict=True))
     reads = {path: [i] for i, path in enumerate(_paths(updates))}  # the inputs of each leaf
     held: dict[Any, list[int]] = {path: [] for path in ends}  # its encoded nodes
     for n, start in enumerate(numerics.owners_in(paths, ends)):
         if start is not None:
-            first = int(is_encoded(nodes[n]))  # scales wait, and so do codes
+            first = int(is_encoded(nodes[n]))  # scales wait, so decoding does, too
             held[paths[n][start:]] += [n] * first
             arrays = zip(inputs[n][first:], jax.tree.leaves(nodes[n])[first:], strict=True)
             floats = [i for i, x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -191,14 +193,14 @@ def leaf_by_leaf(
 
 
 class Trace:
-    """A traced function whose outputs are computed as they are asked for.
+    """A traced function whose outputs are computed on demand.
 
     Attributes:
       results: the shapes of its results.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Tree) -> None:
-        token = _INSIDE.set(True)  # what is traced inside is not put in sequence by itself
+        token = _INSIDE.set(True)  # steps inside are not ordered on their own
         try:
             traced, self.results = jax.make_jaxpr(function, return_shape=True)(*arguments)
         finally:
@@ -211,18 +213,18 @@ class Trace:
         self._in_own_order = any(eqn.effects for eqn in jaxpr.eqns)
 
     def wait(self, places: Iterable[int], known: jax.Array) -> None:
-        """Makes inputs wait for a scalar, unless something has read them."""
+        """Make inputs wait for a scalar, unless they were read already."""
         for place in places:
             self._inputs[place] = wait(self._inputs[place], known)
 
     def outputs(self, places: Iterable[int]) -> list[Any]:
-        """Computes some outputs; of a function with effects all, in its own order."""
+        """Compute some outputs; for a function with effects compute all, in its own order."""
         atoms = [self._outvars[place] for place in places]
         self._run(self._wanted(atoms))
         return [self._value(atom) for atom in atoms]
 
     def apart(self, groups: list[list[int]], outputs: list[range]) -> list[Trace]:
-        """Makes a trace for each group of outputs; what two of them need is computed now."""
+        """Make a trace for each group of outputs; compute now what several groups need."""
         atoms = [[self._outvars[i] for n in group for i in outputs[n]] for group in groups]
         wanted = list(map(self._wanted, atoms))
         uses = collections.Counter(itertools.chain.from_iterable(wanted))
@@ -233,7 +235,7 @@ class Trace:
         return parts
 
     def _wanted(self, atoms: list[Any]) -> set[int]:
-        """The equations that are still to be evaluated for some atoms."""
+        """Return the equations that are still to be evaluated for some atoms."""
         if self._in_own_order:
             return set(range(len(self._eqns)))
         wanted, left = set[int](), list(atoms)
@@ -269,13 +271,13 @@ def _is_on() -> bool:
 
 
 def _is_alone(*trees: Tree) -> bool:
-    """Whether the arrays are on the only device that there is, outside any mesh."""
+    """Return whether there is only one device and the arrays are in no mesh."""
     in_mesh = (not jax.typeof(x).sharding.mesh.empty for x in jax.tree.leaves(trees))
     return jax.device_count() == 1 and not any(in_mesh)
 
 
 def _is_large(x: jax.Array) -> bool:
-    """Whether an array is large enough to wait for; a symbolic size is not."""
+    """Return whether an array is large enough to wait; one of symbolic size is not."""
     return isinstance(x.size, int) and x.size >= SMALL
 
 
@@ -284,7 +286,7 @@ def _first(x: jax.Array) -> jax.Array:
 
 
 def _always() -> jax.Array:
-    """True, which XLA does not know before it has scheduled the program."""
+    """Return True as a value that XLA does not know before it has scheduled the program."""
     return lax.optimization_barrier(jnp.bool_(True))
 
 
@@ -293,7 +295,7 @@ def _paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any
 
 
 def _places(nodes: list[Any], start: int) -> list[range]:
-    """Where in a flat list the leaves of each node are."""
+    """Return, for each node, the places of its leaves in a flat list."""
     sizes = [len(jax.tree.leaves(node)) for node in nodes]
     stops = itertools.accumulate(sizes, initial=start)
     return [range(stop, stop + size) for stop, size in zip(stops, sizes, strict=False)]

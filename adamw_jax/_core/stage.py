@@ -5,9 +5,9 @@ Four kinds of value flow through a recipe::
     gradient -> moments -> direction (unscaled step) -> update (ready for apply_updates)
 
 A stage declares what it takes and gives, its hyperparameters by name, and two pure functions:
-``init(params)`` for its state, and ``apply(flow, state, step)`` for one step. ``compose`` runs
-stages with one step count and one record of hyperparameters; alone, in ``optax.chain``, a stage
-counts its own steps and evaluates its own hyperparameters.
+``init(params)`` makes its state, ``apply(flow, state, step)`` takes one step. ``compose`` runs
+stages with a common step count and common hyperparameters. A stage that is used alone, as in
+``optax.chain``, counts its own steps and evaluates its own hyperparameters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Tree = Any
 
 
 class Kind(enum.Enum):
-    """What flows between two stages."""
+    """The kinds of value that flow from one stage to the next."""
 
     GRADIENT = "gradient"
     MOMENTS = "moments"
@@ -39,23 +39,23 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass
 class Facts:
-    """What stages tell the later stages of the same step; a stage sets a field, others read it.
+    """Messages from a stage to later stages of the same step: one sets a field, others read it.
 
     Attributes:
-      skip_step: where true, this step moves nothing and decays nothing; a bool array, or one for
-        every leaf. None if no stage said so.
+      skip_step: if true, this step does not move or decay anything; a bool array, or a tree with
+        one for every leaf. None if no stage set it.
       step_size: the factor on the gradient in this step, a scalar, from a stage that estimates it.
       parameter_scale: the factor of each leaf by which the step was scaled.
-      leaf_scalars: for some leaves or all a scalar that is known only after the whole direction of
-        the leaf was computed; ``sequential`` starts the next leaf after it.
-      delayed: whether the direction reads the second moment of the step before.
+      leaf_scalars: for some leaves or all, a scalar that is available only after the whole
+        direction of the leaf was computed; ``sequential`` starts the next leaf after it.
+      delayed: whether the direction reads the second moment of the previous step.
       decoded: whether the recipe has decoded the state of its stages.
       unpacked: the gradient before it was packed.
       probe_gradient: squared norm of the gradient, for ``probe``.
-      probe_before: squared norm of what a clipping was given, for ``probe``.
-      probe_clipped: whether a clipping shortened something in this step, for ``probe``.
-      own: facts of your own stages, by names of your choice. They pass ``only`` and packing as
-        they are.
+      probe_before: squared norm of the input of a clipping stage, for ``probe``.
+      probe_clipped: whether a clipping stage shortened something in this step, for ``probe``.
+      own: facts of your own stages, by names of your choice. ``only`` and packing do not change
+        them.
     """
 
     skip_step: Tree | None = None
@@ -71,24 +71,24 @@ class Facts:
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def trees(self) -> dict[str, Tree]:
-        """The facts that are arrays, or trees of arrays, by field."""
+        """Return the facts that are arrays, or trees of arrays, by field."""
         return {
-            name: told
-            for name, told in vars(self).items()
-            if name != "own" and told is not None and not isinstance(told, bool)
+            name: fact
+            for name, fact in vars(self).items()
+            if name != "own" and fact is not None and not isinstance(fact, bool)
         }
 
 
 @dataclasses.dataclass
 class Step:
-    """What a stage may know of the current step.
+    """The current step, as a stage sees it.
 
     Attributes:
       count: updates made before this one, int32.
-      values: the stage's hyperparameters at this step, by the stage's own names.
+      values: the hyperparameters of the stage at this step, by the names it declared.
       params: the parameters before the step, or None.
       extra: the extra arguments of ``update``.
-      facts: what earlier stages of this step have told.
+      facts: messages from earlier stages of this step.
       in_sequence: whether leaves run one after the other, each after ``facts.leaf_scalars``.
     """
 
@@ -104,13 +104,13 @@ class Step:
 
 
 class Slopes(NamedTuple):
-    """1 / P of a stage that makes its direction without moments, for ``curvature.preconditioner``.
+    """The factor 1 / P on the gradient in a stage without moments (``curvature.preconditioner``).
 
     Attributes:
-      of: ``(gradient, memory, step) -> tree``, what multiplies the gradient in the step to come,
-        leaf by leaf an array that broadcasts to the leaf of ``step.params``.
-      needs_loss: whether that depends on the gradient, and on the loss in ``step.extra``; without,
-        the gradient may be None.
+      of: ``(gradient, memory, step) -> tree`` of factors on the gradient in the next step. Each
+        broadcasts to its leaf of ``step.params``.
+      needs_loss: whether the factors depend on the gradient and on the loss in ``step.extra``. If
+        not, the gradient may be None.
     """
 
     of: Callable[[Any, Any, Step], Tree]
@@ -128,18 +128,18 @@ class Spec(NamedTuple):
     hyperparams: Mapping[str, Hyperparameter]
     needs_params: bool
     tail: bool
-    storage: Any = None  # the ``Choice`` by which its memory is encoded
-    partial: bool = False  # whether ``only`` keeps it to some of the leaves
-    slopes: Slopes | None = None  # of one that makes its direction without moments
-    # ``(memory, direction, step) -> memory``, the same values, written only after the direction,
-    # which reads what they overwrite (``sequential.after``).
+    storage: Any = None  # the ``Choice`` that encodes its state
+    partial: bool = False  # whether ``only`` restricts it to some of the leaves
+    slopes: Slopes | None = None  # for a stage that makes its direction without moments
+    # ``(memory, direction, step) -> memory``: the same values, written only after the direction,
+    # which reads the arrays that they overwrite (``sequential.after``).
     write_after_read: Callable[[Any, Tree, Step], Any] | None = None
     reduces: bool = False  # whether it reduces over a whole leaf before the result can be used
-    clips: bool = False  # whether it may shorten what it is given, which ``probe`` counts
-    reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the last v
+    clips: bool = False  # whether it may shorten its input, which ``probe`` counts
+    reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the old v
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
-        """Declares a stage that wraps this one, whose state is another."""
+        """Declare a stage that wraps this one and has another state."""
         return self._replace(apply=apply, init=init, write_after_read=None, **changes)
 
     @property
@@ -151,7 +151,7 @@ class Spec(NamedTuple):
 
 
 class StageState(NamedTuple):
-    """State of a stage used alone: its own step count, and what it remembers."""
+    """State of a stage that is used alone: its step count and its memory."""
 
     count: jax.Array
     memory: Any
@@ -160,13 +160,13 @@ class StageState(NamedTuple):
 class Declared(optax.GradientTransformationExtraArgs):
     """A transformation whose two functions carry a declaration.
 
-    A copy, ``jax.tree.map`` or pickling by reference keep the functions, and so the declaration.
-    With another ``init`` or ``update`` it would tell of something else: then what is made is an
+    Copying, ``jax.tree.map`` and pickling by reference keep the functions, and so the declaration.
+    With another ``init`` or ``update`` the declaration would be wrong: the result is then an
     ordinary optax transformation.
     """
 
     def __new__(cls, init: Any, update: Any) -> Any:
-        """The transformation of two functions."""
+        """Make the transformation, an ordinary one if the functions carry no declaration."""
         declaration = getattr(update, "declaration", None)
         if declaration is None or declaration is not getattr(init, "declaration", None):
             return optax.GradientTransformationExtraArgs(init, update)
@@ -174,18 +174,18 @@ class Declared(optax.GradientTransformationExtraArgs):
 
     @classmethod
     def of(cls, declaration: Any, init: Any, update: Any) -> Any:
-        """The transformation of two functions and the declaration that they are to carry."""
+        """Attach a declaration to two functions and make their transformation."""
         for function in (init, update):
             function.declaration = declaration
         return cls(init, update)
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> Any:  # that of ``_replace``
+    def _make(cls, iterable: Iterable[Any]) -> Any:  # ``_replace`` calls it
         return cls(*iterable)
 
     @property
     def declaration(self) -> Any:
-        """What ``of`` was given."""
+        """The declaration that ``of`` attached."""
         return getattr(self.update, "declaration")  # noqa: B009
 
 
@@ -213,7 +213,7 @@ def stage(
     clips: bool = False,
     reads: str = "",
 ) -> Stage:
-    """Declares a stage; ``init`` is None for one without memory, see ``Spec`` for the rest."""
+    """Declare a stage; ``init=None`` if it has no state, see ``Spec`` for the other arguments."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
     spec = spec._replace(write_after_read=write_after_read, slopes=slopes)
@@ -225,13 +225,13 @@ TAILS: set[str] = set()
 
 
 def tail(name: str) -> str:
-    """Declares that the state of a stage may come and go when a recipe is edited.
+    """Declare a tail: a stage whose state may come and go when a recipe is edited.
 
-    Call it where a module begins, so that ``migrate_state`` knows the name in a checkpoint of a
+    Call it at the top of a module. Then ``migrate_state`` knows the name in a checkpoint, also in a
     program that does not build the stage any more.
 
     Args:
-      name: of the stage.
+      name: name of the stage.
 
     Returns:
       The name, for ``stage``.
@@ -241,19 +241,16 @@ def tail(name: str) -> str:
 
 
 def stage_of(spec: Spec) -> Stage:
-    """The transformation that runs a declared stage alone."""
+    """Make the transformation that runs a declared stage alone."""
     return Stage.of(spec, *_alone(spec))
 
 
 def transformation(tx: Any, argument: str) -> optax.GradientTransformationExtraArgs:
-    """What a user gave for an optax transformation; ``optax.MultiSteps(...)`` is one, too.
+    """Return ``tx`` with support for extra arguments; an ``optax.MultiSteps`` is accepted, too.
 
     Args:
-      tx: what was given.
-      argument: what the user calls it, for the error.
-
-    Raises:
-      TypeError: it is none.
+      tx: the value of the argument.
+      argument: the name of the argument, for the error.
     """
     if isinstance(tx, optax.MultiSteps):
         tx = tx.gradient_transformation()
@@ -265,15 +262,12 @@ def transformation(tx: Any, argument: str) -> optax.GradientTransformationExtraA
 
 
 def check_width(name: str, memory: Any, gradient: Tree) -> None:
-    """Raises where the scalars of a state were made for floats of another width.
+    """Raise if scalars of a state have another float dtype than the present default.
 
     Args:
-      name: whose state it is, for the error.
+      name: owner of the state, for the error.
       memory: the state.
-      gradient: what it was given, whose leaves may be scalars that are stored otherwise.
-
-    Raises:
-      ValueError: they were.
+      gradient: the gradient; a state array of a scalar parameter may have any dtype.
     """
     if jax.tree.structure(gradient) == jax.tree.structure(0):
         return
@@ -289,15 +283,15 @@ def check_width(name: str, memory: Any, gradient: Tree) -> None:
             continue
         if dtype != numerics.default_float():
             raise ValueError(
-                f"the state of {name} was made for {dtype}, and scalars are "
-                f"{numerics.default_float()} now: the state was cast, or jax_enable_x64 was "
-                "switched. Carry a recipe's state over with migrate_state(saved, tx, params), or "
-                "start with tx.init(params)."
+                f"the state of {name} was made for {dtype}, but scalars are now "
+                f"{numerics.default_float()}: the state was cast, or jax_enable_x64 was switched. "
+                "Convert the state of a recipe with migrate_state(saved, tx, params), or start "
+                "again with tx.init(params)."
             )
 
 
 def require_params(spec_name: str, params: Tree | None) -> None:
-    """Raises the error for a stage that needs the parameters and did not get them."""
+    """Raise if a stage needs the parameters and did not get them."""
     if params is None:
         raise ValueError(
             f"{spec_name} needs the parameters, got params=None: call "
@@ -306,12 +300,12 @@ def require_params(spec_name: str, params: Tree | None) -> None:
 
 
 def increment(count: jax.Array) -> jax.Array:
-    """``count + 1``, staying at the largest int32 instead of wrapping."""
+    """Return ``count + 1``, or the largest int32 if the sum would overflow."""
     return jnp.asarray(optax.safe_increment(count))
 
 
 def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Init and update of a stage that nobody composes."""
+    """Make ``init`` and ``update`` of a stage that is used alone."""
 
     def init_fn(params: Tree) -> StageState:
         params = numerics.as_arrays(params)
@@ -337,7 +331,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def check_flow(spec: Spec, flow: Any) -> None:
-    """Raises where the moments record arrives at, or fails to arrive at, a stage."""
+    """Raise if a stage got the moments record and must not, or needs it and did not get it."""
     is_record = getattr(type(flow), "is_moments_record", False)
     if spec.takes is Kind.MOMENTS and not is_record:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The state of a composed recipe, and how to find it under any wrapper."""
+"""The state of a composed recipe, and functions that find it under any wrapper."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from adamw_jax._core import numerics
 from adamw_jax._core.declare import Domain, in_domain, real, real_number
 
 Wanted = type | tuple[type, ...] | Callable[[Any], bool]
-"""Which nodes of a state are meant: those of a type or of several, or those that a test accepts."""
+"""Which nodes of a state to find: those of one or several types, or those that pass a test."""
 
 
 class _Names(tuple[str, ...]):
-    """Names of hyperparameters in order; equal to others by the names alone.
+    """Names of hyperparameters in order; compared by the names alone.
 
     Attributes:
-      domains: the range with which each was declared.
-      injected: those that the code gave as arrays.
+      domains: the declared range of each.
+      injected: those whose values in the code are arrays.
     """
 
     domains: Mapping[str, Domain] = {}
@@ -41,16 +41,16 @@ def _names(domains: Mapping[str, Domain], injected: Iterable[str] = ()) -> _Name
 
 
 class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGeneralTypeIssues]
-    """The live hyperparameters of a recipe: two arrays in the state, a mapping to the user.
+    """The hyperparameters of a recipe: two arrays in the state, used as a mapping.
 
-    Reading ``state.hyperparams["b1"]`` gives the value of the last step, assigning pins a new one.
-    ``optax.tree.get(state, "learning_rate")`` finds it, too. It does not find a hyperparameter that
-    was given as an array: ``optax.inject_hyperparams`` does that, and keeps the value in its state.
+    ``state.hyperparams["b1"]`` is the value of the last step; assigning to it pins a new value.
+    ``optax.tree.get(state, "learning_rate")`` finds it, too, unless the value in the code is an
+    array. ``optax.inject_hyperparams`` gives arrays, and keeps the values in its own state.
 
     Attributes:
-      names: in order.
+      names: the names in order.
       array: the values that the last step used, of the default float dtype, on the last axis.
-      pins: whether the user set each; then the code's value or schedule is not used.
+      pins: whether the user pinned each; the value or schedule in the code is then not used.
     """
 
     names: _Names
@@ -66,20 +66,17 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         self.names, self.array, self.pins = names, array, pins
 
     def value(self, name: str) -> jax.Array:
-        """The value of the last step."""
+        """Return the value of the last step."""
         return self._read(self.array, name)
 
     def is_pinned(self, name: str) -> jax.Array:
-        """Whether the user set the value."""
+        """Return whether the user pinned the value."""
         return self._read(self.pins, name)
 
     def check_pins(self, domains: Mapping[str, Domain]) -> None:
-        """Raises where a pinned value is out of its range, as rounding may have moved it.
+        """Raise if a pinned value is out of its range, for example after rounding.
 
-        What is traced, or on other hosts, cannot be seen.
-
-        Raises:
-          ValueError: it is.
+        Values that are traced or on other hosts are not checked.
         """
         pins = numerics.unboxed(self.pins)
         if isinstance(pins, jax.core.Tracer) or not getattr(pins, "is_fully_addressable", True):
@@ -90,18 +87,13 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
             for value in np.asarray(self.value(name))[np.asarray(self.is_pinned(name))].ravel():
                 if not domain.contains(float(value)) or (np.isinf(value) and not domain.infinite):
                     raise ValueError(
-                        f"{name} is pinned to {value}, and must be {domain.words}: rounding has "
-                        "moved it out of its range, or the range is another now. Pin it again with "
+                        f"{name} is pinned to {value}, but must be {domain.words}: rounding moved "
+                        "it out of its range, or the range has changed. Pin it again with "
                         "set_hyperparams, or unpin it with clear_hyperparams."
                     )
 
     def pinned_to(self, name: str, value: Any) -> Hyperparams:
-        """With ``name`` pinned to a value.
-
-        Raises:
-          ValueError: the value is out of its range or no scalar.
-          TypeError: it is not a real number.
-        """
+        """Return the hyperparameters with ``name`` pinned to a value."""
         old, here = self.value(name), self._here(name)
         given = real_number(value, f"{name} must be a number, got", old.shape)
         if not isinstance(given, jax.core.Tracer):
@@ -110,14 +102,14 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
                 in_domain(one, domain, f"{name} must be {domain.words}")
         new = jnp.asarray(given, old.dtype)[..., None]
         # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
-        # it keeps the box that Flax NNX puts around.
+        # it keeps the box that Flax NNX puts around it.
         return self._with(
             jax.tree.map(lambda x: jnp.where(jnp.broadcast_to(here, x.shape), new, x), self.array),
             jax.tree.map(lambda x: x | jnp.broadcast_to(here, x.shape), self.pins),
         )
 
     def unpinned(self, name: str) -> Hyperparams:
-        """With ``name`` following the code again."""
+        """Return the hyperparameters with ``name`` not pinned."""
         here = self._here(name)
         pins = jax.tree.map(lambda x: x & ~jnp.broadcast_to(here, x.shape), self.pins)
         return self._with(self.array, pins)
@@ -139,7 +131,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
 
     @property
     def _marks(self) -> dict[str, Any]:
-        """By their keys, what a function over trees put in the places of the two arrays, if any."""
+        """By key, what a tree function put in the places of the two arrays, if anything."""
         if not self.names or hasattr(self.array, "shape"):
             return {}
         return {key.name: child for key, child in _children_with_keys(self)[0]}
@@ -152,7 +144,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         new = self.pinned_to(name, value)
         self.array, self.pins = new.array, new.pins
 
-    def __ior__(self, other: Any) -> Hyperparams:  # that of dict would set nothing
+    def __ior__(self, other: Any) -> Hyperparams:  # ``dict.__ior__`` would not set anything
         self.update(other)
         return self
 
@@ -178,7 +170,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         return (self.names, self.array, self.pins) == (other.names, other.array, other.pins)
 
     def __repr__(self) -> str:
-        """A short text; the error messages of optax quote it."""
+        """Keep it short: optax quotes it in error messages."""
         names = ", ".join(self.names)
         return f"<Hyperparams {names}: read with hyperparams(state), set with set_hyperparams>"
 
@@ -187,13 +179,13 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         return Hyperparams, (names.domains, self.array, self.pins, names.injected)
 
     def filled(self, values: Sequence[Any], pins: Sequence[Any]) -> Hyperparams:
-        """With these values and pins, in the order of the names."""
+        """Return the hyperparameters with these values and pins, in the order of the names."""
         if not self.names:
             return self
         return self._with(jnp.stack(values, -1), jnp.stack(pins, -1))
 
     def copy(self) -> Hyperparams:
-        """Another node with the same arrays."""
+        """Return another node with the same arrays."""
         return self._with(self.array, self.pins)
 
 
@@ -208,7 +200,7 @@ def _children(node: Hyperparams) -> tuple[Any, ...]:
 
 
 def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
-    # The names stand in the keys, so that a checkpoint of other names is refused.
+    # The keys contain the names, so that a checkpoint with other names is refused.
     names = ",".join(node.names)
     keys = GetAttrKey(_VALUES + names), GetAttrKey(_PINS + names)
     return tuple(zip(keys, _children(node), strict=False)), node.names
@@ -218,7 +210,7 @@ _VALUES, _PINS = "values of ", "pins of "
 
 
 def _register_with_flax() -> None:
-    """Lets ``flax.serialization`` take hyperparameters, once something has imported it."""
+    """Register hyperparameters with ``flax.serialization``, if it is imported."""
     flax = sys.modules.get("flax.serialization")
     if flax is None or _FLAX:
         return
@@ -232,8 +224,8 @@ def _register_with_flax() -> None:
         keys = [*to_dict(node)]
         if sorted(saved) != sorted(keys):
             raise ValueError(
-                f"the checkpoint has {sorted(saved)}, the target {sorted(keys)}: carry the state "
-                "over with migrate_state(saved, tx, params)."
+                f"the checkpoint has {sorted(saved)}, the target {sorted(keys)}: convert the state "
+                "with migrate_state(saved, tx, params)."
             )
         return _made(node.names, [saved[key] for key in keys])
 
@@ -266,22 +258,22 @@ class ComposeState(_Fields):
     """State of a composed recipe.
 
     Attributes:
-      count: updates made, int32; drives every schedule.
-      hyperparams: by name, the value used at the last step, which may be pinned.
-      stages: by stage name, the states of the stages that have one.
+      count: number of updates made, int32; every schedule reads it.
+      hyperparams: by name, the value of the last step, which may be pinned.
+      stages: by name, the states of the stages that have one.
     """
 
     __slots__ = ()
 
     @property
     def hyperparams(self) -> Hyperparams:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The live hyperparameters; Flax reads them from here before it serializes them."""
+        """The hyperparameters; Flax reads this property before it serializes them."""
         _register_with_flax()
         return self[1]
 
 
-def is_live(node: Any) -> bool:
-    """Whether a node is the ``Hyperparams`` of a recipe, also one that lost its type."""
+def is_hyperparams(node: Any) -> bool:
+    """Return whether a node is a ``Hyperparams``, or a mapping from one that lost its type."""
     if isinstance(node, Hyperparams):
         return True
     if not isinstance(node, Mapping) or not all(isinstance(key, str) for key in node):
@@ -289,8 +281,8 @@ def is_live(node: Any) -> bool:
     return sorted(key.partition(" of ")[0] + " of " for key in node) == [_PINS, _VALUES]
 
 
-def live_of(node: Any) -> list[tuple[str, Any, Any]]:
-    """Name, value and pin of every hyperparameter in such a node."""
+def hyperparams_in(node: Any) -> list[tuple[str, Any, Any]]:
+    """Return name, value and pin of every hyperparameter in such a node."""
     if not isinstance(node, Hyperparams):
         by_kind = {key.partition(" of ")[0]: (key, array) for key, array in node.items()}
         names = by_kind["values"][0].removeprefix(_VALUES).split(",")
@@ -298,34 +290,33 @@ def live_of(node: Any) -> list[tuple[str, Any, Any]]:
     return [(name, node.value(name), node.is_pinned(name)) for name in node.names]
 
 
-def check_live(live: Any) -> Hyperparams:
-    """The hyperparameters of a state, or the error for what ``optax.tree.set`` leaves of them."""
-    if isinstance(live, Hyperparams):
-        return live
+def check_hyperparams(node: Any) -> Hyperparams:
+    """Return the hyperparameters of a state; raise if ``optax.tree.set`` has replaced them."""
+    if isinstance(node, Hyperparams):
+        return node
     raise TypeError(
-        f"the hyperparameters in the state are a {type(live).__name__}, as optax.tree.set leaves "
-        "them: change them with adamw_jax.set_hyperparams(state, learning_rate=...) instead. A "
-        "checkpoint that lost its types goes through migrate_state(saved, tx, params)."
+        f"the hyperparameters in the state are a {type(node).__name__}, as after optax.tree.set: "
+        "use adamw_jax.set_hyperparams(state, learning_rate=...) instead. Convert a checkpoint "
+        "that lost its types with migrate_state(saved, tx, params)."
     )
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """The error for a hyperparameter that a state does not have."""
+    """Make the error text for a hyperparameter that a state does not have."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}"
 
 
 def restarts(node: Any) -> bool:
-    """Whether a restart of the moments empties a node: its class says ``restarts = True``."""
+    """Return whether a restart of the moments resets a node: its class has ``restarts = True``."""
     return getattr(type(node), "restarts", False) is True
 
 
 def check_owners(state: Any) -> None:
-    """Raises where two nodes own the same parameters, by the field that their class names ``owns``.
+    """Raise if two nodes own the same parameter, such as two Lookaheads with its slow weights.
 
-    Raises:
-      ValueError: two Lookaheads hold slow weights of one parameter.
+    ``owns`` in the class of a node names the field with its parameters.
     """
     owned: set[str] = set()
     for node in jax.tree.leaves(state, is_leaf=lambda x: hasattr(type(x), "owns")):
@@ -334,14 +325,14 @@ def check_owners(state: Any) -> None:
         names = set(numerics.leaf_names(getattr(node, type(node).owns)))
         if both := sorted(names & owned):
             raise ValueError(
-                f"two {type(node).__name__} hold {type(node).owns} weights of {both}: what one "
-                "makes of the parameters would become those of the other. Leave one out."
+                f"two {type(node).__name__} hold {type(node).owns} weights of {both}: each would "
+                "take the output of the other for its parameters. Leave one out."
             )
         owned |= names
 
 
 def nodes(state: Any, kind: Wanted) -> list[tuple[tuple[Any, ...], Any]]:
-    """All nodes of a type in a state with their paths, also those inside others of them."""
+    """Find all nodes of a type in a state, also inside each other; return (path, node) pairs."""
     is_one = _test(kind)
 
     def inside(path: tuple[Any, ...], node: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -364,15 +355,12 @@ def _test(kind: Wanted) -> Callable[[Any], bool]:
 
 
 def find(state: Any, kind: Wanted) -> list[tuple[str, Any]]:
-    """All nodes of a type in a state, each with its slash-separated path."""
+    """Find all nodes of a type in a state, each with its slash-separated path."""
     return [(numerics.leaf_name(path), node) for path, node in nodes(state, kind)]
 
 
 def replace(state: Any, kind: Wanted, change: Any) -> Any:
-    """``state`` with ``change(path, node)`` in place of every node of a type.
-
-    A node inside another is changed first.
-    """
+    """Replace every node of a type by ``change(path, node)``, inner nodes first."""
     is_one = _test(kind)
 
     def inside(path: tuple[Any, ...], node: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Packing: the state of many small leaves in a few buffers."""
+"""Packing: keep the state of many small leaves in a few buffers."""
 
 from adamw_jax.packing._pack import pack_small_leaves
 from adamw_jax.packing._repack import repack_state

@@ -1,4 +1,4 @@
-"""Which leaves share a buffer, and the way into it and out again.
+"""Group leaves into buffers, and pack and unpack them.
 
 >>> import jax.numpy as jnp
 >>> tree = {"a": jnp.ones((2, 2)), "b": jnp.zeros(3), "c": jnp.ones(100)}
@@ -26,7 +26,7 @@ Tree = Any
 
 
 class Run(NamedTuple):
-    """Leaves that share a buffer, by their index."""
+    """Leaves that share a buffer: their indices and sizes."""
 
     leaves: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -34,14 +34,14 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Packer:
-    """Which leaves share a buffer. ``by_dtype``: only such of one dtype; else they are widened."""
+    """The rule for shared buffers; leaves are widened, but not with ``by_dtype``."""
 
     limit: int
     group: int
     by_dtype: bool = False
 
     def runs(self, leaves: list[Any]) -> list[Run]:
-        """The groups of two leaves or more, in the order of the tree."""
+        """Return the groups of two leaves or more, in the order of the tree."""
         groups: list[list[int]] = []
         for index, x in enumerate(leaves):
             if not self.takes(x):
@@ -54,11 +54,11 @@ class Packer:
         return [Run(tuple(g), tuple(leaves[i].size for i in g)) for g in groups if len(g) > 1]
 
     def takes(self, x: Any) -> bool:
-        """Whether a leaf is one of those to be packed."""
+        """Return whether a leaf is small enough and real, and so is packed."""
         return 0 < math.prod(x.shape) < self.limit and jnp.issubdtype(x.dtype, jnp.floating)
 
     def pack(self, tree: Tree, like: Tree | None = None) -> Tree:
-        """``tree`` with the leaves of each group in its first one; groups as of ``like``."""
+        """Put the leaves of each group into its first leaf; ``like`` determines the groups."""
         leaves, structure = jax.tree.flatten(tree)
         runs = self.runs(leaves if like is None else jax.tree.leaves(like))
         for run in runs:
@@ -69,7 +69,7 @@ class Packer:
         return jax.tree.unflatten(structure, leaves)
 
     def unpack(self, packed: Tree, like: Tree) -> Tree:
-        """``packed`` with the structure and shapes of ``like``; a scalar is one for a whole run."""
+        """Restore the structure and shapes of ``like``; a scalar is repeated for its group."""
         shapes, structure = jax.tree.flatten(like)
         leaves = structure.flatten_up_to(packed)
         for run in self.runs(shapes):
@@ -84,7 +84,7 @@ class Packer:
         return jax.tree.unflatten(structure, leaves)
 
     def joined(self, leaves: list[Any]) -> Any:
-        """The leaves end to end."""
+        """Join leaves end to end."""
         dtype = leaves[0].dtype if self.by_dtype else numerics.default_float()
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
             return jax.ShapeDtypeStruct((sum(x.size for x in leaves),), dtype)

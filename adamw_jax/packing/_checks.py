@@ -1,4 +1,4 @@
-"""What makes leaves fit to share a buffer: they lie alike, and are treated alike.
+"""Check that leaves can share a buffer: the same placement and the same treatment.
 
 >>> import jax.numpy as jnp, optax
 >>> two = {"a": jnp.ones(2), "b": jnp.ones(3)}
@@ -21,7 +21,7 @@ Tree = Any
 
 
 def check_recipe(moments: optax.GradientTransformation, packer: Packer, params: Tree) -> None:
-    """Raises where the stages on moments tell small leaves apart by their shape."""
+    """Raise if the stages on moments treat small leaves differently by shape."""
     named = _packed_leaves(packer, params)
     if not named:
         return
@@ -34,14 +34,14 @@ def check_recipe(moments: optax.GradientTransformation, packer: Packer, params: 
 
 
 def check_whole(tx: optax.GradientTransformation, packer: Packer, params: Tree) -> None:
-    """Raises where a transformation treats leaves that share a buffer in different ways."""
+    """Raise if a transformation treats leaves that share a buffer in different ways."""
     if not _packed_leaves(packer, params):
         return
     leaves, names = jax.tree.leaves(params), numerics.leaf_names(params)
     runs = packer.runs(leaves)
     try:
         plain, packed = _programs(tx, params, packer.pack(params))
-    except ValueError:  # of a tree of labels, whose own reason would name no leaf
+    except ValueError:  # from a tree of labels: a better error names the leaves
         [plain] = _programs(tx, params)
         for run in runs:
             _check_alike({names[i]: plain[i] for i in run.leaves})
@@ -66,15 +66,15 @@ def _programs(tx: optax.GradientTransformation, *trees: Tree) -> list[Any]:
 
 
 def _packed_leaves(packer: Packer, params: Tree) -> dict[str, Any]:
-    """The leaves that will be packed, by name."""
+    """Return the leaves that will be packed, by name."""
     leaves, names = jax.tree.leaves(params), numerics.leaf_names(params)
     found = {names[i]: leaves[i] for run in packer.runs(leaves) for i in run.leaves}
     for name, x in found.items():
         sharding = sharding_of(name, x)
         if sharding is not None and not sharding.is_fully_replicated:
             raise ValueError(
-                f"the leaf {name!r} of {x.size} elements is sharded ({sharding}), and leaves in "
-                f"one buffer must lie alike: give limit={x.size} or less, or replicate it."
+                f"the leaf {name!r} of {x.size} elements is sharded ({sharding}), but leaves in "
+                f"one buffer must be replicated: give limit={x.size} or less, or replicate it."
             )
     return found
 
@@ -84,10 +84,10 @@ def _check_alike(found: dict[str, Any]) -> None:
     for name in others:
         if found[name] != found[first]:
             raise ValueError(
-                f"{first!r} and {name!r} are treated differently (a mask, a rule or labels by "
-                "name or shape), so they cannot share a buffer. Pack only what treats them alike, "
-                "optax.chain(pack_small_leaves(optax.scale_by_adam()), "
-                "optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(1e-3)), or the "
-                "parts of optax.partition, each in a pack_small_leaves of its own, or use an "
-                "optimizer of adamw_jax, whose masks stay outside."
+                f"{first!r} and {name!r} are treated differently (by a mask, a rule or labels by "
+                "name or shape), so they cannot share a buffer. Pack only the part that treats "
+                "them alike, optax.chain(pack_small_leaves(optax.scale_by_adam()), "
+                "optax.add_decayed_weights(0.1, mask), optax.scale_by_learning_rate(1e-3)), or "
+                "each part of optax.partition in its own pack_small_leaves, or use an optimizer of "
+                "adamw_jax, which applies masks outside the packed part."
             )

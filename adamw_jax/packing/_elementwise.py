@@ -1,9 +1,9 @@
-"""Whether a transformation treats every element of its leaves alone, and which leaves alike.
+"""Find out whether an update is element-wise, and which leaves it treats alike.
 
-An update is traced on abstract leaves, and each of its values is written as an expression of the
-leaf's gradient, parameter and state, and of scalars. An element-wise update makes every result of a
-leaf from that leaf alone, by element-wise operations; leaves with equal expressions are treated
-alike.
+An update is traced on abstract leaves. Each of its values becomes an expression in the gradient,
+parameter and state of a leaf, and in scalars. An update is element-wise if every result of a leaf
+depends on that leaf alone, through element-wise operations. Leaves with equal expressions are
+treated alike.
 
 >>> import jax, jax.numpy as jnp, optax
 >>> leaf = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -40,18 +40,18 @@ _NAMES = """
     sign sin sinh sqrt square stop_gradient sub tan tanh xor
 """
 ELEMENTWISE = frozenset(_NAMES.split())
-"""Primitives whose every element of the result reads one element of each operand."""
+"""Primitives in which an element of the result reads one element of each operand."""
 
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
-"""Primitives that run a program, which they hold as ``jaxpr`` or ``call_jaxpr``."""
+"""Primitives that run another program, in the parameter ``jaxpr`` or ``call_jaxpr``."""
 
 
 class Value(NamedTuple):
-    """What a traced variable holds.
+    """The value of a traced variable.
 
     Attributes:
-      leaf: the leaf it was made of, or None where it is the same for all.
-      expression: a number; equal numbers, equal expressions.
+      leaf: the leaf from which it was computed, or None if it is the same for all leaves.
+      expression: a number; equal numbers mean equal expressions.
       uniform: whether all its elements are one scalar.
     """
 
@@ -61,20 +61,20 @@ class Value(NamedTuple):
 
 
 class _LikeParams(NamedTuple):
-    """A part of a state that is shaped like the parameters."""
+    """A part of a state with the structure of the parameters."""
 
     tree: Tree
 
 
 def programs(tx: optax.GradientTransformation, *trees: Tree) -> list[list[Program]]:
-    """One program for every leaf of every tree; leaves with equal ones are treated alike.
+    """Return a program for every leaf of every tree; leaves with equal programs are treated alike.
 
     Args:
       tx: any transformation.
-      *trees: parameters, as arrays or ``ShapeDtypeStruct``s; ``tx`` is traced once for each.
+      *trees: parameters, as arrays or ``ShapeDtypeStruct``s; ``tx`` is traced once for each tree.
 
     Raises:
-      ValueError: an update is not element-wise, needs more than gradients and parameters, or the
+      ValueError: an update is not element-wise, it needs more than gradients and parameters, or the
         state of a leaf has another shape.
     """
     numbers: dict[Hashable, int] = {}
@@ -107,14 +107,14 @@ def _programs(
     found: list[list[Hashable]] = [[] for _ in trace.names]
     for place, result in zip(places, results, strict=True):
         if result.leaf != place.leaf and result.leaf is not None:
-            trace.refuse(result.leaf, "it moves what all leaves share or another leaf reads")
+            trace.refuse(result.leaf, "its values go to another leaf or to shared state")
         if place.leaf is not None:
             found[place.leaf].append((place.expression, result.expression))
     return [tuple(program) for program in found]
 
 
 class _Trace:
-    """Evaluates a traced update on ``Value``s."""
+    """Evaluate a traced update on ``Value``s."""
 
     def __init__(self, params: Tree, numbers: dict[Hashable, int]):
         self.names, self.structure = numerics.leaf_names(params), jax.tree.structure(params)
@@ -128,11 +128,11 @@ class _Trace:
         return self.numbers.setdefault(expression, len(self.numbers))
 
     def tree(self, what: Hashable) -> list[Value]:
-        """A tree shaped like the parameters."""
+        """Return the leaves of a tree like the parameters."""
         return [Value(leaf, self.number(what)) for leaf in range(len(self.names))]
 
     def state(self, tx: optax.GradientTransformation, state: Any) -> list[Value]:
-        """The leaves of a state, each with the leaf of the parameters that it belongs to."""
+        """Return the leaves of a state, each with the parameter that it belongs to."""
         values = []
         marked = optax.tree.map_params(tx, _LikeParams, state, is_leaf=lambda _: True)
         parts = jax.tree.leaves(marked, is_leaf=lambda x: isinstance(x, _LikeParams))
@@ -155,7 +155,7 @@ class _Trace:
         return Value(None, expression, x.ndim == 0)
 
     def run(self, jaxpr: Any, constants: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
-        """The results of a program."""
+        """Return the results of a program."""
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True))
 
         def read(x: Any) -> Value:
@@ -173,12 +173,12 @@ class _Trace:
         return [read(x) for x in jaxpr.outvars]
 
     def apply(self, equation: Any, name: str, operands: list[Value]) -> list[Value]:
-        """The results of one operation."""
+        """Return the results of one operation."""
         leaves = {x.leaf for x in operands if x.leaf is not None}
         uniform = all(x.uniform for x in operands)
         if name == "broadcast_in_dim" and uniform:
             return operands[:1]
-        # What depends on the shape alone is left out, so that all shapes have one expression.
+        # Omit options that depend on the shape, so that all shapes have one expression.
         options = {k: v for k, v in equation.params.items() if k != "sharding"}
         leaf = min(leaves, default=None)
         if leaf is not None:
@@ -187,7 +187,7 @@ class _Trace:
             if len(leaves) > 1:
                 self.refuse(leaf, f"it reads {self.names[max(leaves)]!r}")
             if any(x.leaf is None and not x.uniform for x in operands):
-                self.refuse(leaf, "it reads an array that is no leaf")
+                self.refuse(leaf, "it reads an array that is not a leaf")
         read = tuple(x.expression for x in operands)
         number = [self.number(name, str(options), read, i) for i in range(len(equation.outvars))]
         uniform = leaf is None and uniform and name in ELEMENTWISE

@@ -1,11 +1,12 @@
-"""``pack_small_leaves``: the state of small leaves in a few shared buffers.
+"""``pack_small_leaves``: keep the state of small leaves in a few shared buffers.
 
     state of leaves 1 ... n:   [m_1 | m_2 | ... | m_n],  [v_1 | v_2 | ... | v_n]       flattened
 
-A jitted step pays for every array that enters and leaves it, and its compilation grows faster than
-their number. With many small leaves (norms, biases, thousands of tiny layers) that is all an
-optimizer costs. Packed, gradients are put end to end, the moments advance as one array, and the
-direction is cut into leaves again; parameters, gradients and updates stay as they are.
+Each array that enters or leaves a jitted step costs time, and compilation time grows faster than
+the number of arrays. With many small leaves (norms, biases, thousands of tiny layers) this is most
+of the cost of an optimizer. With packing, the gradients are joined end to end, the moments are
+updated as one array, and the direction is cut into leaves again. Parameters, gradients and updates
+do not change.
 
 The first leaf of a group holds the buffer in the state, the others hold None.
 
@@ -45,29 +46,28 @@ State = Any
 def pack_small_leaves(
     tx: optax.GradientTransformation, limit: int = 16384, group: int = 32
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps the state of small leaves in buffers that several of them share.
+    """Keep the state of small leaves in shared buffers.
 
-    Of a recipe of this library the stages from ``estimate_moments`` to ``precondition`` are packed,
-    and all others work leaf by leaf as before: masks and rules by name, trust ratios, clipping,
+    In a recipe of this library the stages from ``estimate_moments`` to ``precondition`` are packed.
+    All other stages work leaf by leaf as before: masks and rules by name, trust ratios, clipping,
     ``lookahead`` and averages. Any other transformation is packed as a whole, and must treat all
     leaves alike.
 
     Args:
       tx: a recipe of this library, or an element-wise optax transformation.
-      limit: elements; leaves with fewer are packed. Larger ones are quicker alone.
-      group: leaves to a buffer, >= 2. Measured: 16 to 64 do equally well in a step, fewer compile
+      limit: leaves with fewer elements are packed. Larger ones are faster alone.
+      group: leaves per buffer, >= 2. Steps are equally fast with 16 to 64, and fewer compile
         faster; one buffer for all takes longer to compile than no packing.
 
     Returns:
-      The same optimizer with the state laid out anew: same steps up to rounding, same dtypes, same
-      hyperparameters. ``repack_state`` carries a state from one layout to the other. Complex
-      leaves are not packed. Leaves next to each other in the tree share a buffer, in an optax
-      transformation only while their dtype is the same.
+      The same optimizer with another layout of the state: the same steps up to rounding, the same
+      dtypes and hyperparameters. ``repack_state`` converts a state from one layout to the other.
+      Complex leaves are not packed. Neighbouring small leaves of the tree share a buffer; in an
+      optax transformation they must have the same dtype.
 
     Raises:
-      TypeError: ``tx`` is no transformation.
-      ValueError: an argument is out of range, the recipe has no moments, or (in ``init``) what
-        would be packed is not element-wise, treats leaves differently, or a small leaf is sharded.
+      ValueError: the recipe has no moments, or (in ``init``) the packed part is not element-wise or
+        treats leaves differently, or a small leaf is sharded.
     """
     tx = transformation(tx, "tx")
     packer = Packer(whole_number("limit", limit), whole_number("group", group, least=2))
@@ -75,25 +75,25 @@ def pack_small_leaves(
 
 
 def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
-    """The recipe with its stages on moments, and so their state, packed."""
+    """Pack the stages on moments of a recipe, and so their state."""
     inside = [i for i, spec in enumerate(tx.specs) if Kind.MOMENTS in (spec.takes, spec.gives)]
     if not inside:
         raise ValueError(
             f"the recipe {[spec.name for spec in tx.specs]} has no stages on moments, so there is "
-            "nothing to pack: use it as it is."
+            "nothing to pack: use it without pack_small_leaves."
         )
     for i in inside:
         if tx.specs[i].storage is not None:
             raise ValueError(
-                f"{tx.specs[i].name} stores its arrays small, by the shape of each leaf: leave "
-                'storage= out, and write quantize_state(pack_small_leaves(tx), "8bit"), which '
-                "packs the small leaves and encodes the large ones."
+                f"{tx.specs[i].name} encodes its state leaf by leaf, which excludes packing: leave "
+                'storage= out and write quantize_state(pack_small_leaves(tx), "8bit"), which packs '
+                "the small leaves and encodes the large ones."
             )
         if tx.specs[i].partial:
             raise ValueError(
-                f"only({tx.specs[i].name}, ...) chooses among the leaves, which packing puts into "
-                "one buffer: leave only() out, or use optax.partition with a packed optimizer for "
-                "each part."
+                f"only({tx.specs[i].name}, ...) selects leaves, but packing puts leaves into one "
+                "buffer: leave only() out, or use optax.partition with a packed optimizer for each "
+                "part."
             )
     first, last = inside[0], inside[-1]
     moments = compose(*(stage_of(spec) for spec in tx.specs[first : last + 1]))
@@ -119,7 +119,7 @@ def _packed_init(spec: Spec, checked: Composed | None, packer: Packer) -> Spec:
 
 
 def _entering(spec: Spec, packer: Packer) -> Any:
-    """The work of the stage that takes gradients, which packs them."""
+    """Make ``apply`` of the stage that takes gradients; it packs them."""
 
     def apply(gradient: Tree, state: State, step: Step) -> tuple[Any, State]:
         check_gradient(gradient, step.params)
@@ -130,15 +130,15 @@ def _entering(spec: Spec, packer: Packer) -> Any:
 
 
 def _leaving(spec: Spec, packer: Packer) -> Any:
-    """The work of the stage that gives the direction, which cuts it into leaves again."""
+    """Make ``apply`` of the stage that gives the direction; it unpacks it."""
 
     def apply(record: Any, state: State, step: Step) -> tuple[Tree, State]:
         direction, state = spec.apply(record, state, step)
         like, packed = step.facts.unpacked, jax.tree.structure(direction)
         step.facts.unpacked = None
-        for name, told in step.facts.trees().items():
-            if not isinstance(told, jax.Array) and jax.tree.structure(told) == packed:
-                setattr(step.facts, name, packer.unpack(told, like))
+        for name, fact in step.facts.trees().items():
+            if not isinstance(fact, jax.Array) and jax.tree.structure(fact) == packed:
+                setattr(step.facts, name, packer.unpack(fact, like))
         return packer.unpack(direction, like), state
 
     return apply
@@ -147,7 +147,7 @@ def _leaving(spec: Spec, packer: Packer) -> Any:
 def _packed_whole(
     inner: optax.GradientTransformationExtraArgs, packer: Packer
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation from elsewhere on packed gradients and parameters."""
+    """Run a foreign transformation on packed gradients and parameters."""
     packer = dataclasses.replace(packer, by_dtype=True)
 
     def init(params: Tree) -> State:

@@ -1,7 +1,7 @@
-"""``repack_state``: a state from one packing to another, so that checkpoints can be exchanged.
+"""``repack_state``: convert a state from one packing to another.
 
-Which leaves a buffer holds is seen from their sizes, so a state is cut anew without knowing how it
-was packed.
+The sizes of leaves and buffers show which leaves a buffer holds, so it is not necessary to know how
+the state was packed.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import sgdw
@@ -30,22 +30,22 @@ Tree = Any
 
 
 class Place(NamedTuple):
-    """Where the values of a leaf are: which array of the state, and from which element on."""
+    """The place of a leaf: the index of the array of the state that holds it, and the offset."""
 
     holder: int
     start: int
 
 
 def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -> State:
-    """A state in the layout of ``tx``: packed, plain, or packed otherwise.
+    """Convert a state to the layout of ``tx``: packed, plain, or with another packing.
 
     Args:
-      saved: a state of ``tx`` with another packing, wrapped alike.
-      tx: the transformation to go on with.
+      saved: a state of ``tx`` with another packing or none, in the same wrappers.
+      tx: the transformation to continue with.
       params: parameters, or ``ShapeDtypeStruct``s like them.
 
     Returns:
-      A state that ``tx`` goes on with, of the values of ``saved``.
+      A state of ``tx`` with the values of ``saved``.
 
     Raises:
       ValueError: the states differ by more than packing.
@@ -61,7 +61,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
             f"{found}, expected {structure}. For other edits use migrate_state."
         )
     sizes = {path: jnp.size(p) for path, p in jax.tree_util.tree_leaves_with_path(plain)}
-    trees: dict[Any, list[tuple[int, int]]] = {}  # leaves of the state, and of what length, by tree
+    trees: dict[Any, list[tuple[int, int]]] = {}  # index and length of leaves, by tree
     starts = numerics.owners_in([path for path, _ in want], sizes)
     for i, ((path, _), start) in enumerate(zip(want, starts, strict=True)):
         tree, length = (i, 0) if start is None else (path[:start], sizes[path[start:]])
@@ -77,7 +77,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
 
 
 def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
-    """The values of ``old`` in the layout of ``new``, for leaves of these lengths."""
+    """Return the values of ``old`` in the layout of ``new``, for leaves of these lengths."""
     sources, targets = _places(old, lengths), _places(new, lengths)
     parts: dict[int, list[jax.Array]] = {}
     for source, target, length in zip(sources, targets, lengths, strict=True):
@@ -92,7 +92,7 @@ def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> li
 
 
 def _places(leaves: Sequence[Any], lengths: Sequence[int]) -> list[Place]:
-    """Where each leaf is: in an array of its own, or in the buffer that was begun last."""
+    """Find each leaf: in its own array, or in the buffer that was begun last."""
     places, buffer, used = [], -1, 0
     for i, (leaf, length) in enumerate(zip(leaves, lengths, strict=True)):
         if leaf is not None and leaf.size == length:

@@ -1,4 +1,4 @@
-"""The state: live hyperparameters, migration, optax's states, shardings, a summary."""
+"""Functions on states: hyperparameters, migration, conversion to optax, shardings, summary."""
 
 from adamw_jax._core.state import ComposeState
 from adamw_jax.state._hyperparams import clear_hyperparams, hyperparams, set_hyperparams

@@ -1,9 +1,10 @@
-"""Carry a checkpoint over an edit of the recipe that changed no accumulator.
+"""``migrate_state``: convert a checkpoint to an edited recipe with the same accumulators.
 
-Accumulators match by stage and leaf; wrappers around the recipe, hyperparameters and tails may
-come and go. What stands beside the recipe is kept where it has the same place. What is new starts
-at its initial value and what has no place any more is dropped, both as the report says. Anything
-else, such as AMSGrad's maximum or diffGrad's previous gradient, is refused by name.
+Accumulators are matched by stage and leaf. Wrappers, hyperparameters and tails (stages such as
+``lookahead``, whose state may come and go) may be added or removed. New leaves start at their
+initial value, leaves without a place are dropped, and the report names both. Leaves outside the
+recipe are kept if they have the same place. If another accumulator is missing or in excess, such as
+AMSGrad's maximum or diffGrad's previous gradient, an error names it.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, lookahead
@@ -28,20 +29,20 @@ from adamw_jax._core import boxes, numerics
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like, is_encoded
 from adamw_jax._core.stage import TAILS, transformation
-from adamw_jax._core.state import ComposeState, Hyperparams, find, is_live, live_of
+from adamw_jax._core.state import ComposeState, Hyperparams, find, hyperparams_in, is_hyperparams
 
 State = Any
 Path = tuple[str, ...]
 
 
 class MigrationReport(NamedTuple):
-    """What ``migrate_state`` did, leaf by leaf.
+    """A report of ``migrate_state``: what happened to each leaf.
 
     Attributes:
       kept: leaves taken from the checkpoint.
       started: leaves of the new state that start at their initial value.
-      dropped: leaves of the checkpoint that the new state has no place for.
-      converted: those kept whose dtype is another now.
+      dropped: leaves of the checkpoint that have no place in the new state.
+      converted: kept leaves whose dtype has changed.
     """
 
     kept: tuple[str, ...]
@@ -50,7 +51,7 @@ class MigrationReport(NamedTuple):
     converted: tuple[str, ...]
 
 
-class _Live(NamedTuple):
+class _Pinnable(NamedTuple):
     """One hyperparameter of a state."""
 
     value: Any
@@ -60,27 +61,27 @@ class _Live(NamedTuple):
 def migrate_state(
     saved: State, tx: optax.GradientTransformation, params: Any
 ) -> tuple[State, MigrationReport]:
-    """The state of ``tx`` with the accumulators of ``saved``.
+    """Return the state of ``tx`` with the accumulators of ``saved``.
 
     Args:
-      saved: a state with a recipe of this library, also as the plain dicts and lists that a restore
-        without a target gives, and in the boxes of ``nnx.Optimizer``. One whose arrays are stored
-        otherwise (``storage=``) is decoded and encoded anew, if it has its types. One whose floats
-        have another width (saved in bfloat16, or with another ``jax_enable_x64``) is converted.
-      tx: the transformation to go on with: the recipe edited, wrapped, unwrapped, with a tail more
-        or less, with other hyperparameters.
-      params: current parameters; slow weights and averages that are new start here.
+      saved: a state with a recipe of this library. It may consist of the plain dicts and lists of a
+        restore without a target, and may be in the boxes of ``nnx.Optimizer``. Arrays in another
+        ``storage`` are decoded and encoded again, if the state has its types. Floats of another
+        width (saved in bfloat16, or with another ``jax_enable_x64``) are converted.
+      tx: the transformation to continue with: the recipe edited, wrapped, unwrapped, with a tail
+        added or removed, or with other hyperparameters.
+      params: current parameters; new slow weights and averages start here.
 
     Returns:
-      The state, of arrays of its own, and a report of what was kept, started, dropped and
-      converted. Outside the recipe (schedules of ``optax.chain``, the sums of ``MultiSteps``, slow
-      weights of a wrapper, moments of another optimizer) what has the same path, shape and kind of
-      number is kept.
+      The state, in arrays of its own, and a report of what was kept, started, dropped and
+      converted. Leaves outside the recipe (schedules of ``optax.chain``, sums of ``MultiSteps``,
+      slow weights of a wrapper, moments of another optimizer) are kept if path, shape and kind of
+      number are the same.
 
     Raises:
-      ValueError: an accumulator more or less, which is no tail's, a changed parameter tree or
-        shape, a pinned value that rounding moved out of its range, or states whose recipes cannot
-        be told apart.
+      ValueError: an accumulator that does not belong to a tail was added or removed, the parameter
+        tree or a shape changed, a pinned value is out of its range after rounding, or the recipes
+        of the two states cannot be matched.
     """
     tx = transformation(tx, "tx")
     plain = numerics.unbox(saved)
@@ -128,8 +129,8 @@ def migrate_state(
         )
     report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
     filled = encode_like(stored, _filled(target, values))
-    for _, live in find(filled, Hyperparams):
-        live.check_pins(live.names.domains)
+    for _, node in find(filled, Hyperparams):
+        node.check_pins(node.names.domains)
     return boxes.boxed(filled, tx, params, saved), report
 
 
@@ -144,12 +145,12 @@ def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
 
 
 class _Leaves(NamedTuple):
-    """The leaves of a state by their paths, hyperparameters one by one.
+    """The leaves of a state by path; each hyperparameter is a leaf.
 
     Attributes:
-      leaves: by path.
-      recipes: paths of the recipes, the outermost ones.
-      stages: by the path of a recipe that has its type, the names of its stages.
+      leaves: leaves by path.
+      recipes: paths of the outermost recipes.
+      stages: names of stages by the path of their recipe, if it has its type.
     """
 
     leaves: dict[Path, Any]
@@ -157,16 +158,16 @@ class _Leaves(NamedTuple):
     stages: dict[Path, set[str]]
 
     def recipe_of(self, path: Path) -> Path | None:
-        """The recipe that a leaf is in."""
+        """Return the path of the recipe that holds a leaf, or None."""
         return next((root for root in self.recipes if path[: len(root)] == root), None)
 
     def inner(self, path: Path) -> Path:
-        """The path inside its recipe."""
+        """Return the path of a leaf inside its recipe."""
         root = self.recipe_of(path)
         return path if root is None else path[len(root) :]
 
     def name(self, path: Path) -> str:
-        """What the report calls it: inside the one recipe by the path there, else by the whole."""
+        """Return the name in the report: the path inside the recipe, if there is only one."""
         return "/".join(self.inner(path) if len(self.recipes) == 1 else path)
 
 
@@ -175,31 +176,31 @@ def _leaves(state: State, what: str) -> _Leaves:
     found = {_path(path): node for path, node in nodes if _is_recipe(node)}
     if not found:
         raise ValueError(
-            f"{what} holds no recipe of adamw_jax: from_optax and to_optax carry states over from "
-            "and to the optimizers of optax."
+            f"{what} holds no recipe of adamw_jax: for a state of an optimizer of optax, use "
+            "from_optax or to_optax."
         )
     leaves: dict[Path, Any] = {}
     named = {(*root, "hyperparams") for root in found}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_live):
-        if not is_live(leaf):  # values by name, as a walk over mappings gives them, are not pinned
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_hyperparams):
+        if not is_hyperparams(leaf):  # values by name, from a walk over mappings, have no pins
             bare = _path(path)[:-1] in named
-            leaves[_path(path)] = _Live(leaf, jnp.zeros([], jnp.bool_)) if bare else leaf
+            leaves[_path(path)] = _Pinnable(leaf, jnp.zeros([], jnp.bool_)) if bare else leaf
             continue
-        for name, value, pinned in live_of(leaf):
-            leaves[(*_path(path), name)] = _Live(value, pinned)
+        for name, value, pinned in hyperparams_in(leaf):
+            leaves[(*_path(path), name)] = _Pinnable(value, pinned)
     typed = {root: node for root, node in found.items() if isinstance(node, ComposeState)}
     return _Leaves(leaves, [*found], {root: set(node.stages) for root, node in typed.items()})
 
 
 def _is_recipe(node: Any) -> bool:
-    """Whether a node is the state of a recipe, be it without its type."""
+    """Return whether a node is the state of a recipe, with or without its type."""
     if isinstance(node, ComposeState):
         return True
     if not isinstance(node, Mapping) or not {*node} <= {*ComposeState._fields}:
         return False
-    # A parameter may be called count, too, but is no whole number.
+    # A parameter may be called count, too, but is not a whole number.
     count = jnp.issubdtype(getattr(node.get("count"), "dtype", float), jnp.integer)
-    return count and ("stages" in node or is_live(node.get("hyperparams")))
+    return count and ("stages" in node or is_hyperparams(node.get("hyperparams")))
 
 
 def _path(path: tuple[Any, ...]) -> Path:
@@ -207,7 +208,7 @@ def _path(path: tuple[Any, ...]) -> Path:
 
 
 def _matched(old: list[Path], new: list[Path]) -> Any:
-    """From paths of the new state to those of the old one that mean the same, or None."""
+    """Return a function from paths of the new state to matching paths of the old one."""
     if len(old) == len(new) == 1:
         roots = {new[0]: old[0]}
     elif set(old) == set(new):
@@ -215,7 +216,7 @@ def _matched(old: list[Path], new: list[Path]) -> Any:
     else:
         raise ValueError(
             f"the recipes of saved are at {_shown(old)}, those of the state of tx at {_shown(new)}:"
-            " migrate the recipes of a partition one by one, or keep its labels."
+            " keep the labels of a partition, or migrate its recipes one by one."
         )
 
     def origin(path: Path) -> Path | None:
@@ -233,7 +234,7 @@ def _shown(paths: list[Path]) -> list[str]:
 
 
 def _must_decode(saved: State, target: State) -> bool:
-    """Whether arrays are stored otherwise; codes that lost their types are known by their names."""
+    """Return whether storages differ; codes that lost their types are known by their names."""
     layouts = [_layouts(state) for state in (saved, target)]
     if layouts[0] == layouts[1]:
         return False
@@ -257,7 +258,7 @@ def _may_start(inner: Path, tails: set[str]) -> bool:
 def _is_missed(
     old: _Leaves, path: Path, leaf: Any, new: _Leaves, tails: set[str], params: Any
 ) -> bool:
-    """Whether a leaf that has no place any more is an accumulator."""
+    """Return whether a leaf that has no place any more is an accumulator."""
     inner = old.inner(path)
     stage = _stage_of(inner)
     if stage is None or stage in tails:
@@ -272,7 +273,7 @@ def _is_missed(
 
 
 def _empty_stages(old: _Leaves, new: _Leaves, tails: set[str]) -> list[str]:
-    """Stages without arrays that come or go, and change what an accumulator means."""
+    """List stages without arrays that come or go, which change the meaning of accumulators."""
     if len(old.recipes) != 1 or not old.stages:
         return []
     gone, come = (x.stages[x.recipes[0]] for x in (old, new))
@@ -284,15 +285,15 @@ def _empty_stages(old: _Leaves, new: _Leaves, tails: set[str]) -> list[str]:
 
 
 def _dtype(leaf: Any) -> Any:
-    return jnp.result_type(leaf.value if isinstance(leaf, _Live) else leaf)
+    return jnp.result_type(leaf.value if isinstance(leaf, _Pinnable) else leaf)
 
 
 def _misfit(old: Any, new: Any) -> str | None:
-    """Why a leaf of the checkpoint cannot stand in a place, or None."""
-    if isinstance(new, _Live):
-        fits = isinstance(old, _Live) and np.shape(old.value) in ((), np.shape(new.value))
+    """Say why a leaf of the checkpoint does not fit a place; None if it does."""
+    if isinstance(new, _Pinnable):
+        fits = isinstance(old, _Pinnable) and np.shape(old.value) in ((), np.shape(new.value))
         return None if fits else "has another shape in the checkpoint"
-    if isinstance(old, _Live) or np.shape(old) != np.shape(new):
+    if isinstance(old, _Pinnable) or np.shape(old) != np.shape(new):
         return f"has shape {np.shape(old)} in the checkpoint and {np.shape(new)} now"
     dtypes = _dtype(old), _dtype(new)
     for kind in (jnp.floating, jnp.complexfloating):
@@ -304,21 +305,21 @@ def _misfit(old: Any, new: Any) -> str | None:
 
 
 def _taken(old: Any, new: Any) -> Any:
-    """A leaf of the checkpoint in the dtype of the new one, in a buffer of its own."""
-    if not isinstance(new, _Live):
+    """Copy a leaf of the checkpoint, in the dtype of the new leaf."""
+    if not isinstance(new, _Pinnable):
         return jnp.array(old, dtype=_dtype(new), copy=True)
     value = jnp.broadcast_to(jnp.asarray(old.value, new.value.dtype), jnp.shape(new.value))
     pinned = jnp.broadcast_to(jnp.asarray(old.pinned), jnp.shape(new.value))
-    return _Live(value, pinned)
+    return _Pinnable(value, pinned)
 
 
 def _filled(target: State, values: dict[Path, Any]) -> State:
-    """``target`` with the values of its leaves."""
+    """Fill ``target`` with values by path."""
 
     def fill(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Hyperparams):
             return values[_path(path)]
-        live = [values[(*_path(path), name)] for name in leaf.names]
-        return leaf.filled([one.value for one in live], [one.pinned for one in live])
+        given = [values[(*_path(path), name)] for name in leaf.names]
+        return leaf.filled([one.value for one in given], [one.pinned for one in given])
 
-    return jax.tree_util.tree_map_with_path(fill, target, is_leaf=is_live)
+    return jax.tree_util.tree_map_with_path(fill, target, is_leaf=is_hyperparams)

@@ -1,8 +1,9 @@
-"""To and from the states of optax, for the Adam family and SGD.
+"""Convert states to and from those of optax, for the Adam family and SGD.
 
-Accumulators of one meaning are the same arrays under other names; the clocks follow from optax's
-count of moments for constant decay rates: mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t. The
-count of the schedules is another one, which goes on where moments were emptied.
+Accumulators with the same meaning are the same arrays under other names. The scalars of bias
+correction (``Clock``) follow from optax's count t of the moments, if the decay rate b is constant:
+mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t. Schedules have a count of their own, which a
+restart of the moments does not reset.
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import adamw
@@ -58,26 +59,25 @@ def from_optax(
     b1: float | None = None,
     b2: float | None = None,
 ) -> State:
-    """The state of our recipe ``tx`` that goes on where an optax optimizer stood.
+    """Convert the state of an optax optimizer to a state of the recipe ``tx``.
 
     Args:
       saved: state of ``optax.adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief``
-        or ``sgd`` with momentum, wrapped or not.
-      tx: the recipe of this library to go on with.
+        or ``sgd`` with momentum, wrapped or not. Optax keeps the same state for ``adam``,
+        ``adamax`` and ``radam``; it is read as that of ``tx``.
+      tx: the recipe of this library to continue with.
       params: current parameters.
-      b1: decay rate of the first moment in the saved run, which its state does not tell; None for
-        the one of ``tx``, which must be a number then.
+      b1: decay rate of the first moment in the saved run, which is not in its state; None for that
+        of ``tx``, which must then be a number.
       b2: the same for the second moment.
 
     Returns:
       A state of ``tx``.
 
     Raises:
-      TypeError: ``tx`` is no recipe of this library.
-      ValueError: there is no state of that family in ``saved``, or there are several; its
-        accumulators are not those of ``tx`` in number, meaning or shape (what optax keeps for
-        ``adam``, ``adamax`` and ``radam`` looks the same, and is taken for that of ``tx``); or a
-        decay rate of ``tx`` is a schedule and the saved run's is not given.
+      ValueError: ``saved`` has no state of that family or several, its accumulators differ from
+        those of ``tx`` in number, meaning or shape, or a decay rate of ``tx`` is a schedule and
+        ``b1`` or ``b2`` is not given.
     """
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
@@ -90,7 +90,7 @@ def from_optax(
     steps = _their_count(theirs, scheduled)
     moments, maximum = _known(ours.stages)
     if moments is None:
-        raise ValueError("tx has no estimate_moments stage to take the accumulators.")
+        raise ValueError("tx has no estimate_moments stage, which would take the accumulators.")
     _check_stages(tx, ours.stages, (moments, maximum))
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == moments)
     fields, held = _fields(theirs), ours.stages[moments]
@@ -103,7 +103,7 @@ def from_optax(
         if not isinstance(stages[maximum], CorrectedMaximumState):
             raise ValueError(
                 "tx keeps the maximum of the raw second moment, the saved state that of the "
-                'corrected one: give tx maximum="corrected".'
+                'corrected one: build tx with maximum="corrected".'
             )
         value = _fit(getattr(theirs, fields.maximum), stages[maximum][0], "maximum")
         stages[maximum] = CorrectedMaximumState(value)
@@ -115,14 +115,14 @@ def from_optax(
 
 
 def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> State:
-    """The state of the optax optimizer ``tx`` that goes on where a recipe of ours stood.
+    """Convert the state of a recipe to a state of the optax optimizer ``tx``.
 
-    The inverse of ``from_optax``, with the same family and errors. Live hyperparameters, pinned or
-    not, have no place in optax and are dropped.
+    This is the inverse of ``from_optax``, with the same errors. Hyperparameters, pinned or not,
+    have no place in optax and are dropped.
 
     Args:
-      state: of one recipe of this library, wrapped or not.
-      tx: the optax optimizer to go on with: ``adam``, ``adamw``, ``adamax``, ``amsgrad``,
+      state: the state of one recipe of this library, wrapped or not.
+      tx: the optax optimizer to continue with: ``adam``, ``adamw``, ``adamax``, ``amsgrad``,
         ``radam``, ``adabelief`` or ``sgd`` with momentum.
       params: current parameters.
 
@@ -130,8 +130,8 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
       A state of ``tx``.
 
     Raises:
-      ValueError: there is no recipe in ``state``, or several, or it holds something that ``tx`` has
-        no place for, such as averaged weights: take them with ``eval_params`` first.
+      ValueError: there is no recipe in ``state`` or several, or it holds arrays for which ``tx``
+        has no place, such as averaged weights: read them with ``eval_params`` first.
     """
     tx = transformation(tx, "tx")
     plain, target = numerics.unbox(state), tx.init(numerics.unbox(params))
@@ -166,26 +166,26 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         if not isinstance(largest, CorrectedMaximumState):
             raise ValueError(
                 "the recipe keeps the maximum of the raw second moment, optax that of the "
-                'corrected one: only a recipe with maximum="corrected" can go on in optax.'
+                'corrected one: only a recipe with maximum="corrected" can be converted.'
             )
         like = getattr(theirs, fields.maximum)
         new[fields.maximum] = _fit(largest.corrected_maximum, like, "maximum")
-    if "count" in theirs._fields:  # a tuple has a method of that name, too
+    if "count" in theirs._fields:  # ``hasattr`` would find the method of tuples
         new["count"] = jnp.array(held.steps, jnp.int32, copy=True)
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
     target = _with_schedule_count(target, ours.count)
-    beside = _beside(plain, root, target, numerics.unbox(params))
-    made = _with_leaves(target, beside)
-    # ``tx`` may hold arrays of the caller's, a learning rate for one.
+    outside = _outside(plain, root, target, numerics.unbox(params))
+    made = _with_leaves(target, outside)
+    # Copy arrays of the caller that ``tx`` may hold, such as a learning rate.
     made = jax.tree.map(lambda x: x if x.ndim else jnp.array(x, copy=True), made)
     return boxed(made, tx, params, state)
 
 
-def _beside(state: State, root: Any, target: State, params: Tree) -> dict[Any, Any]:
-    """What stands around the recipe in ``state`` and has the same place in ``target``, by path.
+def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, Any]:
+    """Return the leaves outside the recipe in ``state`` with the same place in ``target``, by path.
 
     Raises:
-      ValueError: an array like a parameter has none, and is not zero.
+      ValueError: a nonzero array like a parameter has no place.
     """
     places = dict(jax.tree_util.tree_leaves_with_path(target))
     owners = dict(jax.tree_util.tree_leaves_with_path(params))
@@ -201,8 +201,8 @@ def _beside(state: State, root: Any, target: State, params: Tree) -> dict[Any, A
             kept[path] = jnp.array(leaf, copy=True)
         elif owner is not None and leaf.shape == jnp.shape(owner) and not _is_zero(leaf):
             raise ValueError(
-                f"optax's state has no place for {numerics.leaf_name(path)!r}, which stands beside "
-                "the recipe: wrap tx in the same way, or take averaged weights with eval_params."
+                f"optax's state has no place for {numerics.leaf_name(path)!r}, which is outside "
+                "the recipe: wrap tx in the same way, or read averaged weights with eval_params."
             )
     return kept
 
@@ -220,14 +220,14 @@ def _fields(theirs: Any) -> optax_states.Fields:
 
 
 def _is_known(node: Any) -> bool:
-    """Whether a recipe can go on with the moments in a state of optax."""
+    """Return whether a recipe can continue with the moments in a state of optax."""
     parts = (AverageState, HeavyBallState, SquaresState, CenteredSquaresState, InfinityNormState)
     twins = {twin.partition(".")[0] for part in parts for twin in part.twins}
     return optax_states.fields_of(type(node)) is not None and type(node).__name__ in twins
 
 
 def _known(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The names of the stages with the moments and with AMSGrad's maximum."""
+    """Return the names of the stages with the moments and with AMSGrad's maximum."""
     kinds = (MomentsState, (MaximumState, CorrectedMaximumState))
     moments, maximum = (
         next((name for name, memory in stages.items() if isinstance(memory, kind)), None)
@@ -237,7 +237,7 @@ def _known(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _of_optax(state: State) -> list[tuple[Any, Any]]:
-    """The named states of optax in a state, with their paths."""
+    """Find the named tuples of optax in a state, with their paths."""
     return [
         (path, node)
         for path, node in states.nodes(state, tuple)
@@ -246,17 +246,17 @@ def _of_optax(state: State) -> list[tuple[Any, Any]]:
 
 
 def _schedule_count(state: State) -> jax.Array | None:
-    """The count that drives the schedules in a state of optax, or None without schedules.
+    """Return the count of the schedules in a state of optax, or None without schedules.
 
     Raises:
-      ValueError: they have several.
+      ValueError: their counts differ.
     """
     counts = [node.count for _, node in _of_optax(state) if _fields(node).schedules]
     known = [int(count) for count in counts if not isinstance(count, jax.core.Tracer)]
     if len(set(known)) > 1:
         raise ValueError(
-            f"the schedules of the saved state have made {sorted(set(known))} steps, and a recipe "
-            "drives all by one count: go on with the schedules of optax in optax.chain."
+            f"the schedules of the saved state have counts {sorted(set(known))}, but a recipe has "
+            "one count for all: continue with the schedules of optax in optax.chain."
         )
     return counts[0] if counts else None
 
@@ -270,7 +270,7 @@ def _with_schedule_count(state: State, count: jax.Array) -> State:
 
 
 def _check_understood(saved: State) -> None:
-    """Raises where a state of optax holds more than moments, schedules and empty sums."""
+    """Raise if a state of optax holds more than moments, schedules and empty sums."""
     holders = dict(_of_optax(saved))
     for path, _ in jax.tree_util.tree_leaves_with_path(saved):
         starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
@@ -279,26 +279,26 @@ def _check_understood(saved: State) -> None:
         if holder is None or empty or _fields(holder).wraps or _is_known(holder):
             continue
         raise ValueError(
-            f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax goes on "
-            "with, so that it would be lost: keep that transformation beside the recipe and its "
-            "state beside the new one, or convert between two accumulations."
+            f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax can "
+            "continue, so it would be lost: keep that transformation and its state next to the "
+            "recipe and its state; convert a MultiStepsState only when its sums are empty."
         )
 
 
 def _check_meaning(part: Any, field: str, theirs: Any, what: str) -> None:
-    """Raises where an accumulator of ours is of another kind than optax's."""
+    """Raise if an accumulator of the recipe has another meaning than that of optax."""
     if f"{type(theirs).__name__}.{field}" not in getattr(type(part), "twins", ()):
         raise ValueError(
-            f"the {what} of the recipe is of the kind {type(part).__name__}, which is not what "
-            f"optax's {type(theirs).__name__} holds."
+            f"the {what} of the recipe is of the kind {type(part).__name__}, but optax's "
+            f"{type(theirs).__name__} holds another."
         )
 
 
-_INSIDE = "{} has the learning rate inside its momentum, and optax keeps it outside."
+_INSIDE = "{} has the learning rate inside its momentum, but optax applies it outside."
 
 
 def _check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None:
-    """Raises if a stage of ``tx``, other than a tail, has a state that optax's does not have."""
+    """Raise if a stage of ``tx``, other than a tail, has state that optax's does not have."""
     for spec in tx.specs:
         if isinstance(held.get(spec.name), ScaledGradientState):
             raise ValueError(_INSIDE.format("tx"))
@@ -318,7 +318,7 @@ def _their_state(saved: State) -> Any:
 
 
 def _their_count(theirs: Any, scheduled: jax.Array | None) -> jax.Array:
-    """The number of updates in the moments: optax.trace does not tell its own."""
+    """Return the number of updates in the moments; ``optax.trace`` has no count of its own."""
     own = theirs.count if "count" in theirs._fields else scheduled
     return jnp.array(0 if own is None else own, jnp.int32, copy=True)
 
@@ -339,19 +339,19 @@ def _filled(
     name, given = rate
     if given is None and callable(rates[name].value):
         raise ValueError(
-            f"{name} of tx is a schedule, and the saved state does not tell what it was: give "
-            f"from_optax(..., {name}=...), the rate of the saved run."
+            f"{name} of tx is a schedule, and its value in the saved run is not known: give it as "
+            f"from_optax(..., {name}=...)."
         )
     b = rates[name] if given is None else declare(**{name: rates[name].domain(given)})[name]
     return type(part)(value, clock_after(b.at(count), count))
 
 
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:
-    """The clock of an average with constant rate ``b`` after ``count`` entries."""
+    """Return the clock of an average with constant rate ``b`` after ``count`` entries."""
     mass = one_minus_power(b, count)
     if isinstance(b, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
         return Clock.of(mass, b * mass / (1 - b) - numerics.scalar(count) * (1 - mass))
-    # The age of a young average is the small difference of the two: in float64, on the host.
+    # Early on the age is a small difference of large terms: compute it on the host in float64.
     rate, steps = np.asarray(b, np.float64), np.asarray(count, np.float64)
     kept = rate**steps
     return Clock.of(mass, jnp.asarray(rate * (1 - kept) / (1 - rate) - steps * kept, mass.dtype))

@@ -1,4 +1,4 @@
-"""Where the arrays of an optimizer's state go, from where those of the parameters are.
+"""``state_shardings``: derive the shardings of a state from those of the parameters.
 
 >>> import jax, optax
 >>> from jax.sharding import NamedSharding, PartitionSpec
@@ -27,27 +27,27 @@ Tree = Any
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: Tree) -> Tree:
-    """The sharding of every array of the state of ``tx``.
+    """Return the sharding of every array of the state of ``tx``.
 
-    An array that belongs to a parameter, its path ends with the parameter's, is sharded as the
-    parameter where it has its shape; the codes of an encoded array too, its scales and the factors
-    of ``factored_squares`` along the axes that they share with it, and the iterates of
-    ``average_iterates(kind="last")`` behind their own axis. Scalars and packed buffers are on every
-    device. The memory kind of the parameters' shardings, if it is one, is that of the state.
+    An array belongs to a parameter if its path ends with the path of the parameter. It is sharded
+    like the parameter if it has the same shape, and so are codes of encoded arrays. Scales of codes
+    and factors of ``factored_squares`` are sharded along the axes that they share with the
+    parameter, the iterates of ``average_iterates(kind="last")`` along all axes but their first.
+    Scalars and packed buffers are on every device. If all parameters have the same memory kind, so
+    has the state.
 
     Args:
       tx: any optax transformation.
       params: the parameters, or their shapes and dtypes.
-      shardings: a ``NamedSharding`` for each parameter; or a tree that ends earlier, such as one
-        for all.
+      shardings: a ``NamedSharding`` for each parameter, or a prefix of such a tree, such as one for
+        all.
 
     Returns:
       A tree like the state, for ``jax.jit(tx.init, out_shardings=...)``, for the ``in_shardings``
       of a step or for ``jax.device_put``.
 
     Raises:
-      TypeError: ``tx`` is no transformation, or something in ``shardings`` no ``NamedSharding``.
-      ValueError: ``shardings`` does not fit ``params``, there is none, it cuts a parameter within
+      ValueError: ``shardings`` is empty or does not fit ``params``, or it shards a parameter within
         the blocks of its codes, or a leaf that is packed with others.
     """
     tx = transformation(tx, "tx")
@@ -57,7 +57,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
         whole[0].mesh, PartitionSpec(), memory_kind=kinds.pop() if len(kinds) == 1 else None
     )
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    bare = jax.tree_util.tree_leaves_with_path(unbox(params))  # state has boxes or has none
+    bare = jax.tree_util.tree_leaves_with_path(unbox(params))  # a state may be without boxes
     owners = {
         path: (each, leaf)
         for paths in (leaves, bare)
@@ -73,7 +73,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
         return _of(node.shape, param.shape, sharding)
 
     with placed(dict(zip(leaf_names(params), whole, strict=True))):
-        # A function of its own: JAX remembers what ``tx.init`` was for these shapes.
+        # A new function, because JAX caches ``tx.init`` for these shapes.
         state = jax.eval_shape(lambda params: tx.init(params), params)
     nodes, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_encoded)
     starts = owners_in([path for path, _ in nodes], owners)
@@ -83,27 +83,27 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
 
 
 def _leaves(params: Tree, shardings: Tree) -> list[NamedSharding]:
-    """A sharding for each parameter."""
+    """Return a sharding for each parameter."""
     given = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
     try:
         whole = jax.tree.leaves(jax.tree.broadcast(shardings, params))
     except ValueError as error:
         if None in given:
             raise TypeError(
-                "shardings must be NamedSharding, got None: give a parameter that is on every "
-                "device NamedSharding(mesh, PartitionSpec())."
+                "shardings must be NamedSharding, got None: for a parameter that is on every "
+                "device, give NamedSharding(mesh, PartitionSpec())."
             ) from error
         raise ValueError(f"shardings does not fit params: {error}") from error
     for each in whole:
         if not isinstance(each, NamedSharding):
             raise TypeError(f"shardings must be NamedSharding, got {each!r}.")
     if not whole:
-        raise ValueError("shardings must tell the mesh, and there is none in it.")
+        raise ValueError("shardings is empty: give a NamedSharding, which has the mesh.")
     return whole
 
 
 def _encoded(node: Encoded, like: tuple[int, ...], sharding: NamedSharding) -> Encoded:
-    """Those of an encoded array of a parameter of the shape ``like``."""
+    """Return the shardings of an encoded array of a parameter of the shape ``like``."""
     codes, spec = _of(node.codes.shape, like, sharding), _axes(sharding, like)
     if isinstance(node.scales, tuple):  # a vector for each axis
         scales: Any = tuple(
@@ -113,14 +113,14 @@ def _encoded(node: Encoded, like: tuple[int, ...], sharding: NamedSharding) -> E
         scales = None
     elif node.scales.ndim == len(like):
         scales = _of(node.scales.shape, like, sharding)
-    else:  # in C order, in which shards follow each other
+    else:  # in C order, one shard after the other
         names = tuple(name for axis in spec for name in _names(axis))
         scales = _with(sharding, [names or None], node.scales.shape)
     return encoded(codes, scales, node.layout)
 
 
 def _of(shape: tuple[int, ...], like: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
-    """That of an array of ``shape`` beside a parameter of the shape ``like``."""
+    """Return the sharding of an array of ``shape`` of a parameter of the shape ``like``."""
     spec, more = _axes(sharding, like), len(shape) - len(like)
     if like and more == 0 and shape[:-1] == like[:-1]:  # the array, its codes, scales of its rows
         return _with(sharding, spec, shape)
@@ -135,12 +135,12 @@ def _of(shape: tuple[int, ...], like: tuple[int, ...], sharding: NamedSharding) 
 
 
 def _axes(sharding: NamedSharding, like: tuple[int, ...]) -> tuple[Any, ...]:
-    """The names of every axis."""
+    """Return the mesh axes of every axis of an array."""
     return tuple(sharding.spec) + (None,) * (len(like) - len(sharding.spec))
 
 
 def _with(sharding: NamedSharding, spec: Any, shape: tuple[int, ...]) -> NamedSharding:
-    """A sharding by ``spec`` without the axes that do not divide ``shape``."""
+    """Make a sharding by ``spec``, without mesh axes that do not divide ``shape``."""
     whole = [
         names if length % math.prod(sharding.mesh.shape[n] for n in _names(names)) == 0 else None
         for names, length in zip(spec, shape, strict=True)

@@ -1,4 +1,4 @@
-"""``summary``: what a recipe is made of and what its state costs.
+"""``summary``: list the stages of a recipe and the size of their state.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import ema, estimate_moments, no_moment, compose, precondition
@@ -26,15 +26,15 @@ HEADER = ("stage", "kinds", "hyperparameters", "state", "bytes/param")
 
 
 def summary(tx: optax.GradientTransformation, params: Any) -> str:
-    """A table of the stages of a recipe, with dtypes and bytes of state per parameter.
+    """Make a table of the stages of a recipe, with dtypes and bytes of state per parameter.
 
     Args:
       tx: a recipe of this library; any other transformation gives one row for its whole state.
-      params: parameters, or their ``jax.ShapeDtypeStruct``s; nothing is allocated.
+      params: parameters, or their ``jax.ShapeDtypeStruct``s. No memory is allocated.
 
     Returns:
-      Plain text, a line per stage and one for the sum. Scalars (clocks, counters, live
-      hyperparameters) are counted in the sum only.
+      Plain text, a line per stage and one for the sum. Scalars (counters, hyperparameters, scalars
+      of bias correction) are counted in the sum only.
     """
     tx = transformation(tx, "tx")
     shapes = jax.eval_shape(lambda p: p, params)

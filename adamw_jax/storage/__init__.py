@@ -1,4 +1,4 @@
-"""Small state: formats for the arrays of any optimizer's state."""
+"""Small state: formats for the arrays in the state of any optimizer."""
 
 from adamw_jax._core.encoded import Encoded, decode_state, encoded_like_names, is_encoded
 from adamw_jax.storage._formats import (

@@ -1,13 +1,14 @@
-"""Block-wise codes: each block by its largest magnitude, each element by the nearest level.
+"""Block-wise codes: a scale for each block, and the code of the nearest level for each element.
 
-    scale = max |x| of the block;   code: of the level nearest to x / scale;   x ~ scale level
+    scale = max |x| over the block,    code = index of the level nearest to x / scale
+    decoded x = scale * level
 
 Dettmers et al., ICLR 2022, arXiv 2110.02861 (8 bits, blocks of 256 since bitsandbytes 0.44); Li et
 al., NeurIPS 2023, arXiv 2309.01507 (4 bits, blocks of 128). A block of zeros has scale 0 and stays
-exactly 0, as does every 0 in a map that has one. NaN is taken for 0 and leaves its block alone, and
-so are infinities where there is a sign. An infinite second moment is taken for the largest finite
-number, for as 0 it would make the next step endlessly long. Scales are float32, and float64 for
-arrays of float64, whose range they keep. Ties go to the lower code.
+exactly 0, as does every 0 if the map has a 0. NaN is stored as 0 and does not change the rest of
+its block; so are infinities of signed arrays. An infinite second moment is stored as the largest
+finite number, because 0 would make the next step far too long. Scales are float32, or float64 for
+float64 arrays. Ties go to the lower code.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax.storage._levels import dynamic
@@ -32,16 +33,16 @@ from adamw_jax.storage._nibbles import pack, unpack
 
 @dataclasses.dataclass(frozen=True)
 class BlockWise:
-    """Codes of 8 or 4 bits with one scale a block.
+    """Codes of 8 or 4 bits with one scale per block.
 
     Attributes:
       levels: the map from codes to magnitudes.
-      bits: 8, or 4: two codes to a byte along the last axis.
-      blocks: what shares a scale.
-      signed: whether values may be negative; where not, negative ones are stored as 0.
-      floor: store no positive value as 0 (unsigned only): a second moment that became 0 under a
-        first moment that did not would make the next step up to 31 times too long.
-      root: store square roots (unsigned only), which halves the decades that are needed.
+      bits: 8, or 4 with two codes per byte along the last axis.
+      blocks: the parts that share a scale.
+      signed: whether values may be negative; if not, negative values are stored as 0.
+      floor: never store a positive value as 0 (unsigned only). A second moment that became 0 while
+        its first moment did not would make the next step up to 31 times too long.
+      root: store square roots (unsigned only), which need half as many decades.
     """
 
     levels: Levels
@@ -58,7 +59,7 @@ class BlockWise:
         return f"{self.levels.name}_{kind}_{self.blocks.name}"
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """Codes and scales of a real array."""
+        """Encode a real array."""
         layout = Layout(self, x.shape, x.dtype)
         x = finite(x) if self.signed else nonnegative(x)
         blocks = self.blocks.split(lax.sqrt(x) if self.root else x)
@@ -69,10 +70,10 @@ class BlockWise:
         return encoded(codes if self.bits == 8 else pack(codes), scales, layout)
 
     def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
-        """Codes of values with these scales, unpacked."""
+        """Return the unpacked codes of values with these scales."""
         value = share(lax.abs(x), scale)
         negative = lax.lt(x, lax.full_like(x, 0))
-        if self.signed:  # for a negative value the lower code is that of the larger magnitude
+        if self.signed:  # the lower code of a negative value has the larger magnitude
             value = _next_above(value, negative)
         index = self.levels.nearest(value)
         if noise is not None:
@@ -88,7 +89,7 @@ class BlockWise:
         return lax.convert_element_type(index, jnp.uint8)
 
     def decode(self, stored: Encoded) -> jax.Array:
-        """The array, in the dtype that it had."""
+        """Return the array in its original dtype."""
         codes, shape = stored.codes, self.shape(stored)
         blocks = self.blocks.split(codes if self.bits == 8 else unpack(codes, shape))
         values = self.values(blocks, stored.scales[..., None])
@@ -96,11 +97,11 @@ class BlockWise:
         return lax.convert_element_type(x, stored.layout.dtype)
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
-        """Blocks, and codes to a byte."""
+        """Return blocks and codes per byte."""
         return self.blocks, 8 // self.bits
 
     def shape(self, stored: Encoded) -> tuple[int, ...]:
-        """Of the array that is stored: of rows here and now, be it mapped or one shard."""
+        """Return the shape of the decoded array, correct under ``vmap`` and for a shard, too."""
         codes, whole = stored.codes.shape, stored.layout.shape
         if self.blocks.order == "flat" or not whole:
             return whole
@@ -109,7 +110,7 @@ class BlockWise:
         return *codes[:-1], whole[-1] if codes[-1] == -(-whole[-1] // 2) else 2 * codes[-1]
 
     def values(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
-        """Values of unpacked codes with these scales."""
+        """Return the values of unpacked codes with these scales."""
         index = lax.convert_element_type(codes, jnp.float32)
         if self.signed:
             index = lax.sub(index, self._zero(index))
@@ -120,11 +121,11 @@ class BlockWise:
         return lax.mul(level, jnp.broadcast_to(scale, level.shape))
 
     def _zero(self, like: jax.Array) -> jax.Array:
-        """The code of 0 in a signed map."""
+        """Return the code of 0 in a signed map."""
         return lax.full_like(like, self.levels.top - 1)
 
     def _stochastic(self, index: jax.Array, value: jax.Array, noise: jax.Array) -> jax.Array:
-        """A neighbouring level by chance, so that the mean of what is stored is the value."""
+        """Choose one of the two neighbouring levels at random, so that the mean is the value."""
         above = lax.gt(self.levels.level(index), value)
         lower = lax.select(above, lax.sub(index, lax.full_like(index, 1)), index)
         low, high = self.levels.level(lower), self.levels.level(lower + 1)
@@ -134,27 +135,27 @@ class BlockWise:
 
 
 def _next_above(x: jax.Array, where: jax.Array) -> jax.Array:
-    """The next float32 above x >= 0 ``where`` so."""
+    """Return the next float32 above x >= 0 if ``where``, else x."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     more = lax.add(bits, lax.convert_element_type(where, jnp.int32))
     return lax.bitcast_convert_type(more, jnp.float32)
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """``x`` in float32 at least."""
+    """Convert ``x`` to float32, unless it is float64."""
     return lax.convert_element_type(x, jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def finite(x: jax.Array) -> jax.Array:
-    """``wide(x)`` with 0 in the place of NaN and infinities."""
+    """Return ``wide(x)`` with 0 in place of NaN and infinities."""
     x = wide(x)
     return lax.select(lax.is_finite(x), x, lax.full_like(x, 0))
 
 
 def nonnegative(x: jax.Array) -> jax.Array:
-    """``wide(x)`` with 0 in the place of NaN and what is negative, and no infinity.
+    """Return ``wide(x)`` with 0 in place of NaN and negative values, and without infinities.
 
-    The limit leaves room for the rounding of a root or of a scale.
+    The upper limit leaves room for the rounding of a root or of a scale.
     """
     x = wide(x)
     limit = lax.full_like(x, float(jnp.finfo(x.dtype).max) * (1 - 1e-6))
@@ -163,10 +164,10 @@ def nonnegative(x: jax.Array) -> jax.Array:
 
 
 def share(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """``x / scale`` in float32, and 0 where the scale is 0 or too small to have an inverse.
+    """Return ``x / scale`` in float32, or 0 where the scale is 0 or too small to have an inverse.
 
-    A scale over 2^126 (of float32) has an inverse that is no normal number and would be flushed to
-    0, so both are divided by 4 from 2^125 on; a factor of 1 changes nothing below.
+    The inverse of a float32 scale above 2^126 is not a normal number and would be flushed to 0. So
+    from 2^125 on both are divided by 4.
     """
     one, info = lax.full_like(scale, 1), jnp.finfo(scale.dtype)
     large = lax.full_like(scale, 2.0 ** (int(info.maxexp) - 3))

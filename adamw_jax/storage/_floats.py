@@ -1,11 +1,12 @@
-"""Small floats as storage: bfloat16 as it is, float8 under one scale a block.
+"""Small floats as storage: bfloat16 without scales, float8 with one scale per block.
 
-    float8: scale = max |x| of the block / 448;    stored: x / scale in e4m3
+    float8: scale = max |x| over the block / 448,    stored value = x / scale in e4m3
 
-The scale is at least the smallest normal float32, for smaller ones are flushed to 0: blocks whose
-maximum is under 5.3e-36 have fewer digits, and what is under 1.2e-38 is 0. For float64 arrays it is
-a float64. bfloat16 has no scale: what is beyond its range is its largest number, or its smallest of
-what is never negative, where an infinity is the largest number, too.
+The scale is at least the smallest normal float32, because smaller ones are flushed to 0. So a block
+with a maximum below 5.3e-36 has fewer digits, and values below 1.2e-38 become 0. Scales of float64
+arrays are float64. bfloat16 has no scale: magnitudes above its range become its largest number. In
+a field that is never negative so do infinities, and positive values below its range become its
+smallest normal number.
 
 >>> import jax.numpy as jnp
 >>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
@@ -32,11 +33,11 @@ class SmallFloat:
     """Values in a narrower float dtype.
 
     Attributes:
-      dtype: what is stored.
-      blocks: what shares a scale that brings its largest magnitude to the dtype's; None for no
-        scale.
-      signed: whether values may be negative; where not, no positive value is stored as 0, and
-        none as infinity.
+      dtype: the narrower dtype.
+      blocks: the parts that share a scale, which maps their largest magnitude to that of the
+        dtype; None for no scale.
+      signed: whether values may be negative; if not, no positive value is stored as 0, and none as
+        infinity.
     """
 
     dtype: Any
@@ -49,7 +50,7 @@ class SmallFloat:
         return self.dtype.name + ("" if self.blocks is None else f"_{self.blocks.name}")
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """The narrow values, and the scales."""
+        """Encode a real array."""
         layout = Layout(self, x.shape, x.dtype)
         if self.blocks is None:
             return encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
@@ -72,7 +73,7 @@ class SmallFloat:
         return encoded(self.blocks.join(codes, x.shape), scales, layout)
 
     def decode(self, stored: Encoded) -> jax.Array:
-        """The array, in the dtype that it had."""
+        """Return the array in its original dtype."""
         dtype, shape = stored.layout.dtype, stored.codes.shape
         if self.blocks is None:
             return lax.convert_element_type(stored.codes, dtype)
@@ -83,11 +84,11 @@ class SmallFloat:
         return lax.convert_element_type(self.blocks.join(values, shape), dtype)
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
-        """Blocks, and a code to a byte."""
+        """Return the blocks; one code per byte."""
         return self.blocks or Blocks(1), 1
 
     def _within_range(self, x: jax.Array) -> jax.Array:
-        """``x`` with the ends of the dtype's range in the place of what is beyond them."""
+        """Replace values outside the range of the dtype by the ends of the range."""
         info = jnp.finfo(self.dtype)
         largest = lax.full_like(x, float(info.max))
         held = lax.clamp(-largest, x, largest)
@@ -100,9 +101,9 @@ class SmallFloat:
 
 
 def narrow(x: jax.Array, dtype: Any, noise: jax.Array | None) -> jax.Array:
-    """``x`` in a narrower dtype: the nearest, or by uniform ``noise`` in [0, 1) a neighbour.
+    """Round ``x`` to a narrower dtype: to nearest, or at random by uniform ``noise`` in [0, 1).
 
-    The neighbour above is taken with the probability that makes ``x`` the mean. Magnitudes under
+    The upper neighbour is taken with the probability that makes ``x`` the mean. Magnitudes below
     2^-100 are rounded on the grid of 2^-100.
     """
     if noise is None:

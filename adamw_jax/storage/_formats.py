@@ -1,4 +1,4 @@
-"""Which arrays of a state are stored how.
+"""The formats for the arrays of a state, and the choice of a format for each array.
 
 >>> eight_bit().signed.name, eight_bit().unsigned.name
 ('dynamic8_signed_rows256', 'dynamic8_unsigned_rows256')
@@ -29,16 +29,16 @@ from adamw_jax.storage._shards import check_shards
 Tree = Any
 
 MIN_SIZE = 4096
-"""Smaller arrays stay as they are (bitsandbytes, torchao)."""
+"""Smaller arrays are not encoded (as in bitsandbytes and torchao)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How arrays are stored: a codec for those of either sign, and one for those never negative.
+    """A storage format: a codec for arrays with a sign, and one for arrays that are never negative.
 
     Attributes:
-      signed: codec of first moments; None leaves them as they are.
-      unsigned: codec of second moments; None leaves them as they are.
+      signed: codec of first moments; None for no encoding.
+      unsigned: codec of second moments; None for no encoding.
     """
 
     signed: Codec | None
@@ -48,14 +48,15 @@ class Format:
 def eight_bit(
     block_size: int | None = 256, *, order: str = "rows", floor: bool = True, root: bool = False
 ) -> Format:
-    """Dynamic 8-bit codes, 1.016 bytes a value: ``storage="8bit"``.
+    """Store arrays as dynamic 8-bit codes, 1.016 bytes per value; ``storage="8bit"``.
 
     Args:
       block_size: elements that share a scale; 256 (bitsandbytes since 0.44; the paper has 2048).
-        None for one scale a row, which a TPU lays out without copies.
-      order: ``"rows"``, or ``"flat"`` for the blocks of bitsandbytes (``Blocks``).
-      floor: keep positive second moments from becoming 0; bitsandbytes lets them, and then single
-        steps are tens to hundreds of learning rates long.
+        None for one scale per row, which a TPU lays out without copies.
+      order: ``"rows"`` for blocks along the last axis, or ``"flat"`` for blocks in C order, as in
+        bitsandbytes.
+      floor: never round a positive second moment to 0. In bitsandbytes this happens, and single
+        steps are then tens to hundreds of learning rates long.
       root: store the roots of second moments.
 
     Dettmers et al., ICLR 2022, arXiv 2110.02861.
@@ -70,14 +71,14 @@ def eight_bit(
 
 
 def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
-    """4-bit codes, 0.53 bytes a value: ``storage="4bit"``.
+    """Store arrays as 4-bit codes, 0.53 bytes per value; ``storage="4bit"``.
 
-    First moments by the signed dynamic map in blocks; second moments linearly without a zero, under
-    scales of rank one (vectors in blocks). Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507.
+    First moments have the signed dynamic map in blocks. Second moments have linear levels without a
+    zero and scales of rank one (vectors: blocks). Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507.
 
     Args:
-      block_size: elements that share a scale; 128 (paper), None for a whole row.
-      order: ``"rows"`` or ``"flat"``.
+      block_size: elements that share a scale; 128 as in the paper, None for a whole row.
+      order: as for ``eight_bit``.
     """
     blocks = _blocks(block_size, order)
     return Format(
@@ -87,31 +88,31 @@ def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
 
 
 def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
-    """e4m3 floats under one scale a block, 1.016 bytes a value: ``storage="float8"``.
+    """Store e4m3 floats with a scale per block, 1.016 bytes per value; ``storage="float8"``.
 
-    Positive second moments do not become 0, as for ``eight_bit``.
+    A positive second moment is never rounded to 0.
 
     Args:
       block_size: elements that share a scale; 256 as for ``eight_bit``, None for a whole row.
-      order: ``"rows"`` or ``"flat"``.
+      order: as for ``eight_bit``.
     """
     dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
     return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, signed=False))
 
 
 def bfloat16() -> Format:
-    """bfloat16, 2 bytes a value: ``storage="bfloat16"``.
+    """Store arrays in bfloat16, 2 bytes per value; ``storage="bfloat16"``.
 
-    For first moments. A second moment whose decay rate is over 1 - 2^-8 stands still once gradients
-    have become small, for 0.999 v is rounded to v again: quantize it with
-    ``quantize_state(..., rounding="stochastic")``, or store it in another format.
+    It suits first moments. A second moment with a decay rate above 1 - 2^-8 stops changing once
+    gradients have become small, because 0.999 v is rounded back to v. Use another format for it, or
+    ``quantize_state(..., rounding="stochastic")``.
     """
     dtype = jnp.dtype(jnp.bfloat16)
     return Format(SmallFloat(dtype), SmallFloat(dtype, signed=False))
 
 
 def float32() -> Format:
-    """Arrays as they are: ``storage="float32"``."""
+    """Store arrays as they are; ``storage="float32"``."""
     return Format(None, None)
 
 
@@ -122,23 +123,23 @@ FORMATS = {
     "bfloat16": bfloat16,
     "float32": float32,
 }
-"""What a word given as ``storage`` means."""
+"""The formats by name, as given in ``storage=``."""
 
 StorageLike = Any
-"""A word of ``FORMATS``, a ``Format``, a mapping from fields to them, or a ``Choice``."""
+"""A name in ``FORMATS``, a ``Format``, a mapping from fields to them, or a ``Choice``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which array of a state gets which codec.
+    """The choice of a codec for each array of a state.
 
     Attributes:
-      formats: one for all, or pairs of a field of the state and its own.
-      unsigned: fields whose arrays are never negative, whatever their class says (``roles``).
-      signed: fields that may be negative, whatever their class says.
-      min_size: arrays with fewer elements stay as they are.
-      exempt: patterns on names of parameters whose state stays as it is.
-      sequential: whether a step goes one parameter after the other; None for yes on CPU.
+      formats: one format for all, or pairs of a field of the state and its format.
+      unsigned: fields that are never negative, although their class does not declare it.
+      signed: fields that may be negative, although their class declares otherwise.
+      min_size: arrays with fewer elements are not encoded.
+      exempt: patterns of names of parameters whose state is not encoded.
+      sequential: whether a step runs one parameter after the other; None: on CPU.
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
@@ -149,10 +150,10 @@ class Choice:
     sequential: bool | None = None
 
     def codec(self, owned: Owned, leaf: Any) -> Codec | None:
-        """The codec of an array, or None where it stays as it is.
+        """Return the codec of an array, or None if it is not encoded.
 
         Args:
-          owned: where it is, and what it is.
+          owned: place and role of the array.
           leaf: the array, or its shape and dtype.
         """
         if leaf.size < self.min_size or not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -173,14 +174,11 @@ class Choice:
         return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
 
     def check_names(self, state: Tree, params: Tree) -> None:
-        """Refuses what names nothing.
+        """Raise if a name is not a field of ``state``, or a pattern matches no parameter.
 
         Args:
           state: the state that is to be stored.
           params: its parameters.
-
-        Raises:
-          ValueError: ``state`` has no field of a name, or no parameter matches a pattern.
         """
         fields = {field for owned in _owned(state, params) for field in owned.fields}
         named = [] if isinstance(self.formats, Format) else [name for name, _ in self.formats]
@@ -190,10 +188,10 @@ class Choice:
             "signed": self.signed,
         }
         for argument, name in ((argument, x) for argument, names in own.items() for x in names):
-            if name not in fields and fields:  # without parameters there is nothing to name
+            if name not in fields and fields:  # no fields without parameters
                 raise ValueError(
-                    f"{argument} names the field {name!r}, which the state does not have; its "
-                    f"arrays are under {sorted(fields)}."
+                    f"{argument} names the field {name!r}, which the state does not have; it has "
+                    f"{sorted(fields)}."
                 )
         names = numerics.leaf_names(params)
         for pattern in self.exempt:
@@ -210,29 +208,27 @@ def choose(
     exempt: str | tuple[str, ...] = (),
     sequential: bool | None = None,
 ) -> Choice:
-    """A ``storage`` with options, for ``storage=`` of an optimizer or a part.
+    """Make a storage with options, for ``storage=`` of an optimizer or a part.
 
     Args:
-      storage: a word, a format, or a mapping from fields of the state to them.
-      unsigned: fields that are never negative although their class does not say so.
-      signed: fields that may be negative although their class says that they never are.
-      min_size: arrays with fewer elements stay as they are.
-      exempt: patterns on names of parameters whose state stays as it is.
-      sequential: whether a step goes one parameter after the other, which bounds its scratch by the
-        largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
-        explicit axes that cut an array.
+      storage: the name of a format, a format, or a mapping from fields of the state to them.
+      unsigned: fields that are never negative, although their class does not declare it.
+      signed: fields that may be negative, although their class declares otherwise.
+      min_size: arrays with fewer elements are not encoded.
+      exempt: patterns of names of parameters whose state is not encoded.
+      sequential: whether a step runs one parameter after the other, which limits its scratch to
+        that of the largest. None: on CPU (XLA for a GPU does so by itself), except in meshes with
+        explicit axes that shard an array.
 
     Raises:
-      TypeError: ``storage`` is none of these.
-      ValueError: an unknown word, a size that is no whole number, a field that is named as both
-        signed and unsigned, or options of a ``storage`` that ``choose`` has made already.
+      ValueError: ``storage`` is the result of ``choose``, and further options are given.
     """
     if isinstance(storage, Choice):
         if (unsigned, signed, min_size, exempt, sequential) != ((), (), MIN_SIZE, (), None):
             raise ValueError(
-                "storage is what choose() has made, with its own options: give unsigned, signed, "
-                f"min_size, exempt and sequential there, got {unsigned!r}, {signed!r}, "
-                f"{min_size!r}, {exempt!r} and {sequential!r} beside it."
+                "storage is a result of choose(), with its own options: give unsigned, signed, "
+                f"min_size, exempt and sequential to choose(), got {unsigned!r}, {signed!r}, "
+                f"{min_size!r}, {exempt!r} and {sequential!r} in addition to it."
             )
         return storage
     if sequential is not None:
@@ -254,23 +250,24 @@ def choose(
 
 
 def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
-    """``state`` with the arrays that belong to parameters, and are chosen, encoded.
+    """Encode the chosen arrays of a state.
 
-    An array belongs to the parameter whose path its own path ends with, if it has its shape.
+    Only arrays that belong to a parameter are encoded: the path of the array ends with the path of
+    the parameter, and both have the same shape.
 
     Args:
-      state: of any transformation.
-      params: the parameters that it was made for.
-      choice: from ``choose``.
+      state: a state of any transformation.
+      params: the parameters of the state.
+      choice: a result of ``choose``.
 
     Raises:
-      ValueError: an array is sharded within blocks, as far as its sharding is known.
+      ValueError: an array is known to be sharded within blocks, or has an unexpected sign.
     """
     leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
     for owned in _owned(state, params):
         array = numerics.unboxed(leaves[owned.place])
         if getattr(array, "shape", None) != jnp.shape(numerics.unboxed(owned.param)):
-            continue  # factors, scalars, and what is encoded already
+            continue  # factors, scalars, and arrays that are encoded already
         codec = choice.codec(owned, array)
         if codec is not None:
             check_shards(owned.name, array, codec)
@@ -284,11 +281,11 @@ class Owned(NamedTuple):
     """A leaf of a state that belongs to a parameter.
 
     Attributes:
-      place: among the leaves of the state.
+      place: its index among the leaves of the state.
       param: the parameter.
-      name: the parameter's.
-      fields: on the way to it (``roles.fields_of``).
-      role: what it is (``roles.role_of``).
+      name: the name of the parameter.
+      fields: the fields on its path (``_roles.fields_of``).
+      role: its role (``_roles.role_of``).
     """
 
     place: int
@@ -316,7 +313,7 @@ def _is_whole(node: Any) -> bool:
 
 @functools.cache
 def _is_smaller(codec: Codec, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Whether an array takes less room encoded; one whose last axis is very short does not."""
+    """Return whether codes are smaller than the array; not if the last axis is very short."""
     stored = jax.tree.leaves(jax.eval_shape(codec.encode, jax.ShapeDtypeStruct(shape, dtype)))
     size = sum(x.size * x.dtype.itemsize for x in stored)
     return size < math.prod(shape) * dtype.itemsize

@@ -1,17 +1,17 @@
-"""The values that a code of 8 or 4 bits stands for, as arithmetic: no table, no gather, no search.
+"""Compute the values of 8-bit and 4-bit codes by arithmetic, without table, gather or search.
 
 The dynamic map (Dettmers et al., ICLR 2022, arXiv 2110.02861) covers D decades. Decade i = 0..D-1
-ends at 10^(i-D+1) and holds 2^i equally spaced values (2^(i+1) where none is negative), the
-midpoints of equal parts of its upper nine tenths; 0 and 1 are added. With n values in a decade, of
-which the first has index f, they are points of a line
+ends at 10^(i-D+1). Its upper nine tenths are divided into 2^i equal parts (2^(i+1) if values are
+never negative), and the levels are their midpoints; 0 and 1 are added. Let a decade have n levels,
+the first with index f. Then its levels, as a function of the index u, are points of a line
 
     level(u) = 10^(i-D+1) (0.1 + 0.9 (u - f + 1/2) / n)
              = 10^(i-D+1) / (20 n) (18 u + 9 + 2 n - 18 f)
 
-whose slopes grow with i; in the second form all but the first factor is a whole number. So the map
-is the largest of D lines, cut at 0 and 1, which a vector unit evaluates as it stands. The middles
-between levels of a decade are the ends of its parts, so that the nearest level is counted from the
-decade's lower end e: f - 1 + ceil((x - e) / (0.9 10^(i-D+1) / n)).
+The slopes grow with i. In the second form all factors but the first are whole numbers. So the map
+is the maximum of D lines, cut at 0 and 1, which needs only vector operations. The midpoints between
+levels of a decade are the ends of its parts. So the nearest level follows by counting parts from
+the lower end e of the decade: f - 1 + ceil((x - e) / (0.9 10^(i-D+1) / n)).
 
 >>> import jax.numpy as jnp
 >>> dynamic(8, signed=True).level(jnp.array([0.0, 64.0, 127.0, 128.0])).round(4)
@@ -29,7 +29,7 @@ from jax import lax
 
 
 class Segment(NamedTuple):
-    """``count`` levels from index ``first`` on, ``scale (stride u + offset)``, in equal parts."""
+    """``count`` levels ``scale (stride u + offset)`` of the indices u from ``first`` on."""
 
     first: int
     count: int
@@ -38,17 +38,17 @@ class Segment(NamedTuple):
     offset: int
 
     def at(self, index: float) -> float:
-        """The level of an index, and at halves the ends of the parts."""
+        """Return the level of an index; halves give the ends of the parts."""
         return self.scale * (self.stride * index + self.offset)
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """An increasing map from indices 0..top to [0, 1], the largest of some lines.
+    """An increasing map from indices 0..top to [0, 1], the maximum of some lines.
 
     Attributes:
-      name: what a stored state calls it.
-      segments: its lines, by increasing slope.
+      name: the name in checkpoints.
+      segments: the lines, by increasing slope.
       top: the largest index; its level is 1.
     """
 
@@ -57,7 +57,7 @@ class Levels:
     top: int
 
     def level(self, index: jax.Array) -> jax.Array:
-        """The values of whole indices, given and returned in a float dtype."""
+        """Return the levels of whole indices, which are given in a float dtype."""
 
         def line(s: Segment) -> jax.Array:
             whole = lax.add(lax.mul(index, _full(s.stride, index)), _full(s.offset, index))
@@ -67,7 +67,7 @@ class Levels:
         return lax.clamp(_full(0.0, index), highest, _full(1.0, index))
 
     def nearest(self, value: jax.Array) -> jax.Array:
-        """The index of the level nearest to a value in [0, 1]; of two, the lower."""
+        """Return the index of the level nearest to a value in [0, 1], the lower one in a tie."""
         start, scale, first, count = (_full(x, value) for x in self._line(self.segments[0]))
         for segment in self.segments[1:]:
             here = lax.gt(value, _full(self._middle(segment.first), value))
@@ -88,12 +88,12 @@ class Levels:
         return index
 
     def _line(self, segment: Segment) -> tuple[float, float, int, int]:
-        """Lower end, parts per unit, index before the first, and number of a segment's levels."""
+        """Return lower end, parts per unit, index before the first, and number of levels."""
         per_unit = 1 / (segment.scale * segment.stride)
         return segment.at(segment.first - 0.5), per_unit, segment.first - 1, segment.count
 
     def _middle(self, index: int) -> float:
-        """Between the levels of ``index`` and of the index below."""
+        """Return the midpoint between the levels of ``index`` and ``index - 1``."""
         low, high = (
             min(max(0.0, *(s.at(i) for s in self.segments)), 1.0) for i in (index - 1, index)
         )
@@ -102,9 +102,9 @@ class Levels:
 
 @functools.cache
 def dynamic(bits: int, *, signed: bool) -> Levels:
-    """The dynamic map of magnitudes: 0, then ``bits - 1`` decades, then 1.
+    """Make the dynamic map of magnitudes: 0, then ``bits - 1`` decades, then 1.
 
-    With a sign there are half as many levels: a code of 8 bits then has 127 below 1 on either side,
+    With a sign there are half as many levels: an 8-bit code then has 127 below 1 on either side,
     and no -1.
     """
     decades = bits - 1
@@ -121,9 +121,9 @@ def dynamic(bits: int, *, signed: bool) -> Levels:
 
 @functools.cache
 def linear_without_zero(bits: int) -> Levels:
-    """Equally spaced levels k / 2^bits, k = 1..2^bits (Li et al., NeurIPS 2023, arXiv 2309.01507).
+    """Make equal levels k / 2^bits, k = 1..2^bits (Li et al., NeurIPS 2023, arXiv 2309.01507).
 
-    Without a 0 no second moment becomes 0 under a first moment that is not.
+    Without a level 0, a second moment cannot become 0 while its first moment is not 0.
     """
     return Levels(f"linear{bits}", (Segment(0, 2**bits, 2.0**-bits, 1, 1),), 2**bits - 1)
 

@@ -1,4 +1,4 @@
-"""Two codes of 4 bits to a byte, neighbours along the last axis, the first in the high half.
+"""Pack two 4-bit codes into a byte: neighbours along the last axis, the first in the high half.
 
 >>> import jax.numpy as jnp
 >>> pack(jnp.array([1, 2, 3], jnp.uint8))
@@ -15,7 +15,7 @@ from jax import lax
 
 
 def pack(codes: jax.Array) -> jax.Array:
-    """``(..., n) -> (..., ceil(n / 2))``."""
+    """Pack ``(..., n)`` codes into ``(..., ceil(n / 2))`` bytes."""
     if codes.ndim == 0:
         codes = codes[None]
     if codes.shape[-1] % 2:
@@ -28,7 +28,7 @@ def pack(codes: jax.Array) -> jax.Array:
 
 
 def unpack(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The codes of an array of ``shape`` again."""
+    """Unpack the codes of an array of ``shape``."""
     high = lax.shift_right_logical(packed, lax.full_like(packed, 4))
     low = lax.bitwise_and(packed, lax.full_like(packed, 15))
     both = jnp.stack([high, low], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])

@@ -1,8 +1,8 @@
-"""``quantize_state``: any optax transformation with a smaller state.
+"""``quantize_state``: make the state of any optax transformation smaller.
 
     decode the state -> one step in full precision -> encode the state
 
-The step itself uses the new moments as they are before they are encoded, as in the papers.
+As in the papers, the step uses the new moments before they are encoded.
 
 >>> import jax.numpy as jnp, optax
 >>> params = {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros(128)}
@@ -50,43 +50,40 @@ def quantize_state(
     seed: int = 0,
     sequential: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """``tx`` with the large arrays of its state encoded, about 1 byte a value.
+    """Encode the large arrays in the state of ``tx``, in about 1 byte per value.
 
-    Encoded are the arrays that belong to a parameter (their path ends with its path, and they have
-    its shape), are real, and take less room encoded; scalars, small arrays and what ``exempt``
-    names stay in float32. So do copies and averages of the parameters and the gradients that
-    ``optax.MultiSteps`` accumulates, unless ``storage`` names them.
+    It encodes real arrays that belong to a parameter (their path ends with its path, and they have
+    its shape), if the codes are smaller. Scalars, small arrays and the state of ``exempt``
+    parameters stay in float32. So do copies and averages of the parameters and the gradients that
+    ``optax.MultiSteps`` accumulates, unless ``storage`` names their fields.
 
     Args:
       tx: any transformation; the optimizers of this library also take ``storage=`` themselves.
       storage: ``"8bit"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a format such as
         ``eight_bit(block_size=2048)``, or a mapping from field names of the state to them, such as
         ``{"mu": "8bit", "nu": "bfloat16"}``.
-      unsigned: fields of the state that are never negative and so take the unsigned map, beside
-        those that a state class of its own names in ``nonnegative = ("nu",)``; the classes of this
-        library and of optax are known. Any other field keeps its sign.
-      signed: fields that may be negative although their class says that they never are.
-      min_size: arrays with fewer elements stay as they are; 4096 (bitsandbytes, torchao).
-      exempt: patterns on parameter names whose state stays as it is: ``"*embedding*"`` for language
-        models, whose embeddings see rare and large gradients.
-      rounding: ``"nearest"``, or ``"stochastic"``, which makes the mean of what is stored exact
-        between the levels of a map and keeps a key in the state. Not so where roots are stored,
-        whose mean is exact in their place, and where the floor keeps a value from 0.
-      seed: of the stochastic rounding. Every array draws numbers of its own, by its path, also in
-        the parts of ``optax.partition`` that have one seed.
-      sequential: whether a step goes one parameter after the other, which bounds its scratch by the
-        largest; None for yes on CPU (XLA for a GPU does so by itself), except in meshes with
-        explicit axes that cut an array.
+      unsigned: fields of the state that are never negative and so need no sign. Fields that are
+        known: those of optax and of this library, and those that a state class of your own names
+        in ``nonnegative = ("nu",)``. Any other field keeps its sign.
+      signed: fields that may be negative, although their class declares otherwise.
+      min_size: arrays with fewer elements are not encoded; 4096 (bitsandbytes, torchao).
+      exempt: patterns of names of parameters whose state is not encoded: ``"*embedding*"`` for
+        language models, whose embeddings get rare, large gradients.
+      rounding: ``"nearest"``, or ``"stochastic"``, which keeps a key in the state and makes the
+        mean of the stored values exact between the levels of a map. If roots are stored, the mean
+        of the roots is exact. A value below the lowest positive level becomes that level if the
+        floor applies.
+      seed: the seed of stochastic rounding. Every array draws its own numbers, by its path, also in
+        parts of ``optax.partition`` with a common seed.
+      sequential: as for ``choose``.
 
     Returns:
-      A transformation whose state is that of ``tx`` with ``Encoded`` nodes in the place of arrays,
-      for stochastic rounding in a ``StochasticState``.
+      A transformation whose state is that of ``tx`` with ``Encoded`` nodes in place of arrays, for
+      stochastic rounding in a ``StochasticState``.
 
     Raises:
-      TypeError: ``tx`` is no transformation, or ``storage`` is none of the above.
-      ValueError: an unknown word, a size that is no whole number; in ``init``, a field or pattern
-        that nothing matches, or a parameter sharded within blocks; in ``update``, a state that is
-        not encoded.
+      ValueError: in ``init``, a field or pattern matches nothing, or a parameter is sharded within
+        blocks; in ``update``, the state is not encoded.
 
     Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
     """

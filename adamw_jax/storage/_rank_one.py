@@ -1,10 +1,10 @@
-"""Codes with a scale from every axis: that of an element is the least of its axes' maxima.
+"""Codes with scales of rank one: each element has the smallest of the maxima over its axes.
 
-    scale_ij = min(max_j |x_ij|, max_i |x_ij|);    an array of one axis is cut into blocks
+    scale_ij = min(max_j |x_ij|, max_i |x_ij|);    an array with one axis is cut into blocks
 
-The second moment of 4-bit AdamW (Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507): an outlier widens
-the scale of its row's and column's crossing only, and the scales of a matrix take the room of two
-vectors.
+This is for the second moment of 4-bit AdamW (Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507). A
+single outlier hardly changes the scales of other elements in its row and column, and the scales of
+a matrix are two vectors.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax._core.blocks import Blocks
@@ -36,7 +36,7 @@ class RankOne:
     """Codes of a block-wise codec under scales of rank one.
 
     Attributes:
-      flat: the codec of an array with one axis, and the levels of all.
+      flat: the codec of arrays with one axis; its levels are those of all arrays.
     """
 
     flat: BlockWise
@@ -52,7 +52,7 @@ class RankOne:
         return self.flat.signed
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
-        """Codes and one vector of scales an axis."""
+        """Encode a real array with one vector of scales per axis."""
         if x.ndim < 2:
             made = self.flat.encode(x, noise)
             return encoded(made.codes, made.scales, Layout(self, x.shape, x.dtype))
@@ -67,7 +67,7 @@ class RankOne:
         )
 
     def decode(self, stored: Encoded) -> jax.Array:
-        """The array, in the dtype that it had."""
+        """Return the array in its original dtype."""
         if len(stored.layout.shape) < 2:
             return self.flat.decode(stored)
         scales = _least(stored.scales)
@@ -76,13 +76,13 @@ class RankOne:
         return lax.convert_element_type(values, stored.layout.dtype)
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
-        """No blocks but in vectors, and codes to a byte."""
-        blocks, codes_to_a_byte = self.flat.pieces(axes)
-        return (blocks if axes < 2 else Blocks(1)), codes_to_a_byte
+        """Do as ``Codec.pieces``; arrays with two or more axes have no blocks."""
+        blocks, codes_per_byte = self.flat.pieces(axes)
+        return (blocks if axes < 2 else Blocks(1)), codes_per_byte
 
 
 def _least(maxima: tuple[jax.Array, ...]) -> jax.Array:
-    """The scale of every element."""
+    """Return the scale of every element."""
     shape = tuple(m.shape[0] for m in maxima)
     spread: list[Any] = [lax.broadcast_in_dim(m, shape, (a,)) for a, m in enumerate(maxima)]
     return functools.reduce(lax.min, spread)

@@ -1,18 +1,18 @@
-"""What the arrays of a state are: never negative, of either sign, or not to become codes at all.
+"""The roles of arrays in a state: never negative, of either sign, or exact (not to be encoded).
 
-A state class says so itself, in class attributes that name its fields, one or a tuple of them::
+A state class declares the roles of its fields in class attributes, a name or a tuple of names::
 
     class MaximumState(NamedTuple):
         maximum: Tree
-        nonnegative = ("maximum",)  # takes the map without a sign
+        nonnegative = ("maximum",)  # needs no sign
 
     class LookaheadState(NamedTuple):
         slow: Tree
-        exact = ("slow",)  # parameters, or what small terms are added to: codes would lose those
+        exact = ("slow",)  # codes would lose the small terms that are added to it
 
-``optax_states`` says it for the states of optax. Names that a user chose (a label of
-``optax.partition``, an entry of ``named_chain``, a stage of ``compose``) are keys of mappings and
-not fields: they decide nothing.
+For the states of optax ``optax_states`` has the roles. Names that a user chose (a label of
+``optax.partition``, an entry of ``named_chain``, a stage of ``compose``) are keys of mappings, not
+fields, and have no effect.
 
 >>> import jax, optax
 >>> state = optax.adam(1e-3).init({"nu": 0.0})
@@ -33,14 +33,14 @@ NONNEGATIVE, SIGNED, EXACT = "nonnegative", "signed", "exact"
 
 
 def role_of(state: Any, path: tuple[Any, ...]) -> str:
-    """What the classes along a path say of what it leads to; the innermost one decides.
+    """Return the role of the node at a path; the innermost class on the path decides.
 
     Args:
-      state: of any transformation.
-      path: of keys, to an array or to a tree shaped like the parameters.
+      state: a state of any transformation.
+      path: key path to an array, or to a tree like the parameters.
 
     Returns:
-      ``NONNEGATIVE``, ``EXACT``, or ``SIGNED`` where no class says either.
+      ``NONNEGATIVE``, ``EXACT``, or ``SIGNED`` if no class declares either.
     """
     role = SIGNED
     for node, key in _nodes(state, path):
@@ -51,13 +51,13 @@ def role_of(state: Any, path: tuple[Any, ...]) -> str:
 
 
 def fields_of(state: Any, path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The fields along a path, each also with its class: ``nu`` and ``ScaleByAdamState.nu``.
+    """Return the fields on a path, each also with its class: ``nu`` and ``ScaleByAdamState.nu``.
 
-    Of a transformation whose state is a plain mapping its last key is one.
+    A key of a mapping counts as a field if it is the last key of the path.
 
     Args:
-      state: of any transformation.
-      path: of keys, to an array or to a tree shaped like the parameters.
+      state: a state of any transformation.
+      path: key path to an array, or to a tree like the parameters.
     """
     fields: list[str] = []
     for node, key in _nodes(state, path):
@@ -69,7 +69,7 @@ def fields_of(state: Any, path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _nodes(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Every node on the way with the key that leads on; None in the place of an opaque one."""
+    """Yield every node on a path with its next key; None for a node that cannot be opened."""
     for key in path:
         yield state, key
         if isinstance(key, GetAttrKey):
@@ -81,7 +81,7 @@ def _nodes(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
 
 
 def _declared(kind: type) -> Mapping[str, tuple[str, ...]]:
-    """The fields that a class names, by their role."""
+    """Return the fields that a class declares, by role."""
     theirs = optax_states.fields_of(kind)
     if theirs is not None:
         return {NONNEGATIVE: theirs.nonnegative, EXACT: theirs.exact}

@@ -1,4 +1,4 @@
-"""A stage or a recipe whose memory is stored small."""
+"""Encode the state of a stage or a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tree = Any
 
 
 def store(recipe: Any, storage: Any) -> Any:
-    """Returns the stage or recipe with its state encoded; unchanged if ``storage`` is None."""
+    """Return the stage or recipe with its state encoded; unchanged if ``storage`` is None."""
     if storage is None:
         return recipe
     choice = choose(storage)
@@ -24,11 +24,11 @@ def store(recipe: Any, storage: Any) -> Any:
 
 
 def stored(spec: Spec, choice: Choice) -> Spec:
-    """A stage that encodes what it remembers, in ``compose`` and alone.
+    """Declare a stage like ``spec`` that encodes its state, in ``compose`` and alone.
 
     Args:
-      spec: the declaration of a stage; one without a memory stays as it is.
-      choice: from ``choose``.
+      spec: the declaration of a stage; one without state does not change.
+      choice: a result of ``choose``.
     """
     if spec.init is None:
         return spec

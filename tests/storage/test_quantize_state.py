@@ -964,14 +964,16 @@ def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> 
 def test_names_that_nothing_has() -> None:
     """A field of the state, a parameter: misspelt, they would encode or exempt nothing."""
     params = sample_params()
-    with pytest.raises(ValueError, match=r"storage names the field 'frist', .* under .*'first'"):
+    with pytest.raises(ValueError, match=r"storage names the field 'frist', .* it has .*'first'"):
         aj.adamw(0.1, storage={"frist": "8bit"}).init(params)
     for argument in ("signed", "unsigned"):
-        with pytest.raises(ValueError, match=rf"^{argument} names the field 'um', .* under .*'mu'"):
+        with pytest.raises(
+            ValueError, match=rf"^{argument} names the field 'um', .* it has .*'mu'"
+        ):
             quantize_state(optax.adam(0.1), **{argument: "um"}).init(params)
     with pytest.raises(ValueError, match=r"unsigned and signed both name \['mu'\]"):
         quantize_state(optax.adam(0.1), unsigned="mu", signed="mu")
-    with pytest.raises(ValueError, match=r"storage names the field 'um', .* under .*'mu'"):
+    with pytest.raises(ValueError, match=r"storage names the field 'um', .* it has .*'mu'"):
         quantize_state(optax.adam(0.1), {"um": "8bit"}).init(params)
     for tx in (
         quantize_state(optax.adam(0.1), exempt="*embeding*"),
@@ -979,7 +981,7 @@ def test_names_that_nothing_has() -> None:
     ):
         with pytest.raises(ValueError, match=r"exempt has '\*embeding\*', which matches none of"):
             tx.init(params)
-    with pytest.raises(ValueError, match=r"storage is what choose\(\) has made"):
+    with pytest.raises(ValueError, match=r"storage is a result of choose\(\)"):
         quantize_state(optax.adam(0.1), choose("8bit"), exempt="*kernel*")
 
 
