@@ -345,7 +345,7 @@ def test_nesterov_has_its_place() -> None:
     assert_close(run(adam(0.05, nesterov=True), *arguments)[0], run(tx, *arguments)[0])
     params, gradient = sample_params(), at(sample_gradients(), 0)
     for stages, message in (
-        ([estimate_moments(), correct_bias(), nesterov()], r"must stand before correct_bias\(\)"),
+        ([estimate_moments(), correct_bias(), nesterov()], r"must come before correct_bias\(\)"),
         ([estimate_moments(heavy_ball(0.9)), nesterov()], r"heavy_ball has its own nesterov=True"),
         ([estimate_moments(no_moment()), nesterov()], r"needs a moving average as first moment"),
     ):

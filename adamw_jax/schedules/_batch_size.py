@@ -40,10 +40,6 @@ def scale_learning_rate(
     Returns:
       A number, array or schedule, as it came. A schedule keeps its steps, of which a larger batch
       makes fewer per epoch.
-
-    Raises:
-      ValueError: an argument is out of its range.
-      TypeError: the learning rate is neither number nor schedule.
     """
     one_of("rule", rule, tuple(RULES))
     declare(learning_rate=length(learning_rate))
@@ -70,10 +66,6 @@ def legw(
 
     Returns:
       The new learning rate, a number, array or schedule as it came, and the new warm-up epochs.
-
-    Raises:
-      ValueError: an argument is out of its range.
-      TypeError: the learning rate is neither number nor schedule.
     """
     epochs = number("warmup_epochs", warmup_epochs, least=0)
     rate = scale_learning_rate(learning_rate, old_batch, new_batch, "sqrt")

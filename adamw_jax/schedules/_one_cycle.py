@@ -85,10 +85,6 @@ def one_cycle(
 
     Returns:
       The schedules, to be given to an optimizer as its learning rate.
-
-    Raises:
-      ValueError: a value is out of range, or the preset is unknown.
-      TypeError: an option the preset does not have.
     """
     one_of("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset].options(preset, options)

@@ -136,10 +136,6 @@ def lr_range_test(
 
     Returns:
       Rates, losses and suggestions.
-
-    Raises:
-      ValueError: an argument is out of range, or there are no batches.
-      TypeError: ``step_fn`` does not return a state and a scalar loss.
     """
     start = number("start", start, above=0)
     end = number("end", end, above=start)

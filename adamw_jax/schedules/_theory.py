@@ -28,9 +28,6 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
 
     Returns:
       A function of the count of updates, from 0, to a scalar of the default float dtype.
-
-    Raises:
-      ValueError: a value is out of range.
     """
     b1 = number("b1", b1, least=0, below=1)
     # Taken on the host: in float32 the paper's example would round to 1 and never decay.

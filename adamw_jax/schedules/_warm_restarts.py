@@ -81,9 +81,6 @@ def warm_restarts(
 
     Returns:
       Schedules of the count of updates, from 0: learning rate, multiplier, and decay, if any.
-
-    Raises:
-      ValueError: a value is out of range or missing.
     """
     top = number("learning_rate", learning_rate, above=0)
     floor = number("min_learning_rate", min_learning_rate, least=0, below=top) / top

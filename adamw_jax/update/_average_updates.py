@@ -46,10 +46,6 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
 
     Returns:
       A stage *update -> update* with one value of state per parameter.
-
-    Raises:
-      ValueError: ``b1`` is out of its range.
-      TypeError: ``b1`` is neither number nor schedule, or ``dtype`` no real floating-point dtype.
     """
     dtype = storage_dtype("dtype", dtype)
 

@@ -65,9 +65,6 @@ def compensated_rounding() -> Stage:
       ones of float32 training, float16 and float8 ones have 16 bits more. Parameters of float32
       and more, and complex ones, pass as they are. The sum saturates at the largest finite number;
       NaN and infinity pass. Gradients must not be narrower than their parameters.
-
-    Raises:
-      ValueError: (in ``update``) parameters are not given.
     """
 
     def init(params: Tree) -> CompensatedRoundingState:

@@ -29,10 +29,6 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
 
     Returns:
       A stage *direction -> update*.
-
-    Raises:
-      ValueError: the learning rate is out of range.
-      TypeError: it is neither number nor schedule.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

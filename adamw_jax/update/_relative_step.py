@@ -47,10 +47,6 @@ def scale_by_relative_step(learning_rate: ScalarOrSchedule = LARGEST) -> Stage:
 
     Returns:
       A stage *direction -> update*.
-
-    Raises:
-      ValueError: the learning rate is out of range.
-      TypeError: it is neither number nor schedule.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

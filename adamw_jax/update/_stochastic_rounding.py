@@ -75,9 +75,6 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
       from 2**-17 gaps on, which is what float32 resolves next to a bfloat16. Parameters of float32
       and more, and complex ones, pass as they are. The sum saturates at the largest finite
       number; NaN and infinity pass. Gradients must not be narrower than their parameters.
-
-    Raises:
-      ValueError: ``seed`` is none of the above, or (in ``update``) parameters are not given.
     """
     key = _key(seed)
     implementation = random.key_impl(key)
