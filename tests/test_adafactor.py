@@ -534,10 +534,10 @@ def test_a_step_stores_no_square() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"relative_step": False}, "relative_step=False leaves no learning rate"),
-        ({"learning_rate": 0.1, "warmup_init": True}, "warmup_init=True starts the relative step"),
+        ({"relative_step": False}, "relative_step=False needs a learning_rate"),
+        ({"learning_rate": 0.1, "warmup_init": True}, "warmup_init=True is for the relative step"),
         ({"relative_step": "yes"}, "relative_step must be True or False, got 'yes'"),
-        ({"mu_dtype": jnp.bfloat16}, "mu_dtype is the storage of a momentum.*give b1"),
+        ({"mu_dtype": jnp.bfloat16}, "mu_dtype=bfloat16 needs a momentum: give b1"),
         ({"eps": None}, 'eps=None, the machine epsilon, needs eps_form="clamped"'),
         ({"axes": "first"}, "axes must be one of .*got 'first'"),
         ({"eps_form": "max"}, "eps_form must be one of .*got 'max'"),
@@ -553,7 +553,7 @@ def test_a_step_stores_no_square() -> None:
             "max_scale=1.0 bounds the parameter scale, which multiply_by_parameter_scale=False",
         ),
         ({"max_b2": 1.0}, r"max_b2 must be a number in \[0, 1\).*got 1.0"),
-        ({"mask": "w"}, "mask says which leaves decay, but neither weight_decay nor l2"),
+        ({"mask": "w"}, "mask selects the leaves that decay, but neither weight_decay nor l2"),
         ({"weight_decay": 0.1, "decay": "schedule"}, "the relative step is none"),
     ],
     ids=str,

@@ -228,7 +228,9 @@ def test_rules(case: str, freeze: bool) -> None:
 
 def test_rules_of_the_wrong_type() -> None:
     """A number in place of a Rule, a multiplier below 0."""
-    with pytest.raises(TypeError, match=r"rules must map patterns to Rule\(\.\.\.\), got '\*': 0.1"):
+    with pytest.raises(
+        TypeError, match=r"rules must map patterns to Rule\(\.\.\.\), got '\*': 0.1"
+    ):
         parameter_rules({"*": 0.1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"rules must .*parameter_rules"):
         adam(0.1, rules={"*": Rule()})

@@ -342,7 +342,7 @@ def test_adan_of_the_paper_starts_with_the_first_gradient() -> None:
         jnp.concatenate([gradients, gradients]),
     )
     np.testing.assert_allclose(by_period - got, got - 1.0, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r'start="first_gradient" leaves nothing to correct'):
+    with pytest.raises(ValueError, match=r'start="first_gradient" leaves no bias to correct'):
         aj.adan(0.05, start="first_gradient", bias_correction="current")
     with pytest.raises(ValueError, match="start must be one of"):
         aj.adan(0.05, start="gradient")
@@ -390,7 +390,9 @@ def test_iterates_weighed_by_the_step_that_leaves_them(start: int, rate: Any) ->
 def test_the_size_of_steps_must_be_told() -> None:
     tail = aj.average_iterates(kind="weighted", weights="step_size")
     tx, params = aj.compose(aj.adamw(0.1), tail), jnp.ones(2)
-    with pytest.raises(ValueError, match=r"needs a stage that reports its step size.* add scale_by_norm"):
+    with pytest.raises(
+        ValueError, match=r"needs a stage that reports its step size.* add scale_by_norm"
+    ):
         tx.update(params, tx.init(params), params)
     with pytest.raises(TypeError, match=r"average_weight must be a number .* got 'steps'"):
         aj.average_iterates(kind="weighted", weights="steps")

@@ -516,7 +516,7 @@ def test_live_hyperparameters() -> None:
         (lambda: lamb(1e-3, mask="*"), "neither weight_decay nor l2 is given"),
         (lambda: lamb(1e-3, correct=1), "correct must be True or False"),
         (lambda: lars(1e-3, weight_decay_mask="*"), "neither weight_decay nor l2 is"),
-        (lambda: lars(1e-3, 0.1, "*", mask="*"), "are one thing: give one of them"),
+        (lambda: lars(1e-3, 0.1, "*", mask="*"), "mean the same: give only one of them"),
         (lambda: lars(1e-3, decay="other"), "decay must be one of"),
         (lambda: lars(1e-3, sum_of_norms="yes"), "sum_of_norms must be True or False"),
         (

@@ -1,4 +1,4 @@
-"""The catalogue: named optimizers, each a list of stages with its equation and citation."""
+"""The catalogue of named optimizers, each a list of stages with its equation and citation."""
 
 from adamw_jax.optimizers._acprop import acprop
 from adamw_jax.optimizers._adabelief import adabelief
@@ -21,7 +21,7 @@ from adamw_jax.optimizers._radam import radam
 from adamw_jax.optimizers._registry import OptimizerInfo, create, info, list_optimizers
 from adamw_jax.optimizers._sgdw import sgdw
 
-# What is registered above has its direction below.
+# Imported after all optimizers are registered.
 # isort: split
 from adamw_jax.optimizers._directions import (
     scale_by_acprop,
