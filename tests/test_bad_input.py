@@ -139,9 +139,9 @@ def test_decay_by_the_schedule_needs_a_base_under_injection(make: Any) -> None:
     static = ("decay", *(whole_numbers(Entry(make.__name__, make.__name__, {}))))
     inject = optax.inject_hyperparams(make, static_args=static)
     options = {"weight_decay": 0.01, "decay": "schedule"}
-    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+    with pytest.raises(ValueError, match=r"the array .*as base_learning_rate"):
         inject(learning_rate=schedule, **options).init(one)
-    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+    with pytest.raises(ValueError, match=r"the array .*as base_learning_rate"):
         make(jnp.float32(0.1), **options)
     tx = inject(learning_rate=schedule, base_learning_rate=0.1, **options)
     plain = make(schedule, base_learning_rate=0.1, **options)
@@ -242,7 +242,7 @@ def test_lookahead_arguments() -> None:
             lookahead(slow_step_size=value)
     with pytest.raises(ValueError, match=r"inner_state must be one of .*got 'forget'"):
         lookahead(adam(0.1), inner_state="forget")
-    with pytest.raises(ValueError, match=r"inner_state='reset' acts on .*give it as inner="):
+    with pytest.raises(ValueError, match=r"inner_state='reset' changes .*give it as inner="):
         lookahead(inner_state="reset")
     with pytest.raises(
         TypeError, match=r"inner must be an optax transformation such as .*, got 0.1"
@@ -284,7 +284,7 @@ def test_a_common_keyword_without_a_meaning_is_refused_with_the_reason(name: str
 def test_decay_arguments() -> None:
     """Forms, and what a form needs."""
     schedule = optax.linear_schedule(0.1, 0.0, 5)
-    with pytest.raises(ValueError, match=r"needs base_learning_rate, the peak"):
+    with pytest.raises(ValueError, match=r"give the peak as base_learning_rate"):
         adamw(schedule, weight_decay=0.1, decay="schedule")
     with pytest.raises(ValueError, match=r"base_learning_rate must be a number > 0"):
         adamw(schedule, weight_decay=0.1, decay="schedule", base_learning_rate=0.0)

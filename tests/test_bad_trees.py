@@ -205,7 +205,7 @@ RULES = {
         {"*": Rule(), "scale": Rule()},
         r"matched more than once: \{'scale': \['\*', 'scale'\]\}",
     ),
-    "idle": ({"*": Rule(), "head*": Rule()}, r"patterns without a parameter: \['head\*'\]"),
+    "idle": ({"*": Rule(), "head*": Rule()}, r"patterns that match nothing: \['head\*'\]"),
 }
 
 
