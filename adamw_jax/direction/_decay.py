@@ -120,9 +120,9 @@ def decoupled_decay(
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = coefficient(step)
-        still = step.facts.skip_step
-        if still is not None:  # no decay in a step that rectify_variance skips
-            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
+        skipped = step.facts.skip_step
+        if skipped is not None:  # no decay in a step that rectify_variance skips
+            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), skipped)
 
         def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
             if factor == 0:

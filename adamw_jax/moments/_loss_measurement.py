@@ -45,7 +45,7 @@ from adamw_jax.direction._rules import ParameterRules
 
 Tree = Any
 
-SILENT = 1e-9
+LEAST_NORM = 1e-9
 """Layers whose gradient has a smaller norm do not move and measure nothing (authors' code)."""
 
 
@@ -112,14 +112,14 @@ class Gains(NamedTuple):
       error: e, the gradient with decay, params-shaped.
       gain: l / S, a scalar per leaf, or shaped like the leaf if it stacks layers; 0 if the layer
         measures nothing.
-      heard: whether the layer measures something, shaped like ``gain``.
+      informative: whether the layer measures something, shaped like ``gain``.
       shrink: R / S of the most informative layer; the shared variance is multiplied by it.
       information: |e|^2 / S of that layer.
     """
 
     error: Tree
     gain: Tree
-    heard: Tree
+    informative: Tree
     shrink: jax.Array
     information: jax.Array
 
@@ -240,27 +240,29 @@ def gains(
     if not layers.per_leaf:
         sizes = [tuple(map(sum, zip(*sizes, strict=True)))] * len(leaves)
     lost = jnp.isinf(measurement.mean_square) | jnp.isinf(measurement.residual)
-    factor_of, heard_by, loudest = [], [], zero
+    factor_of, informative_by, largest = [], [], zero
     for error, own, (size, square, decay) in zip(errors, layered, sizes, strict=True):
         spread = variance * square + noise
-        silent = (size < SILENT**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
-        heard = lax.bitwise_not(silent)  # also for NaN, so that it shows in the update
+        silent = (size < LEAST_NORM**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
+        informative = lax.bitwise_not(silent)  # also for NaN, so that it shows in the update
         gain = (measurement.residual + decay) / numerics.nonzero(spread)
-        gain = lax.select(heard, gain, lax.full_like(gain, 0))
-        square = lax.select(heard, square, lax.full_like(square, 0))
+        gain = lax.select(informative, gain, lax.full_like(gain, 0))
+        square = lax.select(informative, square, lax.full_like(square, 0))
         if own:
             square = lax.reduce_max(square, (0,))
-            gain, heard = (lax.broadcast_in_dim(x, error.shape, (0,)) for x in (gain, heard))
+            gain, informative = (
+                lax.broadcast_in_dim(x, error.shape, (0,)) for x in (gain, informative)
+            )
         factor_of.append(gain)
-        heard_by.append(heard)
-        loudest = lax.max(loudest, square)
-    spread = variance * loudest + noise
-    learns = ~(loudest <= 0.0) & lax.is_finite(measurement.mean_square)
+        informative_by.append(informative)
+        largest = lax.max(largest, square)
+    spread = variance * largest + noise
+    learns = ~(largest <= 0.0) & lax.is_finite(measurement.mean_square)
     safe = numerics.nonzero(spread)
     return Gains(
-        *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, heard_by)),
+        *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, informative_by)),
         shrink=lax.select(learns, noise / safe, jnp.ones_like(noise)),
-        information=lax.select(learns, loudest / safe, zero),
+        information=lax.select(learns, largest / safe, zero),
     )
 
 

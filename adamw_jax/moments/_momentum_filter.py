@@ -232,10 +232,14 @@ def momentum_filter(
         update = jax.tree.map(lambda v, b: lax.sub(numerics.widen(v), b), new_velocity, back)
         if not o.squared_drift:
 
-            def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-                return lax.select(heard, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e)
+            def averaged(
+                informative: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array
+            ) -> jax.Array:
+                return lax.select(
+                    informative, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e
+                )
 
-            average = jax.tree.map(averaged, found.heard, average, params, back)
+            average = jax.tree.map(averaged, found.informative, average, params, back)
         # The average reads the parameters, which the update overwrites.
         update = after(update, average, kept=True)
         return update, MomentumFilterState(

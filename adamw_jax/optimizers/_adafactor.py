@@ -29,7 +29,7 @@ from adamw_jax.moments._precondition import precondition
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
 from adamw_jax.storage._stages import store
-from adamw_jax.update import _effective_decay as behind
+from adamw_jax.update import _effective_decay
 from adamw_jax.update._average_updates import average_updates
 from adamw_jax.update._relative_step import LARGEST, scale_by_relative_step, slow_start
 
@@ -54,7 +54,7 @@ DECAYS = (*FORMS, "raw_learning_rate")
     twin="adafactor",
     twin_options={"axes": "largest", "decay": "fixed"},
     lacks="its second moment has no bias, and amsgrad would need a second moment of full size",
-    behind=("b1", "mu_dtype", "relative_step", "warmup_init"),
+    after_direction=("b1", "mu_dtype", "relative_step", "warmup_init"),
     memory="n + m for a matrix n x m, 1 per parameter if not factored",
 )
 def adafactor(
@@ -190,8 +190,8 @@ def _decay(
     one_of("decay", form, DECAYS)
     if weight_decay is None:
         return None
-    if form in behind.FORMS:
-        return behind.effective_decay(
+    if form in _effective_decay.FORMS:
+        return _effective_decay.effective_decay(
             weight_decay, learning_rate, mask, form, relative=relative, rules=rules
         )
     if form == "schedule" and relative:

@@ -41,7 +41,7 @@ _CITATION = (
     differs="neither optax nor PyTorch has it; with r=0 it is optax.polyak_sgd for each leaf, "
     "without an upper bound of the step.",
     lacks="its decay is in the loss, and its state is two scalars, not moments",
-    within=("weight_decay", "mask", "rules"),
+    in_direction=("weight_decay", "mask", "rules"),
     needs=("value",),
     degree=None,
     scope="tree",

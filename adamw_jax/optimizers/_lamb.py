@@ -42,7 +42,7 @@ from adamw_jax.optimizers._registry import register
     "method: it clips the norm of the update. PyTorch has no LAMB.",
     scope="leaf",
     twin="lamb",
-    within=("weight_decay", "mask", "rules"),
+    in_direction=("weight_decay", "mask", "rules"),
 )
 def lamb(
     learning_rate: LearningRate,

@@ -94,8 +94,8 @@ _REGISTRY: dict[str, OptimizerInfo] = {}
 def register(
     *,
     direction: str | None = "",
-    behind: tuple[str, ...] = (),
-    within: tuple[str, ...] = (),
+    after_direction: tuple[str, ...] = (),
+    in_direction: tuple[str, ...] = (),
     second_rate: str = "b2",
     **facts: Any,
 ) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
@@ -108,8 +108,8 @@ def register(
     Args:
       direction: the optimizer that has the same direction; empty for its own, None for no
         direction.
-      behind: arguments of its own that act after the direction.
-      within: common keywords that are part of the direction here, but not in most optimizers.
+      after_direction: arguments of its own that act after the direction.
+      in_direction: common keywords that are part of the direction here, but not in most optimizers.
       second_rate: the argument that takes a schedule of b2.
       **facts: fields of ``OptimizerInfo``.
     """
@@ -130,8 +130,8 @@ def register(
             kept = [
                 parameter
                 for key, parameter in signature.parameters.items()
-                if key not in ("learning_rate", *behind)
-                and (key not in COMMON or COMMON[key].in_direction or key in within)
+                if key not in ("learning_rate", *after_direction)
+                and (key not in COMMON or COMMON[key].in_direction or key in in_direction)
             ]
             scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
         row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)

@@ -34,7 +34,7 @@ from adamw_jax.optimizers._registry import register
     "None, PyTorch: 0). Without weight_decay there is no decay.",
     twin="sgd",
     lacks="it has no second moment",
-    behind=("schedule_inside",),
+    after_direction=("schedule_inside",),
     degree=1,
     twin_options={"momentum": 0.9},
 )

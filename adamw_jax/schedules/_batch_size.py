@@ -39,8 +39,8 @@ def scale_learning_rate(
       rule: ``"linear"``, for SGD; ``"sqrt"``, for Adam and related methods.
 
     Returns:
-      The new learning rate, of the same kind. A schedule still counts updates, of which an epoch of
-      larger batches has fewer.
+      The new learning rate, of the same kind. A schedule still counts updates; an epoch of larger
+      batches has fewer of them.
     """
     one_of("rule", rule, tuple(RULES))
     declare(learning_rate=length(learning_rate))

@@ -53,9 +53,9 @@ class Preset:
 
 def _fits(fits: bool, total: int, **options: Any) -> None:
     if not fits:
-        said = " and ".join(f"{name}={value!r}" for name, value in options.items())
+        shown = " and ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(
-            f"total_steps={total!r} leaves no step for a ramp with {said}: give more steps or "
+            f"total_steps={total!r} leaves no step for a ramp with {shown}: give more steps or "
             "another share."
         )
 

@@ -68,7 +68,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     return numerics.map_named(choose, params) if found else params
 
 
-def beside(scalar: Any, leaf: jax.Array) -> jax.Array:
+def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
     """Reshape a scalar of the state so that it broadcasts against a leaf.
 
     In a state under ``vmap`` scalar and leaf begin with the mapped axes. A box of Flax NNX around

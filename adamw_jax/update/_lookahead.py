@@ -6,8 +6,8 @@ The fast weights are the parameters, at which gradients are taken; the state kee
 A sync moves the parameters to the new slow weights. The next step copies them into the state, in a
 ``lax.cond``, so that a step needs no scratch memory and steps between syncs only read the slow
 weights. So if the parameters are changed between these two steps (by a projection, by loading other
-weights), the slow weights change with them. The exception are leaves narrower than float32, whose
-slow weights are stored at the sync. Two Lookaheads of one parameter would disturb each other, and
+weights), the slow weights change with them, except for leaves narrower than float32, whose slow
+weights are stored at the sync. Two Lookaheads of one parameter would disturb each other, and
 raise an error.
 
 >>> import jax.numpy as jnp
@@ -41,7 +41,7 @@ from adamw_jax._core.stage import (
     tail,
     transformation,
 )
-from adamw_jax.update._eval_params import beside
+from adamw_jax.update._eval_params import broadcastable
 from adamw_jax.update._inner_state import (
     INNER_STATES,
     check_restart,
@@ -76,7 +76,7 @@ class LookaheadState(NamedTuple):
         def evaluate(slow: jax.Array, fast: jax.Array) -> jax.Array:
             if slow.dtype != fast.dtype:
                 return slow
-            return jnp.where(beside(self.since_sync, fast) == 0, fast, slow)
+            return jnp.where(broadcastable(self.since_sync, fast) == 0, fast, slow)
 
         return self.slow, evaluate
 
