@@ -243,8 +243,8 @@ def gains(
     factor_of, informative_by, largest = [], [], zero
     for error, own, (size, square, decay) in zip(errors, layered, sizes, strict=True):
         spread = variance * square + noise
-        silent = (size < LEAST_NORM**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
-        informative = lax.bitwise_not(silent)  # also for NaN, so that it shows in the update
+        ignored = (size < LEAST_NORM**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
+        informative = lax.bitwise_not(ignored)  # also for NaN, so that it shows in the update
         gain = (measurement.residual + decay) / numerics.nonzero(spread)
         gain = lax.select(informative, gain, lax.full_like(gain, 0))
         square = lax.select(informative, square, lax.full_like(square, 0))
