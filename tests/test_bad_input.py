@@ -262,7 +262,7 @@ def test_lookahead_arguments() -> None:
 def test_sgdw_arguments() -> None:
     """Momentum that is not there cannot be damped."""
     for options in ({"nesterov": True}, {"dampening": 0.1}):
-        with pytest.raises(ValueError, match="no effect with momentum=None"):
+        with pytest.raises(ValueError, match="need a momentum: give momentum"):
             sgdw(0.1, momentum=None, **options)
 
 

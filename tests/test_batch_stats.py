@@ -258,7 +258,7 @@ def grow(batch: Any) -> Any:
         ({"momentum": {"average": 0.9}}, "momentum must be a number or a tree of numbers"),
         ({"values_per_example": 0}, "values_per_example must be a whole number >= 1"),
         ({"values_per_example": 1, "batches": vectors((1,))}, "a batch of one value"),
-        ({"apply_fn": grow}, "must have one structure"),
+        ({"apply_fn": grow}, "the same structure"),
         ({"apply_fn": grow, "values_per_example": 1}, "no leaf is known to be a variance"),
         ({"batches": [3.0]}, "give size, a function of the batch"),
         ({"size": lambda batch: 0}, "size must be a whole number >= 1"),

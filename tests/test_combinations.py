@@ -356,7 +356,7 @@ def test_adan_takes_the_papers_betas() -> None:
     direction = aj.scale_by_adan(0.3, 0.4, 0.2, paper_betas=True)
     assert_close(run(direction, *arguments)[0], run(aj.scale_by_adan(0.7, 0.6, 0.8), *arguments)[0])
     for given in (0.98, np.float32(0.98), jnp.float32(0.98)):
-        with pytest.raises(ValueError, match=r"b1 must be in \(0, 0.5\] .*0.98.*1 minus it"):
+        with pytest.raises(ValueError, match=r"b1 must be in \(0, 0.5\] .*0.98.*1 minus these"):
             aj.adan(0.05, given, 0.08, 0.01, paper_betas=True)
     with pytest.raises(TypeError, match="b1 must be"):
         aj.adan(0.05, None, paper_betas=True)

@@ -264,7 +264,7 @@ def test_a_maximum_says_where_it_stands(corrected: bool) -> None:
     words = ("raw", "corrected")
     other, tx = (amsgrad(0.1, maximum=words[x]) for x in (not corrected, corrected))
     params = jnp.ones(2)
-    with pytest.raises(ValueError, match=f"gets the state of corrected={not corrected}"):
+    with pytest.raises(ValueError, match=f"gets a state with corrected={not corrected}"):
         tx.update(params, other.init(params), params)
     uncorrected = amsgrad(0.1, maximum=words[corrected], bias_correction_nu=False)
     uncorrected.update(params, uncorrected.init(params), params)

@@ -61,10 +61,9 @@ def acprop(
         step: after many zero gradients, an element steps by lr |g| sqrt((1 - b2) / eps), by default
         316 lr |g|. Clip by the global norm.
       numerator: ``"gradient"`` (paper), or ``"momentum"``, bias corrected.
-      below: with ``rectify``, the step while the average is short (the first step is always lr g).
-        ``"momentum"`` steps along the momentum (the authors' ``degenerated_to_sgd=True``, their
-        default), ``"decay"`` only decays (their ``degenerated_to_sgd=False``), ``"skip"`` does
-        neither.
+      below: with ``rectify``, the step while the average is short (the first step is always lr g):
+        along the ``"momentum"`` (the authors' ``degenerated_to_sgd=True``, their default), only
+        ``"decay"`` (their ``degenerated_to_sgd=False``), or ``"skip"``, neither.
 
     Returns:
       The transformation; its state has two values per parameter. With ``rectify`` it is the form

@@ -96,20 +96,17 @@ def adafactor(
         rate, without bias correction (as in the authors' code). None, the default, for no momentum,
         even if the learning rate has a schedule of it (give ``b1=cycle.momentum``).
       mu_dtype: storage dtype of that average; None for ``state_dtype``.
-      relative_step: True makes a given learning rate the upper bound of the relative step,
-        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras). None uses the relative step only if no
-        learning rate is given.
+      relative_step: True makes the learning rate the upper bound of the relative step,
+        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras). None, only without a learning rate.
       warmup_init: start the relative step slowly, ``min(1e-6 t, 1 / sqrt(t))``.
       multiply_by_parameter_scale: multiply the step of each leaf by ``max(min_scale, RMS(theta))``;
         False for steps of absolute size (tensor2tensor multiplies these by 0.05).
       max_scale: upper bound of that factor, > 0 (T5X); None for no bound.
       min_dim_size_to_factor: least size of both factored axes; 128 as in optax and T5X (paper: 1).
         Smaller leaves are not factored.
-      axes: factor over the ``"last"`` two axes or the two ``"largest"``; or a table from patterns
-        on leaf names to axes, such as ``{"*/query/kernel": (0, (1, 2))}``, as for
-        ``factored_squares``.
-      eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds, as for
-        ``factored_squares``.
+      axes: factor over the ``"last"`` two axes or the two ``"largest"``, or a table such as
+        ``{"*/query/kernel": (0, (1, 2))}``; see ``factored_squares``.
+      eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds; see ``factored_squares``.
       factored: False factors no leaf.
       decay_offset: number of steps after which t of ``decay_rate`` starts to count.
       max_b2: upper bound of the decay rate of the second moment, such as 0.999; None for no bound.

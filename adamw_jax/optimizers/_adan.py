@@ -84,8 +84,7 @@ def adan(
         form of ``decoupled_decay``.
 
     Returns:
-      The transformation; its state has four values per parameter, one of them the previous
-      gradient.
+      The transformation; its state has four values per parameter (one is the previous gradient).
     """
     one_of("start", start, STARTS)
     if paper_betas:

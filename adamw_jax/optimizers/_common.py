@@ -49,9 +49,7 @@ class Decay(TypedDict, total=False):
 class Ending(TypedDict, total=False):
     """Further keywords of ``finish``."""
 
-    base_learning_rate: Annotated[
-        float | None, Option(None, 'lr_0 of ``decay="schedule"``, the peak of the learning rate.')
-    ]
+    base_learning_rate: Annotated[float | None, Option(None, 'lr_0 of ``decay="schedule"``.')]
     l2: Annotated[
         ScalarOrSchedule | None,
         Option(None, "coefficient of L2 regularisation in the gradient; None for no L2."),
@@ -96,9 +94,8 @@ class Moments(TypedDict, total=False):
         bool,
         Option(
             False,
-            "rectify the variance as RAdam does, and make no step while the average is too short. "
-            "This looks like convergence to a solver that stops on small updates; use "
-            '``radam(below="momentum")`` there.',
+            "rectify the variance as RAdam does, and make no step while the average is too short "
+            '(for a solver that stops on small updates use ``radam(below="momentum")``).',
             in_direction=True,
         ),
     ]

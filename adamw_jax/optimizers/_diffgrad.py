@@ -59,10 +59,8 @@ def diffgrad(
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
-      variant: form of the friction, ``"abs"`` (paper), ``"signed"`` or ``"wide"``, as for
-        ``friction``.
-      eps_hat: add eps to the uncorrected root, as the authors' code does; False is the paper's
-        form.
+      variant: ``"abs"`` (paper), ``"signed"`` or ``"wide"``, as for ``friction``.
+      eps_hat: add eps to the uncorrected root (authors' code); False is the paper's form.
 
     Returns:
       The transformation; its state has three values per parameter, one of them the previous

@@ -63,8 +63,7 @@ def gadam(
       kind: ``"equal"`` weights (paper), ``"weighted"``, ``"ema"`` or ``"last"``, as for
         ``average_iterates``.
       average_decay: decay rate of ``"ema"``, in [0, 1); None for 0.999.
-      window: number of collections that ``"last"`` keeps, and of values of state per parameter;
-        None for 5.
+      window: number of collections in ``"last"``, each one value per parameter; None for 5.
       average_weight: weights of ``"weighted"``, >= 0, a schedule; None for t after step t.
 
     Returns:

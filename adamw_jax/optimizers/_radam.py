@@ -61,8 +61,7 @@ def radam(
       learning_rate: number, schedule, or an object of several schedules.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1). Up to 0.6 every step is as ``below`` says.
-      eps: added to the root; 1e-8. The authors and PyTorch add it to the uncorrected root
-        (``eps_hat``).
+      eps: added to the root; 1e-8. The authors and PyTorch use ``eps_hat``.
       eps_root: added under the root; None for nothing.
       threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
       nesterov: look one step ahead in the first moment.

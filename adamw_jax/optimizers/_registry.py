@@ -45,8 +45,7 @@ class OptimizerInfo:
       state_values: values of state per parameter, not counting scalars.
       arxiv: arXiv number, or empty.
       differs: how the default differs from optax and PyTorch, in words.
-      twin: the optax function that makes the same step as ``factory`` with ``twin_options``, or
-        empty.
+      twin: the optax function with the same step as ``factory`` with ``twin_options``, or empty.
       twin_options: keyword arguments of ``factory``.
       lacks: why it does not take the common keywords that it ``refuses``.
       example: values of the arguments that have no default, for tables and demonstrations.
@@ -106,8 +105,7 @@ def register(
     several schedules, the decorated function gets each schedule as the argument that it is for.
 
     Args:
-      direction: the optimizer that has the same direction; empty for its own, None for no
-        direction.
+      direction: the optimizer with the same direction; empty for its own, None for no direction.
       after_direction: arguments of its own that act after the direction.
       in_direction: common keywords that are part of the direction here, but not in most optimizers.
       second_rate: the argument that takes a schedule of b2.

@@ -74,10 +74,7 @@ def momentum_buffer(
     if momentum is not None:
         first = heavy_ball(momentum, dampening=dampening, nesterov=nesterov, dtype=dtype)
     elif nesterov or dampening is not None:
-        raise ValueError(
-            "nesterov and dampening have no effect with momentum=None: leave them out, or give "
-            "momentum."
-        )
+        raise ValueError("nesterov and dampening need a momentum: give momentum=0.9, for example.")
     else:
         first = no_moment()
     return compose(estimate_moments(first, no_moment()), precondition(None))
