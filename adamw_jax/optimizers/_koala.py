@@ -57,9 +57,9 @@ def koala_v(
     ``update(gradients, state, params, value=loss)`` needs the loss. Give also ``value_sq_mean``,
     the mean over the batch of the squared losses of the examples, which sets the noise R. Without
     it the square of ``value`` is used, which is smaller, so R is too small and steps are too long.
-    If gradients are accumulated, give the mean loss. If the loss is scaled, undo it in both values.
-    A loss below ``target`` reverses the step, so for losses that may be negative give a ``target``
-    below all of them.
+    If gradients are accumulated, give the mean loss. If the loss is scaled, undo this in losses and
+    gradients. A loss below ``target`` reverses the step, so for losses that may be negative give a
+    ``target`` below all of them.
 
     Args:
       learning_rate: factor on the step, a number, a schedule, or an object of several schedules

@@ -25,7 +25,7 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
     Args:
       learning_rate: number >= 0, or a schedule of the step count, whose values are not checked (a
         negative value ascends). To maximise, negate the loss or the gradients.
-      flip_sign: False multiplies by the learning rate itself, which also maximises.
+      flip_sign: False multiplies by the learning rate itself, to maximise.
 
     Returns:
       A stage *direction -> update*.
