@@ -202,7 +202,10 @@ def test_groups_of_axes_are_those_of_a_matrix(
         ({"*": (0, 3)}, "for the leaf 'w', which has the shape .*name existing axes"),
         ({"*": (0, (0, 1))}, "for the leaf 'w', which has the shape .*name existing axes"),
         ({"*": None, "w": None}, "several patterns for the leaf 'w'.*make one of them narrower"),
-        ({"v": None}, "axes has the pattern 'v', which matches none of the leaves .*correct it"),
+        (
+            {"v": None},
+            "axes has the pattern 'v', which matches none of the leaves .*correct or remove",
+        ),
         ({"*": np.array([0, 1])}, "axes must map patterns on leaf names"),
     ],
     ids=str,
