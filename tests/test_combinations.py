@@ -426,7 +426,7 @@ def test_gradients_of_zero_give_no_weight() -> None:
 @pytest.mark.parametrize("name", ["gadam", "gadamx"])
 def test_other_averages_of_gadam(name: str) -> None:
     """Its average is ``average_iterates`` of any kind."""
-    with pytest.raises(ValueError, match=r"average_decay is an argument .* leave average_decay"):
+    with pytest.raises(ValueError, match=r"average_decay is for kind=.* leave average_decay"):
         getattr(aj, name)(0.05, average_decay=0.9)
     arguments = sample_params(), sample_gradients(6)
     inner = {"gadam": aj.adamw(0.05, weight_decay=None), "gadamx": aj.padam(0.05, amsgrad=True)}
