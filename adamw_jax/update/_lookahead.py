@@ -207,9 +207,9 @@ def _check_slow(state: LookaheadState, params: Tree) -> None:
     for s, p in zip(jax.tree.leaves(state.slow), jax.tree.leaves(params), strict=True):
         if s.dtype != numerics.compute_dtype(p):
             raise ValueError(
-                f"the slow weights are {s.dtype}, but must be {numerics.compute_dtype(p)}: the "
-                "state was cast, or jax_enable_x64 was switched. Start with tx.init(params), or "
-                "convert a recipe's state with migrate_state."
+                f"the slow weights were made for {s.dtype}, but are {numerics.compute_dtype(p)} "
+                "now: the state was cast, or jax_enable_x64 was switched. Start with "
+                "tx.init(params), or convert a recipe's state with migrate_state."
             )
 
 
