@@ -139,9 +139,9 @@ def test_decay_by_the_schedule_needs_a_base_under_injection(make: Any) -> None:
     static = ("decay", *(whole_numbers(Entry(make.__name__, make.__name__, {}))))
     inject = optax.inject_hyperparams(make, static_args=static)
     options = {"weight_decay": 0.01, "decay": "schedule"}
-    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+    with pytest.raises(ValueError, match=r"the array .*as base_learning_rate"):
         inject(learning_rate=schedule, **options).init(one)
-    with pytest.raises(ValueError, match=r"an array.*Give base_learning_rate"):
+    with pytest.raises(ValueError, match=r"the array .*as base_learning_rate"):
         make(jnp.float32(0.1), **options)
     tx = inject(learning_rate=schedule, base_learning_rate=0.1, **options)
     plain = make(schedule, base_learning_rate=0.1, **options)
@@ -242,7 +242,7 @@ def test_lookahead_arguments() -> None:
             lookahead(slow_step_size=value)
     with pytest.raises(ValueError, match=r"inner_state must be one of .*got 'forget'"):
         lookahead(adam(0.1), inner_state="forget")
-    with pytest.raises(ValueError, match=r"inner_state='reset' acts on .*give it as inner="):
+    with pytest.raises(ValueError, match=r"inner_state='reset' changes .*give it as inner="):
         lookahead(inner_state="reset")
     with pytest.raises(
         TypeError, match=r"inner must be an optax transformation such as .*, got 0.1"
@@ -262,7 +262,7 @@ def test_lookahead_arguments() -> None:
 def test_sgdw_arguments() -> None:
     """Momentum that is not there cannot be damped."""
     for options in ({"nesterov": True}, {"dampening": 0.1}):
-        with pytest.raises(ValueError, match="momentum=None leaves nothing"):
+        with pytest.raises(ValueError, match="need a momentum: give momentum"):
             sgdw(0.1, momentum=None, **options)
 
 
@@ -272,17 +272,19 @@ def test_a_common_keyword_without_a_meaning_is_refused_with_the_reason(name: str
     row = adamw_jax.info(name)
     for option in row.refuses:
         for make in (row.factory, row.direction or row.factory):
-            with pytest.raises(TypeError, match=re.escape(f"() takes no {option}: {row.lacks}.")):
+            with pytest.raises(
+                TypeError, match=re.escape(f"() does not take {option}: {row.lacks}.")
+            ):
                 make(**{option: COMMON[option].default})
     if row.direction is not None and "l2" not in row.refuses:
-        with pytest.raises(TypeError, match="takes no l2: it acts behind the direction"):
+        with pytest.raises(TypeError, match="does not take l2: it acts after the direction"):
             row.direction(l2=0.1)
 
 
 def test_decay_arguments() -> None:
     """Forms, and what a form needs."""
     schedule = optax.linear_schedule(0.1, 0.0, 5)
-    with pytest.raises(ValueError, match=r"needs base_learning_rate, the peak"):
+    with pytest.raises(ValueError, match=r"give the peak as base_learning_rate"):
         adamw(schedule, weight_decay=0.1, decay="schedule")
     with pytest.raises(ValueError, match=r"base_learning_rate must be a number > 0"):
         adamw(schedule, weight_decay=0.1, decay="schedule", base_learning_rate=0.0)
@@ -307,10 +309,14 @@ def test_rounding_out_of_range() -> None:
 def test_value_beside_a_schedule() -> None:
     """What the user gave beside an object that brings its own is not silently lost."""
     cycle = one_cycle(1e-3, 100)
-    with pytest.raises(ValueError, match=r"adamw\(\) got b1=0.5, but OneCycle brings its own mom"):
+    with pytest.raises(
+        ValueError, match=r"adamw\(\) got b1=0.5, but OneCycle has a schedule of mom"
+    ):
         adamw(cycle, b1=0.5)
     restarts = warm_restarts(1e-3, 10, normalized_decay=0.05)
-    with pytest.raises(ValueError, match=r"got weight_decay=0\.7, but WarmRestarts brings its own"):
+    with pytest.raises(
+        ValueError, match=r"got weight_decay=0\.7, but WarmRestarts has a schedule of"
+    ):
         adamw(restarts, weight_decay=0.7)
 
 

@@ -200,12 +200,12 @@ def test_states_of_something_else(entry: Entry) -> None:
 
 
 RULES = {
-    "unmatched": ({"dense/*": Rule()}, r"Unmatched: \['scale'\]"),
+    "unmatched": ({"dense/*": Rule()}, r"Not matched: \['scale'\]"),
     "doubly matched": (
         {"*": Rule(), "scale": Rule()},
         r"matched more than once: \{'scale': \['\*', 'scale'\]\}",
     ),
-    "idle": ({"*": Rule(), "head*": Rule()}, r"patterns without a parameter: \['head\*'\]"),
+    "idle": ({"*": Rule(), "head*": Rule()}, r"patterns that match nothing: \['head\*'\]"),
 }
 
 
@@ -228,7 +228,9 @@ def test_rules(case: str, freeze: bool) -> None:
 
 def test_rules_of_the_wrong_type() -> None:
     """A number in place of a Rule, a multiplier below 0."""
-    with pytest.raises(TypeError, match=r"rules map a pattern to a Rule, got '\*': 0.1"):
+    with pytest.raises(
+        TypeError, match=r"rules must map patterns to Rule\(\.\.\.\), got '\*': 0.1"
+    ):
         parameter_rules({"*": 0.1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"rules must .*parameter_rules"):
         adam(0.1, rules={"*": Rule()})

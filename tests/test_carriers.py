@@ -300,12 +300,12 @@ def test_a_schedule_of_b2_drives_the_rate_of_the_second_moment() -> None:
     driven = aj.adan(plan, b2=0.8).hyperparams
     assert driven["b3"].value is plan.b2
     assert driven["b2"].value == 0.8
-    with pytest.raises(ValueError, match=r"b3=0\.9, but SimpleNamespace brings its own b2"):
+    with pytest.raises(ValueError, match=r"b3=0\.9, but SimpleNamespace has a schedule of b2"):
         aj.adan(plan, b3=0.9)
 
 
 def test_an_l2_that_nothing_takes_is_refused() -> None:
     plan: Any = types.SimpleNamespace(learning_rate=1.0, l2=0.1)
     for factory in (aj.koala_v, aj.koala_m):
-        with pytest.raises(ValueError, match=r"takes no l2, which SimpleNamespace brings"):
+        with pytest.raises(ValueError, match=r"does not take l2, but SimpleNamespace has"):
             factory(plan)

@@ -282,7 +282,7 @@ def test_one_layer_of_all_leaves_is_one_long_leaf(factory: Any) -> None:
         apart, state = step(tx, pieces, state, apart, value=jnp.float32(value))
         long, other_state = step(other, gradient, other_state, long, value=jnp.float32(value))
         assert_close(jnp.append(apart["a"], apart["b"]), long, rtol=1e-5)
-    with pytest.raises(ValueError, match="stacked says which leaves hold several layers"):
+    with pytest.raises(ValueError, match="stacked names leaves of several layers"):
         factory(per_leaf=False, stacked="*")
 
 

@@ -512,12 +512,15 @@ def test_live_hyperparameters() -> None:
         (lambda: scale_by_trust_ratio(max_ratio=-1.0), "max_ratio must be a number > 0"),
         (lambda: scale_by_trust_ratio(min_weight_norm=-1.0), "min_weight_norm must be a number"),
         (lambda: scale_by_trust_ratio(of="update"), "of must be one of"),
-        (lambda: scale_by_trust_ratio(weight_decay_mask="*"), "weight_decay is not given"),
-        (lambda: lamb(1e-3, correct=False, rectify=True), "correct=False leaves the moments"),
+        (lambda: scale_by_trust_ratio(weight_decay_mask="*"), "need weight_decay"),
+        (
+            lambda: lamb(1e-3, correct=False, rectify=True),
+            "correct=False does not correct the moments",
+        ),
         (lambda: lamb(1e-3, mask="*"), "neither weight_decay nor l2 is given"),
         (lambda: lamb(1e-3, correct=1), "correct must be True or False"),
         (lambda: lars(1e-3, weight_decay_mask="*"), "neither weight_decay nor l2 is"),
-        (lambda: lars(1e-3, 0.1, "*", mask="*"), "are one thing: give one of them"),
+        (lambda: lars(1e-3, 0.1, "*", mask="*"), "mean the same: give only one of them"),
         (lambda: lars(1e-3, decay="other"), "decay must be one of"),
         (lambda: lars(1e-3, sum_of_norms="yes"), "sum_of_norms must be True or False"),
         (

@@ -204,7 +204,7 @@ def test_bad_input() -> None:
             percentile_clipping(**options)
     stage = percentile_clipping()
     state = stage.init({"a": jnp.ones(2), "b": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"has 1 leaves, the parameters .* had 2"):
+    with pytest.raises(ValueError, match=r"has 1 leaves, but the parameters .* had 2"):
         stage.update({"a": jnp.ones(2)}, state)
     with pytest.raises(TypeError, match="only floating-point arrays"):
         stage.init({"a": jnp.ones(2, jnp.int32)})

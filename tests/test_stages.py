@@ -264,7 +264,7 @@ def test_a_maximum_says_where_it_stands(corrected: bool) -> None:
     words = ("raw", "corrected")
     other, tx = (amsgrad(0.1, maximum=words[x]) for x in (not corrected, corrected))
     params = jnp.ones(2)
-    with pytest.raises(ValueError, match=f"gets the state of corrected={not corrected}"):
+    with pytest.raises(ValueError, match=f"gets a state with corrected={not corrected}"):
         tx.update(params, other.init(params), params)
     uncorrected = amsgrad(0.1, maximum=words[corrected], bias_correction_nu=False)
     uncorrected.update(params, uncorrected.init(params), params)
@@ -345,7 +345,7 @@ def test_nesterov_has_its_place() -> None:
     assert_close(run(adam(0.05, nesterov=True), *arguments)[0], run(tx, *arguments)[0])
     params, gradient = sample_params(), at(sample_gradients(), 0)
     for stages, message in (
-        ([estimate_moments(), correct_bias(), nesterov()], r"must stand before correct_bias\(\)"),
+        ([estimate_moments(), correct_bias(), nesterov()], r"must come before correct_bias\(\)"),
         ([estimate_moments(heavy_ball(0.9)), nesterov()], r"heavy_ball has its own nesterov=True"),
         ([estimate_moments(no_moment()), nesterov()], r"needs a moving average as first moment"),
     ):

@@ -49,7 +49,7 @@ def _page(name: str) -> str:
     recipe = row.factory(0.1, **row.example)
     lines += ["", "## Recipe", "", *(f"1. `{spec.name}`: {spec.kinds}" for spec in recipe.specs)]
     lines += ["", *_picture(row), "## Defaults", "", *_defaults(row), ""]
-    for title, key in (("Arguments", "Args"), ("Returns", "Returns"), ("Errors", "Raises")):
+    for title, key in (("Arguments", "Args"), ("Returns", "Returns")):
         if said[key]:
             lines += [f"## {title}", "", *said[key], ""]
     return "\n".join(lines)
@@ -74,14 +74,13 @@ def _shown(default: object) -> str:
 
 def _sections(row: aj.OptimizerInfo) -> dict[str, list[str]]:
     """What the docstring says besides summary, equation and what else the page has, as Markdown."""
-    found: dict[str, list[str]] = {"About": [], "Args": [], "Returns": [], "Raises": []}
+    found: dict[str, list[str]] = {"About": [], "Args": [], "Returns": []}
     _, _, rest = (inspect.getdoc(row.factory) or "").partition(row.equation)
     for paragraph in rest.strip("\n").split("\n\n"):
         first, _, body = paragraph.partition("\n")
         key = first.removesuffix(":")
         if first.endswith(":") and key in found:
-            listed = key in ("Args", "Raises")
-            found[key] = _items(body) if listed else [_joined(body)]
+            found[key] = _items(body) if key == "Args" else [_joined(body)]
         elif not first.startswith(("Differs: ", "Reference: ")):
             found["About"] += [*([""] if found["About"] else []), _joined(paragraph)]
     return found

@@ -1,4 +1,4 @@
-"""Direction to direction: decay, trust ratios, rules by name, sizes relative to the weights."""
+"""Stages that change the direction: decay, trust ratios, rules by name, relative step sizes."""
 
 from adamw_jax.direction._clip_by_rms import clip_by_rms
 from adamw_jax.direction._decay import decoupled_decay, normalized_decay

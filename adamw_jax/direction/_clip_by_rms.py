@@ -1,9 +1,9 @@
-"""Update clipping: the direction of a leaf is no longer than its root mean square allows.
+"""Clip the direction of each leaf at a root mean square.
 
     u <- u / max(1, RMS(u) / clipping_threshold)             RMS(u) = sqrt(mean |u|^2), leaf by leaf
 
-It guards against a second moment that lags behind gradients that grow. Shazeer & Stern, ICML 2018,
-arXiv 1804.04235, section 6.
+If gradients grow, the second moment follows with a delay and the steps become too long. This limits
+them. Shazeer & Stern, ICML 2018, arXiv 1804.04235, section 6.
 
 >>> import jax.numpy as jnp
 >>> stage = clip_by_rms(1.0)
@@ -29,17 +29,13 @@ Tree = Any
 
 
 def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
-    """Scales every leaf of the direction down to a root mean square of ``clipping_threshold``.
+    """Scale each leaf of the direction down to a root mean square of ``clipping_threshold``.
 
     Args:
       clipping_threshold: largest root mean square d, >= 1, or a schedule of it; 1 (paper).
 
     Returns:
-      A stage *direction -> direction*, without state. It sees leaves whole.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule.
+      A stage *direction -> direction*, without state. It needs whole leaves.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -65,6 +61,6 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
 
 def rms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
-    """The root mean square of every leaf, from ``norms_of_leaves``: a tree of scalars."""
+    """Return the root mean square of every leaf; see ``norms_of_leaves`` for ``plain``."""
     norms = norms_of_leaves(tree, plain=plain)
     return jax.tree.map(lambda norm, x: norm / max(size(x), 1) ** 0.5, norms, tree)

@@ -1,4 +1,4 @@
-"""Weight decay: L2 in the gradient, and the decoupled forms (Loshchilov & Hutter, 1711.05101).
+"""Decay weights, by L2 in the gradient or decoupled from it (Loshchilov & Hutter, 1711.05101).
 
     l2              g        <- g + l2 theta                       (enters the moments)
     learning_rate   theta'   = theta - lr_t (direction + wd theta)          (PyTorch, optax, fastai)
@@ -6,9 +6,9 @@
     fixed           theta'   = theta - lr_t direction - wd theta
     proximal        theta'   = (theta - lr_t direction) / (1 + lr_t wd)
 
-Every form reads the parameters before the step. In the *schedule* form the decay follows the shape
-of the learning-rate schedule but not its scale: wd = 0.1 of the *learning_rate* form with a peak
-of 1e-3 is wd = 1e-4 here.
+theta are the parameters before the step, wd the coefficient, lr_t the learning rate at step t and
+lr_0 its peak. In the form *schedule* the decay follows the shape of the learning-rate schedule but
+not its scale: at a peak of 1e-3, wd = 0.1 in the form *learning_rate* equals wd = 1e-4 here.
 
 >>> decoupled_decay(0.1).spec.kinds
 'direction -> direction'
@@ -43,22 +43,17 @@ def l2_decay(
     rules: ParameterRules | None = None,
     rate_name: str = "l2",
 ) -> Stage:
-    """L2 regularisation: adds ``l2 * theta`` to the gradient, before the moments see it.
+    """Add ``l2 * theta`` to the gradient before the moments see it (L2 regularisation).
 
     Args:
       l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
-      mask: which leaves; see ``decoupled_decay``.
+      mask: which leaves decay, as for ``decoupled_decay``.
       rules: per-parameter multipliers of the coefficient.
-      rate_name: what the coefficient is called among the live hyperparameters: ``"l2"``, or
-        ``"weight_decay"`` as in LARS.
+      rate_name: name of the coefficient for ``set_hyperparams``: ``"l2"``, or ``"weight_decay"`` as
+        in LARS.
 
     Returns:
       A stage *gradient -> gradient*; it needs the parameters.
-
-    Raises:
-      ValueError: the coefficient is out of range, or (in ``update``) parameters are not given, or
-        the gradients, mask or rules do not fit them.
-      TypeError: the coefficient is neither number nor schedule.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -88,35 +83,29 @@ def decoupled_decay(
     base_learning_rate: float | None = None,
     rules: ParameterRules | None = None,
 ) -> Stage:
-    """Weight decay that bypasses the moments.
+    """Decay the weights without passing the decay through the moments.
 
     Args:
       weight_decay: coefficient >= 0, or a schedule of it.
       mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
-        names such as ``"*/kernel"``; None for all. The other leaves still take the Adam step.
-      form: ``"learning_rate"``, ``"schedule"``, ``"fixed"`` or ``"proximal"``, the equations above;
-        the first stands before the learning rate, the others after it.
-      learning_rate: the recipe's learning rate, which the forms ``"schedule"`` and ``"proximal"``
-        need.
-      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0; needed where
-        ``learning_rate`` is a schedule or an array, as ``optax.inject_hyperparams`` gives; the
-        learning rate itself where that is a number.
+        names such as ``"*/kernel"``; None for all. The other leaves take the step without decay.
+      form: ``"learning_rate"`` (put the stage before the learning rate), or ``"schedule"``,
+        ``"fixed"`` or ``"proximal"`` (put it after the learning rate); the equations are above.
+      learning_rate: the recipe's learning rate, needed by ``"schedule"`` and ``"proximal"``.
+      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0. Needed if
+        ``learning_rate`` is a schedule or an array (as from ``optax.inject_hyperparams``); a number
+        is its own peak.
       rules: per-parameter multipliers of the coefficient.
 
     Returns:
       A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
       needs the parameters.
-
-    Raises:
-      ValueError: the form is unknown or lacks a learning rate, a value is out of its range, or (in
-        ``update``) parameters are not given, or mask or rules do not fit them.
-      TypeError: a value is neither number nor schedule, or ``base_learning_rate`` is a schedule.
     """
     one_of("form", form, FORMS)
     declared = declare(weight_decay=nonnegative(weight_decay))
     if form in ("schedule", "proximal"):
         if learning_rate is None:
-            raise ValueError(f"form={form!r} needs learning_rate, the recipe's own.")
+            raise ValueError(f"form={form!r} needs learning_rate: give that of the recipe.")
         declared |= declare(learning_rate=length(learning_rate))
     base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
 
@@ -131,9 +120,9 @@ def decoupled_decay(
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         rate = coefficient(step)
-        still = step.facts.skip_step
-        if still is not None:  # a rectified recipe that skips a step does not decay in it
-            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), still)
+        skipped = step.facts.skip_step
+        if skipped is not None:  # no decay in a step that rectify_variance skips
+            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), skipped)
 
         def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
             if factor == 0:
@@ -141,7 +130,7 @@ def decoupled_decay(
             wide, wide_p = numerics.widen(u), numerics.widen(p)
             decay = rate * factor if factor != 1 else rate
             if form == "proximal":
-                # (u + p) / (1 + d) - p without its cancellation.
+                # (u + p) / (1 + d) - p without cancellation.
                 return numerics.scaled(
                     1 / (1 + decay), lax.sub(wide, numerics.scaled(decay, wide_p))
                 )
@@ -156,19 +145,16 @@ def decoupled_decay(
 
 
 def normalized_decay(norm: float, updates: float) -> float:
-    """Gives ``norm / sqrt(updates)``, decay that carries over between lengths of training.
+    """Return ``norm / sqrt(updates)``, so that one ``norm`` suits short and long runs.
 
     Args:
-      norm: normalised decay, dimensionless, >= 0; 0.025 to 0.05 served the authors (1711.05101,
+      norm: normalised decay, dimensionless, >= 0; the authors used 0.025 to 0.05 (1711.05101,
         appendix B.1).
-      updates: updates in the run, or in the current period under warm restarts, > 0: epochs times
-        training points divided by the batch size.
+      updates: number of updates in the run (or in a period between warm restarts), > 0: epochs
+        times training points divided by the batch size.
 
     Returns:
-      A coefficient of decay for the form ``"schedule"``, which is the paper's.
-
-    Raises:
-      ValueError: a value is out of its range.
+      A coefficient for the form ``"schedule"``, which is the paper's.
 
     >>> round(normalized_decay(0.05, updates=100 * 50_000 / 128), 6)
     0.000253
@@ -184,14 +170,14 @@ def _base(learning_rate: Any, base: float | None) -> Any:
         return base
     if callable(learning_rate):
         raise ValueError(
-            'decay="schedule" with a learning-rate schedule needs base_learning_rate, the peak by '
-            "which the schedule is divided."
+            'decay="schedule" divides the learning-rate schedule by its peak: give the peak as '
+            "base_learning_rate."
         )
     if isinstance(learning_rate, jax.Array):
         raise ValueError(
             'decay="schedule" divides by the peak of the learning rate, but the learning rate is '
-            f"{learning_rate!r}, an array, of which nobody knows whether it is the peak: "
-            "optax.inject_hyperparams gives the value of each step. Give base_learning_rate."
+            f"the array {learning_rate!r}, which may be the value of one step (as from "
+            "optax.inject_hyperparams): give the peak as base_learning_rate."
         )
     return learning_rate
 
@@ -199,7 +185,7 @@ def _base(learning_rate: Any, base: float | None) -> Any:
 def decay_factors(
     mask: masks.Mask, rules: ParameterRules | None, params: Tree, with_learning_rate: bool = False
 ) -> Tree:
-    """What multiplies the coefficient of decay, leaf by leaf: 0 where the mask says no."""
+    """Return the factor on the decay coefficient of each leaf; 0 if the mask excludes it."""
     chosen = masks.resolve(mask, params, "mask")
     if rules is None:
         return jax.tree.map(float, chosen)

@@ -1,9 +1,9 @@
-"""Steps relative to the parameters: a leaf moves by a share of its own root mean square.
+"""Scale the step of each leaf by the root mean square of its parameters.
 
     u <- max(min_scale, RMS(theta)) u                        RMS over the whole leaf
 
-``min_scale`` is what lets a leaf of zeros leave zero; T5X has an upper bound, too.
-Shazeer & Stern, ICML 2018, arXiv 1804.04235, section 8.
+``min_scale`` lets a leaf of zeros move. T5X also has an upper bound. Shazeer & Stern, ICML 2018,
+arXiv 1804.04235, section 8.
 
 >>> import jax.numpy as jnp
 >>> stage = scale_by_parameter_rms(1e-3)
@@ -30,19 +30,14 @@ Tree = Any
 def scale_by_parameter_rms(
     min_scale: ScalarOrSchedule = 1e-3, max_scale: ScalarOrSchedule | None = None
 ) -> Stage:
-    """Multiplies the direction of every leaf by the root mean square of the parameter.
+    """Multiply the direction of each leaf by the root mean square of the parameter.
 
     Args:
-      min_scale: what the factor is at least, >= 0; 1e-3 (paper's eps2).
-      max_scale: what it is at most, > 0 (T5X's option); None for no bound.
+      min_scale: lower bound of the factor, >= 0; 1e-3 (paper's eps2).
+      max_scale: upper bound of the factor, > 0 (T5X's option); None for no bound.
 
     Returns:
-      A stage *direction -> direction*, without state; it needs the parameters and sees leaves
-      whole.
-
-    Raises:
-      ValueError: a value is out of its range, or (in ``update``) parameters are not given.
-      TypeError: a value is neither number nor schedule.
+      A stage *direction -> direction*, without state. It needs the parameters and whole leaves.
     """
 
     def factor_of(size: jax.Array, step: Step) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Per-parameter rules by name: learning-rate multiplier, decay multiplier, freezing, in one table.
+"""Scale the learning rate or decay of parameters, or freeze them, by a table of names.
 
 >>> import jax.numpy as jnp
 >>> table = parameter_rules({
@@ -29,16 +29,13 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a pattern does to the leaves it matches.
+    """Settings for the leaves that a pattern matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0, and so of a decay that is multiplied by
-        it (the forms ``"learning_rate"`` and ``"proximal"``).
+      learning_rate: multiplier of the learning rate, >= 0. In the forms ``"learning_rate"`` and
+        ``"proximal"`` it also multiplies the decay.
       weight_decay: multiplier of the coefficients of decay and L2, >= 0; 0 switches both off.
       freeze: the leaves do not move and have no optimizer state.
-
-    Raises:
-      ValueError: a multiplier is negative or not finite, or ``freeze`` is no bool.
     """
 
     learning_rate: float = 1.0
@@ -46,7 +43,7 @@ class Rule:
     freeze: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the multipliers."""
+        """Check the multipliers."""
         for name in ("learning_rate", "weight_decay"):
             number(name, getattr(self, name), least=0, below=math.inf)
         switch("freeze", self.freeze)
@@ -54,25 +51,25 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterRules:
-    """A table of patterns on leaf names, each with its rule; ``parameter_rules`` makes one.
+    """Rules by pattern on leaf names, as made by ``parameter_rules``.
 
     Attributes:
-      table: rules by shell-style pattern.
+      table: the rule of each shell-style pattern.
     """
 
     table: Mapping[str, Rule]
 
     def for_tree(self, tree: Tree) -> Tree:
-        """The rule of every leaf.
+        """Return the rule of each leaf.
 
         Args:
           tree: parameters or gradients.
 
         Returns:
-          A tree of ``Rule``s like ``tree``.
+          A tree of ``Rule``s with the structure of ``tree``.
 
         Raises:
-          ValueError: a leaf matches no pattern or more than one, or a pattern no leaf.
+          ValueError: a leaf does not match exactly one pattern, or a pattern matches no leaf.
         """
         names = numerics.leaf_names(tree)
         hits = {n: [p for p in self.table if masks.matches(n, p)] for n in names}
@@ -81,61 +78,52 @@ class ParameterRules:
         idle = [p for p in self.table if names and not any(p in found for found in hits.values())]
         if unmatched or doubled or idle:
             raise ValueError(
-                f"rules must match every parameter exactly once. Unmatched: {unmatched}; "
-                f"matched more than once: {doubled}; patterns without a parameter: {idle}."
+                f"rules must match every parameter exactly once. Not matched: {unmatched}; "
+                f"matched more than once: {doubled}; patterns that match nothing: {idle}."
             )
         return numerics.map_named(lambda name, _: self.table[hits[name][0]], tree)
 
     def frozen(self, tree: Tree) -> Tree:
-        """The mask of frozen leaves.
+        """Return the mask of frozen leaves, a tree of bools.
 
         Args:
           tree: parameters or gradients.
-
-        Returns:
-          A tree of bools like ``tree``.
-
-        Raises:
-          ValueError: as ``for_tree``.
         """
         return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
 
     @property
     def freezes(self) -> bool:
-        """Whether any rule freezes."""
+        """Whether any rule freezes leaves."""
         return any(rule.freeze for rule in self.table.values())
 
     def without_frozen(self) -> ParameterRules:
-        """The rules for what is not frozen."""
+        """Return the rules that do not freeze."""
         return ParameterRules({p: rule for p, rule in self.table.items() if not rule.freeze})
 
     def of_decay(self) -> ParameterRules:
-        """The multipliers of the decay alone."""
+        """Return the rules with only their multipliers of the decay."""
         return ParameterRules({p: Rule(weight_decay=r.weight_decay) for p, r in self.table.items()})
 
 
 def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
-    """Rules for an optimizer's ``rules=``, from patterns on leaf names.
+    """Make the ``rules=`` of an optimizer from patterns on leaf names.
 
     Args:
-      table: a ``Rule`` for every pattern. Patterns are shell-style, on slash-separated names, where
-        ``*`` crosses slashes, too: ``"encoder/*/kernel"``. Every parameter must match one of them
-        and no more, and every pattern a parameter, which the first step checks.
+      table: a ``Rule`` for each pattern. Patterns are shell-style, on slash-separated names; ``*``
+        also matches slashes: ``"encoder/*/kernel"``. Every parameter must match exactly one
+        pattern, and every pattern at least one parameter. The first step checks this.
 
     Returns:
-      The rules; the table is copied.
-
-    Raises:
-      TypeError: a pattern is no string, or its rule no ``Rule``.
+      The rules, with a copy of the table.
     """
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):
-            raise TypeError(f"rules map a pattern to a Rule, got {pattern!r}: {rule!r}.")
+            raise TypeError(f"rules must map patterns to Rule(...), got {pattern!r}: {rule!r}.")
     return ParameterRules(dict(table))
 
 
 def scale_by_rules(rules: ParameterRules) -> Stage:
-    """Multiplies each leaf by its rule's ``learning_rate``: *direction -> direction*."""
+    """Multiply each leaf by its rule's ``learning_rate``: *direction -> direction*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         def leaf(rule: Rule, d: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""The trust ratio: every leaf moves in proportion to its own norm (LARS, LAMB).
+"""Scale the step of each leaf in proportion to the norm of its parameters (LARS, LAMB).
 
-    ratio = trust_coefficient |theta| / (|u| + eps)        1 where either norm is 0
+    ratio = trust_coefficient |theta| / (|u| + eps)        1 if either norm is 0
     u <- ratio u                                           leaf by leaf
 
-The step of a leaf is then a fixed share of its parameters, whatever the scale of its gradient, and
-the learning rate can grow with the batch. LARS: You, Gitman & Ginsburg, 1708.03888; LAMB: You et
+The step is then a fixed share of the parameters, whatever the scale of the gradient, so the
+learning rate can grow with the batch size. LARS: You, Gitman & Ginsburg, 1708.03888; LAMB: You et
 al., 1904.00962.
 
 >>> import jax.numpy as jnp
@@ -50,40 +50,35 @@ def scale_by_trust_ratio(
     rules: ParameterRules | None = None,
     of: str = "direction",
 ) -> Stage:
-    """Scales every leaf by the ratio of its parameter's norm to its own, after any direction.
+    """Scale each leaf by the ratio of its parameter's norm to its own norm.
 
     Norms are Euclidean, over the whole leaf, in float32 at least, and of |x| for complex leaves.
-    The stage stands after a decay that it shall scale too, and before ``scale_by_rules`` and the
-    learning rate, which it would cancel.
+    Put a decay that shall be scaled before this stage. Put ``scale_by_rules`` and the learning rate
+    after it, because the ratio would cancel them.
 
     Args:
       trust_coefficient: factor on the ratio, > 0, or a schedule of it: 1 in LAMB, 1e-3 in LARS;
-        None for 1. (``optax.scale_by_trust_ratio`` takes its ``min_norm`` first.)
+        None for 1. (The first argument of ``optax.scale_by_trust_ratio`` is ``min_norm``.)
       eps: added to the norm of the direction, >= 0; None for nothing.
-      min_norm: what both norms are at least, >= 0 (optax's option). Above 0, a parameter of norm 0
-        has the ratio of this norm instead of 1.
-      min_weight_norm: what the parameter's norm is at least, >= 0; above 0 likewise.
-      max_weight_norm: what the parameter's norm is at most, > 0. The two are LAMB's phi, for which
-        others take 0 and 10.
-      min_ratio: what the ratio is at least, >= 0, also where a norm is 0.
-      max_ratio: what the ratio is at most, > 0, also where a norm is 0.
-      mask: which leaves are scaled; the others pass. A tree of bools, a function of the parameters
-        such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
-      weight_decay: decay, >= 0, that this stage adds itself, in place of a decay stage before it,
-        to divide by the sum of the norms instead of the norm of the sum:
+      min_norm: lower bound of both norms, >= 0 (optax's option). If it is above 0, a parameter of
+        norm 0 has the ratio of this norm instead of 1.
+      min_weight_norm: lower bound of the parameter's norm, >= 0; it also replaces a norm of 0.
+      max_weight_norm: upper bound of the parameter's norm, > 0. The two bounds are LAMB's phi;
+        other implementations use 0 and 10.
+      min_ratio: lower bound of the ratio, >= 0, also if a norm is 0.
+      max_ratio: upper bound of the ratio, > 0, also if a norm is 0.
+      mask: which leaves are scaled; the others pass unchanged. A tree of bools, a function of the
+        parameters such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
+      weight_decay: coefficient >= 0 of a decay that this stage adds itself, instead of a decay
+        stage before it. The ratio then divides by the sum of the norms, not by the norm of the sum:
         trust_coefficient |theta| / (|u| + weight_decay |theta| + eps).
       weight_decay_mask: which leaves have that decay.
       rules: per-parameter multipliers of that decay.
-      of: ``"direction"``, or ``"gradient"`` for a ratio that stands before the moments, as in LARS.
+      of: ``"direction"``, or ``"gradient"`` to put the stage before the moments, as in LARS.
 
     Returns:
-      A stage *direction -> direction*, or *gradient -> gradient*, without state; it needs the
+      A stage *direction -> direction* or *gradient -> gradient*, without state. It needs the
       parameters.
-
-    Raises:
-      ValueError: a value is out of its range, ``of`` is unknown, a mask or rules are given for a
-        decay that is not, or (in ``update``) parameters are not given or do not fit.
-      TypeError: a value is neither number nor schedule.
     """
     one_of("of", of, OF)
     declared = declare(
@@ -98,8 +93,8 @@ def scale_by_trust_ratio(
     )
     if weight_decay is None and (weight_decay_mask is not None or rules is not None):
         raise ValueError(
-            "weight_decay_mask and rules are for the decay that scale_by_trust_ratio adds, but "
-            "weight_decay is not given: give it, or leave them out."
+            "weight_decay_mask and rules of scale_by_trust_ratio need weight_decay, the decay that "
+            "it adds: give weight_decay, or leave them out."
         )
 
     def ratio(weight: jax.Array, length: jax.Array, step: Step) -> jax.Array:

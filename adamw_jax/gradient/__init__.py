@@ -1,4 +1,4 @@
-"""Gradient to gradient: clipping and normalizing, before the moments."""
+"""Stages that change the gradient before the moments: clipping, normalization, L2."""
 
 from adamw_jax.direction._decay import l2_decay
 from adamw_jax.gradient._clipping import clip_gradient, clip_step, normalize

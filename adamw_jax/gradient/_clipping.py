@@ -1,14 +1,14 @@
-"""Step lengths from the norm over all leaves: clipping and normalisation.
+"""Limit or fix the norm of gradients and steps.
 
     clip_gradient    g      <- g min(1, max_grad_norm / (|g| + eps))
     clip_step        u      <- u min(1, max_step / (lr (|u| + 1e-10)))
     normalize        u      <- u / (|u| + 1e-10)
 
-``clip_step`` differs from clipping the gradient by its norm before momentum: no step is longer than
-``max_step``, whatever the learning rate and the momentum. Norms are over the whole tree that the
-stage sees, so under ``optax.partition`` and ``optax.masked`` each part has its own; ``per_leaf``
-takes those of the leaves. Inside ``jax.shard_map`` a stage sees a shard, and ``norm_axes``
-of ``compose`` says over which axes norms are summed.
+A clipped gradient does not limit the step. With ``clip_step`` no step is longer than ``max_step``,
+whatever the learning rate and the momentum. A norm is taken over all leaves that the stage sees
+(under ``optax.partition`` and ``optax.masked`` those of its part), or with ``per_leaf`` over each
+leaf. Inside ``jax.shard_map`` a stage sees one shard; ``norm_axes`` of ``compose`` names the axes
+over which norms are summed.
 
 >>> clip_step(0.1, 1.0).spec.kinds
 'direction -> direction'
@@ -34,7 +34,7 @@ _FLOOR = 1e-10
 
 
 def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
-    """Scales the gradient down to a norm of at most ``max_grad_norm``.
+    """Scale the gradient down to a norm of at most ``max_grad_norm``.
 
     Args:
       max_grad_norm: largest Euclidean norm over all leaves, > 0, or a schedule of it.
@@ -42,10 +42,6 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 
     Returns:
       A stage *gradient -> gradient*, without state.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -53,7 +49,7 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
         return _times(most / numerics.nonzero(lax.max(length, most)), gradient), state
 
     declare(eps=nonnegative(eps))
-    # A name of its own: that of precondition's eps stays when a clip is put before it.
+    # A different name, so that adding a clip does not change the name of precondition's eps.
     declared = declare(max_grad_norm=bound(max_grad_norm), clip_eps=nonnegative(eps))
     return stage(
         "clip_gradient", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, clips=True
@@ -63,20 +59,16 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 def clip_step(
     learning_rate: ScalarOrSchedule, max_step: ScalarOrSchedule, *, per_leaf: bool = False
 ) -> Stage:
-    """Shortens a direction whose step, ``learning_rate`` times it, were longer than ``max_step``.
+    """Scale the direction down if ``learning_rate`` times it would be longer than ``max_step``.
 
     Args:
-      learning_rate: that of the recipe, a number >= 0 or a schedule of the step count.
+      learning_rate: the learning rate of the recipe, a number >= 0 or a schedule.
       max_step: largest Euclidean length of a step over all parameters, in their units, > 0, or a
         schedule of it.
-      per_leaf: of a step of every leaf, instead.
+      per_leaf: limit the step of each leaf instead.
 
     Returns:
-      A stage *direction -> direction*; decay and rules behind it are not clipped.
-
-    Raises:
-      ValueError: a value is out of its range, or ``per_leaf`` is no bool.
-      TypeError: a value is neither number nor schedule.
+      A stage *direction -> direction*. It does not clip decay and rules that come after it.
     """
     switch("per_leaf", per_leaf)
 
@@ -96,16 +88,13 @@ def clip_step(
 
 
 def normalize(*, per_leaf: bool = False) -> Stage:
-    """Makes the direction 1 long over all parameters.
+    """Scale the direction to a norm of 1 over all parameters.
 
     Args:
-      per_leaf: every leaf 1 long, instead.
+      per_leaf: scale each leaf to a norm of 1 instead.
 
     Returns:
-      A stage *direction -> direction*, without state. A direction of zeros stays one.
-
-    Raises:
-      ValueError: ``per_leaf`` is no bool.
+      A stage *direction -> direction*, without state. A direction of zeros stays zero.
     """
     switch("per_leaf", per_leaf)
 

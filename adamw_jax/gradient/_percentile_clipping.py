@@ -1,13 +1,13 @@
-"""Percentile clipping: a gradient is no longer than most of the last ones of its leaf.
+"""Clip each leaf of the gradient at a percentile of its last norms.
 
     h[t mod n] <- |g_t|^2          (t = 1, 2, ...; the first fills all n slots of h)
     g <- g min(1, sqrt(sorted(h)[k]) / |g_t|),      k = percentile n / 100, rounded down
 
-The threshold follows the gradients, so there is none to tune. As in bitsandbytes up to 0.49.2
-(Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861, have it in their code, not in
-their paper), whose default was off and whose advice was the 5th percentile of 100 steps. There a
-first gradient of zeros sets the threshold to 0 for 94 more steps; here norms of zero and those that
-are not finite are not recorded.
+The threshold follows the gradients, so it need not be tuned. This is the clipping of bitsandbytes
+up to 0.49.2 (the code of Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861; not
+in the paper). There it was off by default, and the 5th percentile of 100 steps was recommended. In
+bitsandbytes a first gradient of zeros sets the threshold to 0 for 94 more steps. Here norms that
+are zero or not finite are not recorded.
 
 >>> import jax.numpy as jnp
 >>> tx = percentile_clipping()
@@ -43,9 +43,9 @@ class PercentileClippingState(NamedTuple):
     """State of ``percentile_clipping``.
 
     Attributes:
-      squares: the last squared norms, one row for each leaf in the order of ``jax.tree.leaves``;
-        0 before the first.
-      seen: gradients so far, int32.
+      squares: the last squared norms, one row per leaf in the order of ``jax.tree.leaves``; 0
+        before the first gradient.
+      seen: number of gradients so far, int32.
     """
 
     squares: jax.Array
@@ -55,21 +55,17 @@ class PercentileClippingState(NamedTuple):
 def percentile_clipping(
     percentile: float = 5, history: int = 100, *, whole_tree: bool = False
 ) -> Stage:
-    """Scales each leaf of the gradient down to a percentile of its last norms.
+    """Scale each leaf of the gradient down to a percentile of its last norms.
 
     Args:
-      percentile: in [0, 100); 5, by which most steps are clipped and the norm moves slowly. The
-        present norm is among those that are ranked.
-      history: norms n that are kept, >= 1; 100 steps.
-      whole_tree: one norm over all leaves in place of one for each.
+      percentile: in [0, 100); 5, which clips most steps and lets the norm change slowly. The
+        current norm is one of those that are ranked.
+      history: number n of norms that are kept, >= 1; 100 steps.
+      whole_tree: use one norm over all leaves (of its part, under ``optax.partition`` and
+        ``optax.masked``) instead of one per leaf.
 
     Returns:
-      A stage *gradient -> gradient* with n scalars of state for each leaf. Under
-      ``optax.partition`` and ``optax.masked`` it sees the leaves of its part.
-
-    Raises:
-      ValueError: an argument is out of range, or (in ``update``) the gradient has other leaves than
-        the parameters.
+      A stage *gradient -> gradient* with n scalars of state per leaf.
     """
     percentile = number("percentile", percentile, least=0, below=100)
     history = whole_number("history", history)
@@ -106,7 +102,7 @@ def percentile_clipping(
     def _recorded(
         now: jax.Array, squares: jax.Array, seen: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The history with the present squared norms in it, and its percentiles."""
+        """Return the history with the current squared norms in it, and its percentiles."""
         slot = lax.rem(seen, lax.full_like(seen, history))
         before = lax.dynamic_index_in_dim(squares, slot, 1)
         now = now[:, None]
@@ -119,9 +115,9 @@ def percentile_clipping(
 
 
 def _factor(square: jax.Array, norm: jax.Array, limit: jax.Array) -> jax.Array:
-    """``min(1, sqrt(limit) / norm)``; 1 where the norm is NaN, which stays in its element.
+    """Return ``min(1, sqrt(limit) / norm)``, or 1 if no norm is recorded yet.
 
-    Without a norm before there is no limit.
+    A NaN norm also gives 1, so that a NaN does not spread over its leaf.
     """
     factor = numerics.root(limit) / numerics.nonzero(norm)
     return jnp.where((square > limit) & (limit > 0), factor, jnp.ones_like(factor))
@@ -131,6 +127,6 @@ def _check_rows(rows: int, state: PercentileClippingState) -> None:
     expected = state.squares.shape[0]
     if rows != expected:
         raise ValueError(
-            f"the gradient has {rows} leaves, the parameters given to init had {expected}. Call "
-            "init again for a changed tree."
+            f"the gradient has {rows} leaves, but the parameters given to init had {expected}: "
+            "call init again after changing the tree."
         )

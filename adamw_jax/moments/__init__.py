@@ -1,4 +1,4 @@
-"""Gradient to moments to direction: parts, stages on moments, filters of the loss."""
+"""Parts and stages that turn gradients into moments and moments into a direction."""
 
 from adamw_jax._core.record import Clock, Moments, Reading
 from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState, amsgrad_max

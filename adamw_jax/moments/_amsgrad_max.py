@@ -1,10 +1,10 @@
-"""AMSGrad's running maximum of the second moment (Reddi, Kale & Kumar, ICLR 2018).
+"""Keep AMSGrad's running maximum of the second moment (Reddi, Kale & Kumar, ICLR 2018).
 
     v_max' = max(v_max, v)
 
-Where the stage stands is the variant: before ``correct_bias`` it is PyTorch's, Keras' and the
-fastai article's; after it, with ``corrected=True``, optax's; with no ``correct_bias`` at all, the
-paper's.
+The place of the stage selects the variant. Before ``correct_bias`` it is the form of PyTorch, Keras
+and the fastai article; after it, with ``corrected=True``, that of optax. Without ``correct_bias``
+it is the paper's.
 
 >>> amsgrad_max().spec.kinds
 'moments -> moments'
@@ -54,20 +54,19 @@ class CorrectedMaximumState(NamedTuple):
 
 
 def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
-    """Replaces the second moment by the largest one so far, element by element.
+    """Replace the second moment by the largest one so far, element by element.
 
     Args:
-      corrected: whether the stage stands behind ``correct_bias`` and so keeps the maximum of the
-        corrected moment. Its state says which, as one cannot go on from the other.
+      corrected: True if the stage comes after ``correct_bias`` and so keeps the maximum of the
+        corrected moment. The two maxima have states of different classes.
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
       A stage *moments -> moments* with one value of state per parameter.
 
     Raises:
-      TypeError: (in ``init``) ``dtype`` is no real floating-point dtype.
-      ValueError: (in ``update``) the recipe has no second moment, or ``corrected`` is not what the
-        place of the stage says.
+      ValueError: (in ``update``) the recipe has no second moment, or ``corrected`` does not fit the
+        place of the stage.
     """
     switch("corrected", corrected)
     kept = CorrectedMaximumState if corrected else MaximumState
@@ -78,17 +77,20 @@ def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         del step
         if record.second is None:
-            raise ValueError("amsgrad_max() needs a second moment, and the recipe has none.")
+            raise ValueError(
+                "amsgrad_max() needs a second moment, and the recipe has none: give "
+                "estimate_moments a part for it, such as ema_of_squares(0.999)."
+            )
         if (record.second.divisor is not None) != corrected:
             raise ValueError(
                 f"amsgrad_max(corrected={corrected}) gets a second moment whose bias is "
                 f"{'not ' * corrected}corrected: give corrected={not corrected}, or put the stage "
-                f"{'behind' if corrected else 'before'} correct_bias()."
+                f"{'after' if corrected else 'before'} correct_bias()."
             )
         if not isinstance(state, kept):
             raise ValueError(
-                f"amsgrad_max(corrected={corrected}) gets the state of corrected={not corrected}, "
-                "and one maximum cannot go on from the other: start with its own init."
+                f"amsgrad_max(corrected={corrected}) gets a state with corrected={not corrected}, "
+                "which is another maximum: start with its own init."
             )
         (maximum,) = state
         largest = jax.tree.map(

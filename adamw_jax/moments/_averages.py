@@ -1,4 +1,4 @@
-"""Exponential moving averages as parts of ``estimate_moments``.
+"""Provide exponential moving averages as parts of ``estimate_moments``.
 
     first:   m' = b1 m + (1 - b1) g
     second:  v' = b2 v + (1 - b2) |g|^2                    (Adam; Kingma & Ba 2014, 1412.6980)
@@ -29,22 +29,18 @@ Tree = Any
 
 
 def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -> Part:
-    """Moving average of gradients, ``m' = b1 m + (1 - b1) g``.
+    """Average gradients, ``m' = b1 m + (1 - b1) g``.
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it; 0.9 (Adam's paper).
-      dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is done in
-        float32 whatever is stored.
-      storage: ``"8bit"`` and the like, see ``quantize_state``; the step still reads the moment
-        before it is encoded. None for arrays as they are.
+      dtype: storage dtype; the default is float32 (float64 under x64). Arithmetic is in float32
+        whatever the storage dtype.
+      storage: ``"8bit"`` and the like, as for ``quantize_state``; the step reads the moment before
+        it is encoded. None stores arrays of ``dtype``.
 
     Returns:
-      A part for the first moment: one value of state per parameter, and a clock.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the first moment, with one value of state per parameter. Its ``Clock`` of two
+      scalars keeps the sum of the weights, for bias correction.
     """
     return average(
         "ema",
@@ -62,7 +58,7 @@ class SquaresState(NamedTuple):
 
     Attributes:
       squares: the average, params-shaped.
-      clock: of its rate.
+      clock: its weights.
     """
 
     squares: Tree
@@ -79,27 +75,20 @@ def ema_of_squares(
     rate_name: str = "b2",
     from_first: bool = False,
 ) -> Part:
-    """Moving average of squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``.
+    """Average squared magnitudes, ``v' = b2 v + (1 - b2) |g|^2``.
 
-    A first moment with a gradient of its own, such as ``gradient_differences``, has that one
-    squared.
+    Some first moments, such as ``gradient_differences``, provide another array to be squared in
+    place of the gradient.
 
     Args:
       b2: decay rate in [0, 1), or a schedule of it; 0.999 (Adam's paper).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
-      rate_name: what the decay rate is called among the live hyperparameters: ``"b2"``, or
-        ``"b3"`` as in Adan.
-      from_first: the first entry is the first value, in place of 0; then there is no bias to be
-        corrected.
+      rate_name: name of the decay rate for ``set_hyperparams``: ``"b2"``, or ``"b3"`` as in Adan.
+      from_first: start the average at the first squared gradient instead of 0; then it has no bias.
 
     Returns:
-      A part for the second moment: one real value of state per parameter, and a clock.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the second moment, with one real value of state per parameter, and a clock.
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -124,7 +113,7 @@ class SquaredMomentumState(NamedTuple):
 
     Attributes:
       squared_momentum: the average, params-shaped.
-      clock: of its rate.
+      clock: its weights.
     """
 
     squared_momentum: Tree
@@ -135,9 +124,9 @@ class SquaredMomentumState(NamedTuple):
 def ema_of_squared_momentum(
     b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
 ) -> Part:
-    """Moving average of the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``.
+    """Average the squared first moment, ``v' = b2 v + (1 - b2) |m'|^2``.
 
-    ``m'`` is the first moment after this gradient, uncorrected (Crawshaw et al., 2208.11195).
+    ``m'`` includes this gradient and is not bias corrected (Crawshaw et al., 2208.11195).
 
     Args:
       b2: decay rate in [0, 1), or a schedule of it; 0.999.
@@ -145,12 +134,7 @@ def ema_of_squared_momentum(
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the second moment: one real value of state per parameter, and a clock.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the second moment, with one real value of state per parameter, and a clock.
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -174,7 +158,7 @@ class CenteredSquaresState(NamedTuple):
 
     Attributes:
       centered_squares: the average, params-shaped.
-      clock: of its rate.
+      clock: its weights.
     """
 
     centered_squares: Tree
@@ -191,25 +175,20 @@ def ema_of_centered_squares(
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
-    """Moving average of squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
+    """Average squared residuals, ``s' = b2 s + (1 - b2) |g - m'|^2 + eps_root``.
 
-    ``m'`` is the first moment after this gradient, uncorrected. ``eps_root`` enters the
-    accumulator at every step, as in the paper, and so settles at ``eps_root / (1 - b2)``.
+    ``m'`` includes this gradient and is not bias corrected. As in the paper every step adds
+    ``eps_root``, so its share of the average tends to ``eps_root / (1 - b2)``.
 
     Args:
       b2: decay rate in [0, 1), or a schedule of it; 0.999.
-      eps_root: what every step adds, >= 0; 1e-16, as in ``adabelief``.
+      eps_root: added at every step, >= 0; 1e-16, as in ``adabelief``.
       from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the second moment: one real value of state per parameter, and a clock.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the second moment, with one real value of state per parameter, and a clock.
     """
 
     def residual(gradient: Tree, first: Any) -> Tree:

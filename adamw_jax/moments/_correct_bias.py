@@ -1,9 +1,10 @@
-"""Bias correction: division of an average by the sum of its weights.
+"""Correct the bias of averages, dividing them by the sum of their weights.
 
-    exact:    m / mass,     mass' = b mass + (1 - b)      (right for a moving b too)
-    current:  m / (1 - b_t^t)                             (PyTorch, fastai under a cycled b)
+    exact:    m / mass,     mass' = b mass + (1 - b)      (also right if b changes)
+    current:  m / (1 - b_t^t)                             (PyTorch, fastai)
 
-For a constant b both are Adam's 1 - b^t (Kingma & Ba 2014, arXiv 1412.6980).
+b is the decay rate, b_t that of step t; mass is the sum of the weights. For a constant b both
+divide by 1 - b^t, as Adam does (Kingma & Ba 2014, arXiv 1412.6980).
 
 >>> correct_bias().spec.kinds
 'moments -> moments'
@@ -29,20 +30,17 @@ CONVENTIONS = ("exact", "current")
 
 
 def correct_bias(convention: str = "exact", *, first: bool = True, second: bool = True) -> Stage:
-    """Divides the moments by the sum of their weights.
+    """Divide the moments by the sum of their weights.
 
     Args:
-      convention: ``"exact"`` divides by the clock's mass. ``"current"`` divides by 1 - b_t^t with
-        the rate of this step, as PyTorch and fastai do when a schedule moves b; it is biased.
+      convention: ``"exact"`` divides by the sum of the weights. ``"current"`` divides by
+        1 - b_t^t, as PyTorch and fastai do, which leaves a bias if a schedule changes b.
       first: whether the first moment is corrected.
       second: whether the second moment is corrected.
 
     Returns:
-      A stage *moments -> moments*. Moments that need no correction (infinity norm, heavy ball) or
-      have it already are left alone.
-
-    Raises:
-      ValueError: ``convention`` is unknown.
+      A stage *moments -> moments*. It does not change moments that need no correction (infinity
+      norm, heavy ball) or are already corrected.
     """
     one_of("convention", convention, CONVENTIONS)
 
@@ -70,7 +68,7 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:
-    """``1 - b**count`` without cancellation, for b in [0, 1)."""
+    """Return ``1 - b**count`` without cancellation, for b in [0, 1)."""
     positive = b > 0
     one = jnp.ones([], b.dtype)
     exponent = numerics.scalar(count) * lax.log(lax.select(positive, b, one))

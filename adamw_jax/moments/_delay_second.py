@@ -1,10 +1,11 @@
-"""The second moment of the step before, as ACProp reads it.
+"""Divide by the second moment of the previous step, as ACProp does.
 
-    direction_t = g_t / (sqrt(s_{t-1} / mass_{t-1}) + eps)        s: EMA of |g - m|^2, plus eps
+    direction_t = g_t / (sqrt(s_{t-1} / mass_{t-1}) + eps)
 
-Numerator and denominator are then independent given the past ("asynchronous"), and the step is not
-bounded by the learning rate: after a silence the denominator knows nothing of the new gradient.
-Zhuang et al., NeurIPS 2021, arXiv 2110.05454, in the form of the authors' code.
+s is the average of |g - m|^2 plus eps, mass the sum of its weights. Given the past, numerator and
+denominator are independent ("asynchronous"). The learning rate does not bound the step: if a large
+gradient follows small ones, the denominator is still small. Zhuang et al., NeurIPS 2021, arXiv
+2110.05454, in the form of the authors' code.
 
 >>> delay_second().spec.kinds
 'moments -> moments'
@@ -30,20 +31,19 @@ NUMERATORS = ("gradient", "momentum")
 
 
 def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") -> Stage:
-    """Puts the second moment of the step before in the place of this step's.
+    """Replace the second moment by that of the previous step.
 
     Args:
-      numerator: what is divided, the ``"gradient"`` (paper) or the ``"momentum"``.
-      corrected_by: whose weights ``correct_bias`` divides it by, those of the ``"prior"`` step, or
-        of the ``"current"`` one as the authors' rectified form does.
+      numerator: the array that is divided, ``"gradient"`` (paper) or ``"momentum"``.
+      corrected_by: the step whose weights ``correct_bias`` divides by, ``"prior"``, or
+        ``"current"`` as in the authors' rectified form.
 
     Returns:
-      A stage *moments -> moments*, to stand first after ``estimate_moments``. At the first step,
-      which has no moment before it, the direction is the numerator, undivided.
+      A stage *moments -> moments*; put it directly after ``estimate_moments``. The first step has
+      no previous moment, so its direction is the numerator, undivided.
 
     Raises:
-      ValueError: a word is unknown, or (in ``update``) the recipe has no second moment, or one that
-        another stage has changed already.
+      ValueError: (in ``update``) the recipe has no second moment, or one that is already corrected.
     """
     one_of("numerator", numerator, NUMERATORS)
     one_of("corrected_by", corrected_by, ("prior", "current"))
@@ -51,16 +51,19 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         prior, now = record.prior_second, record.second
         if prior is None or now is None:
-            raise ValueError("delay_second() needs a second moment, and the recipe has none.")
+            raise ValueError(
+                "delay_second() needs a second moment, and the recipe has none: give "
+                "estimate_moments a part for it, such as ema_of_squares(0.999)."
+            )
         if now.divisor is not None:
-            raise ValueError("delay_second() must stand before correct_bias().")
+            raise ValueError("delay_second() must come before correct_bias(): exchange them.")
         step.facts.delayed = True
         empty = record.count == 1
         second = prior
         if corrected_by == "current":
             second = second._replace(clock=now.clock)
         elif prior.clock is not None:
-            level = numerics.nonzero(prior.clock.level)  # of an empty one, which is not used
+            level = numerics.nonzero(prior.clock.level)  # 0 at the first step, where it is unused
             before = lax.max(record.count - 1, jnp.ones_like(record.count))
             second = second._replace(clock=Clock(level, prior.clock.age), count=before)
         record = dataclasses.replace(record, second=second)

@@ -1,7 +1,7 @@
-"""``estimate_moments``: gradients in, moments out. It owns every accumulator of a recipe.
+"""Turn gradients into moments, and hold the accumulators of a recipe.
 
-Built from parts, each a pure ``init``/``update``/``read``; the stages after it only read. So a
-recipe without a first moment stores none, and no stage keeps a second copy of an array.
+``estimate_moments`` is built from parts; the stages after it only read their moments. So a recipe
+without a first moment stores none, and no stage keeps a second copy of an array.
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import correct_bias, ema, ema_of_squares, precondition
@@ -43,7 +43,7 @@ class MomentsState(NamedTuple):
     Attributes:
       first: state of the part for the first moment.
       second: state of the part for the second moment.
-      steps: updates since they were empty, int32; a restart begins anew.
+      steps: updates since the start or the last restart, int32.
     """
 
     first: Any
@@ -57,25 +57,23 @@ class MomentsState(NamedTuple):
 def estimate_moments(
     first: Part | None = None, second: Part | None = None, *, restart_period: int | None = None
 ) -> Stage:
-    """The stage that turns gradients into a moments record.
+    """Turn gradients into the moments that the following stages read.
 
     Args:
-      first: part for the first moment; default ``ema(0.9)``. ``no_moment()`` reads the gradient
+      first: part for the first moment; default ``ema(0.9)``. ``no_moment()`` uses the gradient
         itself and stores nothing.
-      second: part for the second moment; default ``ema_of_squares(0.999)``. ``no_moment()`` leaves
-        the direction undivided (momentum SGD).
-      restart_period: steps, >= 1, after which all moments and their clocks start anew; None for
+      second: part for the second moment; default ``ema_of_squares(0.999)``. With ``no_moment()``
+        the direction is not divided (momentum SGD).
+      restart_period: number of steps, >= 1, after which all moments start again from 0; None for
         never.
 
     Returns:
-      A stage *gradient -> moments*. The record it gives is opaque and so cannot cross the boundary
-      of a ``jax.jit``: jit the whole recipe, or the update of ``scale_by_adam`` and its kin.
+      A stage *gradient -> moments*. The ``Moments`` that it returns cannot cross the boundary of a
+      ``jax.jit``: jit the whole recipe, or the update of ``scale_by_adam`` and the like.
 
     Raises:
-      TypeError: an argument is not a part, or the parameters have a leaf that is not floating.
-      ValueError: both parts use one name for different hyperparameters, a part's ``storage`` is
-        unknown, the period is not a whole number of steps, or (in ``update``) the gradients have
-        another structure than the parameters of ``init``.
+      ValueError: both parts use one name for different hyperparameters, or (in ``update``) the
+        gradients have another structure than the parameters of ``init``.
     """
     first = ema() if first is None else first
     second = ema_of_squares() if second is None else second
@@ -123,7 +121,7 @@ def estimate_moments(
     def write_after_read(state: MomentsState, direction: Tree, step: Step) -> MomentsState:
         if not (step.facts.delayed and step.in_sequence) or not hasattr(state.second, "moment"):
             return state
-        # The direction reads the second moment of the step before.
+        # The direction reads the second moment of the previous step.
         known = jax.tree.map(known_once_whole, direction)
         step.facts.leaf_scalars = known
         value = after(state.second.moment, known)
@@ -147,22 +145,21 @@ def _check_kind(part: Part, state: Any, field: str) -> None:
     if part.kind is not None and type(state) is not part.kind:
         raise ValueError(
             f"the state belongs to another optimizer: its {field} moment is a "
-            f"{type(state).__name__}, and {part.name} keeps a {part.kind.__name__}. Start with "
+            f"{type(state).__name__}, but {part.name} needs a {part.kind.__name__}. Start with "
             "tx.init(params)."
         )
 
 
 def restart_moments(state: Any) -> Any:
-    """A state in which all moments and their clocks start anew, for Adan's restart or new data.
+    """Set the moments in a state back to 0, for Adan's restart or new data.
 
     Args:
       state: the state of a recipe of this library, under any wrapper.
 
     Returns:
-      The state with its accumulators, AMSGrad's maximum and diffGrad's previous gradient emptied,
-      and nothing else: step count, schedules, live hyperparameters, averaged weights and what a
-      stage on the update keeps (Adafactor's momentum) stay. One without moments comes back as it
-      is.
+      The state with empty accumulators, AMSGrad's maximum and diffGrad's previous gradient
+      included. Everything else stays: step count, schedules, hyperparameters, averaged weights and
+      the state of stages on the update (Adafactor's momentum).
     """
 
     def one(node: Any) -> Any:
@@ -176,6 +173,6 @@ def _joined(first: Part, second: Part) -> dict[str, Any]:
         if not first.hyperparams[name].same_as(second.hyperparams[name]):
             raise ValueError(
                 f"both parts, {first.name} and {second.name}, have a hyperparameter {name!r} with "
-                "different values; a first moment takes b1, a second b2."
+                "different values: give both the same value, or rename one (rate_name=)."
             )
     return {**first.hyperparams, **second.hyperparams}

@@ -1,4 +1,4 @@
-"""Which axes of a leaf are factored: the two of a matrix, or two groups of a kernel with more.
+"""Choose the axes of a leaf that are factored: two, or two groups of them.
 
 >>> split_of("last", "dense/kernel", (512, 256), 128)
 Split(first=(0,), second=(1,))
@@ -26,11 +26,11 @@ AXES = ("last", "largest")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The axes of the rows and of the columns of a leaf; the others are a batch of matrices.
+    """The two groups of factored axes; the other axes are a batch of matrices.
 
     Attributes:
-      first: axes of which the columns hold means; none of a leaf that is kept whole.
-      second: axes of which the rows hold means.
+      first: axes over which the columns are means; empty if the leaf is not factored.
+      second: axes over which the rows are means.
     """
 
     first: Shape = ()
@@ -42,25 +42,22 @@ class Split:
 
     @property
     def in_rows(self) -> Shape:
-        """Where the first axes are in the rows, which lack the second."""
+        """Positions of the first axes in the array of rows, which lacks the second axes."""
         return tuple(axis - sum(a < axis for a in self.second) for axis in self.first)
 
     def shapes(self, shape: Shape) -> tuple[Shape, Shape]:
-        """Of the rows and the columns of a leaf."""
+        """Return the shapes of the rows and the columns of a leaf."""
         return (_without(shape, self.second), _without(shape, self.first)) if self else (shape, ())
 
 
 def split_of(axes: Any, name: str, shape: Shape, smallest: int) -> Split:
-    """How the leaf of a name is factored.
+    """Return the axes along which a leaf is factored.
 
     Args:
-      axes: as ``factored_squares`` takes it.
-      name: of the leaf.
-      shape: of the leaf.
-      smallest: what both groups of axes must measure at least.
-
-    Raises:
-      ValueError: several patterns match the name, or the axes are none of the leaf's.
+      axes: as for ``factored_squares``.
+      name: name of the leaf.
+      shape: shape of the leaf.
+      smallest: least size of both groups of axes.
     """
     chosen = axes
     if isinstance(axes, Mapping):
@@ -76,21 +73,21 @@ def split_of(axes: Any, name: str, shape: Shape, smallest: int) -> Split:
     if chosen == "last":
         split = Split((len(shape) - 2,), (len(shape) - 1,))
     elif chosen == "largest":
-        order = np.argsort(shape)  # as optax, also where sizes are equal
+        order = np.argsort(shape)  # as optax, also for equal sizes
         split = Split((int(order[-2]),), (int(order[-1]),))
     else:
         split = Split(*(_group(axes, len(shape)) for axes in chosen))
         if -1 in (every := split.first + split.second) or len(set(every)) < len(every):
             raise ValueError(
                 f"axes gives {chosen!r} for the leaf {name!r}, which has the shape {shape}: name "
-                "each axis of the rows and of the columns once, of those that the leaf has."
+                "existing axes, each at most once."
             )
     groups = (split.first, split.second)
     return split if min(math.prod(shape[a] for a in g) for g in groups) >= smallest else Split()
 
 
 def checked(axes: Any) -> Any:
-    """``axes``, a copy where it is a table; raises unless it is a word or a table of patterns."""
+    """Check that ``axes`` is a word or a table of patterns, and copy a table."""
     if not isinstance(axes, Mapping):
         one_of("axes", axes, AXES)
         return axes
@@ -99,21 +96,21 @@ def checked(axes: Any) -> Any:
         word = chosen is None or (isinstance(chosen, str) and chosen in AXES)
         if not isinstance(pattern, str) or not (word or pair):
             raise ValueError(
-                f"axes maps patterns on leaf names to {AXES}, None for whole, or the axes of rows "
-                f"and columns such as (0, (1, 2)); got {pattern!r}: {chosen!r}."
+                f"axes must map patterns on leaf names to one of {AXES}, None (not factored), or "
+                f"the axes of rows and columns such as (0, (1, 2)); got {pattern!r}: {chosen!r}."
             )
     return dict(axes)
 
 
 def check_patterns(axes: Any, tree: Any) -> None:
-    """Raises where a pattern of the table matches no leaf, be it masked."""
+    """Raise an error if a pattern matches no leaf, counting masked leaves."""
     masked = numerics.named_leaves(tree, lambda node: isinstance(node, optax.MaskedNode))
     names = [name for name, _ in masked]
     for pattern in axes if names and isinstance(axes, Mapping) else ():
         if not any(masks.matches(name, pattern) for name in names):
             raise ValueError(
                 f"axes has the pattern {pattern!r}, which matches none of the leaves {names}: "
-                "correct it, or leave it out."
+                "correct or remove it."
             )
 
 
@@ -122,7 +119,7 @@ def _without(shape: Shape, axes: Shape) -> Shape:
 
 
 def _group(axes: int | Shape, rank: int) -> Shape:
-    """Axes counted from the front, -1 for one that is not there."""
+    """Return the axes counted from the front, -1 for an axis that does not exist."""
     every = axes if isinstance(axes, tuple) else (axes,)
     return tuple(sorted(int(axis) % rank if -rank <= axis < rank else -1 for axis in every))
 

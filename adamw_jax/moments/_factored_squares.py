@@ -1,12 +1,12 @@
-"""Adafactor's second moment: of a matrix, only the means of its rows and columns.
+"""Keep Adafactor's second moment, only the row and column means of each matrix.
 
     b_t = 1 - t^-decay_rate                                  (0 at the first step: no bias)
     R' = b_t R + (1 - b_t) mean over columns of (|g|^2 + eps)
     C' = b_t C + (1 - b_t) mean over rows of (|g|^2 + eps)
     read: V_ij = R_i C_j / mean(R)
 
-n + m values in place of n m; exact where |g|^2 has rank one. Shazeer & Stern, ICML 2018, arXiv
-1804.04235. Leaves that are not factored keep their whole second moment.
+An n x m matrix needs n + m values instead of n m. V is exact if |g|^2 has rank one. Leaves that are
+not factored keep a second moment of their own size. Shazeer & Stern, ICML 2018, arXiv 1804.04235.
 
 >>> import jax.numpy as jnp
 >>> state = factored_squares(min_dim_size_to_factor=2).init({"w": jnp.ones((3, 2))})
@@ -45,13 +45,13 @@ EPS_FORMS = ("added", "clamped")
 
 
 class FactoredSquaresState(NamedTuple):
-    """The factors of the second moment.
+    """State of ``factored_squares``.
 
     Attributes:
-      rows: means along the second factored axis (over columns), shaped like the parameter without
-        that axis; of a leaf that is not factored, its whole second moment.
-      columns: means along the first factored axis; of a leaf that is not factored, a scalar that
-        is not used, so that the tree keeps the parameters' structure.
+      rows: means over the second factored axes, shaped like the parameter without those axes. For a
+        leaf that is not factored, its second moment.
+      columns: means over the first factored axes. For a leaf that is not factored, an unused
+        scalar, which keeps the structure of the parameters.
       steps: updates since the start, int32.
     """
 
@@ -73,43 +73,37 @@ def factored_squares(
     b2: ScalarOrSchedule | None = None,
     dtype: Any = None,
 ) -> Part:
-    """Second moment of squares from row and column means, with a decay rate that tends to 1.
+    """Estimate the second moment from row and column means, with a decay rate that tends to 1.
 
     Args:
       decay_rate: exponent in (0, 1] of ``b_t = 1 - t^-decay_rate``, or a schedule of it; 0.8
         (paper).
-      eps: added to the squared gradient, >= 0; 1e-30 (paper's eps1). With ``eps_form="clamped"``
-        the least root of the second moment, and None there for the machine epsilon of the gradient.
-      min_dim_size_to_factor: what both factored axes must measure at least. The paper factors every
-        matrix: 1.
+      eps: added to the squared gradient, >= 0; 1e-30 (paper's eps1). With ``eps_form="clamped"`` it
+        is the lower bound of the root of the second moment; None is then the machine epsilon of the
+        gradient.
+      min_dim_size_to_factor: least size of both factored axes. The paper factors every matrix: 1.
       axes: ``"last"`` factors over the last two axes (paper's code, PyTorch), ``"largest"`` over
         the two largest (optax, T5X), which suits kernels whose first axes are channels. Or a table
-        of patterns on leaf names, with one of these words, None for a leaf kept whole, or the axes
-        of rows and columns, which may be several (as by T5X's factor rules):
-        ``{"*/query/kernel": (0, (1, 2))}`` takes a kernel of embedding, heads and width for a
-        matrix. Axes not named are a batch; leaves that no pattern matches have ``"last"``, and a
-        pattern that matches no leaf is an error.
+        from patterns on leaf names to one of these words, None (not factored), or the axes of rows
+        and columns. Each may be several axes, as in T5X's factor rules:
+        ``{"*/query/kernel": (0, (1, 2))}`` treats a kernel of embedding, heads and width as a
+        matrix. Other axes are a batch. Leaves that match no pattern use ``"last"``; a pattern that
+        matches no leaf is an error.
       eps_form: ``"added"`` (paper), or ``"clamped"``: the mean of the rows is at least eps and the
         second moment at least eps^2 (PyTorch).
-      factored: False keeps every second moment whole.
-      decay_offset: t counts from the step after this one, and is 1 before it. After
+      factored: False factors no leaf.
+      decay_offset: number of steps after which t starts to count; t is 1 before. After
         ``restart_moments`` it counts from the restart.
-      max_b2: what b_t is at most, in [0, 1), or a schedule of it; Zhai et al., 2106.04560, take
+      max_b2: upper bound of b_t, in [0, 1), or a schedule of it; Zhai et al., 2106.04560, use
         0.999. None for no bound.
-      b2: Adam's decay rate, in [0, 1), or a schedule of it, in the place of ``decay_rate``:
+      b2: Adam's decay rate, in [0, 1), or a schedule of it, used instead of ``decay_rate``:
         ``b_t = b2 (1 - b2^(t-1)) / (1 - b2^t)``, an average without bias (an option of the paper's
         code).
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
-      A part for the second moment: of an n x m matrix n + m values of state, of a leaf that is not
-      factored one per parameter.
-
-    Raises:
-      ValueError: an argument is out of range, or (in ``update``) the gradients do not fit the
-        state.
-      TypeError: a value is neither number nor schedule, or ``dtype`` is no real floating-point
-        dtype.
+      A part for the second moment, with n + m values of state for an n x m matrix, and one per
+      parameter for a leaf that is not factored.
     """
     axes = checked(axes)
     one_of("eps_form", eps_form, EPS_FORMS)
@@ -120,8 +114,8 @@ def factored_squares(
     clamped = eps_form == "clamped"
     if eps is None and not clamped:
         raise ValueError(
-            'eps=None is the machine epsilon, by which eps_form="clamped" bounds the root: give a '
-            'number to add to the square, or eps_form="clamped".'
+            'eps=None, the machine epsilon, needs eps_form="clamped": give that, or a number eps '
+            "to add to the square."
         )
     declared = declare(
         decay_rate=exponent(decay_rate) if b2 is None else None,
@@ -142,7 +136,7 @@ def factored_squares(
         params = numerics.unbox(params)
 
         def zeros(which: int) -> Tree:
-            """Zeros of the first (0) or the second (1) factor, sharded as the parameters."""
+            """Return the rows (0) or the columns (1), sharded like the parameters."""
 
             def leaf(split: Split, p: Any) -> jax.Array:
                 like = p
@@ -172,15 +166,15 @@ def factored_squares(
         def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
             if floor is not None:
                 new = lax.add(new, floor)
-            # The division keeps XLA from computing the average once more wherever it is read, for
-            # which it would copy what it overwrites.
+            # The division stops XLA from computing the average again for each reader, which would
+            # need a copy of the old average.
             mixed = lax.add(numerics.scaled(before, numerics.widen(old)), new)
             return numerics.cast(lax.div(mixed, span), old.dtype)
 
         def leaf(split: Split, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
             if not split:
                 return averaged(rows, numerics.abs_square(numerics.widen(g))), columns
-            # Two squares for two sums: one that both read would be stored, as large as the leaf.
+            # Compute the squares twice: XLA would store squares that both sums read.
             along_rows = mean_square(g, split.second)
             along_columns = mean_square(lax.optimization_barrier(g), split.first)
             return averaged(rows, along_rows), averaged(columns, along_columns)
@@ -207,9 +201,9 @@ def factored_squares(
             )
             if least is not None:
                 return lax.max(second, least * least), ()
-            # Roots of small arrays leave two multiplications an element, which XLA computes
-            # wherever they are needed instead of storing the whole matrix. A row or column that
-            # never had a gradient has factor 1: two inverse roots of 0 would overflow.
+            # With the roots of rows and columns, each element takes two multiplications, so XLA
+            # does not store the matrix. A row or column without any gradient has factor 1, because
+            # two inverse roots of 0 would overflow.
             row_factor = lax.div(
                 spread(numerics.root(mean), rows.shape, places),
                 numerics.root(numerics.nonzero(rows)),
@@ -228,7 +222,7 @@ def factored_squares(
         return Reading(raw, inverse_root=factors)
 
     def span_of(count: jax.Array, step: Step) -> jax.Array:
-        """1 / (1 - b_t): over how many steps the average reaches, as it were."""
+        """Return the effective window of the average, 1 / (1 - b_t) steps."""
         counted = lax.max(count - jnp.asarray(offset, count.dtype), jnp.ones_like(count))
         counted = numerics.scalar(counted)
         if b2 is None:
@@ -242,7 +236,7 @@ def factored_squares(
         return numerics.scalar(jnp.finfo(g.dtype).eps) if eps is None else step["eps"]
 
     def fitting(gradient: Tree, state: FactoredSquaresState) -> Tree:
-        """The parameters given to ``init``, as far as the factors tell."""
+        """Return the shapes of the parameters given to ``init``, inferred from the factors."""
 
         def leaf(name: str, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
             have = (rows.shape, columns.shape)
@@ -259,8 +253,8 @@ def factored_squares(
                 if len(shape) == g.ndim and split_at(name, shape).shapes(shape) == have:
                     return jax.ShapeDtypeStruct(shape, rows.dtype)
             raise ValueError(
-                f"the state has factors of the shapes {have} for {name!r}, which do not fit its "
-                f"gradient of the shape {g.shape}: keep min_dim_size_to_factor, axes and factored "
+                f"the state has factors of shapes {have} for {name!r}, which do not fit its "
+                f"gradient of shape {g.shape}: keep min_dim_size_to_factor, axes and factored "
                 "as they were, or start with tx.init(params)."
             )
 
@@ -272,12 +266,12 @@ def factored_squares(
 
 
 def mean_square(g: jax.Array, axes: Shape) -> jax.Array:
-    """The mean of |g|^2 along some axes."""
+    """Return the mean of |g|^2 over ``axes``."""
     total = lax.reduce_sum(numerics.abs_square(numerics.widen(g)), axes)
     return numerics.scaled(numerics.scalar(1.0 / math.prod(g.shape[axis] for axis in axes)), total)
 
 
 def spread(x: jax.Array, shape: Shape, missing: Shape) -> jax.Array:
-    """``x`` repeated along the axes that it lacks."""
+    """Repeat ``x`` along the axes that it lacks."""
     kept = tuple(axis for axis in range(len(shape)) if axis not in missing)
     return lax.broadcast_in_dim(x, shape, kept)

@@ -1,10 +1,10 @@
-"""diffGrad's friction: a smaller step where the gradient hardly changes.
+"""Shorten steps of elements whose gradient hardly changes (diffGrad's friction).
 
     xi = 1 / (1 + exp(-|g_previous - g|))            in [1/2, 1); g_previous = 0 at the first step
     direction <- xi direction
 
-Dubey et al., TNNLS 2020, arXiv 1909.11015. It depends on the gradient's scale: where |g| << 1, as
-in most networks, xi is 1/2 and the optimizer is Adam at half the learning rate.
+Dubey et al., TNNLS 2020, arXiv 1909.11015. xi depends on the scale of the gradient: if |g| << 1, as
+in most networks, xi is about 1/2 and the optimizer is Adam at half the learning rate.
 
 >>> friction().spec.kinds
 'moments -> moments'
@@ -42,22 +42,17 @@ class FrictionState(NamedTuple):
 
 
 def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
-    """Multiplies the direction by a sigmoid of the gradient's change, element by element.
+    """Multiply the direction by a sigmoid of the gradient's change, element by element.
 
     Args:
-      variant: ``"abs"``, sigmoid(|d|) in [1/2, 1) (paper); ``"signed"``, sigmoid(d) in (0, 1) with
-        d = g_previous - g (the paper's DFC1); ``"wide"``, 9 sigmoid(|d|/2) - 4 in [1/2, 5) (DFC2).
-        Of complex gradients the absolute value is taken; ``"signed"`` refuses them.
+      variant: ``"abs"``, sigmoid(|d|) in [1/2, 1) with d = g_previous - g (paper); ``"signed"``,
+        sigmoid(d) in (0, 1), for real gradients (the paper's DFC1); ``"wide"``,
+        9 sigmoid(|d|/2) - 4 in [1/2, 5) (DFC2).
       dtype: storage dtype; the default is float32 (float64 under x64).
 
     Returns:
-      A stage *moments -> moments* with one value of state per parameter. It may stand before or
-      after the other ones, and combines with rectification.
-
-    Raises:
-      ValueError: ``variant`` is unknown.
-      TypeError: (in ``init``) ``dtype`` is no real floating-point dtype, or (in ``update``)
-        ``"signed"`` meets complex gradients.
+      A stage *moments -> moments* with one value of state per parameter. It may come before or
+      after other such stages, and works with rectification.
     """
     one_of("variant", variant, VARIANTS)
 
@@ -71,7 +66,10 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
             change = lax.sub(numerics.widen(old), numerics.widen(g))
             if variant == "signed":
                 if jax.numpy.iscomplexobj(change):
-                    raise TypeError('variant="signed" has no meaning for complex gradients.')
+                    raise TypeError(
+                        f'variant="signed" needs real gradients, got {change.dtype}: give '
+                        'variant="abs" or "wide".'
+                    )
                 return lax.logistic(change)
             size = lax.abs(change)
             if variant == "abs":

@@ -1,11 +1,12 @@
-"""Adan's first moment: the gradient's average plus that of its differences.
+"""Average gradients and their differences, for Adan's first moment.
 
     d  = g - g_previous                    (0 at the first step)
     m' = b1 m + (1 - b1) g        v' = b2 v + (1 - b2) d
-    read: m' / mass_m + b2 v' / mass_v     and, to be squared by the second moment, g + b2 d
+    read: m' / mass_m + b2 v' / mass_v     (the second moment squares g + b2 d)
 
-Xie et al. 2022, arXiv 2208.06677, in the form of the authors' code: decay rates keep, where the
-paper's betas are 1 minus them, and averages start at 0 and are corrected.
+mass is the sum of the weights of an average. Xie et al. 2022, arXiv 2208.06677, in the form of the
+authors' code: b1 and b2 are decay rates (the paper's betas are 1 - b), and averages start at 0 and
+are corrected.
 
 >>> gradient_differences(0.98, 0.92).name
 'gradient_differences'
@@ -58,25 +59,20 @@ def gradient_differences(
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
-    """Average of gradients plus ``b2`` times the average of their differences, both corrected.
+    """Add ``b2`` times the average of gradient differences to the average of gradients.
 
     Args:
       b1: decay rate of the average of gradients, in [0, 1), or a schedule of it; 0.98 (code).
-      b2: decay rate of the average of differences, and their weight, in [0, 1), or a schedule of
-        it; 0.92 (code). With 0 the moment is ``ema(b1)``, corrected.
-      from_first: the averages begin with the first gradient and with the first difference, at the
-        second step, in place of 0 (the paper's Algorithm 1); then nothing is to be corrected.
+      b2: decay rate of the average of differences, and its weight in the sum, in [0, 1), or a
+        schedule of it; 0.92 (code). With 0 the moment is the corrected ``ema(b1)``.
+      from_first: start the averages at the first gradient and at the first difference (of the
+        second step) instead of 0 (the paper's Algorithm 1). Then there is no bias.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the first moment: three values of state per parameter. The previous gradient is
-      stored as it arrives here: clipped, and with L2 decay, if there is any.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the first moment, with three values of state per parameter. The previous gradient
+      is stored after clipping and L2 decay.
     """
 
     def init(params: Tree) -> DifferencesState:
@@ -95,7 +91,7 @@ def gradient_differences(
         difference = changes(gradient, state.previous, state.clock.mass == 0)
         b1, b2 = step["b1"], step["b2"]
         if from_first:
-            # The first step has no difference: a rate of 1 leaves its average and clock empty.
+            # The first step has no difference: a rate of 1 leaves that average empty.
             b2 = started(b2, state.difference_clock)
             b2 = lax.select(state.clock.mass == 0, lax.full_like(b2, 1), b2)
             b1 = started(b1, state.clock)
@@ -145,7 +141,7 @@ def gradient_differences(
         )
 
     def write_after_read(state: DifferencesState, second: Any) -> DifferencesState:
-        # Both averages read the previous gradient, which the present one overwrites.
+        # Both averages read the previous gradient, which the current one overwrites.
         squares = getattr(second, "moment", None)
         readers = [state.difference] if squares is None else [state.difference, squares]
         return state._replace(previous=after(state.previous, *readers, kept=True))

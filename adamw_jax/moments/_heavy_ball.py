@@ -1,9 +1,9 @@
-"""Heavy-ball momentum as a part: the buffer of SGD (Polyak 1964; Sutskever et al. 2013).
+"""Provide the momentum buffer of SGD as a part (Polyak 1964; Sutskever et al. 2013).
 
     m' = momentum m + (1 - dampening) g        (m' = g at the first step, as in PyTorch)
     read: m', or g + momentum m' with Nesterov's look-ahead
 
-It is a sum, not an average, so nothing corrects its bias.
+It is a sum, not an average, so it has no bias to correct.
 
 >>> heavy_ball(0.9).name
 'heavy_ball'
@@ -48,23 +48,18 @@ def heavy_ball(
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
-    """Momentum buffer ``m' = momentum m + (1 - dampening) g``.
+    """Accumulate momentum, ``m' = momentum m + (1 - dampening) g``.
 
     Args:
       momentum: factor in [0, 1] on the buffer, or a schedule of it; 0.9, the usual one.
-      dampening: what is withheld of each gradient but the first, in [0, 1], or a schedule of it;
-        None for nothing.
+      dampening: share of each gradient that is left out, except of the first, in [0, 1], or a
+        schedule of it; None for 0.
       nesterov: read ``g + momentum m'`` instead of ``m'``.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the first moment: one value of state per parameter.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the first moment, with one value of state per parameter.
     """
     declared = declare(momentum=fraction(momentum))
     if dampening is not None:

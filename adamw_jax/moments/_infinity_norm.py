@@ -1,4 +1,4 @@
-"""The infinity norm of AdaMax as a part (Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2).
+"""Provide AdaMax's infinity norm as a part (Kingma & Ba 2014, arXiv 1412.6980, Algorithm 2).
 
     u' = max(b2 u, |g| + eps)
 
@@ -44,7 +44,7 @@ def infinity_norm(
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
-    """Exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
+    """Track the exponentially weighted infinity norm, ``u' = max(b2 u, |g| + eps)``.
 
     Args:
       b2: decay rate in [0, 1), or a schedule of it; 0.999 (paper).
@@ -53,12 +53,7 @@ def infinity_norm(
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the second moment: one real value of state per parameter. It is a magnitude.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the second moment, a magnitude, with one real value of state per parameter.
     """
 
     def init(params: Tree) -> InfinityNormState:

@@ -1,9 +1,10 @@
-"""KOALA-V: the parameters stand still, and every loss value measures them.
+"""Estimate the parameters from loss values by a Kalman filter without velocity (KOALA-V).
 
     P <- P + q;    S = P |g|^2 + R;    direction = P (loss - target) / S g;    P <- P R / S
 
-R = 0 is Polyak's step (loss - target) / |g|^2, which no step exceeds. With a constant |g| and R the
-variance before the measurement settles at (q + sqrt(q^2 + 4 q R / |g|^2)) / 2.
+P is the variance of the parameters, q the process noise, R the measurement noise. R = 0 is Polyak's
+step (loss - target) / |g|^2, the longest possible. With a constant |g| and R the variance before a
+measurement tends to (q + sqrt(q^2 + 4 q R / |g|^2)) / 2.
 
 >>> import jax.numpy as jnp
 >>> tx = loss_filter(r=0.0)
@@ -48,7 +49,7 @@ class LossFilterState(NamedTuple):
     """State of KOALA-V, two scalars.
 
     Attributes:
-      variance: P, that of the parameters after the last step.
+      variance: P, the variance of the parameters after the last step.
       noise: R of the last step.
     """
 
@@ -68,31 +69,26 @@ class LossFilterOptions(FilterOptions, total=False):
     ]
     q: Annotated[
         ScalarOrSchedule,
-        Option(1.0, "process noise, by which P grows at every step, >= 0; 1 (code)."),
+        Option(1.0, "process noise, added to P at every step, >= 0; 1 (code)."),
     ]
     decay_in_direction: Annotated[
         bool,
         Option(
             False,
-            "step along the gradient of the loss with that term, g + wd theta; the authors step "
-            "along g.",
+            "step along the gradient of the loss with decay, g + wd theta; the authors step along "
+            "g.",
         ),
     ]
 
 
 def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilterOptions]) -> Stage:
-    """The stage of ``koala_v``. Arguments as for ``koala_v``.
+    """Make the stage of ``koala_v``. Arguments as for ``koala_v``.
 
-    Of ``rules`` the multipliers of the decay are read, and nothing else.
+    Only the multipliers of the decay are read from ``rules``.
 
     Returns:
       A stage *gradient -> direction* with two scalars of state. Its ``update`` needs ``value``, the
-      loss, and with a decay the parameters.
-
-    Raises:
-      ValueError: a value is out of its range or does not go with the others, or (in ``update``)
-        loss or parameters are missing, or the gradients do not fit them.
-      TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
+      loss, and for a decay the parameters.
     """
     o = types.SimpleNamespace(**filled(LossFilterOptions, options))
     switch("decay_in_direction", o.decay_in_direction)

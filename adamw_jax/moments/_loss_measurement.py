@@ -1,14 +1,15 @@
-"""What both filters do with one loss value: its noise, and a gain for every leaf.
+"""Compute the gain of each leaf from one loss value, for both KOALA filters.
 
     R <- alpha_r R + (1 - alpha_r) mean((loss_i - target)^2)               unless R is given
     e = g + wd theta;    l = loss - target + wd/2 |theta|^2                leaf by leaf
     S = P |e|^2 + R;     gain = l / S
 
-Leaves, or the entries of a leaf that stacks them, are the layers of the paper: each has its own S,
-P is shared; ``per_leaf=False`` makes all leaves one layer. The leaf whose |e|^2 / S is largest, h,
-is that of the largest |e|, so P - P^2 h = P R / (P max |e|^2 + R), which cancels nothing and stays
-positive in float32. A measurement that is not finite, or overflows squared, says nothing: P and R
-stay as they are, and an infinite one moves nothing. A NaN is seen in the update.
+R is the measurement noise, P the variance of the parameters, wd the coefficient of decay. A leaf is
+a layer of the paper: each has its own S, and P is shared. A leaf may also stack several layers, and
+``per_leaf=False`` makes all leaves one layer. The largest h = |e|^2 / S is that of the layer with
+the largest |e|. So P - P^2 h = P R / (P max |e|^2 + R), without cancellation, so it stays positive
+in float32. If the measurement or its square is not finite, P and R do not change. An infinite one
+moves nothing; a NaN shows in the update.
 
 >>> import jax.numpy as jnp
 >>> measured("koala_v", {"value": jnp.float32(2.0)}, jnp.float32(0.5))
@@ -44,8 +45,8 @@ from adamw_jax.direction._decay import decay_factors
 
 Tree = Any
 
-SILENT = 1e-9
-"""A leaf whose gradient has a smaller norm says nothing: it does not move (the authors' code)."""
+LEAST_NORM = 1e-9
+"""Layers whose gradient has a smaller norm do not move and measure nothing (authors' code)."""
 
 
 class FilterOptions(TypedDict, total=False):
@@ -55,19 +56,21 @@ class FilterOptions(TypedDict, total=False):
         ScalarOrSchedule | None,
         Option(
             None,
-            "measurement noise R, >= 0; None learns it: an average of ``value_sq_mean`` from 1.",
+            "measurement noise R, >= 0; None estimates it: an average of ``value_sq_mean`` that "
+            "starts at 1.",
         ),
     ]
     alpha_r: Annotated[
         ScalarOrSchedule, Option(0.9, "decay rate of that average, in [0, 1); 0.9 (paper).")
     ]
-    target: Annotated[ScalarOrSchedule, Option(0.0, "the loss to be reached; 0.")]
+    target: Annotated[ScalarOrSchedule, Option(0.0, "the loss to reach; 0.")]
     weight_decay: Annotated[
         ScalarOrSchedule | None,
         Option(
             None,
-            "coefficient of the term wd/2 |theta|^2 of the loss of a leaf, a number or schedule; "
-            "None for none. It enters the loss and the norm, with KOALA-M the direction, too.",
+            "coefficient of the term wd/2 |theta|^2 that is added to the loss of each leaf, a "
+            "number or schedule; None for no term. It enters the loss and the norm, and in KOALA-M "
+            "also the direction.",
         ),
     ]
     mask: Annotated[
@@ -81,51 +84,52 @@ class FilterOptions(TypedDict, total=False):
         Mask,
         Option(
             None,
-            "which leaves stack layers along their first axis (``nnx.scan``), so that each layer "
-            "has its own S; given like ``mask``. None for no leaf.",
+            "which leaves stack layers along their first axis (``nnx.scan``), given like ``mask``; "
+            "each layer then has its own S. None for no leaf.",
         ),
     ]
     per_leaf: Annotated[
         bool,
         Option(
             True,
-            "every leaf is a layer with its own S (the paper's layer-wise form, and the code's); "
-            "False gives all leaves together one S.",
+            "each leaf is a layer with its own S (the layer-wise form of paper and code); False "
+            "uses one S for all leaves.",
         ),
     ]
 
 
 class Measurement(NamedTuple):
-    """The loss above its target, and the mean square of that over the batch: two scalars."""
+    """The loss minus its target, and the mean of its square over the batch: two scalars."""
 
     residual: jax.Array
     mean_square: jax.Array
 
 
 class Gains(NamedTuple):
-    """What the measurement says to every leaf.
+    """The gains that a measurement gives.
 
     Attributes:
-      error: gradient with decay in it, params-shaped.
-      gain: l / S, a scalar per leaf, or shaped like a leaf of stacked layers; 0 where silent.
-      heard: whether the leaf, or its layer, is not silent; likewise.
-      shrink: R / S of the leaf that says most, by which the variance of the state falls.
-      information: its |e|^2 / S.
+      error: e, the gradient with decay, params-shaped.
+      gain: l / S, a scalar per leaf, or shaped like the leaf if it stacks layers; 0 if the layer
+        measures nothing.
+      informative: whether the layer measures something, shaped like ``gain``.
+      shrink: R / S of the most informative layer; the shared variance is multiplied by it.
+      information: |e|^2 / S of that layer.
     """
 
     error: Tree
     gain: Tree
-    heard: Tree
+    informative: Tree
     shrink: jax.Array
     information: jax.Array
 
 
 class Layers(NamedTuple):
-    """What has an S of its own.
+    """The layers, each with its own S.
 
     Attributes:
-      stacked: the leaves of which every index of the first axis is a layer.
-      per_leaf: whether the other leaves are one layer each; otherwise all of them are one.
+      stacked: the leaves that stack layers along their first axis.
+      per_leaf: whether each of the other leaves is a layer; otherwise all leaves are one layer.
     """
 
     stacked: masks.Mask
@@ -133,32 +137,24 @@ class Layers(NamedTuple):
 
     @classmethod
     def of(cls, stacked: masks.Mask, per_leaf: bool) -> Layers:
-        """Checked.
-
-        Raises:
-          ValueError: ``per_leaf`` is no bool, or False where leaves are stacked.
-        """
+        """Check and make the layers."""
         switch("per_leaf", per_leaf)
         if stacked is not None and not per_leaf:
             raise ValueError(
-                "stacked says which leaves hold several layers, but per_leaf=False makes one layer "
-                "of all leaves: leave one of the two out."
+                "stacked names leaves of several layers, but per_leaf=False makes all leaves one "
+                "layer: leave one of the two out."
             )
         return cls(stacked, per_leaf)
 
 
 def measured(name: str, extra: Mapping[str, Any], target: jax.Array) -> Measurement:
-    """The measurement among the extra arguments of ``update``.
-
-    Raises:
-      ValueError: there is no ``value``, or an argument is no scalar.
-    """
+    """Return the measurement from the extra arguments of ``update``."""
     value = extra.get("value")
     if value is None:
         raise ValueError(
-            f"{name} measures the loss, but update got no value: call "
-            "tx.update(gradients, state, params, value=loss), with the loss that the gradients are "
-            "of. optax.chain and the wrappers pass it on."
+            f"{name} needs the loss, but update got no value: call "
+            "tx.update(gradients, state, params, value=loss) with the loss of these gradients. "
+            "optax.chain and the wrappers pass it on."
         )
     value = numerics.scalar(real_number(value, "value, the loss, is"))
     residual = value - target
@@ -173,13 +169,13 @@ def measured(name: str, extra: Mapping[str, Any], target: jax.Array) -> Measurem
 def declare_noise(
     r: ScalarOrSchedule | None, alpha_r: ScalarOrSchedule
 ) -> dict[str, Hyperparameter]:
-    """The measurement noise as hyperparameter: ``r``, or the rate at which it is learned."""
+    """Declare ``r``, or if it is None ``alpha_r``, the decay rate of its estimate."""
     alpha = declare(alpha_r=decay_rate(alpha_r))
     return alpha if r is None else declare(r=nonnegative(r))
 
 
 def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.Array:
-    """R for this step."""
+    """Return R for this step."""
     if "r" in step.values:
         return step["r"]
     alpha, square = step["alpha_r"], measurement.mean_square
@@ -187,20 +183,20 @@ def noise_after(noise: jax.Array, measurement: Measurement, step: Step) -> jax.A
 
 
 def start_value(**named: Ranged) -> Any:
-    """A function that gives the initial value of a scalar of the state, now checked."""
+    """Check a scalar of the state and return a function that makes its initial value."""
     (checked,) = declare(**named).values()
-    # Never the caller's buffer: it may be donated.
+    # Copy, because the caller's buffer may be donated.
     return lambda: jnp.array(checked.at(jnp.zeros([], jnp.int32)), copy=True)
 
 
 def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
-    """The decay coefficient as hyperparameter, where there is one."""
+    """Declare the decay coefficient, if there is one."""
     if weight_decay is not None:
         return declare(weight_decay=nonnegative(weight_decay))
     if mask is not None:
         raise ValueError(
-            "mask says which leaves decay, but weight_decay is not given: give it, or leave mask "
-            "out."
+            "mask selects the leaves that decay, but weight_decay is not given: give it, or leave "
+            "mask out."
         )
     return {}
 
@@ -208,7 +204,7 @@ def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str,
 def decay_shares(
     mask: masks.Mask, rules: ParameterRules | None, params: Tree, step: Step
 ) -> Tree | None:
-    """What multiplies the decay coefficient in every leaf, or None where nothing decays."""
+    """Return the factor on the decay coefficient of each leaf, or None without decay."""
     if "weight_decay" not in step.values:
         return None
     return decay_factors(mask, rules, params)
@@ -223,7 +219,7 @@ def gains(
     noise: jax.Array,
     layers: Layers,
 ) -> Gains:
-    """Every leaf's gain, and how much the shared variance learns."""
+    """Return the gain of each leaf, and the factor on the shared variance."""
     leaves, structure = jax.tree.flatten(gradient)
     layered = structure.flatten_up_to(_layered(layers.stacked, gradient))
     nothing = [None] * len(leaves)
@@ -244,32 +240,34 @@ def gains(
     if not layers.per_leaf:
         sizes = [tuple(map(sum, zip(*sizes, strict=True)))] * len(leaves)
     lost = jnp.isinf(measurement.mean_square) | jnp.isinf(measurement.residual)
-    factor_of, heard_by, loudest = [], [], zero
+    factor_of, informative_by, largest = [], [], zero
     for error, own, (size, square, decay) in zip(errors, layered, sizes, strict=True):
         spread = variance * square + noise
-        silent = (size < SILENT**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
-        heard = lax.bitwise_not(silent)  # NaN is heard: it must not pass unseen
+        ignored = (size < LEAST_NORM**2) | (spread <= 0.0) | jnp.isinf(spread) | lost
+        informative = lax.bitwise_not(ignored)  # also for NaN, so that it shows in the update
         gain = (measurement.residual + decay) / numerics.nonzero(spread)
-        gain = lax.select(heard, gain, lax.full_like(gain, 0))
-        square = lax.select(heard, square, lax.full_like(square, 0))
+        gain = lax.select(informative, gain, lax.full_like(gain, 0))
+        square = lax.select(informative, square, lax.full_like(square, 0))
         if own:
             square = lax.reduce_max(square, (0,))
-            gain, heard = (lax.broadcast_in_dim(x, error.shape, (0,)) for x in (gain, heard))
+            gain, informative = (
+                lax.broadcast_in_dim(x, error.shape, (0,)) for x in (gain, informative)
+            )
         factor_of.append(gain)
-        heard_by.append(heard)
-        loudest = lax.max(loudest, square)
-    spread = variance * loudest + noise
-    learns = ~(loudest <= 0.0) & lax.is_finite(measurement.mean_square)
+        informative_by.append(informative)
+        largest = lax.max(largest, square)
+    spread = variance * largest + noise
+    learns = ~(largest <= 0.0) & lax.is_finite(measurement.mean_square)
     safe = numerics.nonzero(spread)
     return Gains(
-        *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, heard_by)),
+        *(jax.tree.unflatten(structure, x) for x in (errors, factor_of, informative_by)),
         shrink=lax.select(learns, noise / safe, jnp.ones_like(noise)),
-        information=lax.select(learns, loudest / safe, zero),
+        information=lax.select(learns, largest / safe, zero),
     )
 
 
 def _square(x: jax.Array, layered: bool) -> jax.Array:
-    """|x|^2 of a leaf, or of every layer in it."""
+    """Return |x|^2 of a leaf, or of each layer in it."""
     if not layered:
         return square_norm(x)
     check_uncut(x, "a leaf of stacked layers", "leave stacked= out")
@@ -277,7 +275,7 @@ def _square(x: jax.Array, layered: bool) -> jax.Array:
 
 
 def _layered(stacked: masks.Mask, gradient: Tree) -> Tree:
-    """Which leaves stack layers along their first axis, as a tree of bools."""
+    """Return which leaves stack layers along their first axis, as a tree of bools."""
     if stacked is None:
         return jax.tree.map(lambda _: False, gradient)
     chosen = masks.resolve(stacked, gradient, "stacked")

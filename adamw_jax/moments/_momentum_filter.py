@@ -1,14 +1,15 @@
-"""KOALA-M: the parameters move with a velocity p, and every loss value measures both.
+"""Estimate parameters and a velocity from loss values by a Kalman filter (KOALA-M).
 
     predict    theta <- theta + p;    p <- kappa p
                P <- F P F' + diag(Q, qv),   F = (1 1; 0 kappa)
     measure    S = P11 |e|^2 + R;     theta <- theta - lr P11 l/S e;    p <- p - lr P21 l/S e
                P <- P - h P_1 P_1',   h = |e|^2 / S,  P_1 the first column
-    Q <- 0.9 Q + 0.1 |E - theta| / n,    E <- 0.9 E + 0.1 theta             (e, l: see measurement)
+    Q <- 0.9 Q + 0.1 |E - theta| / n,    E <- 0.9 E + 0.1 theta
 
-The gradient belongs to the *predicted* theta. So an update ends with the move of the next
-prediction: the parameters that the user holds are predicted ones, and ``eval_params`` takes the
-velocity off again. The rest of the prediction, which needs no gradient, begins the next update.
+p is the velocity, P the covariance of parameter and velocity, n the number of parameters; e and l
+are defined in ``_loss_measurement``. The gradient is taken at the *predicted* theta. So an update
+includes the next prediction of theta: the parameters between steps are predictions, and
+``eval_params`` subtracts the velocity. The next update predicts p and P, which needs no gradient.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ SHARE = 0.1
 
 
 class Covariance(NamedTuple):
-    """The 2x2 covariance of parameter and velocity, the same for every element: three scalars."""
+    """The 2x2 covariance of parameter and velocity, three scalars shared by all elements."""
 
     parameter: jax.Array
     cross: jax.Array
     velocity: jax.Array
 
     def predicted(self, kappa: jax.Array, q: jax.Array, qv: jax.Array) -> Covariance:
-        """F P F' + diag(q, qv)."""
+        """Return F P F' + diag(q, qv)."""
         drift = self.cross + self.velocity
         return Covariance(
             self.parameter + self.cross + drift + q,
@@ -66,9 +67,9 @@ class Covariance(NamedTuple):
         )
 
     def corrected(self, shrink: jax.Array, information: jax.Array) -> Covariance:
-        """P - h P_1 P_1', which stays positive in float32."""
+        """Return P - h P_1 P_1', which stays positive in float32."""
         square = self.cross * self.cross
-        # What rounding may take from the difference, the correlation cannot exceed.
+        # Rounding may make the difference too small for a correlation of at most 1.
         least = square / numerics.nonzero(self.parameter) * shrink
         left = self.velocity - square * information
         return Covariance(self.parameter * shrink, self.cross * shrink, lax.max(left, least))
@@ -79,9 +80,9 @@ class MomentumFilterState(NamedTuple):
 
     Attributes:
       covariance: P after the last step.
-      drift: Q, the noise of the parameters' motion.
+      drift: Q, the process noise of the parameters.
       noise: R of the last step.
-      velocity: p of the last step, params-shaped, which has moved the parameters already.
+      velocity: p of the last step, params-shaped; it is already added to the parameters.
       average: running average E of the parameters, params-shaped.
     """
 
@@ -93,7 +94,7 @@ class MomentumFilterState(NamedTuple):
     exact = ("average",)
 
     def eval_params(self) -> tuple[Tree, Any]:
-        """The parameters without the velocity that prediction added."""
+        """Return the velocity, and a function that subtracts it from the parameters."""
 
         def evaluate(velocity: jax.Array, theta: jax.Array) -> jax.Array:
             return lax.sub(numerics.widen(theta), numerics.widen(velocity))
@@ -108,11 +109,13 @@ class MomentumFilterOptions(FilterOptions, total=False):
         float,
         Option(
             0.1,
-            "variance of the parameters before the first step, >= 0; 0.1 (code), as for ``sv``.",
+            "variance of the parameters before the first step, >= 0; 0.1 (code).",
         ),
     ]
-    sv: Annotated[float, Option(0.1, "variance of the velocity before it, >= 0.")]
-    sc: Annotated[float, Option(0.0, "their covariance before it; 0 (code).")]
+    sv: Annotated[
+        float, Option(0.1, "variance of the velocity before the first step, >= 0; 0.1 (code).")
+    ]
+    sc: Annotated[float, Option(0.0, "their covariance before the first step; 0 (code).")]
     kappa: Annotated[
         ScalarOrSchedule, Option(0.9, "factor on the velocity, in [0, 1]; 0.9 (paper).")
     ]
@@ -120,9 +123,9 @@ class MomentumFilterOptions(FilterOptions, total=False):
         float,
         Option(
             0.01,
-            "process noise of the parameters before the first step, >= 0; 0.01 (code). Then it "
-            "follows the distance of the parameters to their running average, over the number of "
-            "parameters.",
+            "process noise of the parameters before the first step, >= 0; 0.01 (code). From then "
+            "on it is estimated: the distance of the parameters from their running average, "
+            "divided by the number of parameters.",
         ),
     ]
     qv: Annotated[
@@ -132,9 +135,9 @@ class MomentumFilterOptions(FilterOptions, total=False):
         bool,
         Option(
             False,
-            "the paper's process noise, the squared distance to a running average that starts at "
-            "the parameters and holds the present ones. The authors' code averages the distance "
-            "itself, and its running average starts at 0.",
+            "use the paper's process noise, the squared distance from a running average that "
+            "starts at the parameters and includes the current ones. The authors' code averages "
+            "the distance itself, and its running average starts at 0.",
         ),
     ]
 
@@ -145,21 +148,15 @@ def momentum_filter(
     dtype: Any = None,
     **options: Unpack[MomentumFilterOptions],
 ) -> Stage:
-    """The stage of ``koala_m``. Arguments as for ``koala_m``.
+    """Make the stage of ``koala_m``. Arguments as for ``koala_m``.
 
-    ``dtype`` is that of velocity and average as they are stored, None for float32 (float64 under
-    x64). The learning rate is inside, because the velocity has it too. ``rules`` that freeze belong
-    to ``compose(frozen=...)``; their multipliers are read here.
+    ``dtype`` is the storage dtype of velocity and average, None for float32 (float64 under x64).
+    The stage applies the learning rate itself, because the velocity includes it. It reads the
+    multipliers of ``rules``; to freeze leaves use ``compose(frozen=...)``.
 
     Returns:
       A stage *gradient -> update* with two values of state per parameter. Its ``update`` needs the
       parameters and ``value``, the loss.
-
-    Raises:
-      ValueError: a value is out of its range or does not go with the others, or (in ``update``)
-        loss or parameters are missing, or the gradients do not fit them.
-      TypeError: a value is neither number nor schedule, a leaf is not floating-point, or (in
-        ``init``) ``dtype`` is no real floating-point dtype.
     """
     o = types.SimpleNamespace(**filled(MomentumFilterOptions, options))
     switch("squared_drift", o.squared_drift)
@@ -193,7 +190,7 @@ def momentum_filter(
     def read(
         gradient: Tree, state: MomentumFilterState, step: Step
     ) -> tuple[MomentumFilterState, Tree, Gains]:
-        """The state as predicted, the parameters, and what the loss says of them."""
+        """Return the predicted state, the parameters and their gains."""
         check_gradient(gradient, state.velocity)
         params = jax.tree.map(lambda p: numerics.widen(jnp.asarray(p)), step.params)
         velocity = jax.tree.map(numerics.widen, state.velocity)
@@ -237,10 +234,14 @@ def momentum_filter(
         update = jax.tree.map(lambda v, b: lax.sub(numerics.widen(v), b), new_velocity, back)
         if not o.squared_drift:
 
-            def averaged(heard: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array) -> jax.Array:
-                return lax.select(heard, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e)
+            def averaged(
+                informative: jax.Array, e: jax.Array, p: jax.Array, b: jax.Array
+            ) -> jax.Array:
+                return lax.select(
+                    informative, _towards(numerics.scalar(SHARE), e, lax.sub(p, b)), e
+                )
 
-            average = jax.tree.map(averaged, found.heard, average, params, back)
+            average = jax.tree.map(averaged, found.informative, average, params, back)
         # The average reads the parameters, which the update overwrites.
         update = after(update, average, kept=True)
         return update, MomentumFilterState(
@@ -277,15 +278,15 @@ def _square_distance(a: Tree, b: Tree) -> jax.Array:
 
 
 def _number(tree: Tree) -> int:
-    """How many parameters there are, at least 1."""
+    """Return the number of parameters, at least 1."""
     return max(1, sum(size(x) for x in jax.tree.leaves(tree)))
 
 
 def _check_covariance(sw: Any, sc: Any, sv: Any) -> None:
-    """Raises where known numbers are no covariance."""
+    """Raise an error if numbers known now cannot be a covariance."""
     known = all(isinstance(x, (int, float)) for x in (sw, sc, sv))
     if known and sc * sc > sw * sv:
         raise ValueError(
-            f"sc must be at most sqrt(sw sv) = {(sw * sv) ** 0.5:g} in size, as a covariance is, "
+            f"sc is a covariance, so |sc| must be at most sqrt(sw sv) = {(sw * sv) ** 0.5:g}, "
             f"got {sc!r}."
         )

@@ -1,6 +1,8 @@
-"""Nesterov's look-ahead on the first moment (Dozat 2016, NAdam, in optax's form).
+"""Look ahead with the first moment, as NAdam does (Dozat 2016, in optax's form).
 
     m_hat = b1 m / mass_next + (1 - b1) g / mass        mass_next = b1 mass + (1 - b1)
+
+mass is the sum of the weights of the average m.
 
 >>> nesterov().spec.name
 'nesterov'
@@ -20,16 +22,16 @@ from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 
 def nesterov() -> Stage:
-    """Replaces the first moment by its value one step ahead, bias corrected.
+    """Replace the first moment by its bias-corrected value one step ahead.
 
-    With a constant b1 it is what ``optax.adam(nesterov=True)`` computes.
+    With a constant b1 this equals ``optax.adam(nesterov=True)``.
 
     Returns:
-      A stage *moments -> moments*, to stand before ``correct_bias``, which then corrects the second
-      moment only.
+      A stage *moments -> moments*. Put it before ``correct_bias``, which then corrects only the
+      second moment.
 
     Raises:
-      ValueError: (in ``update``) the first moment is no moving average, or is corrected already.
+      ValueError: (in ``update``) the first moment is not a moving average, or is already corrected.
     """
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
@@ -41,7 +43,7 @@ def nesterov() -> Stage:
                 "heavy_ball has its own nesterov=True."
             )
         if reading.divisor is not None:
-            raise ValueError("nesterov() must stand before correct_bias(), not after it.")
+            raise ValueError("nesterov() must come before correct_bias(): exchange them.")
         b, mass = reading.rate, reading.clock.mass
         rest = jnp.ones([], b.dtype) - b
         ahead = divided(reading.value, b * mass + rest)

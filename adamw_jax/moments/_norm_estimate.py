@@ -1,12 +1,12 @@
-"""An online estimate of the size of the gradient, by which the step is divided.
+"""Divide the gradient by a running estimate of its norm.
 
     direction = g_t / (m_t + floor)
     m_1 = |g_1|;    m_{t+1}^2 = beta m_t^2 + (1 - beta) |g_t|^2
 
-In the spirit of Zhang, Lin, Das, Sra & Jadbabaie, ICML 2022, arXiv 2006.04429, for noise whose size
-changes during the run: in long phases, since a single outburst cannot be foreseen. One norm over
-all leaves, unlike RMSProp; and m_t does not know g_t, so that the length of a step does not depend
-on the noise of its own direction.
+After Zhang, Lin, Das, Sra & Jadbabaie, ICML 2022, arXiv 2006.04429, for noise whose size changes
+slowly during the run; a single large gradient cannot be predicted. Unlike RMSProp it uses one norm
+over all leaves, and m_t does not include g_t, so the length of a step does not depend on the noise
+in its direction.
 
 >>> scale_by_norm_estimate().spec.kinds
 'gradient -> direction'
@@ -39,8 +39,8 @@ class NormEstimateState(NamedTuple):
     """State of ``scale_by_norm_estimate``.
 
     Attributes:
-      square: the average of |g|^2 over the gradients so far, a scalar; 0 before the first. One that
-        is not finite says nothing and is left out.
+      square: the average of |g|^2, a scalar; 0 before the first gradient. Norms that are not finite
+        are left out.
     """
 
     square: jax.Array
@@ -49,23 +49,18 @@ class NormEstimateState(NamedTuple):
 def scale_by_norm_estimate(
     beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 1e-3, use_previous: bool = True
 ) -> Stage:
-    """Divides the gradient by an estimate of its norm over all leaves.
+    """Divide the gradient by an estimate of its norm over all leaves.
 
     Args:
-      beta: decay rate of the average of squared norms, in [0, 1); 0.9. The theory takes
+      beta: decay rate of the average of squared norms, in [0, 1); 0.9. The theory uses
         1 - O(T^(-2/3)) for T steps.
       floor: added to the estimate, >= 0, in the units of the gradient's norm; 1e-3.
-      use_previous: the estimate of the gradients before this one; the first step has |g_1|. False
-        takes the present gradient in, as RMSProp does.
+      use_previous: estimate from the gradients before this one (the first step uses |g_1|). False
+        includes the current gradient, as RMSProp does.
 
     Returns:
       A stage *gradient -> direction* with one scalar of state. Under ``optax.partition`` and
-      ``optax.masked`` the norm is of the leaves that the part sees.
-
-    Raises:
-      ValueError: a value is out of its range, ``use_previous`` is no bool, or (in ``update``) the
-        gradients do not fit the parameters, where those are given.
-      TypeError: a value is neither number nor schedule, or a leaf is not floating-point.
+      ``optax.masked`` the norm is over the leaves of its part.
     """
     switch("use_previous", use_previous)
 
@@ -78,7 +73,7 @@ def scale_by_norm_estimate(
     ) -> tuple[Tree, NormEstimateState]:
         check_gradient(gradient, step.params)
         now, norm, beta = square_norm_of_tree(gradient), norm_of_tree(gradient), step["beta"]
-        empty = state.square == 0  # nothing seen, or a restart
+        empty = state.square == 0  # at the start or after a restart
         before = lax.select(empty, now, state.square)
         after = beta * before + (1.0 - beta) * now
         length = lax.select(empty, norm, numerics.root(state.square))
@@ -91,12 +86,12 @@ def scale_by_norm_estimate(
         return direction, NormEstimateState(lax.select(lax.is_finite(now), after, state.square))
 
     def slopes(gradient: Tree | None, state: NormEstimateState, step: Step) -> Tree:
-        del gradient  # what is stored divides the step to come or, without use_previous, the last
+        del gradient  # the state divides the next step or, without use_previous, the last one
         empty = state.square == 0
         if not isinstance(empty, jax.core.Tracer) and empty:
             raise ValueError(
-                "the norm estimate has seen no gradient but zeros since it started: make a step "
-                "first."
+                "the norm estimate has seen only zero gradients since it started: make a step "
+                "with another gradient first."
             )
         slope = 1.0 / (numerics.root(state.square) + step["floor"])
         slope = lax.select(empty, lax.full_like(slope, jnp.nan), slope)

@@ -1,10 +1,10 @@
-"""The interface of a part: one accumulator of ``estimate_moments``.
+"""Define a part, one accumulator of ``estimate_moments``.
 
-A part is three pure functions. ``init(params)`` gives its state, ``update(gradient, state, step,
+A part has three pure functions. ``init(params)`` returns its state, ``update(gradient, state, step,
 first)`` the state after one gradient, and ``read(state, gradient, step)`` the moment that the
-stages see. ``first`` is the reading of the first moment after this gradient, which a centred
-second moment needs. State trees are shaped like the parameters, so that sharding, masking and
-``optax.tree.map_params`` see through them.
+stages see. ``first`` is the first moment after this gradient, which a centred second moment needs.
+State trees are shaped like the parameters, so that sharding, masking and ``optax.tree.map_params``
+work on them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Part(NamedTuple):
     """One accumulator: its declaration and its pure functions.
 
     Attributes:
-      name: what ``summary`` and error messages call it.
+      name: its name in ``summary`` and error messages.
       hyperparams: its hyperparameters by name.
       init: ``params -> state``.
       update: ``(gradient, state, step, first) -> state``.
       read: ``(state, gradient, step) -> Reading``, or None for no second moment.
-      magnitude: whether it is on the scale of |g| (only for second moments).
-      entry: ``(state before the update, gradient, step) -> tree`` that the second moment squares in
-        place of the gradient, or None (only for first moments).
-      write_after_read: ``(state after the update, state of the second moment after its) -> state``,
-        the same values, written only after the second moment, whose entry reads what they
-        overwrite (only for first moments).
-      kind: the class of its state, or None where it has none of its own.
-      storage: how its arrays are stored, or None for as they are.
+      magnitude: whether it is on the scale of |g|, not |g|^2 (only for second moments).
+      entry: ``(state before the update, gradient, step) -> tree``, which the second moment squares
+        instead of the gradient, or None (only for first moments).
+      write_after_read: ``(new state, new state of the second moment) -> new state`` with the same
+        values, called after the second moment was updated, so that arrays it reads are overwritten
+        last; None if not needed (only for first moments).
+      kind: the class of its state, or None if the state has no class of its own.
+      storage: how its arrays are stored; None stores them unchanged.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Part(NamedTuple):
 
 
 class AverageState(NamedTuple):
-    """State of an exponential moving average of gradients, or of what a part of yours averages.
+    """State of an exponential moving average, of gradients or in a part of your own.
 
-    The first field of every part is its moment, and the field's name says of what, so that no
-    checkpoint of one is taken for another's. ``twins`` are the fields of optax's states that hold
-    the same.
+    The first field of a part's state is its moment. Each part names it differently, so that a
+    checkpoint of one part is not restored into another. ``twins`` are the fields of optax's states
+    with the same content.
 
     Attributes:
-      average: params-shaped.
-      clock: the sum of its weights, and their ages.
+      average: the average, params-shaped.
+      clock: the sum of its weights, and of the weights times the ages of their entries.
     """
 
     average: Tree
@@ -77,12 +77,12 @@ class AverageState(NamedTuple):
 
 
 def with_moment(state: Any, moment: Tree) -> Any:
-    """The state of a part with another moment."""
+    """Replace the moment in the state of a part."""
     return state._replace(**{state._fields[0]: moment})
 
 
 def zeros(params: Tree, dtype: Any = None, real: bool = False) -> Tree:
-    """Zeros shaped like ``params`` in the accumulator dtype."""
+    """Return zeros shaped like ``params`` in the accumulator dtype."""
     dtype = storage_dtype("dtype", dtype)
 
     def zeros_of(p: Any) -> jax.Array:
@@ -109,10 +109,10 @@ def average(
     from_first: bool = False,
     storage: Any = None,
 ) -> Part:
-    """An exponential moving average ``a' = b a + (1 - b) entry`` with its clock.
+    """Make a part that averages entries, ``a' = b a + (1 - b) entry``.
 
-    ``kind`` is the class of its state, of the average and its clock; ``floor`` gives what is added
-    to the accumulator at every step; ``from_first`` makes the first entry the first value.
+    ``kind`` is the class of its state, with fields for average and clock. ``floor`` returns a
+    number that is added at every step. ``from_first`` starts the average at the first entry.
     """
 
     def init(params: Tree) -> Any:
@@ -126,7 +126,7 @@ def average(
 
         def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
             entry = numerics.scaled(rest, x)
-            if floor is not None:  # added last, it makes XLA compute the accumulator twice
+            if floor is not None:  # if it were added last, XLA would compute the sum twice
                 entry = lax.add(entry, floor(step))
             new = lax.add(numerics.scaled(b, numerics.widen(a)), entry)
             return numerics.cast(new, a.dtype)
@@ -142,15 +142,15 @@ def average(
 
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:
-    """The decay rate of an average that begins with its first entry, and so needs no correction."""
+    """Return the decay rate, 0 at the first step, so that the average starts at its first entry."""
     return lax.select(clock.mass == 0, jnp.zeros_like(b), b)
 
 
 def no_moment() -> Part:
-    """No accumulator: the first moment is the gradient itself, a second there is not.
+    """Use no accumulator: the gradient as first moment, or no division as second moment.
 
-    ``estimate_moments(no_moment(), ema_of_squares(b2))`` is Adam with b1 = 0 for one value per
-    parameter instead of two.
+    ``estimate_moments(no_moment(), ema_of_squares(b2))`` is Adam with b1 = 0 and stores one value
+    per parameter instead of two.
 
     Returns:
       A part for either moment, without state.

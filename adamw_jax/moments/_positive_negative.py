@@ -1,11 +1,11 @@
-"""Positive-negative momentum: two momenta of alternate gradients, one ahead, one subtracted.
+"""Combine two momenta of alternate gradients, one with a negative weight.
 
     m_t  = b1^2 m_{t-2} + (1 - b1^2) g
     read: ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2)
 
-The two buffers see every second gradient each. The difference magnifies the gradient noise and
-leaves its mean, by a factor that the root takes out again. Xie et al., ICML 2021, arXiv 2103.17182,
-in the form of the authors' code: no bias correction of the buffers, so first steps are small.
+Each buffer sees every second gradient. The difference increases the gradient noise but not its
+mean; the root normalises the result. Xie et al., ICML 2021, arXiv 2103.17182, in the form of the
+authors' code: the buffers have no bias correction, so the first steps are small.
 
 >>> positive_negative(0.9, 1.0).name
 'positive_negative'
@@ -34,7 +34,7 @@ class PositiveNegativeState(NamedTuple):
 
     Attributes:
       average: the buffer of the odd steps, params-shaped.
-      other: that of the even steps.
+      other: the buffer of the even steps, params-shaped.
       odd: whether ``average`` was written last, a bool.
       clock: the weights of an average with rate b1.
     """
@@ -54,24 +54,19 @@ def positive_negative(
     dtype: Any = None,
     storage: Any = None,
 ) -> Part:
-    """Positive-negative momentum with decay rate ``b1`` and weight ``b0``.
+    """Track positive-negative momentum with decay rate ``b1`` and weight ``b0``.
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it; each buffer decays by its square.
-      b0: weight of the negative momentum, any finite number; 1 (code). 0 leaves two interleaved
-        momenta, -b1/(1 + b1) is ``ema(b1)`` over the norm of the weights.
+      b0: weight of the negative momentum, any finite number; 1 (code). 0 gives two interleaved
+        momenta; -b1/(1 + b1) gives ``ema(b1)`` divided by sqrt((1 + b0)^2 + b0^2).
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
     Returns:
-      A part for the first moment: two values of state per parameter. Which buffer is written
-      alternates with the updates that really happen, as counted in the state. A ``correct_bias``
-      after it divides by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: a value is neither number nor schedule, or (in ``init``) ``dtype`` is no real
-        floating-point dtype.
+      A part for the first moment, with two values of state per parameter. Its state keeps which
+      buffer is written next, so skipped updates do not count. A ``correct_bias`` after it divides
+      by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
     """
 
     def init(params: Tree) -> PositiveNegativeState:

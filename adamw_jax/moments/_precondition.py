@@ -1,9 +1,9 @@
-"""``precondition``: moments in, direction out. The division that makes Adam adaptive.
+"""Divide the first moment by the root of the second, which makes Adam adaptive.
 
     direction = gain first / (second^power + eps)
 
-Where the gradient was never other than 0 the direction is 0, also with eps = 0: the root is
-floored at 1e-19 (1e-154 in float64), below which the square of a gradient underflows anyway.
+The direction is 0 for elements whose gradient has always been 0, also if eps = 0: the root is at
+least 1e-19 (1e-154 in float64), below which the square of a gradient underflows anyway.
 
 >>> precondition().spec.kinds
 'moments -> direction'
@@ -34,23 +34,19 @@ def precondition(
     *,
     eps_hat: bool = False,
 ) -> Stage:
-    """Divides the first moment by the root of the second.
+    """Divide the first moment by the root of the second.
 
     Args:
       eps: added to the root, >= 0, in float32 whatever the gradient's dtype; 1e-8 (Adam's paper),
-        None for nothing.
-      eps_root: added under the root, >= 0; None for nothing.
+        None for 0.
+      eps_root: added under the root, >= 0; None for 0.
       power: exponent of the second moment in (0, 0.5]; 0.5 is the square root, smaller values are
-        Padam's. A second moment that is a magnitude takes twice that exponent.
+        Padam's. A second moment that is a magnitude (``infinity_norm``) has twice this exponent.
       eps_hat: add eps to the root of the *uncorrected* second moment (Keras, fairseq, the AdamW
-        authors' code), which is the form sqrt(v) + eps with bias correction moved to the step size.
+        authors' code): sqrt(v) + eps, with the bias correction moved to the step size.
 
     Returns:
-      A stage *moments -> direction*. Without a second moment the direction is the first.
-
-    Raises:
-      ValueError: a value is out of its range.
-      TypeError: ``eps`` or ``eps_root`` is neither number nor schedule.
+      A stage *moments -> direction*. Without a second moment the direction is the first moment.
     """
     power = number("power", power, above=0.0, most=0.5)
 
@@ -65,12 +61,12 @@ def precondition(
 
     def divided(record: Moments, second: Reading, step: Step) -> Tree:
         top, magnitude = numerator(record), record.magnitude
-        # What bias correction still owes, division by c1 and c2, costs scalars only:
+        # The divisors c1 and c2 of bias correction are applied to scalars, not to arrays:
         # m/c1 / ((v/c2 + eps_root)^p + eps) = m (c2^p / c1) / ((v + c2 eps_root)^p + c2^p eps).
         added = None if eps is None else step["eps"]
 
         def rooted(scalar: jax.Array) -> jax.Array:
-            """Of a bias correction, what it is of the denominator."""
+            """Return the factor that a bias-correction divisor contributes to the denominator."""
             if not magnitude:
                 return numerics.root(scalar, power)
             return scalar if power == 0.5 else numerics.root(scalar, 2 * power)
@@ -119,14 +115,14 @@ def precondition(
 
 
 def numerator(record: Moments) -> Reading:
-    """What is divided: the first moment, unless a stage has put something in its place."""
+    """Return the array to divide, the first moment unless a stage has replaced it."""
     return record.first if record.numerator is None else Reading(record.numerator)
 
 
 def keeps_numerator(record: Moments) -> bool:
-    """Whether the quotient is the numerator by 1 where not adaptive, so that none is selected.
+    """Return whether leaves that are not adaptive can be handled by dividing by 1.
 
-    A select after the division is computed once more for every reader, each of which reads both.
+    This avoids a select after the division, which XLA would compute again for each reader.
     """
     second = record.second
     plain = second is not None and second.inverse_root is None
@@ -135,14 +131,14 @@ def keeps_numerator(record: Moments) -> bool:
 
 
 def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
-    """``m / scale``, with a safe denominator where the quotient will not be used."""
+    """Return ``m / scale``, with a denominator of 1 if the quotient is not used."""
     if use is not True:
         scale = jnp.where(use, scale, jnp.ones_like(scale))
     return lax.div(m, numerics.like(scale, m))
 
 
 def factors(record: Moments, factor: jax.Array | None, like: Tree) -> Tree:
-    """What multiplies each leaf of the numerator: the record's gain and ``factor``, or nothing."""
+    """Return the factor on each leaf of the numerator, the gain times ``factor``, or ()."""
     gain = factor if record.gain is None else record.gain
     if gain is None:
         return jax.tree.map(lambda _: (), like)
@@ -152,12 +148,12 @@ def factors(record: Moments, factor: jax.Array | None, like: Tree) -> Tree:
 
 
 def times(m: jax.Array, by: tuple[jax.Array, ...]) -> jax.Array:
-    """``m`` times one factor or none."""
+    """Multiply ``m`` by the factor, if there is one."""
     return numerics.scaled(by[0], m) if by else m
 
 
 def where_adaptive(direction: Tree, record: Moments) -> Tree:
-    """The divided direction, or what it is where an exception holds."""
+    """Return the divided direction, replaced for leaves to which an exception applies."""
     for where, word in reversed(record.exceptions):
         if word == "zero":
             other = jax.tree.map(lambda d: lax.full_like(d, 0), direction)

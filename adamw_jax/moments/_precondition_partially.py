@@ -1,10 +1,10 @@
-"""Padam's partially adaptive division: between SGD with momentum and Adam.
+"""Divide by a power of the root (Padam), between SGD with momentum and Adam.
 
     direction = sqrt(c2) / c1 * m / (sqrt(v) + eps)^(2p)
 
-c1 and c2 are the divisors of bias correction, where ``correct_bias`` stands before it. Chen et al.,
-"Closing the Generalization Gap of Adaptive Gradient Methods", 1806.06763, as the authors of Gadam
-run it (2003.01247): eps inside the power, the corrections outside.
+c1 and c2 are the divisors of a ``correct_bias`` before it. Chen et al., "Closing the Generalization
+Gap of Adaptive Gradient Methods", 1806.06763, as run by the authors of Gadam (2003.01247): eps is
+inside the power, the corrections are outside.
 
 >>> precondition_partially(0.25).spec.kinds
 'moments -> direction'
@@ -27,20 +27,18 @@ Tree = Any
 
 
 def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedule = 1e-8) -> Stage:
-    """Divides the first moment by a power of the root of the second.
+    """Divide the first moment by a power of the root of the second.
 
     Args:
       partial: p in [0, 0.5], or a schedule of it; 1/4, as in ``padam``. 0.5 is Adam in the eps-hat
-        form, 0 momentum times sqrt(c2) / c1.
+        form, 0 is momentum times sqrt(c2) / c1.
       eps: added to the root inside the power, >= 0; 1e-8 (code).
 
     Returns:
       A stage *moments -> direction*.
 
     Raises:
-      ValueError: a value is out of range, or (in ``update``) the recipe has no second moment, or
-        one that is not a square.
-      TypeError: a value is neither number nor schedule.
+      ValueError: (in ``update``) the recipe has no second moment of squares.
     """
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -1,11 +1,12 @@
-"""Variance rectification (Liu et al., ICLR 2020, arXiv 1908.03265, RAdam).
+"""Rectify the variance of early steps, as RAdam does (Liu et al., ICLR 2020, arXiv 1908.03265).
 
     rho_inf = 2 / (1 - b2) - 1
     rho_t   = 2 age / mass + 1                  (= rho_inf - 2 t b2^t / (1 - b2^t), constant b2)
     r_t     = sqrt( (rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t) )
 
-The clock's age gives the length rho_t without the cancellation that the closed form suffers in
-float32, and for scheduled b2 too.
+rho_t is the effective length of the average. mass is the sum of its weights, age the sum of the
+weights times the ages of their entries. Both give rho_t without the cancellation of the closed form
+in float32, and also for a scheduled b2.
 
 >>> rectify_variance().spec.kinds
 'moments -> moments'
@@ -28,28 +29,26 @@ FALLBACKS = ("skip", "decay", "momentum")
 
 
 def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") -> Stage:
-    """Scales the direction by the rectifier r_t once the average is long enough.
+    """Scale the direction by the rectifier r_t once the average is long enough.
 
     Args:
       threshold: least length rho_t at which the second moment is used, >= 0, or a schedule of it;
         5 in the authors' code and in PyTorch, 4 in the paper.
-      below: what happens before that, the first five steps for b2 >= 0.9. ``"skip"`` makes no
-        step and no decay (the authors' code since 2021, free of the gradient's scale);
-        ``"decay"`` makes no step, but decays (ACProp's authors); ``"momentum"`` makes the unscaled
-        momentum step (the paper, PyTorch, optax). A step that an earlier stage has settled, such
-        as the first of ``delay_second``, stays as it is. Decay is left out by ``compose`` alone:
-        in ``optax.chain`` a decay behind these stages goes on in a skipped step. A skipped step is
-        exactly 0, which a solver that stops on a small update takes for convergence: use
+      below: the step below the threshold, in the first five steps for b2 >= 0.9. ``"skip"`` makes
+        no step and no decay (the authors' code since 2021; independent of the gradient's scale).
+        ``"decay"`` only decays (ACProp's authors). ``"momentum"`` steps along the momentum, neither
+        divided nor scaled (the paper, PyTorch, optax). A step that an earlier stage has decided,
+        such as the first of ``delay_second``, does not change. Only in ``compose`` does ``"skip"``
+        stop the decay; in ``optax.chain`` a decay after this stage continues. A skipped step is
+        exactly 0, which looks like convergence to a solver that stops on small updates: use
         ``"momentum"`` there.
 
     Returns:
-      A stage *moments -> moments*; ``precondition`` honours the gain and flag it sets. If
-      b2 <= 0.6 the length never exceeds 4, and what ``below`` says holds for ever.
+      A stage *moments -> moments*. If b2 <= 0.6 the length never exceeds 4, and every step is as
+      ``below`` says.
 
     Raises:
-      ValueError: ``threshold`` is out of range or ``below`` unknown, or (in ``update``) the second
-        moment is no moving average.
-      TypeError: ``threshold`` is neither number nor schedule.
+      ValueError: (in ``update``) the second moment is not a moving average.
     """
     one_of("below", below, FALLBACKS)
 
@@ -65,7 +64,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         adaptive = length >= step["threshold"]
         if below == "skip":
             short = lax.bitwise_not(adaptive)
-            if record.exceptions:  # what an earlier stage has settled is a step
+            if record.exceptions:  # do not skip a step that an earlier stage has decided
                 short = jax.tree.map(lambda use: short & use, record.adaptive)
             step.facts.skip_step = short
         fallback = "momentum" if below == "momentum" else "zero"
@@ -81,7 +80,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
 
 
 def rectifier(length: jax.Array, limit: jax.Array) -> jax.Array:
-    """r_t of an average of length rho_t whose limit is rho_inf; 0 for a length of at most 4."""
+    """Return r_t for a length rho_t and its limit rho_inf; 0 for a length of at most 4."""
     long_enough = (length > 4.0) & (limit > 4.0)
     five = lax.full_like(length, 5.0)
     rho = lax.select(long_enough, length, five)

@@ -1,4 +1,4 @@
-"""ACProp: the gradient over the root of the *previous* step's variance, as a list of stages.
+"""Build ACProp, which divides the gradient by the root of the *previous* step's variance.
 
     m = b1 m + (1 - b1) g;   s_t = b2 (s_{t-1} + eps) + (1 - b2) (g - m)^2
     theta <- theta - lr g / (sqrt((s_{t-1} + eps) / (1 - b2^(t-1))) + eps)        (lr g at t = 1)
@@ -39,9 +39,9 @@ from adamw_jax.optimizers._registry import register
     arxiv="2110.05454",
     degree=None,
     state_values=2,
-    differs="optax.contrib.acprop centres with the momentum of the step before, which makes every "
-    "step about 0.9 of the authors', and its eps = 1e-16 lets a coordinate jump by millions of "
-    "learning rates after a silence; with ours, the 1e-8 of the authors' experiments, by hundreds.",
+    differs="optax.contrib.acprop centres with the momentum of the previous step, which makes "
+    "every step about 0.9 of the authors'. If a large gradient follows small ones, its eps = 1e-16 "
+    "allows a step of millions of learning rates; 1e-8 here (authors' experiments), of hundreds.",
 )
 def acprop(
     learning_rate: LearningRate,
@@ -53,26 +53,25 @@ def acprop(
     below: str = "momentum",
     **common: Unpack[Common],
 ) -> Composed:
-    """ACProp: asynchronous, centred second moment.
+    """ACProp: the gradient divided by the root of the previous, centred second moment.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
-      b1: decay rate of the first moment, in [0, 1), which centres the second and, unless
-        ``numerator="momentum"``, does nothing else.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
+      b1: decay rate of the first moment, in [0, 1). It centres the second moment; only with
+        ``numerator="momentum"`` is it also the numerator.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the second moment at every step, and to the root; 1e-8 (authors' experiments;
-        their constructor's 1e-16 is unsafe). Unlike Adam's, a step is not bounded by the learning
-        rate: an element that is silent and then speaks takes a step of lr |g| sqrt((1 - b2) / eps),
-        316 lr |g| by default; clip by the global norm.
+        their constructor's 1e-16 is unsafe). Unlike in Adam, the learning rate does not bound the
+        step: after many zero gradients, an element steps by lr |g| sqrt((1 - b2) / eps), by default
+        316 lr |g|. Clip by the global norm.
       numerator: ``"gradient"`` (paper), or ``"momentum"``, bias corrected.
-      below: with ``rectify``, what happens after the first step, which is lr g always, while the
-        average is short: ``"momentum"`` makes the momentum step (the authors'
-        ``degenerated_to_sgd=True``, their default), ``"decay"`` no step but the decay's (their
-        ``degenerated_to_sgd=False``), ``"skip"`` neither.
+      below: with ``rectify``, the step while the average is short (the first step is always lr g):
+        along the ``"momentum"`` (the authors' ``degenerated_to_sgd=True``, their default), only
+        ``"decay"`` (their ``degenerated_to_sgd=False``), or ``"skip"``, neither.
 
     Returns:
       The transformation; its state has two values per parameter. With ``rectify`` it is the form
-      of the authors' constructor, but that ``amsgrad`` divides by the maximum there, too. The
+      of the authors' constructor, except that ``amsgrad`` also divides by the maximum. The
       authors' CIFAR runs use ``l2``.
     """
     one_of("below", below, FALLBACKS)

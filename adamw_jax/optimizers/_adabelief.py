@@ -1,4 +1,4 @@
-"""AdaBelief: Adam divided by the deviation from its own first moment, as a list of stages.
+"""Build AdaBelief, Adam divided by the deviation of the gradient from its average.
 
     s = b2 s + (1 - b2) (g - m)^2 + eps_root;   theta <- theta - lr m_hat / (sqrt(s_hat) + eps)
 
@@ -49,10 +49,10 @@ def adabelief(
     nesterov: bool = False,
     **common: Unpack[Common],
 ) -> Composed:
-    """AdaBelief: long steps where the gradient is as predicted, short ones where it is not.
+    """AdaBelief: Adam with long steps if the gradient is near its average, else short ones.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several.
+      learning_rate: number, schedule, or an object of several schedules.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-16.

@@ -1,4 +1,4 @@
-"""Adafactor: adaptive steps for hardly any memory, as a list of stages.
+"""Build Adafactor, adaptive steps with a very small state.
 
     V_ij = R_i C_j / mean(R)                               R, C: means of g^2 by row and column
     u = g / sqrt(V);  u <- u / max(1, RMS(u) / d)
@@ -25,7 +25,7 @@ from adamw_jax.moments import estimate_moments, factored_squares, no_moment, pre
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
 from adamw_jax.storage._stages import store
-from adamw_jax.update import _effective_decay as behind, average_updates, scale_by_relative_step
+from adamw_jax.update import _effective_decay, average_updates, scale_by_relative_step
 from adamw_jax.update._relative_step import LARGEST, slow_start
 
 DECAYS = (*FORMS, "raw_learning_rate")
@@ -40,17 +40,17 @@ DECAYS = (*FORMS, "raw_learning_rate")
     arxiv="1804.04235",
     scope="leaf",
     state_values=1,
-    differs="with a learning rate as optax.adafactor, but for leaves of three and more axes, "
-    "factored over the last two as in the authors' code (axes=\"largest\" is optax's), and for "
-    "decay, multiplied by the effective learning rate (decay=\"fixed\" is optax's and T5X's). "
+    differs="with a learning rate it equals optax.adafactor, with two exceptions. Leaves of three "
+    'or more axes are factored over the last two, as in the authors\' code (optax: axes="largest").'
+    ' Decay is multiplied by the effective learning rate (optax and T5X: decay="fixed"). '
     'PyTorch\'s form: relative_step=True, eps=None, eps_form="clamped", '
     'decay="raw_learning_rate", min_dim_size_to_factor=1; Keras\': relative_step=True, '
     "min_dim_size_to_factor=1.",
     twin="adafactor",
     twin_options={"axes": "largest", "decay": "fixed"},
-    lacks="its second moment has no bias, and amsgrad would store it whole",
-    behind=("b1", "mu_dtype", "relative_step", "warmup_init"),
-    memory="n + m for a matrix n x m, 1 per parameter where not factored",
+    lacks="its second moment has no bias, and amsgrad would need a second moment of full size",
+    after_direction=("b1", "mu_dtype", "relative_step", "warmup_init"),
+    memory="n + m for a matrix n x m, 1 per parameter if not factored",
 )
 def adafactor(
     learning_rate: LearningRate | None = None,
@@ -80,49 +80,49 @@ def adafactor(
     """Adafactor: Adam's scaling from the row and column means of the squared gradients.
 
     Args:
-      learning_rate: None for the relative step ``min(1e-2, 1 / sqrt(t))`` (paper); or a number,
-        schedule, or object that carries several (``one_cycle(...)``), which takes its place.
+      learning_rate: None for the relative step ``min(1e-2, 1 / sqrt(t))`` (paper), or a number,
+        schedule, or object of several schedules (``one_cycle(...)``).
       decay_rate: exponent in (0, 1] of the second moment's decay ``1 - t^-decay_rate``; 0.8.
       eps: added to the squared gradient; 1e-30 (paper's eps1).
-      min_scale: what the scale of a parameter is at least; 1e-3 (paper's eps2).
+      min_scale: lower bound of the scale of a leaf; 1e-3 (paper's eps2).
       clipping_threshold: d >= 1, the largest root mean square of a leaf's direction; 1. None for no
         clipping.
-      b1: decay rate of a moving average of the updates, in [0, 1): momentum behind the learning
-        rate, without bias correction (as in the authors' code). None, the default, for none, also
-        where the learning rate carries one: ``b1=cycle.momentum`` takes it.
+      b1: decay rate of a moving average of the updates, in [0, 1): momentum after the learning
+        rate, without bias correction (as in the authors' code). None, the default, for no momentum,
+        even if the learning rate has a schedule of it (give ``b1=cycle.momentum``).
       mu_dtype: storage dtype of that average; None for ``state_dtype``.
-      relative_step: True makes a given learning rate the cap of the relative step,
-        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras); None, only where none is given.
+      relative_step: True makes the learning rate the upper bound of the relative step,
+        ``min(learning_rate, 1 / sqrt(t))`` (PyTorch, Keras). None, only without a learning rate.
       warmup_init: start the relative step slowly, ``min(1e-6 t, 1 / sqrt(t))``.
-      multiply_by_parameter_scale: multiply the step by ``max(min_scale, RMS(theta))``, leaf by
-        leaf; False for steps of an absolute size (tensor2tensor takes 0.05 of them).
-      max_scale: what that factor is at most, > 0 (T5X); None for no bound.
-      min_dim_size_to_factor: what both factored axes measure at least; 128 as in optax and T5X,
-        where the paper has 1. Smaller leaves keep their whole second moment.
-      axes: factor over the ``"last"`` two axes or the two ``"largest"``; or a table of patterns on
-        leaf names such as ``{"*/query/kernel": (0, (1, 2))}``, see ``factored_squares``.
+      multiply_by_parameter_scale: multiply the step of each leaf by ``max(min_scale, RMS(theta))``;
+        False for steps of absolute size (tensor2tensor multiplies these by 0.05).
+      max_scale: upper bound of that factor, > 0 (T5X); None for no bound.
+      min_dim_size_to_factor: least size of both factored axes; 128 as in optax and T5X (paper: 1).
+        Smaller leaves are not factored.
+      axes: factor over the ``"last"`` two axes or the two ``"largest"``, or a table such as
+        ``{"*/query/kernel": (0, (1, 2))}``; see ``factored_squares``.
       eps_form: ``"added"``, or ``"clamped"`` for PyTorch's lower bounds; see ``factored_squares``.
-      factored: False keeps every second moment whole.
-      decay_offset: t of ``decay_rate`` counts from the step after this one.
-      max_b2: what the decay rate of the second moment is at most, such as 0.999; None for no bound.
-      b2: Adam's decay rate in the place of ``decay_rate``, without bias, as in tensor2tensor:
+      factored: False factors no leaf.
+      decay_offset: number of steps after which t of ``decay_rate`` starts to count.
+      max_b2: upper bound of the decay rate of the second moment, such as 0.999; None for no bound.
+      b2: Adam's decay rate, used instead of ``decay_rate``, without bias, as in tensor2tensor:
         ``b2 (1 - b2^(t-1)) / (1 - b2^t)``.
-      decay: what multiplies ``weight_decay theta``: ``"learning_rate"``, the effective one with
-        relative step and parameter scale; ``"raw_learning_rate"``, as it is given (PyTorch);
-        ``"fixed"``, nothing (optax, T5X); ``"schedule"``, lr_t/lr_0; ``"proximal"``, division by
-        1 plus the effective one. It never enters the momentum.
+      decay: factor on ``weight_decay theta``: ``"learning_rate"``, the effective learning rate,
+        with relative step and parameter scale; ``"raw_learning_rate"``, the given learning rate
+        (PyTorch); ``"fixed"``, 1 (optax, T5X); ``"schedule"``, lr_t/lr_0. ``"proximal"`` divides by
+        1 plus weight_decay times the effective learning rate. The decay never enters the momentum.
 
     Returns:
-      The transformation; its state has n + m values for a factored n x m matrix, one per parameter
-      for other leaves, and one more per parameter with ``b1``.
+      The transformation. Its state has n + m values for a factored n x m matrix, one per parameter
+      for other leaves, and with ``b1`` one more per parameter.
     """
     mu_dtype = storage_dtype("mu_dtype", mu_dtype)
     if mu_dtype is not None and b1 is None:
-        raise ValueError("mu_dtype is the storage of a momentum, and there is none: give b1.")
+        raise ValueError(f"mu_dtype={mu_dtype} needs a momentum: give b1, or leave mu_dtype out.")
     if max_scale is not None and not multiply_by_parameter_scale:
         raise ValueError(
             f"max_scale={max_scale!r} bounds the parameter scale, which "
-            "multiply_by_parameter_scale=False leaves out: give one of the two."
+            "multiply_by_parameter_scale=False switches off: give only one of the two."
         )
     o = CommonOptions(common, mask=mask)
     rate, relative = _rate(learning_rate, relative_step, warmup_init)
@@ -158,19 +158,19 @@ def adafactor(
 
 
 def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> tuple[Any, bool]:
-    """The learning rate, and whether it caps a relative step."""
+    """Return the learning rate, and whether it is the upper bound of a relative step."""
     if relative_step is not None:
         switch("relative_step", relative_step)
     if learning_rate is not None:
         if warmup_init:
             raise ValueError(
-                "warmup_init=True starts the relative step of learning_rate=None slowly: leave the "
+                "warmup_init=True is for the relative step of learning_rate=None: leave the "
                 "learning rate out, or give a schedule that warms up."
             )
         return learning_rate, bool(relative_step)
     if relative_step is False:
         raise ValueError(
-            "relative_step=False leaves no learning rate: give one, or leave relative_step out."
+            "relative_step=False needs a learning_rate: give one, or leave relative_step out."
         )
     return slow_start if warmup_init else LARGEST, True
 
@@ -182,14 +182,14 @@ def _decay(
     one_of("decay", form, DECAYS)
     if weight_decay is None:
         return None
-    if form in behind.FORMS:
-        return behind.effective_decay(
+    if form in _effective_decay.FORMS:
+        return _effective_decay.effective_decay(
             weight_decay, learning_rate, mask, form, relative=relative, rules=rules
         )
     if form == "schedule" and relative:
         raise ValueError(
-            'decay="schedule" follows a learning-rate schedule, and the relative step is none: '
-            'take decay="learning_rate" or decay="fixed".'
+            'decay="schedule" needs a learning-rate schedule, which the relative step is not: '
+            'give decay="learning_rate" or decay="fixed".'
         )
     return decoupled_decay(
         weight_decay,

@@ -1,4 +1,4 @@
-"""Adam, and AdamW: Adam with decoupled weight decay, as lists of stages.
+"""Build Adam, and AdamW, which is Adam with decoupled weight decay.
 
     m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
     theta <- theta - lr (m_hat / (sqrt(v_hat) + eps) + weight_decay theta)
@@ -36,8 +36,8 @@ from adamw_jax.optimizers._registry import register
     citation="Kingma & Ba, Adam: A Method for Stochastic Optimization, ICLR 2015",
     arxiv="1412.6980",
     state_values=2,
-    differs="optax keeps moments in the parameters' dtype, ours are float32 at least; PyTorch's "
-    "weight_decay is our l2.",
+    differs="moments are float32 at least; optax keeps them in the parameters' dtype. PyTorch's "
+    "weight_decay is l2 here.",
     twin="adam",
 )
 def adam(
@@ -51,10 +51,10 @@ def adam(
     nesterov: bool = False,
     **common: Unpack[Common],
 ) -> Composed:
-    """Adam: a step of bias-corrected first moment over the root of the second.
+    """Adam: the bias-corrected first moment divided by the root of the second.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).
@@ -88,8 +88,8 @@ def adam(
     arxiv="1711.05101",
     direction="adam",
     state_values=2,
-    differs="weight_decay is 1e-4 as in optax; PyTorch and fastai take 1e-2. As there, it is "
-    'multiplied by the learning rate; the paper multiplies by the schedule only: decay="schedule".',
+    differs="weight_decay is 1e-4 as in optax; PyTorch and fastai have 1e-2. As there, it is "
+    'multiplied by the learning rate; the paper multiplies by lr_t/lr_0: decay="schedule".',
     twin="adamw",
 )
 def adamw(
@@ -106,16 +106,16 @@ def adamw(
     decay: str = "learning_rate",
     **common: Unpack[OwnDecay],
 ) -> Composed:
-    """AdamW: Adam with weight decay that bypasses the moments.
+    """AdamW: Adam with weight decay that does not pass through the moments.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (paper).
       eps_root: added under the root, to smooth it (optax's option); None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
-      weight_decay: decay coefficient, a number or schedule; default 1e-4 (optax). Pass your own.
+      weight_decay: decay coefficient, a number or schedule; 1e-4 (optax). Tune it.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
       nesterov: look one step ahead in the first moment (NAdamW).
 

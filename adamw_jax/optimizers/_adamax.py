@@ -1,4 +1,4 @@
-"""AdaMax: Adam with the infinity norm in place of the second moment, as a list of stages.
+"""Build AdaMax, Adam with the infinity norm instead of the second moment.
 
     u = max(b2 u, |g| + eps);   theta <- theta - lr m_hat / u
 
@@ -32,11 +32,11 @@ from adamw_jax.optimizers._registry import register
     citation="Kingma & Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, Algorithm 2",
     arxiv="1412.6980",
     state_values=2,
-    differs="the paper has no eps; with 0 an element that never had a gradient stays still here. "
-    "Keras and fairseq add eps outside the maximum (eps_inside_max=False). weight_decay makes it "
+    differs="the paper has no eps; with 0 an element without gradients does not move here. Keras "
+    "and fairseq add eps outside the maximum (eps_inside_max=False). With weight_decay it is "
     "optax's adamaxw.",
     twin="adamax",
-    lacks="it has no variance to rectify, and its root is not corrected",
+    lacks="it has no variance to rectify, and its norm needs no bias correction",
 )
 def adamax(
     learning_rate: LearningRate,
@@ -52,7 +52,7 @@ def adamax(
     """AdaMax: Adam divided by the decaying maximum of |g|.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several; the paper takes 2e-3.
+      learning_rate: number, schedule, or an object of several schedules; the paper uses 2e-3.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the infinity norm, in [0, 1).
       eps: added to |g| inside the maximum.

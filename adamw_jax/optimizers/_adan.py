@@ -1,4 +1,4 @@
-"""Adan: Adam with Nesterov's look-ahead made of gradient differences, as a list of stages.
+"""Build Adan, Adam with a Nesterov momentum from gradient differences.
 
     d = g - g_previous;   m, v, n: averages of g, d, (g + b2 d)^2 with rates b1, b2, b3
     theta <- (theta - lr (m_hat + b2 v_hat) / (sqrt(n_hat) + eps)) / (1 + lr weight_decay)
@@ -45,7 +45,7 @@ STARTS = ("zero", "first_gradient")
     state_values=4,
     differs="optax.adan weighs the differences by 1 - b2 = 0.08 instead of b2 = 0.92, adds "
     "eps_root = 1e-8 under the root and decays as AdamW does; after 40 recorded steps it is off by "
-    "two thirds of the movement. The rates keep: they are 1 minus the paper's betas.",
+    "two thirds of the movement. b1, b2 and b3 are 1 minus the paper's betas.",
 )
 def adan(
     learning_rate: LearningRate,
@@ -66,26 +66,27 @@ def adan(
     """Adan: adaptive Nesterov momentum from gradient differences.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). The
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). The
         authors advise 5 to 10 times that of Adam.
-      b1: rate at which the average of gradients keeps, in [0, 1).
-      b2: rate of the average of differences, and their weight, in [0, 1); 0 is Adam with (b1, b3).
-      b3: rate of the second moment, in [0, 1).
+      b1: decay rate of the average of gradients, in [0, 1).
+      b2: decay rate of the average of differences, and its weight, in [0, 1); 0 is Adam with
+        (b1, b3).
+      b3: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
-      max_grad_norm: clip the gradient to this norm over all leaves (those that the part sees under
+      max_grad_norm: clip the gradient to this norm over all leaves (of its part, under
         ``optax.partition``); None for no clipping.
-      restart_period: steps after which the moments start anew; None for never. A restart by hand
-        is ``restart_moments(state)``.
-      start: what the averages begin with: ``"zero"``, to be corrected (the code behind the
-        published numbers), or the ``"first_gradient"``, its square and, at the second step, the
-        first difference, uncorrected (the paper's Algorithm 1).
-      paper_betas: b1, b2 and b3 are the paper's betas, weights of the new, such as (0.02, 0.08,
-        0.01), in place of rates that keep.
+      restart_period: number of steps after which the moments start again from 0; None for never.
+        To restart by hand use ``restart_moments(state)``.
+      start: first value of the averages: ``"zero"``, with bias correction (the code behind the
+        published numbers), or ``"first_gradient"``, without (the paper's Algorithm 1). The average
+        of differences then starts at the first difference, in the second step.
+      paper_betas: whether b1, b2 and b3 are the paper's betas, 1 minus decay rates, such as
+        (0.02, 0.08, 0.01).
       decay: ``"proximal"`` (the code's default), ``"learning_rate"`` (its ``no_prox``), or another
         form of ``decoupled_decay``.
 
     Returns:
-      The transformation; its state has four values per parameter, the previous gradient among them.
+      The transformation; its state has four values per parameter (one is the previous gradient).
     """
     one_of("start", start, STARTS)
     if paper_betas:
@@ -94,8 +95,8 @@ def adan(
     from_first = start == "first_gradient"
     if from_first and o.bias_correction != "exact":
         raise ValueError(
-            'start="first_gradient" leaves nothing to correct, so bias_correction must be "exact", '
-            f"which is 1 there; got {o.bias_correction!r}."
+            'start="first_gradient" leaves no bias to correct: leave bias_correction out, got '
+            f"{o.bias_correction!r}."
         )
     return finish(
         o,
@@ -114,7 +115,7 @@ def adan(
 
 
 def _kept(name: str, beta: Any) -> Any:
-    """The rate that keeps, of a beta of the paper."""
+    """Return the decay rate, 1 minus a beta of the paper."""
     declare(**{name: decay_rate(beta)})
     if callable(beta):
         schedule: Any = beta
@@ -122,7 +123,6 @@ def _kept(name: str, beta: Any) -> Any:
     if not isinstance(beta, Tracer) and not 0 < float(beta) <= 0.5:
         raise ValueError(
             f"{name} must be in (0, 0.5] with paper_betas=True, got {beta!r}: the paper's betas "
-            "weigh what is new, 0.02, 0.08 and 0.01; without paper_betas give the rate that keeps, "
-            "1 minus it."
+            "are 0.02, 0.08 and 0.01. To give decay rates, 1 minus these, leave paper_betas out."
         )
     return 1 - beta

@@ -1,4 +1,4 @@
-"""AMSGrad, in the four forms that are in use, as lists of stages.
+"""Build AMSGrad, in the four forms that are in use.
 
     v_max = max(v_max, v);   theta <- theta - lr m_hat / (sqrt(v_max / (1 - b2^t)) + eps)
 
@@ -37,12 +37,12 @@ MAXIMA = ("raw", "corrected")
     citation="Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, ICLR 2018",
     arxiv="1904.09237",
     state_values=3,
-    differs="the default is PyTorch's form, the maximum of the raw second moment. optax takes the "
-    'maximum of the corrected one (maximum="corrected"), which locks in early noise. The paper '
-    "corrects nothing (bias_correction_mu=False, bias_correction_nu=False); Keras and fairseq are "
-    "PyTorch's form with eps_hat=True.",
+    differs="the default is PyTorch's form, the maximum of the uncorrected second moment. optax "
+    'uses the maximum of the corrected one (maximum="corrected"), which keeps early noise. The '
+    "paper corrects nothing (bias_correction_mu=False, bias_correction_nu=False); Keras and "
+    "fairseq have PyTorch's form with eps_hat=True.",
     twin="amsgrad",
-    lacks="it divides by the maximum always; adam() does not",
+    lacks="it always divides by the maximum; adam() does not",
     twin_options={"maximum": "corrected"},
 )
 def amsgrad(
@@ -64,7 +64,7 @@ def amsgrad(
     """AMSGrad: Adam divided by the root of the largest second moment so far.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several.
+      learning_rate: number, schedule, or an object of several schedules.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8.

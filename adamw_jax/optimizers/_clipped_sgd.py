@@ -1,4 +1,4 @@
-"""SGD whose step has a bounded, or a fixed, length over all parameters.
+"""Build SGD with a bounded or a fixed length of the step over all parameters.
 
     clipped_sgd:     theta <- theta - min(lr, max_step / |u|) u
     normalized_sgd:  theta <- theta - lr u / |u|         u: heavy-ball momentum, |.| over all leaves
@@ -32,7 +32,7 @@ _CITATION = (
     citation=_CITATION,
     arxiv="2208.11195",
     lacks="it has no second moment",
-    direction=None,  # the learning rate is in it
+    direction=None,  # the direction includes the learning rate
     state_values=0,
     differs="clip_by_global_norm before SGD clips the gradient, not the step: with momentum mu a "
     "step may then be lr c / (1 - mu) long.",
@@ -50,20 +50,20 @@ def clipped_sgd(
     per_leaf: bool = False,
     **common: Unpack[Plain],
 ) -> Composed:
-    """SGD whose step over all parameters is at most ``max_step`` long, without decay and rules.
+    """Clipped SGD: a step of length at most ``max_step``, not counting decay and rules.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       max_step: largest length of a step, > 0: the authors' gamma (their default, 0, would freeze).
-      momentum: factor on the buffer, in [0, 1]; None for none, also where the learning rate carries
-        one: ``momentum=cycle.momentum`` takes it.
+      momentum: factor on the buffer, in [0, 1]; None for no momentum, even if the learning rate has
+        a schedule of it (give ``momentum=cycle.momentum``).
       nesterov: step along ``g + momentum m``.
-      dampening: what is withheld of every gradient but the first; None for nothing.
-      per_leaf: a length of its own for every leaf.
+      dampening: share of each gradient left out, except of the first; None for 0.
+      per_leaf: limit the step of each leaf instead.
 
     Returns:
       The transformation; its state has one value per parameter with momentum, none without. Under
-      ``optax.partition`` every part has its own norm.
+      ``optax.partition`` each part has its own norm.
     """
     o, rate = CommonOptions(common), plain(learning_rate)
     return finish(
@@ -81,7 +81,7 @@ def clipped_sgd(
     arxiv="2208.11195",
     lacks="it has no second moment",
     state_values=0,
-    differs="optax.normalize_by_update_norm divides by the norm alone, ours by the norm + 1e-10.",
+    differs="optax.normalize_by_update_norm divides by the norm, this by the norm + 1e-10.",
     scope="tree",
 )
 def normalized_sgd(
@@ -93,17 +93,17 @@ def normalized_sgd(
     per_leaf: bool = False,
     **common: Unpack[Plain],
 ) -> Composed:
-    """SGD whose step over all parameters is ``learning_rate`` long, without decay and rules.
+    """Normalized SGD: a step of length ``learning_rate``, not counting decay and rules.
 
-    Under ``optax.partition`` and ``optax.masked`` the length is of the leaves that the part sees.
+    Under ``optax.partition`` and ``optax.masked`` the length is over the leaves of its part.
 
     Args:
-      learning_rate: length of the step: number, schedule, or an object that carries several.
-      momentum: factor on the buffer, in [0, 1]; None for none, also where the learning rate carries
-        one: ``momentum=cycle.momentum`` takes it.
+      learning_rate: length of the step: number, schedule, or an object of several schedules.
+      momentum: factor on the buffer, in [0, 1]; None for no momentum, even if the learning rate has
+        a schedule of it (give ``momentum=cycle.momentum``).
       nesterov: step along ``g + momentum m``.
-      dampening: what is withheld of every gradient but the first; None for nothing.
-      per_leaf: a length of its own for every leaf.
+      dampening: share of each gradient left out, except of the first; None for 0.
+      per_leaf: normalize each leaf instead.
 
     Returns:
       The transformation; its state has one value per parameter with momentum, none without.

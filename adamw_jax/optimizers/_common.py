@@ -1,4 +1,4 @@
-"""What the optimizers of the catalogue share: keywords, and the end of the recipe.
+"""Define the keywords that optimizers share, and build the end of a recipe.
 
 [l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
 """
@@ -49,12 +49,12 @@ class Decay(TypedDict, total=False):
 
 
 class Ending(TypedDict, total=False):
-    """What else ``finish`` adds to a direction."""
+    """Further keywords of ``finish``."""
 
     base_learning_rate: Annotated[float | None, Option(None, 'lr_0 of ``decay="schedule"``.')]
     l2: Annotated[
         ScalarOrSchedule | None,
-        Option(None, "coefficient of L2 regularisation in the gradient; None for none."),
+        Option(None, "coefficient of L2 regularisation in the gradient; None for no L2."),
     ]
     rules: Annotated[
         ParameterRules | None,
@@ -63,7 +63,7 @@ class Ending(TypedDict, total=False):
 
 
 class Storage(TypedDict, total=False):
-    """How the accumulators are stored."""
+    """Storage of the accumulators."""
 
     state_dtype: Annotated[
         Any,
@@ -79,14 +79,14 @@ class Storage(TypedDict, total=False):
             None,
             '``"8bit"``, ``"4bit"``, ``"float8"`` or ``"bfloat16"`` for a smaller state, a format '
             "such as ``storage.eight_bit(block_size=128)``, or a mapping such as "
-            '``{"second": "8bit"}``; None for arrays as they are. For arrays of 4096 elements and '
-            "more; ``quantize_state`` has more options.",
+            '``{"second": "8bit"}``; None for arrays of ``state_dtype``. It applies to arrays of '
+            "4096 elements or more; ``quantize_state`` has more options.",
         ),
     ]
 
 
 class Moments(TypedDict, total=False):
-    """What is done to the moments of Adam and its kin."""
+    """Changes to the moments of Adam and related optimizers."""
 
     amsgrad: Annotated[
         bool,
@@ -96,9 +96,8 @@ class Moments(TypedDict, total=False):
         bool,
         Option(
             False,
-            "rectify the variance as RAdam does; no step while the average is too short, which a "
-            'solver that stops on a small update takes for convergence (``radam(below="momentum")``'
-            " steps).",
+            "rectify the variance as RAdam does, and make no step while the average is too short "
+            '(for a solver that stops on small updates use ``radam(below="momentum")``).',
             in_direction=True,
         ),
     ]
@@ -116,19 +115,19 @@ class Moments(TypedDict, total=False):
 
 
 class Unstored(Decay, Ending, total=False):
-    """Of an optimizer with next to no state."""
+    """Keywords of an optimizer with hardly any state."""
 
 
 class Plain(Unstored, Storage, total=False):
-    """Of an optimizer without a second moment, or one that spells out its ``Moments``."""
+    """Keywords of an optimizer without a second moment, or with ``Moments`` of its own."""
 
 
 class Stored(Ending, Storage, total=False):
-    """Of an optimizer without a second moment that spells out its ``Decay``."""
+    """Keywords of an optimizer without a second moment, with ``Decay`` of its own."""
 
 
 class OwnDecay(Moments, Stored, total=False):
-    """Of an optimizer that spells out its ``Decay``."""
+    """Keywords of an optimizer with ``Decay`` of its own."""
 
 
 class Common(Plain, Moments, total=False):
@@ -150,32 +149,32 @@ RENAMED = {
     "dtype_momentum": "mu_dtype",
     "eps_root": "",
 }
-"""Names of the same thing elsewhere, for the hint in the error; empty for a thing of its own."""
+"""Names that other libraries use, for the hint in an error; empty for no hint."""
 
 
 class CommonOptions(types.SimpleNamespace):
-    """Every common keyword of one call, by name: as given, or its default."""
+    """The values of all common keywords in one call, by name."""
 
     def __init__(self, given: Mapping[str, Any] | None = None, **own: Any) -> None:
-        """Takes the common keywords, and those that the optimizer spells out itself."""
+        """Take the common keywords, and those in the optimizer's own signature."""
         super().__init__(**filled(Common, given or {}, **own))
         self.state_dtype = storage_dtype("state_dtype", self.state_dtype)
         if self.rules is not None and not isinstance(self.rules, ParameterRules):
-            raise TypeError(f"rules must come from parameter_rules({{...}}), got {self.rules!r}.")
+            raise TypeError(f"rules must be parameter_rules({{...}}), got {self.rules!r}.")
 
     @property
     def moving_rules(self) -> ParameterRules | None:
-        """The rules of the leaves that are not frozen: all that a stage gets to see."""
+        """The rules of the leaves that are not frozen; stages see only these leaves."""
         return None if self.rules is None else self.rules.without_frozen()
 
     @property
     def frozen(self) -> Mask:
-        """The mask of the leaves that do not move, or None."""
+        """The mask of the frozen leaves, or None."""
         return self.rules.frozen if self.rules is not None and self.rules.freezes else None
 
 
 def plain(learning_rate: LearningRate) -> ScalarOrSchedule:
-    """A learning rate without other schedules, as ``register`` gives it to an optimizer."""
+    """Assert that ``register`` has replaced an object of several schedules."""
     assert not hasattr(learning_rate, "learning_rate")
     return cast(ScalarOrSchedule, learning_rate)
 
@@ -187,18 +186,18 @@ def finish(
     schedule_inside: bool = False,
     step: Stage | None = None,
 ) -> Composed:
-    """The whole recipe around a direction: L2 before it, decay and learning rate after it.
+    """Build a recipe from a direction, with L2 before it, decay and learning rate after it.
 
     With ``schedule_inside`` the learning rate multiplies the gradient instead of the direction.
-    ``step`` is the stage that turns direction into update, if it is not ``scale_by_learning_rate``.
+    ``step`` is used instead of ``scale_by_learning_rate``.
     """
     decay, mask, l2 = options.decay, options.mask, options.l2
     rate = plain(learning_rate)
     one_of("decay", decay, FORMS)
     if mask is not None and options.weight_decay is None and l2 is None:
         raise ValueError(
-            "mask says which leaves decay, but neither weight_decay nor l2 is given: give one of "
-            "them, or leave mask out."
+            "mask selects the leaves that decay, but neither weight_decay nor l2 is given: give "
+            "one of them, or leave mask out."
         )
     rules, decayed = options.moving_rules, None
     if options.weight_decay is not None:

@@ -1,4 +1,4 @@
-"""diffGrad: Adam with friction where the gradient hardly changes, as a list of stages.
+"""Build diffGrad, Adam with shorter steps for elements whose gradient hardly changes.
 
     xi = sigmoid(|g_previous - g|)
     theta <- theta - lr xi m_hat / (sqrt(v_hat) + eps / sqrt(1 - b2^t))
@@ -38,8 +38,9 @@ from adamw_jax.optimizers._registry import register
     arxiv="1909.11015",
     degree=None,
     state_values=3,
-    differs="neither optax nor PyTorch has it. The previous gradient is a copy: the authors' first "
-    "version kept a reference to the live buffer, which made it Adam at half the learning rate.",
+    differs="neither optax nor PyTorch has it. The authors' first version kept a reference to the "
+    "current gradient instead of a copy of the previous one, so it was Adam at half the learning "
+    "rate.",
 )
 def diffgrad(
     learning_rate: LearningRate,
@@ -54,21 +55,19 @@ def diffgrad(
     bias_correction: str = "exact",
     **common: Unpack[Plain],
 ) -> Composed:
-    """diffGrad: Adam slowed down where the gradient hardly changes.
+    """diffGrad: Adam with shorter steps for elements whose gradient hardly changes.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
-      variant: form of the friction, ``"abs"`` (paper), ``"signed"`` or ``"wide"``; see
-        ``friction``.
-      eps_hat: add eps to the uncorrected root, as the authors' code does; False is the paper's
-        form.
+      variant: ``"abs"`` (paper), ``"signed"`` or ``"wide"``, as for ``friction``.
+      eps_hat: add eps to the uncorrected root (authors' code); False is the paper's form.
 
     Returns:
-      The transformation; its state has three values per parameter, the previous gradient (with L2
-      decay, if there is any) among them.
+      The transformation; its state has three values per parameter, one of them the previous
+      gradient (after L2 decay).
     """
     o = CommonOptions(common)
     return finish(

@@ -1,7 +1,7 @@
-"""``scale_by_x`` for every optimizer x that has a direction: x up to its learning rate.
+"""Provide ``scale_by_x``, the direction of each optimizer x: its stages before the learning rate.
 
-Each is made where x is registered. ``tools/optimizer_exports.py`` writes ``_directions.pyi``, which
-shows their signatures to editors and type checkers.
+``register`` makes them. ``tools/optimizer_exports.py`` writes ``_directions.pyi``, which shows
+their signatures to editors and type checkers.
 """
 
 from adamw_jax.optimizers._registry import info, list_optimizers

@@ -1,4 +1,4 @@
-"""Gadam and GadamX: Adam and Padam with decoupled decay, and the average of their iterates.
+"""Build Gadam and GadamX, Adam and Padam with decoupled decay and averaged parameters.
 
     theta <- theta - lr direction - lr weight_decay theta;    eval_params: mean of theta after start
 
@@ -51,25 +51,25 @@ def gadam(
     average_weight: ScalarOrSchedule | None = None,
     **common: Unpack[Common],
 ) -> Composed:
-    """Gadam: AdamW, evaluated at the equal-weight average of its iterates.
+    """Gadam: AdamW, evaluated at the average of its parameters over the run.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). High
-        and constant while averaging: half of the initial rate served the authors.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). High
+        and constant while averaging; the authors use half of the initial rate.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
       start: steps before averaging begins; about half of the run (161 of 300 epochs).
-      period: steps between the iterates that are averaged; an epoch is often enough.
+      period: steps between collections for the average; once per epoch is often enough.
       kind: ``"equal"`` weights (paper), ``"weighted"``, ``"ema"`` or ``"last"``, as for
         ``average_iterates``.
-      average_decay: rate of ``"ema"``, in [0, 1); None for 0.999.
-      window: iterates that ``"last"`` keeps, each a value of state per parameter; None for 5.
-      average_weight: of ``"weighted"``, >= 0, its ``weights``; None for t after step t.
+      average_decay: decay rate of ``"ema"``, in [0, 1); None for 0.999.
+      window: number of collections in ``"last"``, each one value per parameter; None for 5.
+      average_weight: weights of ``"weighted"``, >= 0, a schedule; None for t after step t.
 
     Returns:
       The transformation; its state has three values per parameter. ``eval_params(state, params)``
-      gives the average; the parameters are AdamW's. The authors' ``weight_decay`` is 0.25 at
+      gives the average; the parameters are those of AdamW. The authors' ``weight_decay`` is 0.25 at
       lr 5e-4.
     """
     return compose(
@@ -86,7 +86,7 @@ def gadam(
     degree=0.5,
     state_values=4,
     direction="padam",
-    lacks="it adds eps to the uncorrected root always",
+    lacks="it always adds eps to the uncorrected root",
     differs="neither optax nor PyTorch has it.",
 )
 def gadamx(
@@ -107,20 +107,20 @@ def gadamx(
     bias_correction: str = "exact",
     **common: Unpack[Plain],
 ) -> Composed:
-    """GadamX: Padam with decoupled decay, evaluated at the average of its iterates.
+    """GadamX: Padam with decoupled decay, evaluated at the average of its parameters.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several; 0.1 (authors).
+      learning_rate: number, schedule, or an object of several schedules; 0.1 (authors).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root, inside the power; 1e-8 (code).
       partial: Padam's p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8).
       start: steps before averaging begins; about half of the run.
-      period: steps between the iterates that are averaged.
-      kind: which average, as for ``gadam``; so are the next three.
-      average_decay: rate of ``"ema"``.
-      window: iterates that ``"last"`` keeps.
-      average_weight: of ``"weighted"``.
+      period: steps between collections for the average.
+      kind: kind of the average. It and the next three are as for ``gadam``.
+      average_decay: decay rate of ``"ema"``.
+      window: number of collections that ``"last"`` keeps.
+      average_weight: weights of ``"weighted"``.
       amsgrad: divide by the largest second moment so far, as the authors do.
 
     Returns:
@@ -136,14 +136,14 @@ def gadamx(
 def _average(
     start: int, period: int, kind: str, decay: Any, window: int | None, weight: Any
 ) -> Stage:
-    """``average_iterates``, in the names of the arguments here."""
+    """Make ``average_iterates``, with errors in the argument names of ``gadam``."""
     for name, value, its in (
         ("average_decay", decay, "ema"),
         ("average_weight", weight, "weighted"),
     ):
         if value is not None and kind in KINDS and kind != its:
             raise ValueError(
-                f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
+                f'{name} is for kind="{its}", but kind is "{kind}": leave {name} out, '
                 f'got {value!r}, or give kind="{its}".'
             )
     return average_iterates(start, period, kind, decay=decay, window=window, weights=weight)

@@ -1,4 +1,4 @@
-"""Generalized SignSGD: momentum over the root of the average of its own square.
+"""Build Generalized SignSGD, which divides the momentum by the root of its averaged square.
 
     m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) m^2;   theta <- theta - lr m / (sqrt(v) + eps)
 
@@ -34,7 +34,7 @@ from adamw_jax.optimizers._registry import register
     "Generalized SignSGD, NeurIPS 2022",
     arxiv="2208.11195",
     state_values=2,
-    differs="neither optax nor PyTorch has it; b2 = 0 is optax.signum up to eps.",
+    differs="neither optax nor PyTorch has it; with b2 = 0 it is optax.signum, except for eps.",
 )
 def generalized_signsgd(
     learning_rate: LearningRate,
@@ -48,8 +48,9 @@ def generalized_signsgd(
     """Generalized SignSGD: between sign descent with momentum (b2 = 0) and RMSProp (b1 = 0).
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). The
-        uncorrected first step is lr / sqrt(1 - b2), 32 lr at the defaults: warm up, or correct.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). The
+        uncorrected first step is lr / sqrt(1 - b2), by default 32 lr: warm up, or give
+        ``corrected=True``.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the average of squared momenta, in [0, 1).
       eps: added to the root; 1e-8 (code).
@@ -62,8 +63,8 @@ def generalized_signsgd(
     correction = correct_bias(o.bias_correction)
     if o.bias_correction != "exact" and not corrected:
         raise ValueError(
-            f"bias_correction={o.bias_correction!r} is without effect, since generalized_signsgd "
-            "does not correct its moments; give corrected=True too."
+            f"bias_correction={o.bias_correction!r} has no effect, because generalized_signsgd "
+            "does not correct its moments by default: give corrected=True, too."
         )
     return finish(
         o,

@@ -1,4 +1,4 @@
-"""KOALA: Kalman filters whose measurement is the loss.
+"""Build KOALA, Kalman filters that measure the loss.
 
     koala_v    theta <- theta - lr P (loss - target) / (P |g|^2 + R) g, leaf by leaf
     koala_m    the same for parameters that move with a velocity
@@ -39,10 +39,10 @@ _CITATION = (
     citation=_CITATION,
     arxiv="2107.03331",
     state_values=0,
-    differs="neither optax nor PyTorch has it; with r=0 it is optax.polyak_sgd leaf by leaf and "
-    "without a largest step.",
-    lacks="its decay is in the loss, and its state is two scalars, no moments",
-    within=("weight_decay", "mask", "rules"),
+    differs="neither optax nor PyTorch has it; with r=0 it is optax.polyak_sgd for each leaf, "
+    "without an upper bound of the step.",
+    lacks="its decay is in the loss, and its state is two scalars, not moments",
+    in_direction=("weight_decay", "mask", "rules"),
     needs=("value",),
     degree=None,
     scope="tree",
@@ -53,22 +53,23 @@ def koala_v(
     rules: ParameterRules | None = None,
     **own: Unpack[LossFilterOptions],
 ) -> Composed:
-    """KOALA-V: a step that the loss and the gradient's norm set, with next to no state.
+    """KOALA-V: a step set by the loss and the norm of the gradient, with hardly any state.
 
-    ``update(gradients, state, params, value=loss)`` needs the loss; with it, ``value_sq_mean``, the
-    mean over the batch of the squared losses of the examples, which sets the noise R. Without that
-    the square of ``value`` stands in, which is less: R is then too small and steps are too long.
-    Where gradients are accumulated give the mean loss, and undo a loss scale in both. A loss below
-    ``target`` turns the step around: give a ``target`` below any loss where it may be negative.
+    ``update(gradients, state, params, value=loss)`` needs the loss. Give also ``value_sq_mean``,
+    the mean over the batch of the squared losses of the examples, which sets the noise R. Without
+    it the square of ``value`` is used, which is smaller, so R is too small and steps are too long.
+    If gradients are accumulated, give the mean loss. If the loss is scaled, undo this in losses and
+    gradients. A loss below ``target`` reverses the step, so for losses that may be negative give a
+    ``target`` below all of them.
 
     Args:
-      learning_rate: factor on the step, a number, a schedule, or an object that carries several
-        (``one_cycle(...)``); 1 (paper), times 0.2 at milestones.
+      learning_rate: factor on the step, a number, a schedule, or an object of several schedules
+        (``one_cycle(...)``); 1 (paper), multiplied by 0.2 at milestones.
 
     Returns:
-      The transformation; its state is two scalars. P is shared by all leaves. A leaf whose gradient
-      is shorter than 1e-9 stays still. Under ``optax.partition`` and ``optax.masked`` P is that of
-      the leaves of the part.
+      The transformation; its state is two scalars. P is shared by all leaves, under
+      ``optax.partition`` and ``optax.masked`` by those of its part. A leaf whose gradient has a
+      norm below 1e-9 does not move.
     """
     o = CommonOptions(rules=rules)
     return finish(o, learning_rate, loss_filter(o.moving_rules, **own))
@@ -80,7 +81,7 @@ def koala_v(
     "p <- kappa p - lr P21 l / S e",
     citation=_CITATION,
     arxiv="2107.03331",
-    direction=None,  # the velocity has the learning rate in it
+    direction=None,  # the velocity includes the learning rate
     state_values=2,
     differs="neither optax nor PyTorch has it.",
     lacks="its decay is in the loss, and it has no second moment",
@@ -98,19 +99,19 @@ def koala_m(
 ) -> Composed:
     """KOALA-M: a Kalman filter of the parameters and their velocity.
 
-    ``update(gradients, state, params, value=loss, value_sq_mean=...)`` as for ``koala_v``. The
-    parameters that you hold are the predicted ones, where loss and gradient belong;
-    ``eval_params(state, params)`` gives the estimate to evaluate on, before the prediction.
+    Call ``update(gradients, state, params, value=loss, value_sq_mean=...)`` as for ``koala_v``. The
+    parameters between steps are predictions; compute loss and gradient there. To evaluate, use
+    ``eval_params(state, params)``, the estimate before the prediction.
 
     Args:
       learning_rate: factor on the step and on the change of the velocity, a number, a schedule, or
-        an object that carries several; 1 (paper), times 0.2 at milestones.
+        an object of several schedules; 1 (paper), multiplied by 0.2 at milestones.
 
     Returns:
-      The transformation; its state has two values per parameter. P is shared by all leaves. A leaf
-      whose gradient is shorter than 1e-9 only coasts. Under ``optax.partition`` and
-      ``optax.masked`` covariance and process noise are those of the leaves of the part. Lookahead
-      or an average behind it would average predicted parameters: ``eval_params`` refuses to choose.
+      The transformation; its state has two values per parameter. P and the process noise are shared
+      by all leaves, under ``optax.partition`` and ``optax.masked`` by those of its part. A leaf
+      whose gradient has a norm below 1e-9 moves only by its velocity. Do not put Lookahead or an
+      average after it: they would average predictions, and ``eval_params`` raises an error.
     """
     o = CommonOptions(rules=rules, state_dtype=state_dtype)
     moving = o.moving_rules if o.moving_rules and o.moving_rules.table else None

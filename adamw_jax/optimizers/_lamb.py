@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction with decay, scaled leaf by leaf to the norm of the parameters.
+"""Build LAMB, which scales Adam's direction with decay to the norm of each leaf.
 
     u = m_hat / (sqrt(v_hat) + eps) + weight_decay theta
     theta <- theta - lr (|theta| / |u|) u
@@ -38,13 +38,13 @@ from adamw_jax.optimizers._registry import register
     "ICLR 2020",
     arxiv="1904.00962",
     state_values=2,
-    differs="as optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, which "
-    "also omits the bias correction: correct=False); many leave vectors out, which optax.lamb "
-    "cannot: trust_ratio_mask=matrices_only. bitsandbytes' LAMB is another method: it clips the "
-    "norm of the update. PyTorch has none.",
+    differs="it equals optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, "
+    "which also omits the bias correction: correct=False). Many exclude vectors from the ratio, "
+    "which optax.lamb cannot: trust_ratio_mask=matrices_only. bitsandbytes' LAMB is another "
+    "method: it clips the norm of the update. PyTorch has no LAMB.",
     scope="leaf",
     twin="lamb",
-    within=("weight_decay", "mask", "rules"),
+    in_direction=("weight_decay", "mask", "rules"),
 )
 def lamb(
     learning_rate: LearningRate,
@@ -64,35 +64,35 @@ def lamb(
     decay: str = "learning_rate",
     **common: Unpack[OwnDecay],
 ) -> Composed:
-    """LAMB: Adam whose step in every leaf is as long as the learning rate's share of the leaf.
+    """LAMB: Adam with a step of each leaf in proportion to the norm of the leaf.
 
-    Where the parameter or its direction has norm 0 the trust ratio is 1.
+    If the parameter or its direction has norm 0, the trust ratio is 1.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``): the
-        length of a leaf's step over the length of the leaf.
+      learning_rate: norm of a leaf's step divided by the norm of the leaf: number, schedule, or an
+        object of several schedules (``one_cycle(...)``).
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-6 (optax).
       eps_root: added under the root; None for nothing.
       weight_decay: decay coefficient, a number or schedule; None for no decay. In the form
-        ``decay="learning_rate"`` the decay is scaled by the trust ratio, in the others it is not.
+        ``decay="learning_rate"`` the trust ratio scales the decay, in the other forms it does not.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
-      correct: correct the moments' bias; False in the spirit of an earlier version of the paper.
+      correct: correct the bias of the moments; False as in an earlier version of the paper.
       trust_ratio_mask: which leaves the trust ratio scales; the others take the plain step.
-        ``matrices_only`` leaves biases and norms out.
-      min_weight_norm: what the norm of a leaf is at least in the ratio, >= 0; None for no bound.
-      max_weight_norm: what the norm of a leaf is at most in the ratio, > 0; None for no bound.
-      min_ratio: what the trust ratio is at least, >= 0; None for no bound.
-      max_ratio: what the trust ratio is at most, > 0; None for no bound.
+        ``matrices_only`` excludes biases and norms.
+      min_weight_norm: lower bound of a leaf's norm in the ratio, >= 0; None for no bound.
+      max_weight_norm: upper bound of a leaf's norm in the ratio, > 0; None for no bound.
+      min_ratio: lower bound of the trust ratio, >= 0; None for no bound.
+      max_ratio: upper bound of the trust ratio, > 0; None for no bound.
 
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
     """
     if not correct and (common.get("rectify") or common.get("bias_correction", "exact") != "exact"):
         raise ValueError(
-            "correct=False leaves the moments as they are, so rectify and bias_correction have "
-            "nothing to act on: leave them out, or leave correct=True."
+            "correct=False does not correct the moments, so rectify and bias_correction have no "
+            "effect: leave them out, or leave correct out."
         )
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
     scaled = None

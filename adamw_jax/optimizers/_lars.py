@@ -1,10 +1,10 @@
-"""LARS: SGD with momentum on gradients scaled leaf by leaf to the norm of the parameters.
+"""Build LARS, SGD with momentum on gradients that are scaled to the norm of each leaf.
 
     d = g + weight_decay theta
     m <- momentum m + lr trust_coefficient (|theta| / |d|) d
     theta <- theta - m
 
-The learning rate stands inside the momentum. You, Gitman & Ginsburg, arXiv 1708.03888.
+The momentum includes the learning rate. You, Gitman & Ginsburg, arXiv 1708.03888.
 
 >>> [spec.name for spec in lars(0.1).specs][:3]
 ['scale_by_trust_ratio', 'scale_gradient', 'estimate_moments']
@@ -34,9 +34,9 @@ from adamw_jax.optimizers._sgdw import momentum_buffer
     arxiv="1708.03888",
     direction=None,
     state_values=1,
-    differs="as optax.lars. In the spirit of the paper, and in NVIDIA's LARC, the ratio has the "
-    "sum of the norms in place of the norm of the sum: sum_of_norms=True. bitsandbytes' LARS is "
-    "another method: it clips the norm of the update. PyTorch has none.",
+    differs="it equals optax.lars. In the paper and in NVIDIA's LARC the ratio divides by the sum "
+    "of the norms, not by the norm of the sum: sum_of_norms=True. bitsandbytes' LARS is another "
+    "method: it clips the norm of the update. PyTorch has no LARS.",
     degree=None,
     scope="leaf",
     twin="lars",
@@ -63,31 +63,31 @@ def lars(
     decay: str = "learning_rate",
     **common: Unpack[Stored],
 ) -> Composed:
-    """LARS: momentum SGD whose step in every leaf is in proportion to the norm of the leaf.
+    """LARS: momentum SGD with a step of each leaf in proportion to the norm of the leaf.
 
-    The step does not see the scale of the gradient. Where the parameter or its gradient has norm 0
-    the trust ratio is 1, without ``trust_coefficient``.
+    The step does not depend on the scale of the gradient. If the parameter or its gradient has norm
+    0, the trust ratio is 1, without ``trust_coefficient``.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       weight_decay: coefficient of the decay, a number or schedule; None for no decay. In the form
         ``decay="learning_rate"`` it enters the gradient before the trust ratio, as in the paper;
-        the other forms stay outside ratio and momentum.
+        in the other forms it enters neither ratio nor momentum.
       weight_decay_mask: which leaves decay: tree of bools, function of the parameters, or name
-        pattern; True for all. ``mask`` is another word for it.
+        pattern; True for all. ``mask`` is another name for it.
       trust_coefficient: factor on the ratio, > 0; 0.001 (optax).
       eps: added to the norm that the ratio divides by, >= 0.
       trust_ratio_mask: which leaves the trust ratio scales, as above; the others take the plain
-        step, which is usual for biases and norms: ``matrices_only``.
+        step. ``matrices_only`` excludes biases and norms, as is usual.
       momentum: factor on the buffer, in [0, 1]; None for plain gradient descent.
       nesterov: step along ``g + momentum m``.
       sum_of_norms: divide by |g| + weight_decay |theta| instead of |g + weight_decay theta|.
-      schedule_inside: the learning rate multiplies what enters the momentum; False: the momentum.
-      dampening: what is withheld of every gradient but the first, in [0, 1]; None for nothing.
-      min_weight_norm: what the norm of a leaf is at least in the ratio, >= 0; None for no bound.
-      max_weight_norm: what the norm of a leaf is at most in the ratio, > 0; None for no bound.
-      min_ratio: what the trust ratio is at least, >= 0; None for no bound.
-      max_ratio: what the trust ratio is at most, > 0; None for no bound.
+      schedule_inside: True multiplies the scaled gradient by the learning rate, False the momentum.
+      dampening: share of each gradient left out, except of the first, in [0, 1]; None for 0.
+      min_weight_norm: lower bound of a leaf's norm in the ratio, >= 0; None for no bound.
+      max_weight_norm: upper bound of a leaf's norm in the ratio, > 0; None for no bound.
+      min_ratio: lower bound of the trust ratio, >= 0; None for no bound.
+      max_ratio: upper bound of the trust ratio, > 0; None for no bound.
 
     Returns:
       The transformation; its state has one value per parameter, none without momentum.
@@ -95,8 +95,8 @@ def lars(
     mask = _one_mask(_from_optax(weight_decay_mask), mask)
     if mask is not None and common.get("l2") is None and weight_decay is None:
         raise ValueError(
-            "weight_decay_mask (mask) says which leaves decay, but neither weight_decay nor l2 is "
-            "given: give one of them, or leave the mask out."
+            "weight_decay_mask (mask) selects the leaves that decay, but neither weight_decay nor "
+            "l2 is given: give one of them, or leave the mask out."
         )
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
     rules, l2, o.l2 = o.moving_rules, o.l2, None
@@ -133,7 +133,7 @@ def lars(
 
 
 def _from_optax(mask: Any) -> Mask:
-    """A mask of optax may be one bool for all leaves."""
+    """Convert a mask of optax, which may be one bool for all leaves."""
     if isinstance(mask, bool):
         return None if mask else lambda tree: jax.tree.map(lambda _: False, tree)
     return mask
@@ -141,5 +141,5 @@ def _from_optax(mask: Any) -> Mask:
 
 def _one_mask(mask: Mask, common: Mask) -> Mask:
     if mask is not None and common is not None:
-        raise ValueError("mask and weight_decay_mask are one thing: give one of them.")
+        raise ValueError("mask and weight_decay_mask mean the same: give only one of them.")
     return common if mask is None else mask

@@ -1,4 +1,4 @@
-"""SGD whose step is divided by an online estimate of the gradient's norm.
+"""Build SGD with a step divided by a running estimate of the gradient's norm.
 
     theta <- theta - lr g_t / (m_t + floor)
 
@@ -20,14 +20,14 @@ from adamw_jax.optimizers._registry import register
 @register(
     title="Norm-adaptive SGD",
     equation="theta <- theta - lr g / (m + floor), m^2 the average of |g|^2 before this step",
-    citation="in the spirit of Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves "
+    citation="after Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves "
     "Instance Complexity, ICML 2022",
     arxiv="2006.04429",
     state_values=0,
     lacks="it has one scalar of state and no second moment",
-    differs="built from the idea and its bound, not from the authors' pseudo-code. RMSProp has a "
-    "norm per element and puts the present gradient into it.",
-    degree=None,  # the floor stands beside the norm
+    differs="it follows the idea and its bound, not the authors' pseudo-code. RMSProp has a norm "
+    "per element, which includes the current gradient.",
+    degree=None,  # the floor is added to the norm
     scope="tree",
 )
 def norm_adaptive_sgd(
@@ -38,22 +38,22 @@ def norm_adaptive_sgd(
     use_previous: bool = True,
     **common: Unpack[Unstored],
 ) -> Composed:
-    """SGD with short steps while the gradients are large, for noise that changes during a run.
+    """Norm-adaptive SGD: shorter steps while gradients are large, for noise that changes.
 
-    It pays where loud phases last longer than the average, 1 / (1 - beta) steps. Single outbursts
-    are not foreseen: there a constant learning rate does as well, or clipping.
+    It helps if phases of large noise last longer than the average, 1 / (1 - beta) steps. It cannot
+    predict single large gradients; for these a constant learning rate or clipping is as good.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). About
-        the length of a step over all parameters: the theory takes R / sqrt(T) for a start at
-        distance R and T steps, and the average of the iterates weighted by lr / (m + floor), the
-        tail ``average_iterates(kind="weighted", weights="step_size")``.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). About
+        the length of a step over all parameters: the theory uses R / sqrt(T) for T steps from a
+        start at distance R. It evaluates the average of the parameters weighted by
+        lr / (m + floor): add ``average_iterates(kind="weighted", weights="step_size")``.
       beta: decay rate of the average of squared norms, in [0, 1).
       floor: added to the estimate, >= 0; well below the norm of a typical gradient.
-      use_previous: the estimate without the present gradient; the first step has |g_1|.
+      use_previous: estimate without the current gradient; the first step uses |g_1|.
 
     Returns:
-      The transformation; its state is one scalar. Under ``optax.partition`` every part has its own
+      The transformation; its state is one scalar. Under ``optax.partition`` each part has its own
       norm.
     """
     stage = scale_by_norm_estimate(beta, floor, use_previous)

@@ -1,4 +1,4 @@
-"""Padam: Adam with a smaller power of the second moment, as a list of stages.
+"""Build Padam, Adam with a smaller power of the second moment.
 
     theta <- theta - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v_max) + eps)^(2p)
 
@@ -35,7 +35,7 @@ from adamw_jax.optimizers._registry import register
     arxiv="1806.06763",
     degree=0.5,
     state_values=3,
-    lacks="it adds eps to the uncorrected root always",
+    lacks="it always adds eps to the uncorrected root",
     differs="AMSGrad is on. Neither optax nor PyTorch has it.",
 )
 def padam(
@@ -50,16 +50,16 @@ def padam(
     bias_correction: str = "exact",
     **common: Unpack[Plain],
 ) -> Composed:
-    """Padam: partially adaptive momentum.
+    """Padam: Adam with a smaller power of the second moment, between SGD and Adam.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``); for
-        p = 1/8 to 1/4 nearer to SGD's than to Adam's, 0.1 say.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). For
+        p = 1/8 to 1/4 it is nearer to SGD's than to Adam's, for example 0.1.
       b1: decay rate of the first moment, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root, inside the power; 1e-8 (code).
       partial: p in [0, 0.5]; 1/4 (the class's default; the vision runs have 1/8). 0.5 is Adam in
-        the eps-hat form, 0 momentum times sqrt(1 - b2^t) / (1 - b1^t).
+        the eps-hat form, 0 is momentum times sqrt(1 - b2^t) / (1 - b1^t).
       amsgrad: divide by the largest second moment so far, as the authors do.
 
     Returns:

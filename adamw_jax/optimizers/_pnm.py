@@ -1,4 +1,4 @@
-"""PNM and AdaPNM: positive-negative momentum, alone and over the root of a second moment.
+"""Build PNM and AdaPNM, positive-negative momentum without and with a second moment.
 
     m_t = b1^2 m_{t-2} + (1 - b1^2) g;   u = ((1 + b0) m_t - b0 m_{t-1}) / sqrt((1 + b0)^2 + b0^2)
     PNM:     theta <- theta - lr u
@@ -51,17 +51,17 @@ def pnm(
     b0: ScalarOrSchedule = 1.0,
     **common: Unpack[Plain],
 ) -> Composed:
-    """PNM: momentum that magnifies the gradient noise by a chosen factor.
+    """PNM: momentum that increases the gradient noise by a chosen factor.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``). On a
-        quadratic of curvature L it is stable below 2 sqrt((1 + b0)^2 + b0^2) / (1 + 2 b0) / L.
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``). On a
+        quadratic of curvature L it must be below 2 sqrt((1 + b0)^2 + b0^2) / (1 + 2 b0) / L.
       b1: decay rate of the momenta, in [0, 1).
-      b0: weight of the negative momentum; 1 (code). 0 leaves two interleaved momenta.
+      b0: weight of the negative momentum; 1 (code). 0 gives two interleaved momenta.
 
     Returns:
-      The transformation; its state has two values per parameter. First steps are small, since no
-      bias is corrected.
+      The transformation; its state has two values per parameter. The first steps are small, because
+      there is no bias correction.
     """
     o = CommonOptions(common)
     part = positive_negative(b1, b0, dtype=o.state_dtype)
@@ -89,10 +89,10 @@ def adapnm(
     bias_correction: str = "exact",
     **common: Unpack[Plain],
 ) -> Composed:
-    """AdaPNM: positive-negative momentum over the root of the second moment.
+    """AdaPNM: positive-negative momentum divided by the root of the second moment.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       b1: decay rate of the momenta, in [0, 1).
       b2: decay rate of the second moment, in [0, 1).
       b0: weight of the negative momentum; 1 (code).

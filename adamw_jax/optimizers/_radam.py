@@ -1,6 +1,6 @@
-"""RAdam: Adam with the variance of its step rectified, as a list of stages.
+"""Build RAdam, Adam with a rectified variance of its early steps.
 
-    theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps)        r_t: see ``rectify_variance``
+    theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps)        (r_t as for ``rectify_variance``)
 
 Liu et al., ICLR 2020, arXiv 1908.03265.
 
@@ -30,17 +30,17 @@ from adamw_jax.optimizers._registry import register
 
 @register(
     title="RAdam",
-    equation="theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps) where rho_t >= threshold, "
+    equation="theta <- theta - lr r_t m_hat / (sqrt(v_hat) + eps) if rho_t >= threshold, "
     "else no step",
     citation="Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020",
     arxiv="1908.03265",
     state_values=2,
-    differs="the first five steps are skipped, as in the authors' code since 2021, decay included; "
-    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). A solver '
-    "that stops on a small update takes a skipped one, which is exactly 0, for convergence. The "
-    "rectifier is exact in float32, where optax's is off by up to 110 %.",
+    differs="the first five steps and their decay are skipped, as in the authors' code since 2021; "
+    'the paper, PyTorch and optax make unscaled momentum steps there (below="momentum"). A skipped '
+    "step is exactly 0, which looks like convergence to a solver that stops on small updates. In "
+    "float32 the rectifier is exact; optax's is off by up to 110 %.",
     twin="radam",
-    lacks="it rectifies the variance always; adam() does not",
+    lacks="it always rectifies the variance; adam() does not",
     twin_options={"below": "momentum"},
 )
 def radam(
@@ -58,20 +58,20 @@ def radam(
     bias_correction: str = "exact",
     **common: Unpack[Plain],
 ) -> Composed:
-    """RAdam: Adam whose early steps are scaled by how well the second moment is known.
+    """RAdam: Adam with shorter early steps, while the second moment is uncertain.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several.
+      learning_rate: number, schedule, or an object of several schedules.
       b1: decay rate of the first moment, in [0, 1).
-      b2: decay rate of the second moment, in [0, 1); at most 0.6 nothing is ever rectified.
-      eps: added to the root; 1e-8. The authors and PyTorch add it to the uncorrected one (eps_hat).
+      b2: decay rate of the second moment, in [0, 1). Up to 0.6 every step is as ``below`` says.
+      eps: added to the root; 1e-8. The authors and PyTorch use ``eps_hat``.
       eps_root: added under the root; None for nothing.
       threshold: least length rho_t of the average; 5 (authors' code), 4 (paper).
       nesterov: look one step ahead in the first moment.
-      below: what happens under the threshold: ``"skip"`` makes no step and no decay (authors' code
-        since 2021), ``"decay"`` no step but the decay's, ``"momentum"`` the unscaled momentum step
-        (paper, PyTorch, optax). A skipped step is exactly 0: a solver that stops on a small update
-        (optimistix) takes it for convergence and returns its start. Give it ``"momentum"``.
+      below: the step below the threshold: ``"skip"`` makes no step and no decay (authors' code
+        since 2021), ``"decay"`` only decays, ``"momentum"`` steps along the unscaled momentum
+        (paper, PyTorch, optax). A skipped step is exactly 0, so a solver that stops on small
+        updates (optimistix) returns its start: use ``"momentum"`` there.
 
     Returns:
       The transformation; its state has two values per parameter.

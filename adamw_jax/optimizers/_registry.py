@@ -1,4 +1,4 @@
-"""The registry: one row per optimizer, which drives listing, creation, tables and shared tests.
+"""Keep one row per optimizer, for listing, creation, tables and shared tests.
 
 >>> list_optimizers("adam*")
 ('adam', 'adamax', 'adamw')
@@ -33,28 +33,28 @@ P = ParamSpec("P")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerInfo:
-    """What the library knows of an optimizer.
+    """Facts about an optimizer.
 
     Attributes:
-      name: the public function's name.
-      factory: the optimizer.
-      direction: its ``scale_by_...``, or None where the learning rate is part of the direction.
+      name: name of the public function.
+      factory: the public function.
+      direction: its ``scale_by_...``, or None if the direction includes the learning rate.
       title: full name.
       equation: the step in one line; theta are the parameters, g the gradient, t counts from 1.
       citation: authors, title, venue, year.
-      state_values: values of state per parameter, scalars aside.
+      state_values: values of state per parameter, not counting scalars.
       arxiv: arXiv number, or empty.
       differs: how the default differs from optax and PyTorch, in words.
-      twin: the optax function with the same step under ``twin_options``, or empty.
-      twin_options: keyword arguments of ours that make the step equal the twin's.
+      twin: the optax function with the same step as ``factory`` with ``twin_options``, or empty.
+      twin_options: keyword arguments of ``factory``.
       lacks: why it does not take the common keywords that it ``refuses``.
       example: values of the arguments that have no default, for tables and demonstrations.
-      needs: extra arguments of ``update`` that it cannot do without.
-      degree: the power of the gradient's scale that the step goes with, eps aside: 0 for Adam, 1
-        for SGD, None where it is no power.
-      scope: what a step looks at to move an element: the ``"element"``, its ``"leaf"`` (norms), or
-        the whole ``"tree"``.
-      memory: the state in words, where ``state_values`` is only its upper bound.
+      needs: required extra arguments of ``update``.
+      degree: the step is proportional to this power of the gradient's scale, if eps is 0: 0 for
+        Adam, 1 for SGD, None if there is no such power.
+      scope: the gradients that the step of an element depends on: those of the ``"element"``, its
+        ``"leaf"`` (norms), or the whole ``"tree"``.
+      memory: the state in words, if ``state_values`` is only an upper bound.
     """
 
     name: str
@@ -77,46 +77,38 @@ class OptimizerInfo:
 
     @property
     def state(self) -> str:
-        """How much state there is, for a table."""
+        """The size of the state, for a table."""
         return self.memory or f"{self.state_values} per parameter"
 
     @property
     def refuses(self) -> tuple[str, ...]:
-        """The common keywords that have no meaning for it."""
+        """The common keywords that it does not take."""
         taken = inspect.signature(self.factory).parameters
         return tuple(name for name in COMMON if name not in taken)
 
 
 _REGISTRY: dict[str, OptimizerInfo] = {}
 
-_RAISES = """\
-Raises:
-  ValueError: a value is out of its range or does not go with the others, or (in ``update``)
-    parameters are needed and not given, or the gradients do not fit the state.
-  TypeError: an argument is unknown or of the wrong kind, or a leaf is not floating-point.
-"""
-
 
 def register(
     *,
     direction: str | None = "",
-    behind: tuple[str, ...] = (),
-    within: tuple[str, ...] = (),
+    after_direction: tuple[str, ...] = (),
+    in_direction: tuple[str, ...] = (),
     second_rate: str = "b2",
     **facts: Any,
 ) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
-    """Enters an optimizer into the registry and completes its signature and docstring.
+    """Register an optimizer, and complete its signature and docstring.
 
-    The decorated function takes common keywords as ``**common: Unpack[...]``; the function that
-    users see lists them one by one, which is also what ``optax.inject_hyperparams`` reads. Where
-    the learning rate is an object with several schedules, the decorated function gets each of them
-    in its place, and a plain learning rate.
+    The decorated function takes common keywords as ``**common: Unpack[...]``. The public function
+    lists each of them, also for ``optax.inject_hyperparams``. If the learning rate is an object of
+    several schedules, the decorated function gets each schedule as the argument that it is for.
 
     Args:
-      direction: the optimizer whose direction it has; its own by default, None for no direction.
-      behind: arguments of its own that act behind the direction.
-      within: common keywords that act within it, though most optimizers have them behind.
-      second_rate: the argument that a schedule of b2 drives.
+      direction: the optimizer with the same direction; empty for its own, None for no direction.
+      after_direction: arguments of its own that act after the direction.
+      in_direction: common keywords that are part of the direction here, but not in most optimizers.
+      second_rate: the argument that takes a schedule of b2.
       **facts: fields of ``OptimizerInfo``.
     """
 
@@ -136,8 +128,8 @@ def register(
             kept = [
                 parameter
                 for key, parameter in signature.parameters.items()
-                if key not in ("learning_rate", *behind)
-                and (key not in COMMON or COMMON[key].in_direction or key in within)
+                if key not in ("learning_rate", *after_direction)
+                and (key not in COMMON or COMMON[key].in_direction or key in in_direction)
             ]
             scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
         row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)
@@ -151,7 +143,7 @@ def register(
 def _direction_of(
     optimizer: Factory, signature: inspect.Signature, facts: dict[str, Any]
 ) -> Factory:
-    """The optimizer up to its learning rate: the stages before the first that gives an update."""
+    """Make the optimizer's direction, the stages before the first that makes an update."""
     of = optimizer.__name__
     name, taken = f"scale_by_{of}", inspect.signature(optimizer).parameters
     plain = {
@@ -161,7 +153,7 @@ def _direction_of(
     }
 
     def why(key: str) -> str:
-        return f"it acts behind the direction, {of}() takes it" if key in taken else facts["lacks"]
+        return f"it acts after the direction, give it to {of}()" if key in taken else facts["lacks"]
 
     def scale_by(*args: Any, **kwargs: Any) -> Composed:
         given = _bound(name, signature, args, kwargs, why)
@@ -175,45 +167,45 @@ def _direction_of(
     scale_by.__module__ = "adamw_jax.optimizers._directions"
     scale_by.__signature__ = signature  # type: ignore[attr-defined]
     scale_by.__doc__ = (
-        f"{facts['title']}'s direction, without learning rate: gradient in, direction out.\n\n"
-        f"Arguments as for ``{of}``. It can be jitted alone."
+        f"Return the direction of {facts['title']}, without the learning rate.\n\n"
+        f"Arguments as for ``{of}``. Its ``update`` can be jitted alone."
     )
     return scale_by
 
 
 def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
-    """Names of the optimizers that fit a pattern, sorted.
+    """Return the sorted names of the optimizers that match a pattern.
 
     Args:
-      pattern: in the style of a shell, ``"adam*"``.
+      pattern: shell-style, such as ``"adam*"``.
 
     Returns:
-      Names for ``info`` and ``create``; none if nothing fits.
+      Names for ``info`` and ``create``; empty if nothing matches.
     """
     return tuple(sorted(name for name in _REGISTRY if fnmatch.fnmatchcase(name, pattern)))
 
 
 def info(name: str) -> OptimizerInfo:
-    """The registry's row for an optimizer.
+    """Return the facts about an optimizer.
 
     Args:
       name: one of ``list_optimizers()``.
 
     Returns:
-      What the library knows of it, the function itself among it.
+      Its facts, including the function itself.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is no optimizer of that name.
     """
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown optimizer {name!r}; there are {list_optimizers()}{hint}")
+        raise ValueError(f"unknown optimizer {name!r}: give one of {list_optimizers()}{hint}")
     return _REGISTRY[name]
 
 
 def create(name: str, learning_rate: Any, **options: Any) -> Any:
-    """An optimizer by name; the prefix ``lookahead_`` adds Lookahead at its end.
+    """Make an optimizer by name; the prefix ``lookahead_`` adds Lookahead at its end.
 
     Args:
       name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name.
@@ -225,8 +217,8 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
       A ``Composed`` recipe; with ``inner_state``, ``lookahead(...)`` around one.
 
     Raises:
-      ValueError: there is no optimizer of that name, or as the optimizer says.
-      TypeError: it has no such argument.
+      ValueError: there is no optimizer of that name.
+      TypeError: it does not have such an argument.
 
     >>> import jax.numpy as jnp
     >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
@@ -246,13 +238,13 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
 def _bound(
     name: str, signature: inspect.Signature, args: Any, kwargs: Any, why_not: Callable[[str], str]
 ) -> dict[str, Any]:
-    """The arguments by name, or the error for one that is unknown or not among its choices."""
+    """Return the arguments by name; raise an error for unknown names and wrong choices."""
     known = signature.parameters
     for key in kwargs:
         if key in known:
             continue
         if key in COMMON:
-            raise TypeError(f"{name}() takes no {key}: {why_not(key)}.")
+            raise TypeError(f"{name}() does not take {key}: {why_not(key)}.")
         near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
         near = [word for word in near if word in known]
         hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(known)}."
@@ -272,10 +264,10 @@ def _bound(
 def _unpacked(
     name: str, signature: inspect.Signature, second_rate: str, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments, with the schedules that the learning rate carries in their places.
+    """Return the arguments, with the schedules in the learning rate given to their arguments.
 
-    ``one_cycle``, ``phases`` and ``warm_restarts`` give objects with ``learning_rate`` and some of
-    ``momentum``, ``b2``, ``weight_decay`` and ``l2``. A momentum of None, no buffer, stays None.
+    ``one_cycle``, ``phases`` and ``warm_restarts`` return objects with ``learning_rate`` and some
+    of ``momentum``, ``b2``, ``weight_decay`` and ``l2``. A momentum of None (no buffer) stays None.
     """
     carrier: Any = given.get("learning_rate")
     if isinstance(carrier, optax.GradientTransformation):
@@ -292,20 +284,23 @@ def _unpacked(
         if carried is None or (key not in known and key in takes):
             continue
         if key not in known:
-            raise ValueError(f"{name}() takes no {key}, which {type(carrier).__name__} brings.")
+            raise ValueError(
+                f"{name}() does not take {key}, but {type(carrier).__name__} has a schedule of it: "
+                f"build the schedules without {field}."
+            )
         default = known[key].default
         value = given.get(key, default)
         if value is not carried and isinstance(value, (int, float)) and value != default:
-            # Without a default there would be no buffer that the carried momentum could drive.
+            # If the default is None, leaving the argument out would switch off the momentum.
             remedy = f"leave {key} out" if default is not None else f"give {key}=that.{field}"
             raise ValueError(
-                f"{name}() got {key}={value!r}, but {type(carrier).__name__} brings its own "
+                f"{name}() got {key}={value!r}, but {type(carrier).__name__} has a schedule of "
                 f"{field}: {remedy}, or build the schedules without {field}."
             )
         if value is not None or key not in takes:
             new[key] = carried
     if getattr(carrier, "l2", None) is not None and getattr(carrier, "weight_decay", None) is None:
-        new["weight_decay"] = None  # a plan that decays by L2 does not decay twice
+        new["weight_decay"] = None  # schedules with L2 replace the default decay
     if "base_learning_rate" in known and new.get("base_learning_rate") is None:
         bases = (getattr(carrier, f"{word}_learning_rate", None) for word in ("base", "max"))
         new["base_learning_rate"] = next((base for base in bases if base is not None), None)
@@ -313,14 +308,12 @@ def _unpacked(
 
 
 def _docstring(row: OptimizerInfo, options: Mapping[str, Option]) -> str:
-    """The docstring with equation, common keywords, differences and reference."""
+    """Return the docstring with equation, common keywords, differences and reference."""
     summary, _, rest = inspect.cleandoc(row.factory.__doc__ or "").partition("\n\n")
     args, marker, after = rest.partition("\nReturns:")
-    told = re.findall(r"^  (\w+):", args, re.MULTILINE)
+    described = re.findall(r"^  (\w+):", args, re.MULTILINE)
     known = inspect.signature(row.factory).parameters
-    shared = [entry(key, options[key]) for key in known if key in options and key not in told]
-    if "Raises:" not in after:
-        after = after.rstrip() + "\n\n" + _RAISES
+    shared = [entry(key, options[key]) for key in known if key in options and key not in described]
     args = "\n".join([args.rstrip(), *shared, marker + after])
     parts = [summary, f"    {row.equation}", args]
     if row.differs:

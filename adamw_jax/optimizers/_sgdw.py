@@ -1,4 +1,4 @@
-"""SGD with momentum and decoupled weight decay, as a list of stages.
+"""Build SGD with momentum and decoupled weight decay.
 
     m <- momentum m + g;   theta <- theta - lr (m + weight_decay theta)
 
@@ -26,12 +26,12 @@ from adamw_jax.optimizers._registry import register
     arxiv="1711.05101",
     state_values=1,
     differs="the learning rate multiplies the buffer, as in the authors' code, PyTorch and optax; "
-    'the paper\'s Algorithm 1 puts it inside (schedule_inside=True with decay="schedule"). '
-    "PyTorch's weight_decay is our l2. Momentum is 0.9 where optax has None and PyTorch 0; there "
-    "is no decay unless weight_decay is given.",
+    "in the paper's Algorithm 1 it multiplies the gradient (schedule_inside=True with "
+    'decay="schedule"). PyTorch\'s weight_decay is l2 here. The default momentum is 0.9 (optax: '
+    "None, PyTorch: 0). Without weight_decay there is no decay.",
     twin="sgd",
     lacks="it has no second moment",
-    behind=("schedule_inside",),
+    after_direction=("schedule_inside",),
     degree=1,
     twin_options={"momentum": 0.9},
 )
@@ -44,13 +44,13 @@ def sgdw(
     schedule_inside: bool = False,
     **common: Unpack[Plain],
 ) -> Composed:
-    """SGD with momentum, and decay that does not enter the momentum.
+    """SGDW: SGD with momentum, and decay that does not enter the momentum.
 
     Args:
-      learning_rate: number, schedule, or an object that carries several (``one_cycle(...)``).
+      learning_rate: number, schedule, or an object of several schedules (``one_cycle(...)``).
       momentum: factor on the buffer, in [0, 1]; None for plain gradient descent.
       nesterov: step along ``g + momentum m``.
-      dampening: what is withheld of every gradient but the first (PyTorch); None for nothing.
+      dampening: share of each gradient left out, except of the first (PyTorch); None for 0.
       schedule_inside: multiply the gradient, not the buffer, by the learning rate.
 
     Returns:
@@ -67,11 +67,11 @@ def momentum_buffer(
     dampening: ScalarOrSchedule | None,
     dtype: Any,
 ) -> Composed:
-    """The direction of SGD with momentum: gradient in, direction out."""
+    """Build the direction of SGD with momentum."""
     if momentum is not None:
         first = heavy_ball(momentum, dampening=dampening, nesterov=nesterov, dtype=dtype)
     elif nesterov or dampening is not None:
-        raise ValueError("momentum=None leaves nothing for nesterov or dampening to act on.")
+        raise ValueError("nesterov and dampening need a momentum: give momentum=0.9, for example.")
     else:
         first = no_moment()
     return compose(estimate_moments(first, no_moment()), precondition(None))

@@ -1,4 +1,4 @@
-"""Schedules: 1cycle over learning rate and momentum, warm restarts, phases, the range test."""
+"""Schedules (1cycle, warm restarts, phases), the range test, rules for other batch sizes."""
 
 from adamw_jax.schedules._batch_size import legw, scale_learning_rate
 from adamw_jax.schedules._one_cycle import OneCycle, one_cycle

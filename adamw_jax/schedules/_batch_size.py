@@ -1,12 +1,13 @@
-"""The learning rate for another batch size.
+"""Scale the learning rate for another batch size.
 
     linear   lr' = lr k,          k = new batch / old batch
     sqrt     lr' = lr sqrt(k)
 
-Linear for SGD while gradient noise limits the step (Goyal et al. 2017, arXiv 1706.02677); the
-square root for adaptive methods (Krizhevsky 2014, arXiv 1404.5997; Granziol, Zohren & Roberts, JMLR
-2022, arXiv 2006.09092). Both stop to help once curvature limits the step: see
-``diagnostics.batch_hessian_extreme`` and ``diagnostics.gradient_noise_scale`` for where that is.
+Use the linear rule for SGD while gradient noise limits the step (Goyal et al. 2017, arXiv
+1706.02677), the square root for adaptive methods (Krizhevsky 2014, arXiv 1404.5997; Granziol,
+Zohren & Roberts, JMLR 2022, arXiv 2006.09092). Neither helps when curvature limits the step;
+``diagnostics.batch_hessian_extreme`` and ``diagnostics.gradient_noise_scale`` show from which batch
+size.
 
 >>> scale_learning_rate(0.1, 128, 512)
 0.4
@@ -29,21 +30,17 @@ RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "sqrt": mat
 def scale_learning_rate(
     learning_rate: Any, old_batch: float, new_batch: float, rule: str = "linear"
 ) -> Any:
-    """The learning rate that suits ``new_batch`` where ``learning_rate`` suited ``old_batch``.
+    """Scale a learning rate from ``old_batch`` to ``new_batch``.
 
     Args:
       learning_rate: a number, a scalar array, or a schedule; >= 0.
-      old_batch: examples, or tokens, per update, > 0.
-      new_batch: the same of the new run.
-      rule: ``"linear"``, for SGD; ``"sqrt"``, for Adam and its kin.
+      old_batch: examples or tokens per update, > 0.
+      new_batch: the same in the new run.
+      rule: ``"linear"``, for SGD; ``"sqrt"``, for Adam and related methods.
 
     Returns:
-      A number, array or schedule, as it came. A schedule keeps its steps, of which a larger batch
-      makes fewer per epoch.
-
-    Raises:
-      ValueError: an argument is out of its range.
-      TypeError: the learning rate is neither number nor schedule.
+      The new learning rate, of the same kind. A schedule still counts updates; an epoch of larger
+      batches has fewer of them.
     """
     one_of("rule", rule, tuple(RULES))
     declare(learning_rate=length(learning_rate))
@@ -57,23 +54,19 @@ def scale_learning_rate(
 def legw(
     learning_rate: Any, warmup_epochs: float, *, old_batch: float, new_batch: float
 ) -> tuple[Any, float]:
-    """Linear-epoch gradual warm-up: a learning rate times sqrt(k), after k times the epochs.
+    """Scale a learning rate by sqrt(k) and its warm-up by k (linear-epoch gradual warm-up).
 
-    The warm-up is as many updates as before. You, Hseu, Ying, Demmel, Keutzer & Hsieh 2019,
-    arXiv 1901.08584.
+    k is new_batch / old_batch, so the number of updates in the warm-up does not change. You, Hseu,
+    Ying, Demmel, Keutzer & Hsieh 2019, arXiv 1901.08584.
 
     Args:
-      learning_rate: at the end of the warm-up, >= 0; a number, scalar array or schedule.
-      warmup_epochs: length of the old run's warm-up, >= 0.
+      learning_rate: learning rate after the warm-up, >= 0; a number, scalar array or schedule.
+      warmup_epochs: epochs of warm-up in the old run, >= 0.
       old_batch: examples per update, > 0.
-      new_batch: the same of the new run.
+      new_batch: the same in the new run.
 
     Returns:
-      The new learning rate, a number, array or schedule as it came, and the new warm-up epochs.
-
-    Raises:
-      ValueError: an argument is out of its range.
-      TypeError: the learning rate is neither number nor schedule.
+      The new learning rate, of the same kind, and the new number of warm-up epochs.
     """
     epochs = number("warmup_epochs", warmup_epochs, least=0)
     rate = scale_learning_rate(learning_rate, old_batch, new_batch, "sqrt")

@@ -1,6 +1,6 @@
-"""1cycle: learning rate up and down again, momentum the other way (Smith 2018, arXiv 1803.09820).
+"""Make 1cycle schedules of learning rate and momentum (Smith 2018, arXiv 1803.09820).
 
-One object gives both schedules::
+The learning rate rises and falls, the momentum falls and rises; one object has both schedules::
 
     learning rate   max / div  ->  max  ->  down to a final value
     momentum        start      ->  low  ->  end
@@ -24,11 +24,11 @@ from adamw_jax.schedules._presets import PRESETS, Momenta
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle:
-    """Learning rate and momentum of a 1cycle, to pass as the ``learning_rate`` of an optimizer.
+    """The schedules of a 1cycle, to pass as the ``learning_rate`` of an optimizer.
 
     Attributes:
       learning_rate: schedule of the learning rate.
-      momentum: schedule of the momentum, b1 of the Adam family; None to leave that alone.
+      momentum: schedule of the momentum (b1 in the Adam family), or None.
       total_steps: updates in the cycle.
       max_learning_rate: the peak.
     """
@@ -47,48 +47,45 @@ def one_cycle(
     momentum: tuple[float, float] | tuple[float, float, float] | None = (0.95, 0.85, 0.95),
     **options: Any,
 ) -> OneCycle:
-    """A 1cycle over learning rate and momentum.
+    """Make a 1cycle of learning rate and momentum.
 
     The schedules take the count of updates, from 0, and keep their last value after
-    ``total_steps``. They are made on the host: the arguments are numbers, not tracers.
+    ``total_steps``. The arguments must be numbers, not tracers.
 
     Args:
       max_learning_rate: the peak, > 0; ``lr_range_test`` helps to find it.
-      total_steps: updates in the cycle, all epochs together.
-      preset: whose form, with its options:
+      total_steps: number of updates in the cycle, over all epochs.
+      preset: form of the cycle, with its options:
 
         * ``"fastai_v1"``: cosine up for ``pct_start`` = 0.3 of the steps (rounded down) from
-          max/``div`` (25), cosine down to max/``final_div`` (25e4), which the last step does not
-          quite reach. The learning rate is that of ``optax.cosine_onecycle_schedule``.
-        * ``"fastai_v2"``: the same with the peak at the real-valued ``pct_start`` = 0.25, ``div`` =
-          25, ``final_div`` = 1e5.
+          max/``div`` (25), cosine down to max/``final_div`` (25e4), which would be reached one step
+          after the last. The learning rate is that of ``optax.cosine_onecycle_schedule``.
+        * ``"fastai_v2"``: the same with ``pct_start`` = 0.25, not rounded, ``div`` = 25,
+          ``final_div`` = 1e5.
         * ``"pytorch"``: ``OneCycleLR``: ``pct_start`` = 0.3, ``div`` = 25, ``final_div`` = 1e4
-          (below the *start*), ``shape`` = "cosine" or "linear", ``three_phase`` = False. The peak
-          is one step earlier than fastai's and the last step uses exactly the least value.
+          (divides the *start*), ``shape`` = "cosine" or "linear", ``three_phase`` = False. The peak
+          is one step earlier than fastai's, and the last step uses exactly the lowest value.
         * ``"article"``: the three phases of fastai's AdamW article: linear up and down between
           max/``div`` (10) and max, then for ``pct_end`` = 0.075 of the steps down to
           max/(100 ``div``), linearly (``linear_end`` = True) or to 0 by a cosine.
         * ``"article_plateau"``: its four phases for language models: up in ``pct_start`` = 1/12 of
-          the steps, as long on the peak as down (5/12), then ``pct_end`` = 1/12 by a cosine to 0
+          the steps, 5/12 at the peak, 5/12 down, then ``pct_end`` = 1/12 by a cosine to 0
           (``linear_end`` = False); ``div`` = 10.
-        * ``"fastai_07"``: ``use_clr_beta``: the article's form on whole batches, ``div`` = 10,
-          ``pct_end`` = 0.1. The momentum runs one batch ahead, as it does there.
+        * ``"fastai_07"``: ``use_clr_beta``: the article's form in whole batches, ``div`` = 10,
+          ``pct_end`` = 0.1. As there, the momentum is one batch ahead.
         * ``"slanted_triangle"``: ``use_clr``: up for 1/``cut_div`` (10) of the batches from
-          max/``div`` (32), down for the rest; the momentum likewise one ahead.
+          max/``div`` (32), down for the rest; the momentum is also one batch ahead.
         * ``"optax_linear"``: ``optax.linear_onecycle_schedule``: linear up for ``pct_start`` = 0.3
           from max/``div`` (25), down until ``pct_final`` = 0.85, then to the start's
           1/``final_div`` (1e4).
-      momentum: its values at the start, at the peak (the lowest) and at the end, in [0, 1), as
-        fastai v2's ``moms``; two values end where they start. Default 0.95, 0.85, 0.95 (article and
-        fastai; the article has 0.8, 0.7 for language models). None cycles the learning rate only.
+      momentum: its values at the start, at the peak of the learning rate (the lowest) and at the
+        end, in [0, 1), as fastai v2's ``moms``; if two are given, the end equals the start.
+        Default 0.95, 0.85, 0.95 (article and fastai; the article has 0.8, 0.7 for language models).
+        None cycles only the learning rate.
       **options: options of the preset.
 
     Returns:
-      The schedules, to be given to an optimizer as its learning rate.
-
-    Raises:
-      ValueError: a value is out of range, or the preset is unknown.
-      TypeError: an option the preset does not have.
+      The schedules, to pass to an optimizer as its learning rate.
     """
     one_of("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset].options(preset, options)
@@ -109,7 +106,7 @@ def _momenta(momentum: Any) -> Momenta:
     end = rest[0] if rest else start
     if low > min(start, end):
         raise ValueError(
-            f"momentum must be (start, lowest, end) in this order, got {momentum!r}, whose second "
-            "is not the lowest."
+            f"momentum must be (start, lowest, end), got {momentum!r}: give the lowest value "
+            "second."
         )
     return start, low, end

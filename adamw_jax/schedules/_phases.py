@@ -1,8 +1,8 @@
-"""Training in phases: a list of phases becomes schedules (fastai's ``TrainingPhase``, 2018).
+"""Turn a list of phases of training into schedules (fastai's ``TrainingPhase``, 2018).
 
-Batch i (from 0) of a phase of N steps uses position i/N of its ramps, so the end of a ramp is first
-reached by the next phase. N may be fractional: a phase ends with the first batch at which the
-running count reaches the sum of the lengths so far.
+Batch i (from 0) of a phase of N steps uses position i/N of its ramps, so a phase itself does not
+reach the end of its ramps. N may be fractional: the next phase begins with the first batch whose
+index is at least the sum of the lengths so far.
 
 >>> plan = phases([
 ...     Phase(epochs=1, learning_rate=(1e-3, 1e-2), momentum=(0.95, 0.85)),
@@ -31,21 +31,18 @@ class Phase:
 
     Attributes:
       steps: its length in updates, > 0; may be fractional.
-      epochs: its length in epochs instead.
+      epochs: its length in epochs, instead of ``steps``.
       learning_rate: a number, or (start, end) of a ramp.
-      momentum: the same for momentum or b1; None where the plan leaves it alone.
-      b2: the same for b2; None where the plan leaves it alone.
-      weight_decay: decay coefficient of the phase; None where the plan leaves it alone.
-      decay_form: ``"decoupled"`` or ``"l2"`` (in the gradient). A plan of L2 alone goes with an
-        optimizer that has no decay of its own, ``adam`` and not ``adamw``.
-      shape: of the learning-rate ramp: "constant", "linear", "cosine", "exponential", "polynomial".
-      momentum_shape: of the momentum ramp.
-      b2_shape: of the b2 ramp.
+      momentum: the same for momentum or b1; None in all phases for no schedule of it.
+      b2: the same for b2.
+      weight_decay: decay coefficient of the phase; None in all phases for no schedule of it.
+      decay_form: ``"decoupled"`` or ``"l2"`` (in the gradient). If all phases have ``"l2"``, use an
+        optimizer that does not decay by default, such as ``adam``.
+      shape: shape of the learning-rate ramp: "constant", "linear", "cosine", "exponential" or
+        "polynomial".
+      momentum_shape: shape of the momentum ramp.
+      b2_shape: shape of the b2 ramp.
       power: exponent of the polynomial ramps, > 0.
-
-    Raises:
-      ValueError: not one of ``steps`` and ``epochs`` is given, a value is out of its range, a word
-        unknown, or a shape needs both ends of a ramp.
     """
 
     steps: float | None = None
@@ -61,11 +58,11 @@ class Phase:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks what can go wrong."""
+        """Check the attributes."""
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 "a phase needs either steps or epochs, got "
-                f"steps={self.steps!r} and epochs={self.epochs!r}."
+                f"steps={self.steps!r} and epochs={self.epochs!r}: give one of them."
             )
         for name in ("steps", "epochs"):
             if getattr(self, name) is not None:
@@ -92,7 +89,7 @@ class Phase:
             if shape not in ("constant", "linear"):
                 raise ValueError(
                     f"{shape_name}={shape!r} needs both ends: {name} must be (start, end), for "
-                    f"instance ({value}, 0.0), got {value!r}."
+                    f"example ({value}, 0.0), got {value!r}."
                 )
 
 
@@ -104,7 +101,7 @@ class Phases:
       learning_rate: schedule of the learning rate.
       momentum: schedule of momentum or b1, or None.
       b2: schedule of b2, or None.
-      weight_decay: schedule of the decoupled coefficient, or None where no phase has one.
+      weight_decay: schedule of the decoupled decay coefficient, or None.
       l2: schedule of the coefficient of L2 in the gradient, or None.
       total_steps: updates in all phases.
       max_learning_rate: the largest learning rate of any phase.
@@ -120,23 +117,21 @@ class Phases:
 
 
 def phases(plan: Sequence[Phase], steps_per_epoch: int | None = None) -> Phases:
-    """Compiles a list of phases to schedules.
+    """Turn a list of phases into schedules.
 
     Args:
       plan: the phases in order.
-      steps_per_epoch: updates in an epoch, >= 1; needed where a phase counts epochs.
+      steps_per_epoch: updates in an epoch, >= 1; needed if a phase counts epochs.
 
     Returns:
       Schedules of the count of updates, from 0, which keep their last value after the last phase.
 
     Raises:
-      TypeError: something in ``plan`` is not a ``Phase``.
-      ValueError: no phases; epochs without ``steps_per_epoch``; a hyperparameter that some phases
-        set and others leave alone.
+      ValueError: ``plan`` is empty, or only some of its phases set a hyperparameter.
     """
     plan = list(plan)
     if not plan:
-        raise ValueError("plan must hold at least one Phase, got an empty list.")
+        raise ValueError("plan must have at least one Phase, got an empty list.")
     for phase in plan:
         if not isinstance(phase, Phase):
             raise TypeError(f"plan must be a list of Phase, got {phase!r} in it.")
@@ -161,7 +156,7 @@ def phases(plan: Sequence[Phase], steps_per_epoch: int | None = None) -> Phases:
     def decay(form: str) -> Piecewise | None:
         values = [phase.weight_decay for phase in plan]
         forms = {phase.decay_form for phase, value in zip(plan, values, strict=True) if value}
-        # Zero everywhere is a decoupled decay of zero, which switches an optimizer's own off.
+        # If all are 0, return a decoupled decay of 0, which replaces the optimizer's default.
         if not _set_in_all("weight_decay", values) or form not in (forms or {"decoupled"}):
             return None
         return Piecewise(
@@ -196,12 +191,12 @@ def _steps(phase: Phase, steps_per_epoch: int | None) -> float:
 
 
 def _first_at(end: float) -> int:
-    """The first whole step at or after ``end``, a sum of lengths and their rounding."""
+    """Return the first whole step at or after ``end``, which may have rounding errors."""
     return math.ceil(round(end, 9))
 
 
 def _set_in_all(name: str, values: list) -> bool:
-    """Whether the phases set a hyperparameter, or the error where only some do."""
+    """Return whether the phases set a hyperparameter; raise an error if only some do."""
     missing = [value is None for value in values]
     if any(missing) and not all(missing):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The forms of 1cycle that are in use, each as ramps of learning rate and momentum.
+"""Build the forms of 1cycle that are in use from ramps of learning rate and momentum.
 
 A form is a function of the peak, the number of steps, the momenta at the start, at the peak and at
-the end, and its options; it returns the two schedules.
+the end, and its options. It returns the two schedules.
 
 >>> sorted(PRESETS["article"].defaults)
 ['div', 'linear_end', 'pct_end']
@@ -23,13 +23,13 @@ Both = tuple[Piecewise, Piecewise]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """One form: the function that builds it and the defaults of its options."""
+    """A form, with the function that builds it and the defaults of its options."""
 
     build: Callable[..., Both]
     defaults: dict[str, Any]
 
     def options(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The defaults with the given options in their place, checked."""
+        """Check the given options, and add the defaults of the others."""
         unknown = sorted(set(given) - set(self.defaults))
         if unknown:
             raise TypeError(
@@ -53,9 +53,9 @@ class Preset:
 
 def _fits(fits: bool, total: int, **options: Any) -> None:
     if not fits:
-        said = " and ".join(f"{name}={value!r}" for name, value in options.items())
+        shown = " and ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(
-            f"total_steps={total!r} leaves no step for some ramp at {said}: take more steps or "
+            f"total_steps={total!r} leaves no step for a ramp with {shown}: give more steps or "
             "another share."
         )
 

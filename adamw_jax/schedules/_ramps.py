@@ -1,6 +1,6 @@
-"""Ramps between two values, and schedules that are ramps one after the other.
+"""Make schedules from ramps that follow each other.
 
-With q in [0, 1] the share of a ramp that is done::
+q in [0, 1] is the position in a ramp from start to end::
 
     constant     start
     linear       start (1 - q) + end q
@@ -8,8 +8,8 @@ With q in [0, 1] the share of a ramp that is done::
     exponential  start (end / start)^q
     polynomial   end + (start - end) (1 - q)^power
 
-The cosine is end + (start - end) (1 + cos(pi q)) / 2 written without its cancellation, which in
-float32 leaves no correct digit of a learning rate that goes to zero over 100,000 steps.
+The cosine is end + (start - end) (1 + cos(pi q)) / 2, written without cancellation. With it, a
+learning rate that falls to zero over 100,000 steps would end without a correct digit in float32.
 
 >>> ramp = Piecewise((Segment(0, 10, 0.0, 1.0), Segment(10, 10, 1.0, 0.0, "cosine")))
 >>> [round(float(ramp(count)), 3) for count in (0, 5, 10, 15, 20, 99)]
@@ -33,13 +33,13 @@ SHAPES = ("constant", "linear", "cosine", "exponential", "polynomial")
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One ramp on the axis of steps.
+    """One ramp of a schedule.
 
     Attributes:
       begin: step at which it starts, a real number.
-      length: steps it takes, a real number > 0.
+      length: number of steps, a real number > 0.
       start: value at its beginning.
-      end: value at its end, which is also the value ever after.
+      end: value at its end, and after it.
       shape: one of ``SHAPES``.
       power: exponent of the shape ``"polynomial"``, > 0.
     """
@@ -52,7 +52,7 @@ class Segment:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks what can go wrong."""
+        """Check the attributes."""
         one_of("shape", self.shape, SHAPES)
         number("the length of a ramp, in steps,", self.length, above=0)
         number("power", self.power, above=0)
@@ -61,9 +61,9 @@ class Segment:
             number("the end of an exponential ramp", self.end, above=0)
 
     def at(self, steps: jax.Array) -> jax.Array:
-        """The value at a step, an integer or a float of the default dtype."""
-        # Each share is a difference of whole steps, taken in integers where the count is one, and
-        # what remains: so both keep their digits where they are small, in float32 too.
+        """Return the value at a step, an integer or a float of the default dtype."""
+        # Subtract whole steps first, in integers if the count is one, then the fraction. So small
+        # shares keep their digits in float32.
         begin, end = math.floor(self.begin), math.floor(self.begin + self.length)
         done = (steps - begin).astype(numerics.default_float()) - (self.begin - begin)
         left = (end - steps).astype(numerics.default_float()) + (self.begin + self.length - end)
@@ -82,16 +82,16 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise:
-    """A schedule of segments: from its beginning on, a segment holds until the next begins.
+    """A schedule of segments, each used until the next begins.
 
     Attributes:
-      segments: in the order in which they begin.
+      segments: the segments in order.
     """
 
     segments: tuple[Segment, ...]
 
     def __call__(self, count: Any) -> jax.Array:
-        """The value at ``count`` updates, in the default float dtype and the shape of ``count``."""
+        """Return the value after ``count`` updates, in the default float dtype."""
         steps = jnp.asarray(count)
         whole = jnp.issubdtype(steps.dtype, jnp.integer)
         steps = steps.astype(
@@ -103,13 +103,13 @@ class Piecewise:
         return value
 
     def ahead(self, steps: int) -> Piecewise:
-        """The same schedule that many steps earlier."""
+        """Shift the schedule so that it is that many steps ahead."""
         moved = (dataclasses.replace(s, begin=s.begin - steps) for s in self.segments)
         return Piecewise(tuple(moved))
 
 
 def cosine(start: float, end: float, done: jax.Array, left: jax.Array) -> jax.Array:
-    """Half a cosine from start to end, at the share that is done and the share that is left."""
+    """Evaluate half a cosine from start to end at ``done`` = q and ``left`` = 1 - q."""
     falling = jnp.sin((0.5 * math.pi) * left)
     rising = jnp.sin((0.5 * math.pi) * done)
     return start * (falling * falling) + end * (rising * rising)

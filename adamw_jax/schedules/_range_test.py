@@ -1,8 +1,8 @@
-"""The learning-rate range test (Smith 2015, arXiv 1506.01186): one short run over growing rates.
+"""Run the learning-rate range test (Smith 2015, arXiv 1506.01186), a short run at rising rates.
 
     lr_i = start (end / start)^(i / N)          smoothed loss: bias-corrected average, rate 0.98
 
-The run ends where the smoothed loss exceeds four times its best, or is not finite.
+The run ends if the smoothed loss exceeds four times its best, or is not finite.
 
 >>> import jax.numpy as jnp
 >>> def step(w, learning_rate, batch):
@@ -35,16 +35,16 @@ MODES = ("exponential", "linear")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RangeTest:
-    """What a range test found.
+    """Result of a range test.
 
     Attributes:
-      learning_rates: the rates tried, in order.
-      losses: loss at each, before the step.
+      learning_rates: the learning rates in order.
+      losses: loss at each learning rate, before the step.
       smoothed: bias-corrected moving average of the losses.
-      stopped_at: index of the step at which the loss blew up, the last one recorded; None where
-        the run reached its end.
-      suggestions: learning rates by rule: valley, steep, minimum, slide, read off the curve without
-        its first ``num_steps // 10`` and its last five points (fastai v2); none for a short run.
+      stopped_at: index of the step at which the loss diverged, the last one recorded; None if the
+        run reached its end.
+      suggestions: learning rates by rule (valley, steep, minimum, slide), from the curve without
+        its first ``num_steps // 10`` and its last five points (fastai v2); empty for a short run.
     """
 
     learning_rates: np.ndarray
@@ -55,14 +55,14 @@ class RangeTest:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run ended early because the loss blew up."""
+        """Whether the run ended early because the loss diverged."""
         return self.stopped_at is not None
 
     def to_csv(self, path: str | pathlib.Path) -> None:
-        """Writes learning rate, loss and smoothed loss, a line a step.
+        """Write learning rate, loss and smoothed loss, one line per step.
 
         Args:
-          path: of the file, which is overwritten.
+          path: path of the file, which is overwritten.
         """
         with open(path, "w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
@@ -71,10 +71,10 @@ class RangeTest:
             rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the smoothed loss over the rate, with the suggestions; needs matplotlib.
+        """Plot the smoothed loss against the rate, with the suggestions; needs matplotlib.
 
         Args:
-          axes: matplotlib axes to draw on; None makes a figure.
+          axes: matplotlib axes to plot on; None makes a figure.
 
         Returns:
           The axes.
@@ -113,33 +113,29 @@ def lr_range_test(
     stop_factor: float = 4.0,
     best_after: int = 0,
 ) -> RangeTest:
-    """Runs a training step at growing learning rates and suggests one.
+    """Run a training step at rising learning rates, and suggest learning rates.
 
     The defaults are those of fastai v1 and v2. fastai 0.7 has ``start=1e-5``, an epoch of steps and
     ``best_after=11``.
 
     Args:
-      step_fn: ``(state, learning_rate, batch) -> (state, loss)``, jitted or not, donating its state
-        or not; the learning rate comes as a scalar array, so a jitted step compiles once.
-      state: whatever the step carries: parameters, optimizer state, ... The run goes on from a copy
-        of its arrays, which is dropped at the end.
+      step_fn: ``(state, learning_rate, batch) -> (state, loss)``. It may be jitted and may donate
+        its state. The learning rate is a scalar array, so a jitted step compiles once.
+      state: state of the step: parameters, optimizer state, ... The run uses a copy of its arrays.
       batches: batches to cycle through.
       start: first learning rate, > 0.
-      end: the rate that step ``num_steps`` would have, > start.
-      num_steps: steps at most.
-      mode: ``"exponential"`` spacing, or ``"linear"``: lr_i = i (end / num_steps), from 0 (fastai
-        0.7), whatever ``start``.
-      smoothing: rate of the loss average, in [0, 1).
-      stop_factor: stop where the smoothed loss exceeds this times its best, > 1; infinity never
-        stops but at a loss that is not finite. A best below 0 allows the same distance upwards.
-      best_after: steps before the best is recorded.
+      end: learning rate that step ``num_steps`` would have, > start.
+      num_steps: largest number of steps.
+      mode: ``"exponential"`` spacing, or ``"linear"``: lr_i = i (end / num_steps), from 0 whatever
+        ``start`` (fastai 0.7).
+      smoothing: decay rate of the loss average, in [0, 1).
+      stop_factor: stop if the smoothed loss exceeds this times its best, > 1. If the best is below
+        0, stop at best + (stop_factor - 1) |best|. With infinity stop only at a loss that is not
+        finite.
+      best_after: number of steps before the best is recorded.
 
     Returns:
       Rates, losses and suggestions.
-
-    Raises:
-      ValueError: an argument is out of range, or there are no batches.
-      TypeError: ``step_fn`` does not return a state and a scalar loss.
     """
     start = number("start", start, above=0)
     end = number("end", end, above=start)
@@ -185,7 +181,7 @@ class _Monitor:
         seen = len(self.smoothed) + 1
         smooth = self.average / (1 - self.smoothing**seen)
         self.smoothed.append(smooth)
-        # stop_factor * best, for a best above zero; nothing is too much while there is no best.
+        # stop_factor * best for a best above 0; no limit while there is no best.
         limit = math.inf
         if math.isfinite(self.best):
             limit = self.best + (self.stop_factor - 1) * abs(self.best)
@@ -201,7 +197,7 @@ def _rate(index: int, start: float, end: float, steps: int, mode: str) -> float:
 
 
 def _copy(leaf: Any) -> Any:
-    """A copy of an array, which a step may then donate or write into."""
+    """Copy an array, because a step may donate it or write into it."""
     return leaf.copy() if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
 
 

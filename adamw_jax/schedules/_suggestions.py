@@ -1,9 +1,9 @@
-"""Learning rates read off a range test, by the rules of fastai v2.
+"""Suggest learning rates from a range test, by the rules of fastai v2.
 
-    steep    where the loss falls fastest over log(learning rate)
-    minimum  a tenth of where the loss is least
-    valley   the middle of the longest run of falling losses
-    slide    where the curve stops changing, coming from the blow-up
+    steep    the rate at which the loss falls fastest over log(learning rate)
+    minimum  a tenth of the rate with the lowest loss
+    valley   the middle of the longest decreasing subsequence of losses
+    slide    the start of an even slope, searched from the right
 
 >>> rates = np.geomspace(1e-4, 1.0, 40)
 >>> losses = (np.log10(rates) + 1.0) ** 2
@@ -19,18 +19,18 @@ SLIDE_DISTANCE = 15
 
 
 def steep(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at the steepest descent of the loss over the logarithm of the rate."""
+    """Return the rate at the steepest descent of the loss over the logarithm of the rate."""
     slopes = np.diff(losses) / np.diff(np.log(rates))
     return float(rates[int(np.argmin(slopes))])
 
 
 def minimum(rates: np.ndarray, losses: np.ndarray) -> float:
-    """A tenth of the rate at which the loss is least."""
+    """Return a tenth of the rate with the lowest loss."""
     return float(rates[int(np.argmin(losses))]) / 10
 
 
 def valley(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate in the middle of the longest strictly decreasing subsequence of losses."""
+    """Return the rate in the middle of the longest decreasing subsequence of losses."""
     longest = np.ones(len(losses), int)
     for here in range(1, len(losses)):
         better = longest[:here][losses[:here] > losses[here]]
@@ -39,7 +39,7 @@ def valley(rates: np.ndarray, losses: np.ndarray) -> float:
     end = int(np.argmax(longest))
     if end == 0:
         return float(rates[0])  # the loss never falls
-    # As in fastai the run counts as the points just before its end: true of a smooth curve.
+    # As in fastai, assume that the subsequence is the points just before its end.
     start = end - longest[end]
     third = (end - start) / 3
     return float(rates[start + int(third) + int(third / 2)])
@@ -51,7 +51,7 @@ def slide(
     distance: int = SLIDE_DISTANCE,
     threshold: float = 0.005,
 ) -> float:
-    """The rate ``distance`` points before the first stretch from the right with an even slope."""
+    """Return the rate ``distance`` points before the first even slope from the right."""
     slopes = np.gradient(losses)
     right, found = -1, float(rates[-1 - distance])
     while right - distance >= -len(losses):
@@ -67,7 +67,7 @@ RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """The rate of every rule that has points enough; none where a loss is not finite."""
+    """Return the rate of each rule that has enough points; none if a loss is not finite."""
     rates, losses = np.asarray(rates, float), np.asarray(losses, float)
     if len(rates) < 2 or not np.isfinite(losses).all() or not (rates > 0).all():
         return {}

@@ -1,4 +1,4 @@
-"""The decay of b1 under which the regret bounds of Adam and AMSGrad are proven.
+"""Decay b1 as in the regret bounds of Adam and AMSGrad.
 
     b1_t = b1 lambda^(t-1)            (Kingma & Ba 2014, arXiv 1412.6980, Theorem 4.1)
 
@@ -20,7 +20,7 @@ from adamw_jax._core.checks import number
 
 
 def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
-    """A schedule for ``b1`` that decays geometrically, ``b1 * decay**count``.
+    """Make a schedule for ``b1`` that decays geometrically, ``b1 * decay**count``.
 
     Args:
       b1: value at the first step (count 0), in [0, 1).
@@ -28,12 +28,9 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
 
     Returns:
       A function of the count of updates, from 0, to a scalar of the default float dtype.
-
-    Raises:
-      ValueError: a value is out of range.
     """
     b1 = number("b1", b1, least=0, below=1)
-    # Taken on the host: in float32 the paper's example would round to 1 and never decay.
+    # Computed on the host, because in float32 the paper's example would round to 1.
     rate = math.log(number("decay", decay, above=0, below=1))
 
     def schedule(count: Any) -> jax.Array:

@@ -1,6 +1,6 @@
-"""``scale_by_one_cycle``: 1cycle over learning rate and momentum as one transformation.
+"""Apply a 1cycle of learning rate and momentum as one transformation.
 
-    update = -lr_t direction_t,    where the direction's first moment decays at momentum_t
+    update = -lr_t direction_t,    direction_t with the decay rate momentum_t
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import one_cycle, scale_by_adam
@@ -25,37 +25,43 @@ from adamw_jax.update import scale_by_learning_rate
 def scale_by_one_cycle(
     cycle: Any, direction: Callable[..., Composed] | None = None, **options: Any
 ) -> Stage | Composed:
-    """Drives a step by a 1cycle: learning rate and momentum from one object.
+    """Scale a direction by the learning rate of a 1cycle, and set its momentum.
 
     Args:
       cycle: from ``one_cycle(...)``, or any object with ``learning_rate`` and ``momentum``.
-      direction: a ``scale_by_...`` of this library, whose ``b1`` (``momentum`` for SGD) follows the
-        cycle, if it has one that is not None: gradients in, updates out. None only multiplies by
-        minus the learning rate, for a chain whose stages already take ``cycle.momentum``.
+      direction: a ``scale_by_...`` of this library. Its ``b1`` (``momentum`` for SGD) follows the
+        cycle, unless it is None. Without a direction the transformation only multiplies by minus
+        the learning rate, for a chain with stages that already use ``cycle.momentum``.
       **options: further arguments of ``direction``.
 
     Returns:
-      A transformation for ``optax.chain``; the trajectory is that of the whole optimizer given the
-      cycle, ``adam(cycle, b2=0.99)``.
+      A transformation for ``optax.chain``, with the same steps as the optimizer, such as
+      ``adam(cycle, b2=0.99)``.
 
     Raises:
-      TypeError: ``cycle`` has no schedules, or options without a direction.
-      ValueError: the options have a momentum besides the cycle's.
+      TypeError: options are given without a direction.
+      ValueError: the options and the cycle both have a momentum.
     """
     if not callable(getattr(cycle, "learning_rate", None)):
         raise TypeError(f"cycle must come from one_cycle(...), got {cycle!r}.")
     if direction is None:
         if options:
-            raise TypeError(f"options {sorted(options)} need a direction to go to.")
+            raise TypeError(
+                f"options {sorted(options)} are arguments of a direction: give direction, or leave "
+                "them out."
+            )
         return scale_by_learning_rate(cycle.learning_rate)
     if isinstance(direction, optax.GradientTransformation):
-        raise TypeError("direction must be the function, scale_by_adam, not its result.")
+        raise TypeError(
+            "direction must be a function such as scale_by_adam, not its result, got "
+            f"{direction!r}."
+        )
     made = direction(**{**options, **_momentum(cycle, direction, options)})
     return compose(made, scale_by_learning_rate(cycle.learning_rate))
 
 
 def _momentum(cycle: Any, direction: Callable[..., Composed], options: Any) -> dict[str, Any]:
-    """The argument of ``direction`` that the cycle drives; None, no buffer, stays None."""
+    """Return the argument of ``direction`` that follows the cycle; None (no buffer) stays None."""
     momentum = getattr(cycle, "momentum", None)
     parameters = inspect.signature(direction).parameters
     name = next((name for name in ("b1", "momentum") if name in parameters), None)
@@ -64,7 +70,7 @@ def _momentum(cycle: Any, direction: Callable[..., Composed], options: Any) -> d
     given = options.get(name)
     if given is not None and given is not momentum:
         raise ValueError(
-            f"scale_by_one_cycle() got {name}={given!r}, but {type(cycle).__name__} brings its own "
-            f"momentum: leave {name} out, or build the schedules without momentum."
+            f"scale_by_one_cycle() got {name}={given!r}, but {type(cycle).__name__} has a schedule "
+            f"of momentum: leave {name} out, or build the schedules without momentum."
         )
     return {} if options.get(name, parameters[name].default) is None else {name: momentum}

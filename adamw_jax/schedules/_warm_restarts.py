@@ -1,10 +1,11 @@
-"""Cosine annealing with warm restarts, and the normalised decay that goes with it.
+"""Make cosine schedules with warm restarts, and the normalised decay for them.
 
     eta_t = eta_min + (1 - eta_min) (1 + cos(pi T_cur / T_i)) / 2,   lr_t = lr eta_t
     lambda_i = lambda_norm / sqrt(updates in period i)
 
-Loshchilov & Hutter, SGDR (1608.03983) and Decoupled Weight Decay Regularization (1711.05101,
-appendix B). With ``adamw(restarts, decay="schedule")`` this is AdamWR, with ``sgdw`` SGDWR.
+T_i is the length of period i in steps, T_cur the number of steps since its start. Loshchilov &
+Hutter, SGDR (1608.03983) and Decoupled Weight Decay Regularization (1711.05101, appendix B).
+``adamw(restarts, decay="schedule")`` is AdamWR; with ``sgdw`` it is SGDWR.
 
 >>> restarts = warm_restarts(0.1, first_period=10, multiplier=2)
 >>> [round(float(restarts.learning_rate(t)), 3) for t in (0, 5, 9, 10, 20)]
@@ -35,7 +36,7 @@ class WarmRestarts:
 
     Attributes:
       learning_rate: schedule of the learning rate.
-      multiplier: schedule of eta_t, the learning rate over its base.
+      multiplier: schedule of eta_t, the learning rate divided by its base.
       weight_decay: schedule of the normalised decay of the current period, or None.
       base_learning_rate: the value at a restart.
     """
@@ -57,33 +58,30 @@ def warm_restarts(
     convention: str = "paper",
     total_steps: int | None = None,
 ) -> WarmRestarts:
-    """Learning rate, and decay, of a run with warm restarts.
+    """Make schedules of learning rate and decay for a run with warm restarts.
 
     Args:
       learning_rate: value at a restart, > 0.
       first_period: length of the first period, in steps, or in epochs with ``steps_per_epoch``.
       multiplier: factor of the length from each period to the next, a whole number >= 1; 2 (paper).
-      min_learning_rate: where a period ends, in [0, learning_rate).
-      steps_per_epoch: updates in an epoch, where ``first_period`` counts epochs.
+      min_learning_rate: value at the end of a period, in [0, learning_rate).
+      steps_per_epoch: updates in an epoch, if ``first_period`` counts epochs.
       normalized_decay: lambda_norm, dimensionless (paper: 0.025 to 0.05); None for no decay. Use it
-        with ``decay="schedule"``, which is the paper's, and in which eta_t multiplies it too.
+        with ``decay="schedule"``, as the paper does; then eta_t also multiplies it.
       convention: how the steps of a period are counted:
 
-        * ``"paper"``: T_cur is the number of steps since the restart, in integers, as in PyTorch's
-          ``CosineAnnealingWarmRestarts``; correct for every count an int32 holds.
+        * ``"paper"``: T_cur counts the steps since the restart in integers, as in PyTorch's
+          ``CosineAnnealingWarmRestarts``; correct for every count that an int32 can hold.
         * ``"authors"``: their code. It advances before the first step, accumulates in floating
-          point and restarts at the beginning of an epoch only, so that a period can come out one
-          step longer. ``first_period`` must be whole.
-        * ``"fastai07"``: its ``cycle_len``: as the paper, but the first twentieth of the first
-          period runs at a hundredth of the rate.
-      total_steps: length of the run. ``"authors"`` and ``"fastai07"`` are looked up in a table of
-        that many entries, made on the host in float64; later steps repeat its last entry.
+          point and restarts only at the beginning of an epoch, so a period may be one step longer.
+          ``first_period`` must be whole.
+        * ``"fastai07"``: fastai 0.7's ``cycle_len``: as the paper, but the first twentieth of the
+          first period uses a hundredth of the rate.
+      total_steps: length of the run, needed by ``"authors"`` and ``"fastai07"``. They use a table
+        of that many entries, made on the host in float64; later steps repeat the last entry.
 
     Returns:
       Schedules of the count of updates, from 0: learning rate, multiplier, and decay, if any.
-
-    Raises:
-      ValueError: a value is out of range or missing.
     """
     top = number("learning_rate", learning_rate, above=0)
     floor = number("min_learning_rate", min_learning_rate, least=0, below=top) / top
@@ -101,7 +99,7 @@ def warm_restarts(
     else:
         if total_steps is None:
             raise ValueError(
-                f"convention={convention!r} needs total_steps, the length of its table, got None."
+                f"convention={convention!r} needs total_steps, the length of the run, got None."
             )
         steps = positive_steps("total_steps", total_steps)
         if convention == "authors":
@@ -122,7 +120,7 @@ def warm_restarts(
 
 
 def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Schedule]:
-    """The multiplier and the length of the period as functions of the count."""
+    """Return the multiplier and the length of the period as functions of the count."""
     begins, lengths = [0], [first]
     while factor > 1 and begins[-1] + lengths[-1] <= LAST_COUNT:
         begins.append(begins[-1] + lengths[-1])
@@ -132,7 +130,7 @@ def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Sched
         steps = jnp.asarray(count, jnp.int32)
         if factor == 1:
             return steps % jnp.int32(first), jnp.full_like(steps, first)
-        # A last period may be longer than int32 holds; no count reaches its end.
+        # The last period may be too long for an int32; no count reaches its end.
         ends = jnp.asarray(np.minimum(lengths, LAST_COUNT), jnp.int32)
         table = jnp.asarray(begins, jnp.int32)
         index = jnp.searchsorted(table, steps, side="right") - 1
@@ -151,7 +149,7 @@ def _in_integers(first: int, factor: int, floor: float) -> tuple[Schedule, Sched
 
 
 def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Schedule, Schedule]:
-    """The same from host tables, ``eta`` without the floor."""
+    """Return the same as ``_in_integers``, from host tables; their ``eta`` has no floor."""
     eta, length = tables
     table = floor + (1.0 - floor) * eta
 
@@ -163,10 +161,10 @@ def _tabulated(tables: tuple[np.ndarray, np.ndarray], floor: float) -> tuple[Sch
 
 
 def _authors(period: int, epoch: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The authors' loop, which advances before use and restarts in whole epochs only.
+    """Run the authors' loop, which advances before use and restarts only in whole epochs.
 
-    The share of the period that is done accumulates in floating point and stops at 1; a restart
-    waits for it and for the epoch in which one is due.
+    The position in the period accumulates in floating point, up to 1. A restart happens if it is 1
+    and the epoch is the one in which the period ends.
     """
     eta, length, done, due = np.zeros(steps), np.zeros(steps), 0.0, 1 + period
     for step in range(steps):
@@ -179,7 +177,7 @@ def _authors(period: int, epoch: int, factor: int, steps: int) -> tuple[np.ndarr
 
 
 def _fastai07(length: int, factor: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The loop of fastai 0.7: a short, flat start, then cosines."""
+    """Run the loop of fastai 0.7, with a short, flat start, then cosines."""
     eta, lengths, inside = np.zeros(steps), np.zeros(steps), 0
     for step in range(steps):
         flat = step < length / 20

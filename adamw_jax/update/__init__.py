@@ -1,4 +1,4 @@
-"""Direction to update, and update to update: learning rate, averages of weights, rounding."""
+"""Stages that make or change the update: learning rate, averages of weights, rounding."""
 
 from adamw_jax.update._average_iterates import IterateAverageState, average_iterates
 from adamw_jax.update._average_updates import AverageUpdatesState, average_updates

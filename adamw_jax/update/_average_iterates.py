@@ -1,15 +1,15 @@
-"""Averages of the parameters on their way: equal or given weights, exponential, or the last k.
+"""Average the parameters over the run, with equal, given or exponential weights, or the last k.
 
     every period steps after start:   mean <- mean + (theta - mean) / (n + 1),   n <- n + 1
 
-Polyak & Juditsky 1992; stochastic weight averaging, Izmailov et al. 2018, 1803.05407; with adaptive
-methods, Granziol et al., 2003.01247. The parameters go their way untouched, ``eval_params`` gives
-the average. It pays with a high constant learning rate at the end and proper weight decay.
+n counts the averaged parameters. Polyak & Juditsky 1992; stochastic weight averaging, Izmailov et
+al. 2018, 1803.05407; with adaptive methods, Granziol et al., 2003.01247. The stage does not change
+the parameters; ``eval_params`` gives the average. It helps most with a high constant learning rate
+at the end and with weight decay.
 
-A step moves the parameters, so those to be collected after it are taken at the beginning of the
-next one, in a ``lax.cond``: between collections the average is neither read nor written. With
-period 1 a select spares the copies that a conditional costs, and the average is written at every
-step.
+The parameters after a step are collected at the beginning of the next step, in a ``lax.cond``, so
+that steps between collections neither read nor write the average. With period 1 a select avoids the
+copies of a conditional and writes the average at every step.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params
@@ -33,7 +33,7 @@ from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonne
 from adamw_jax._core.sequential import after
 from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
 from adamw_jax.moments._parts import zeros
-from adamw_jax.update._eval_params import beside
+from adamw_jax.update._eval_params import broadcastable
 
 Tree = Any
 
@@ -43,7 +43,7 @@ KINDS = ("equal", "weighted", "ema", "last")
 
 
 class Weights(NamedTuple):
-    """What a collection does: the weight of the new parameters, and where they go (last k)."""
+    """The weight of the parameters to collect, and their slot (of kind ``"last"``)."""
 
     share: jax.Array
     slot: jax.Array
@@ -53,13 +53,13 @@ class IterateAverageState(NamedTuple):
     """State of ``average_iterates``; ``eval_params`` gives the average at any step.
 
     Attributes:
-      mean: the average of what has been collected, params-shaped; of the kind ``"last"`` the last k
-        iterates, with an axis in front.
-      collected: iterates in it, int32.
-      due: whether the present parameters are still to be collected.
-      next: what their collection will do.
-      total: sum of the weights so far, of the kind ``"weighted"``; None of the others.
-      mass: the same of a debiased ``"ema"``, at most 1; None of the others.
+      mean: the average, params-shaped; of kind ``"last"`` the last k collected parameters, with an
+        axis in front.
+      collected: number of collections so far, int32.
+      due: whether the current parameters are still to be collected.
+      next: weight and slot of the next collection.
+      total: sum of the weights so far, of kind ``"weighted"``, else None.
+      mass: sum of the weights of a debiased ``"ema"``, at most 1, else None.
     """
 
     mean: Tree
@@ -71,14 +71,14 @@ class IterateAverageState(NamedTuple):
     exact = ("mean",)
 
     def eval_params(self) -> tuple[Tree, Any]:
-        """The average, with the present parameters in it where they are due."""
+        """Return the stored mean, and a function that adds the current parameters if due."""
 
         def evaluate(mean: jax.Array, theta: jax.Array) -> jax.Array:
             wide = numerics.widen(theta)
-            due, collected = beside(self.due, wide), beside(self.collected, wide)
-            share, slot = (beside(x, wide) for x in self.next)
+            due, collected = broadcastable(self.due, wide), broadcastable(self.collected, wide)
+            share, slot = (broadcastable(x, wide) for x in self.next)
             if mean.ndim > theta.ndim:
-                axis = jax.tree.leaves(self.due)[0].ndim  # behind those of a mapped state
+                axis = jax.tree.leaves(self.due)[0].ndim  # after the axes of a mapped state
                 return _last(mean, wide, axis, due, collected, slot)
             now = mean + numerics.like(jnp.where(due, share, jnp.zeros_like(share)), mean) * (
                 wide - mean
@@ -99,38 +99,38 @@ def average_iterates(
     window: int | None = None,
     weights: ScalarOrSchedule | str | None = None,
 ) -> Stage:
-    """Averages the parameters after the steps ``start + period``, ``start + 2 period``, ...
+    """Average the parameters after the steps ``start + period``, ``start + 2 period``, ...
 
     Args:
       start: steps before averaging, >= 0; about half a run (the authors: 161 of 300 epochs).
-      period: steps between collections, >= 1; an epoch is often enough.
+      period: steps between collections, >= 1; once per epoch is often enough.
       kind: ``"equal"`` weights (iterate averaging, SWA); ``"weighted"`` by ``weights``; ``"ema"``
-        with rate ``decay``, which begins as a copy of the first collected; or the ``"last"``
-        ``window`` collected.
+        with rate ``decay``; or the mean of the ``"last"`` ``window`` collections.
       decay: rate b of ``"ema"``, in [0, 1), or a schedule of the step count; None for 0.999.
-      debias: of ``"ema"``: divide by the sum of the weights, so that what was collected n before
-        the last weighs b^n, the first as the others (Adam's correction; ``optax.ema``'s default).
-        False begins with a copy of the first (PyTorch, timm), which outweighs all others for the
-        first 0.7 / (1 - b) collections.
-      warm_up: of ``"ema"``: take the rate min(b, (1 + n) / (10 + n)) after n collections, which
-        averages the last ninth of them until it reaches b. TensorFlow's
-        ``ExponentialMovingAverage(num_updates=)``, which counts steps, where this counts
-        collections: a late ``start`` warms up, too. False takes b from the first.
-      window: iterates that ``"last"`` keeps, >= 1: as many values of state per parameter; None for
-        5.
-      weights: of ``"weighted"``, >= 0, a schedule of the steps before the one whose parameters it
-        weighs, such as the learning rate's; None for t after step t (Lacoste-Julien et al.,
-        1212.2002). Or ``"step_size"``: parameters are weighed by the factor on the gradient in the
-        step that leaves them, lr / (m + floor), in a recipe with ``scale_by_norm_estimate``.
+      debias: for ``"ema"``: divide by the sum of the weights, so that the n-th collection before
+        the last has the weight b^n, also the first one (Adam's correction; the default of
+        ``optax.ema``). False starts with a copy of the first collection (PyTorch, timm), which
+        outweighs all others for the first 0.7 / (1 - b) collections.
+      warm_up: for ``"ema"``: use the rate min(b, (1 + n) / (10 + n)) after n collections, which
+        averages about the last ninth of them until the rate reaches b. TensorFlow's
+        ``ExponentialMovingAverage(num_updates=)`` counts steps instead of collections; here the
+        rate also warms up after a late ``start``. False always uses b.
+      window: number of collections that ``"last"`` keeps, >= 1, and of values of state per
+        parameter; None for 5.
+      weights: for ``"weighted"``: numbers >= 0. A schedule of the number of steps before the one
+        that made the parameters, such as the learning rate; None for t after step t (Lacoste-Julien
+        et al., 1212.2002). Or ``"step_size"``, in a recipe with ``scale_by_norm_estimate``: weigh
+        parameters by the factor on the gradient in the step that starts from them,
+        lr / (m + floor).
 
     Returns:
-      A stage *update -> update* that leaves the update alone. The average is float32 at least, also
-      under bfloat16 parameters. Where a model has batch norm, refresh its statistics for the
+      A stage *update -> update* that does not change the update. The average is float32 at least,
+      also for bfloat16 parameters. If the model has batch norm, refresh its statistics for the
       averaged weights with ``refresh_batch_stats``.
 
     Raises:
-      ValueError: a number is out of range, or belongs to another kind, or (in ``update``) no stage
-        tells a step size.
+      ValueError: an option belongs to another kind, or (in ``update``) ``"step_size"`` is given but
+        no stage reports a step size.
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
     one_of("kind", kind, KINDS)
@@ -146,7 +146,7 @@ def average_iterates(
     for its, name, value in options:
         if value is not None and kind != its:
             raise ValueError(
-                f'{name} is an argument of kind="{its}", and kind is "{kind}": leave {name} out, '
+                f'{name} is for kind="{its}", but kind is "{kind}": leave {name} out, '
                 f'got {value!r}, or give kind="{its}".'
             )
     window = whole_number("window", 5 if window is None else window)
@@ -205,7 +205,7 @@ def average_iterates(
         done = increment(step.count)
         since = done - jnp.asarray(start, done.dtype)
         due = (since > 0) & (lax.rem(since, jnp.asarray(period, done.dtype)) == 0)
-        if by_step:  # the weight of the parameters to come is known in the step that leaves them
+        if by_step:  # the weight of parameters is known only in the step that starts from them
             assert total is not None
             share = lax.select(total > 0, jnp.zeros_like(share), jnp.ones_like(share))
         elif kind == "weighted":
@@ -244,8 +244,8 @@ def average_iterates(
 def _step_size(step: Step) -> jax.Array:
     if step.facts.step_size is None:
         raise ValueError(
-            'weights="step_size" needs a stage that tells the size of its steps, and there is '
-            "none in the recipe: add scale_by_norm_estimate(), or give numbers or a schedule."
+            'weights="step_size" needs a stage that reports its step size, but the recipe has '
+            "none: add scale_by_norm_estimate(), or give a number or a schedule."
         )
     return step.facts.step_size
 
@@ -255,12 +255,12 @@ def _number_of_step(count: jax.Array) -> jax.Array:
 
 
 def _steps(name: str, value: Any, least: int) -> Any:
-    """A number of steps; ``optax.inject_hyperparams`` makes it an array, which is not checked."""
+    """Check a number of steps, but not an array, as from ``optax.inject_hyperparams``."""
     return value if isinstance(value, jax.Array) else whole_number(name, value, least)
 
 
 def _last(kept: Any, theta: Any, axis: int, due: Any, collected: Any, slot: Any) -> jax.Array:
-    """The mean of the iterates along an axis, the present one among them where it is due."""
+    """Return the mean of the kept parameters along an axis, with the current ones if due."""
     window = kept.shape[axis]
     rows = lax.broadcasted_iota(
         jnp.int32, (1,) * axis + (window,) + (1,) * (theta.ndim - axis), axis

@@ -1,10 +1,10 @@
-"""Momentum behind the learning rate: a moving average of whole updates.
+"""Average whole updates, after the learning rate (Adafactor's momentum).
 
     m' = b1 m + (1 - b1) update;  update <- m'
 
-Adafactor's momentum. It starts at zero and its bias is not corrected, in the authors' code and all
-that follow it, so that the first steps are short: (1 - b1^t) of the average. A learning rate that
-changes reaches the parameters with a delay, unlike in Adam, where it multiplies the average.
+It starts at zero without bias correction, as in the authors' code and its successors, so the first
+steps are short: (1 - b1^t) times the average. A change of the learning rate acts with a delay; in
+Adam, where it multiplies the average, it acts at once.
 
 >>> average_updates(0.9).spec.kinds
 'update -> update'
@@ -38,7 +38,7 @@ class AverageUpdatesState(NamedTuple):
 
 
 def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
-    """Replaces the update by the moving average of the updates so far, uncorrected.
+    """Replace the update by the moving average of the updates, without bias correction.
 
     Args:
       b1: decay rate in [0, 1), or a schedule of it; 0.9.
@@ -46,10 +46,6 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
 
     Returns:
       A stage *update -> update* with one value of state per parameter.
-
-    Raises:
-      ValueError: ``b1`` is out of its range.
-      TypeError: ``b1`` is neither number nor schedule, or ``dtype`` no real floating-point dtype.
     """
     dtype = storage_dtype("dtype", dtype)
 

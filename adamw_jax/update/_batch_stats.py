@@ -1,12 +1,11 @@
-"""``refresh_batch_stats``: batch-norm statistics for weights that no batch was trained on.
+"""Compute batch-norm statistics for averaged weights.
 
 Averaged weights (``average_iterates``, ``lookahead``) need statistics of their own, from one pass
-over the training data in training mode. A batch of b examples after n others enters with the
-weight b / (n + b), and so
+over the training data in training mode. With b_i examples in batch i,
 
     mean = sum_i b_i mean_i / sum_i b_i,        var = sum_i b_i var_i / sum_i b_i
 
-``var`` is the mean of the batches' variances, not the variance of all data pooled (``bn_update`` of
+``var`` is the mean of the variances within batches, not the variance of all data (``bn_update`` of
 Izmailov et al. 2018, arXiv 1803.05407, and Granziol et al., arXiv 2003.01247).
 
 >>> import jax.numpy as jnp
@@ -16,8 +15,8 @@ Izmailov et al. 2018, arXiv 1803.05407, and Granziol et al., arXiv 2003.01247).
 >>> print(stats["mean"], stats["var"].round(4))
 3.0 0.6667
 
-Flax's layers give the statistics of a batch, times ``1 - momentum``, where their running ones start
-at zero. In Linen, where ``averaged`` are the weights from ``eval_params``:
+A layer of Flax returns the statistics of a batch times ``1 - momentum`` if its running statistics
+start at zero. In Linen, with ``averaged``, the weights from ``eval_params``:
 
 >>> import flax.linen as nn, jax
 >>> class Model(nn.Module):
@@ -79,31 +78,31 @@ def refresh_batch_stats(
     variances: masks.Mask = None,
     size: Callable[[Any], int] | None = None,
 ) -> Tree:
-    """Statistics over all batches, from those of each: one pass, nothing is changed in place.
+    """Combine the statistics of the batches in one pass over them.
 
     Args:
-      apply_fn: gives the statistics of a batch as a tree of arrays, from the model in training
-        mode; best jitted.
-      batches: of any tree of arrays, of equal or different sizes.
-      momentum: 0 where ``apply_fn`` gives the statistics of the batch themselves; the momentum of
-        the layers, in [0, 1), where it gives their running statistics after one batch *from zeros*
-        (Flax, whose default is 0.99). A number, or a tree of numbers over the statistics or a
-        prefix of it.
-      values_per_example: None leaves variances as ``apply_fn`` gives them, which is biased for
-        Flax's layers. A number makes biased ones unbiased, N / (N - 1) for N values, as PyTorch's
-        layers have them: how many values of an example each statistic is over, 1 behind a dense
-        layer, height times width behind a convolution; a tree as above where layers differ.
+      apply_fn: returns the statistics of a batch as a tree of arrays, from the model in training
+        mode; jit it for speed.
+      batches: trees of arrays, of equal or different sizes.
+      momentum: 0 if ``apply_fn`` returns the statistics of the batch itself. The momentum of the
+        layers, in [0, 1), if it returns their running statistics after one batch *from zeros*
+        (Flax, whose default is 0.99). A number, or a tree of numbers with the structure of the
+        statistics or a prefix of it.
+      values_per_example: None keeps the variances of ``apply_fn``, which are biased for Flax's
+        layers. A number removes the bias by N / (N - 1) for N values, as PyTorch's layers do: the
+        number of values per example, 1 after a dense layer, height times width after a
+        convolution. A tree as above if layers differ.
       variances: which leaves are variances, for ``values_per_example``: a tree of bools, a function
         of the statistics, or a pattern on leaf names; None for those called ``var``.
-      size: gives the number of examples in a batch; None for the length of the first axis of its
+      size: returns the number of examples in a batch; None for the length of the first axis of its
         first array.
 
     Returns:
-      A tree like that of ``apply_fn``, averaged in float32 at least and of the same dtypes.
+      A tree with the structure and dtypes of ``apply_fn``'s, averaged in float32 at least.
 
     Raises:
-      ValueError: there is no batch, the statistics change their structure or shapes, a number is
-        out of its range, a batch has one value only and its variance shall be unbiased.
+      ValueError: there is no batch, the statistics change their structure or shapes, or a batch of
+        one value has no unbiased variance.
     """
     mean, seen = None, 0
     for batch in batches:
@@ -136,12 +135,12 @@ def _entered(mean: Tree, statistics: Tree, factors: Tree, share: Any) -> Tree:
 
 
 def _factors(keep: Tree, values: Tree, examples: int) -> Tree:
-    """What makes the statistics of a batch of what ``apply_fn`` gave, leaf by leaf."""
+    """Return the factors that turn the result of ``apply_fn`` into the statistics of a batch."""
     return jax.tree.map(lambda m, v: _unbiased(v, examples) / (1 - m), keep, values)
 
 
 def _unbiased(values: int, examples: int) -> float:
-    """N / (N - 1) for N values; 1 for a leaf that is no variance (0 values)."""
+    """Return N / (N - 1) for N values, or 1 if the leaf is not a variance (0 values)."""
     if not values:
         return 1.0
     count = values * examples
@@ -154,13 +153,13 @@ def _unbiased(values: int, examples: int) -> float:
 
 
 def _values(values: int | Tree | None, variances: masks.Mask, statistics: Tree) -> Tree:
-    """How many values of an example a variance is over; 0 for what stays as it is."""
+    """Return the values per example of each variance, 0 for leaves that do not change."""
     chosen = masks.resolve(_called_var if variances is None else variances, statistics, "variances")
     if values is None:
         return jax.tree.map(lambda _: 0, chosen)
     if not any(jax.tree.leaves(chosen)):
         raise ValueError(
-            "values_per_example is given, but no leaf is a variance: say which ones are with "
+            "values_per_example is given, but no leaf is known to be a variance: name some in "
             f"variances; the leaves are {numerics.leaf_names(statistics)}."
         )
     counts = _spread("values_per_example", values, statistics)
@@ -174,7 +173,7 @@ def _called_var(statistics: Tree) -> Tree:
 
 
 def _spread(name: str, value: Any, statistics: Tree) -> Tree:
-    """A number, or a tree that is a prefix of the statistics, as a tree of their structure."""
+    """Expand a number, or a tree that is a prefix of the statistics, to their structure."""
     try:
         return jax.tree.map(lambda v, part: jax.tree.map(lambda _: v, part), value, statistics)
     except (ValueError, TypeError) as error:
@@ -202,5 +201,5 @@ def _check(statistics: Tree, mean: Tree) -> None:
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"apply_fn gave statistics {shapes[0]} for one batch and {shapes[1]} for the first: "
-            "they must have one structure."
+            "return the same structure and shapes for every batch."
         )

@@ -1,18 +1,19 @@
-"""Compensated rounding: narrow parameters, and what their rounding left, in two bytes more.
+"""Keep the rounding errors of parameters with less than 32 bits, in two bytes per value.
 
     x      = theta + c + u                    in float32
-    theta <- round(x)                         what apply_updates makes of it
+    theta <- round(x)                         by apply_updates
     c     <- x - theta
 
-as in the compensated sum of Kahan, Communications of the ACM 8(1), 1965; for bfloat16 weights,
-Zamirai, Zhang, Aberger & De Sa, arXiv 2010.06192, who keep c in bfloat16. Since |c| is at most
-half the gap between two parameters, c is kept here as a whole number of 2**-16 gaps: a bfloat16
-parameter and its 16 bits are then a float32, but for the last bit just below a power of two. As a
-bfloat16, c would lose updates under 2**-10 gaps.
+theta is the parameter, u its update, c the error of the last rounding. This is the compensated sum
+of Kahan, Communications of the ACM 8(1), 1965, used for bfloat16 weights by Zamirai, Zhang, Aberger
+& De Sa, arXiv 2010.06192, who store c in bfloat16 and so lose updates below 2**-10 gaps. A gap is
+the distance between neighbouring numbers of the parameter's dtype. |c| is at most half a gap, so c
+is stored here as a whole number of 2**-16 gaps: a bfloat16 parameter and its 16 bits make a float32
+(except for the last bit just below a power of two).
 
-The update leaves in the wider of the dtypes of gradient and parameter. Where it is larger than
-what it makes of the parameter, as at a change of sign, that dtype may not hold it, and the nearest
-that it holds is taken; c covers the difference up to half a gap.
+The update has the wider dtype of gradient and parameter. If it is larger than the parameter that it
+leaves, as at a change of sign, that dtype may not contain it. Then the nearest number is used, and
+c covers the difference up to half a gap.
 
 >>> import jax, jax.numpy as jnp, optax
 >>> from adamw_jax import compose, sgdw
@@ -49,25 +50,22 @@ class CompensatedRoundingState(NamedTuple):
     """State of ``compensated_rounding``.
 
     Attributes:
-      error: what the parameters lack, in 2**-16 gaps between their neighbours: int16, params-shaped
-        where a parameter is narrow, and no leaf elsewhere.
+      error: c in units of 2**-16 gaps, int16, shaped like the parameters; only narrow parameters
+        have a leaf.
     """
 
     error: Tree
 
 
 def compensated_rounding() -> Stage:
-    """Updates that give parameters of less than 32 bits what their rounding kept from them before.
+    """Add the error of the last rounding to updates of parameters with less than 32 bits.
 
     Returns:
       A stage *update -> update* that needs the parameters and must be the last of a recipe. It
-      stores two bytes for each value of a narrow parameter. bfloat16 parameters are the rounded
-      ones of float32 training, float16 and float8 ones have 16 bits more. Parameters of float32
-      and more, and complex ones, pass as they are. The sum saturates at the largest finite number;
-      NaN and infinity pass. Gradients must not be narrower than their parameters.
-
-    Raises:
-      ValueError: (in ``update``) parameters are not given.
+      stores two bytes for each value of a narrow parameter. bfloat16 parameters are then those of
+      float32 training, rounded; float16 and float8 parameters gain 16 bits. Parameters of 32 bits
+      or more and complex ones do not change. The sum saturates at the largest finite number; NaN
+      and infinity pass. Gradients must not be narrower than their parameters.
     """
 
     def init(params: Tree) -> CompensatedRoundingState:
@@ -99,7 +97,7 @@ def compensated_rounding() -> Stage:
 
 
 def _compensated(p: jax.Array, u: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The update of one leaf, in float32 and representable in the dtype of ``p``, and the error."""
+    """Return the update of a leaf, in float32 but exact in the dtype of ``p``, and the error."""
     dtype = p.dtype
     start, wanted = numerics.cast(p, jnp.float32), numerics.cast(u, jnp.float32)
     kept = numerics.cast(error, jnp.float32) * (gap(start, dtype) / _UNITS)
@@ -115,5 +113,5 @@ def _compensated(p: jax.Array, u: jax.Array, error: jax.Array) -> tuple[jax.Arra
 
 
 def _half_up(x: jax.Array, grid: jax.Array) -> jax.Array:
-    """The nearest multiple of ``grid``, of two the upper one: the rest is in [-1/2, 1/2) of it."""
+    """Round to a multiple of ``grid``, halves upwards; the rest is in [-1/2, 1/2) of ``grid``."""
     return jnp.floor(x / grid + 0.5) * grid

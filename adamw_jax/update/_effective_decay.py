@@ -1,12 +1,13 @@
-"""Decoupled weight decay by the length of the step that Adafactor takes.
+"""Decay weights in proportion to Adafactor's effective learning rate.
 
     a_t = rho_t max(min_scale, RMS(theta))                  the effective learning rate
     learning_rate        update <- update - a_t wd theta
     raw_learning_rate    update <- update - lr_t wd theta               (PyTorch)
     proximal             update <- (update - a_t wd theta) / (1 + a_t wd)
 
-``decoupled_decay`` stands before the learning rate, where it would enter a momentum of updates;
-this one stands behind it. Every form reads the parameters before the step.
+rho_t is the learning rate or relative step, wd the coefficient, theta the parameters before the
+step. ``decoupled_decay`` comes before the learning rate, so its decay would enter a momentum of
+updates; this stage comes after it.
 
 >>> effective_decay(0.1, 1e-2).spec.kinds
 'update -> update'
@@ -42,17 +43,17 @@ def effective_decay(
     relative: bool = False,
     rules: ParameterRules | None = None,
 ) -> Stage:
-    """Weight decay behind the learning rate, as long as the step is.
+    """Decay the weights after the learning rate, scaled like the step.
 
     Args:
       weight_decay: coefficient >= 0, or a schedule of it.
-      learning_rate: the recipe's own.
-      mask: which leaves decay; see ``decoupled_decay``.
-      form: ``"learning_rate"`` multiplies by all that multiplies the direction: the learning rate,
-        the relative step, and the scale of the parameter where ``scale_by_parameter_rms`` stands
-        before. ``"raw_learning_rate"`` multiplies by ``learning_rate`` alone. ``"proximal"``
-        divides by 1 plus the coefficient of the first.
-      relative: whether the learning rate caps a relative step.
+      learning_rate: the learning rate of the recipe.
+      mask: which leaves decay, as for ``decoupled_decay``.
+      form: ``"learning_rate"`` multiplies by every factor on the direction: the learning rate, the
+        relative step, and the scale of the parameter if the recipe has ``scale_by_parameter_rms``.
+        ``"raw_learning_rate"`` multiplies only by ``learning_rate``. ``"proximal"`` subtracts as
+        the first form, then divides by 1 plus its coefficient.
+      relative: whether the learning rate is the upper bound of a relative step.
       rules: per-parameter multipliers of the coefficient.
 
     Returns:

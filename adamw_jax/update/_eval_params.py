@@ -1,4 +1,4 @@
-"""``eval_params``: the weights to evaluate on, whatever averages the recipe keeps.
+"""Return the weights to evaluate, averaged if the recipe averages them.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adam
@@ -22,22 +22,22 @@ Tree = Any
 
 
 def eval_params(state: Any, params: Tree) -> Tree:
-    """Slow or averaged weights where the state holds some, else ``params``.
+    """Return the slow or averaged weights in a state, or ``params`` if it has none.
 
-    A state that knows other weights than the parameters has a method ``eval_params()``, which gives
-    a tree of the parameters' structure and a function of one of its leaves and the parameter.
+    A state with other weights than the parameters has a method ``eval_params()``. It returns a tree
+    with the structure of the parameters, and a function of a leaf of this tree and the parameter.
 
     Args:
-      state: state of any optax transformation, wrapped as deep as you like.
-      params: the current parameters, which give structure and dtypes; leaves without an average
-        (masked ones) are taken from here.
+      state: state of any optax transformation, under any number of wrappers.
+      params: the current parameters, which give structure and dtypes, and the leaves without an
+        average (masked ones).
 
     Returns:
-      A tree like ``params``, ``params`` itself where the state holds no average.
+      A tree like ``params``; ``params`` itself if the state has no average.
 
     Raises:
-      ValueError: the state holds more than one set of averaged weights for a parameter, or the
-        average of one that ``params`` does not have.
+      ValueError: the state has two averages of a parameter, or the average of a parameter that
+        ``params`` lacks.
     """
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
     for node in jax.tree.leaves(state, is_leaf=_averages):
@@ -48,8 +48,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
         for name, leaf in numerics.named_leaves(kept):
             if name in found:
                 raise ValueError(
-                    f"the state holds several averages of {name!r}; call eval_params on the part "
-                    "of the state that you mean."
+                    f"the state holds several averages of {name!r}: call eval_params on one part "
+                    "of the state."
                 )
             found[name] = leaf, evaluate
 
@@ -62,17 +62,17 @@ def eval_params(state: Any, params: Tree) -> Tree:
 
     if unknown := sorted(set(found) - set(numerics.leaf_names(params))):
         raise ValueError(
-            f"the state holds averages of {unknown}, which params does not have, its leaves are "
-            f"{numerics.leaf_names(params)}: give the tree that init was given."
+            f"the state holds averages of {unknown}, which params does not have (its leaves are "
+            f"{numerics.leaf_names(params)}): give the tree that init was given."
         )
     return numerics.map_named(choose, params) if found else params
 
 
-def beside(scalar: Any, leaf: jax.Array) -> jax.Array:
-    """A scalar of the state, made to broadcast against a leaf.
+def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
+    """Reshape a scalar of the state so that it broadcasts against a leaf.
 
-    That of a mapped state has the mapped axes, and the leaf has its own behind them; the box that
-    Flax NNX puts around it is taken off.
+    In a state under ``vmap`` scalar and leaf begin with the mapped axes. A box of Flax NNX around
+    the scalar is removed.
     """
     (array,) = jax.tree.leaves(scalar)
     return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))

@@ -1,4 +1,4 @@
-"""What a Lookahead sync may do to the state of the optimizer inside."""
+"""Change the state of the inner optimizer at a Lookahead sync."""
 
 from __future__ import annotations
 
@@ -20,26 +20,22 @@ INNER_STATES = ("keep", "reset", "pullback")
 
 
 def restarted(state: State, fresh: State) -> State:
-    """``state`` with its moments and their clocks as in ``fresh``, and all else as it is."""
+    """Return ``state`` with the moments of ``fresh``; everything else stays."""
     return jax.tree.map(
         lambda old, new: new if _restarts(old) else old, state, fresh, is_leaf=_restarts
     )
 
 
 def check_restart(state: State) -> None:
-    """Raises where a state has arrays, but none of which it is known that they are moments.
-
-    Raises:
-      ValueError: it holds no recipe of this library and no moments of optax.
-    """
+    """Raise an error if a state has arrays, but none that is known to be a moment."""
     known = any(map(_restarts, jax.tree.leaves(state, is_leaf=_restarts)))
     if known or states.find(state, ComposeState):
         return
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
     if any(x.ndim for x in floats):
         raise ValueError(
-            'inner_state="reset" does not know which arrays of the inner state are moments: keep '
-            "the state, or say restarts = True in the class of the state that holds them."
+            'inner_state="reset" does not know which arrays of the inner state are moments: give '
+            'inner_state="keep", or declare restarts = True in the class of their state.'
         )
 
 
@@ -49,13 +45,13 @@ def _restarts(node: Any) -> bool:
 
 
 def momentum_of(state: State) -> dict[str, Tree]:
-    """The momentum in a state, by field: of this library, ``optax.trace`` and optax's Adam family.
+    """Return the momentum in a state by field, for this library, ``optax.trace`` and optax's Adams.
 
-    A state of this library names its momenta, and their clocks, as ``momenta``: flags and previous
-    gradients are none.
+    A state of this library names the fields of its momentum in ``momenta``; flags and previous
+    gradients are not among them.
 
     Raises:
-      ValueError: there is none, or more than one.
+      ValueError: the state does not have exactly one momentum.
     """
     _, fields = _holder(state)
     return fields
@@ -64,7 +60,7 @@ def momentum_of(state: State) -> dict[str, Tree]:
 def pulled_back(
     state: State, old: dict[str, Tree], alpha: jax.Array
 ) -> tuple[State, dict[str, Tree]]:
-    """The state with momentum alpha m + (1 - alpha) old, and that momentum."""
+    """Return the state with momentum alpha m + (1 - alpha) old, and that momentum."""
     path, now = _holder(state)
 
     def mix(m: Any, o: Any) -> Any:
@@ -88,7 +84,7 @@ def pulled_back(
 
 
 def _momenta(node: Any) -> tuple[str, ...]:
-    """The fields of a node that are its momentum and the clock of that."""
+    """Return the names of the fields that hold the momentum and its clock."""
     theirs = optax_states.fields_of(type(node))
     if theirs is not None:
         return (theirs.momentum,) if theirs.momentum else ()
@@ -100,18 +96,18 @@ def _may_hold(node: Any) -> bool:
 
 
 def _holder(state: State) -> tuple[str, dict[str, Tree]]:
-    """Where the momentum is, and its fields."""
+    """Return the path of the momentum, and its fields."""
     found = []
     for path, node in states.find(state, _may_hold):
         if found and path.startswith(f"{found[-1][0]}/"):
-            continue  # the first moment itself
+            continue  # part of a MomentsState that is already found
         inner = node.first if isinstance(node, MomentsState) else node
         if names := _momenta(inner):
             found.append((path, {name: getattr(inner, name) for name in names}))
     if len(found) != 1:
         raise ValueError(
-            'inner_state="pullback" needs an inner optimizer with one momentum (an optimizer of '
-            f"adamw_jax with one, optax.sgd with momentum, optax.adam, ...), its state has "
-            f"{len(found)}: keep or reset it, or give it a momentum."
+            'inner_state="pullback" needs an inner optimizer with one momentum (one of '
+            f"adamw_jax, optax.sgd with momentum, optax.adam, ...), but its state has "
+            f'{len(found)}: give inner_state="keep" or "reset", or another optimizer.'
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""The learning rate: direction in, update out.
+"""Turn the direction into an update by the learning rate.
 
     update = -lr_t direction
 
@@ -20,19 +20,15 @@ Tree = Any
 
 
 def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool = True) -> Stage:
-    """Multiplies the direction by minus the learning rate.
+    """Multiply the direction by minus the learning rate.
 
     Args:
-      learning_rate: number >= 0, or a schedule of the step count, whose values are not checked: a
-        negative one climbs. To climb on purpose, negate the loss or the gradients.
-      flip_sign: False leaves the sign alone, for maximisation.
+      learning_rate: number >= 0, or a schedule of the step count, whose values are not checked (a
+        negative value ascends). To maximise, negate the loss or the gradients.
+      flip_sign: False multiplies by the learning rate itself, to maximise.
 
     Returns:
       A stage *direction -> update*.
-
-    Raises:
-      ValueError: the learning rate is out of range.
-      TypeError: it is neither number nor schedule.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -46,11 +42,11 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool =
 
 
 class ScaledGradientState(NamedTuple):
-    """Says, without an array, that the momentum in a state has the learning rate in it."""
+    """Marks a state, without an array, whose momentum includes the learning rate."""
 
 
 def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
-    """Multiplies the gradient by the learning rate: the schedule *inside* the momentum buffer.
+    """Multiply the gradient by the learning rate, so that the momentum buffer includes it.
 
     With ``descend()`` at the end this is Algorithm 1 of Loshchilov & Hutter (1711.05101).
 
@@ -74,7 +70,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
 
 
 def descend() -> Stage:
-    """Negates a direction that has its learning rate already: *direction -> update*."""
+    """Negate a direction that already includes the learning rate: *direction -> update*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         del step

@@ -1,14 +1,14 @@
-"""Lookahead (Zhang, Lucas, Hinton & Ba, NeurIPS 2019, arXiv 1907.08610).
+"""Apply Lookahead (Zhang, Lucas, Hinton & Ba, NeurIPS 2019, arXiv 1907.08610).
 
     every sync_period steps:  slow <- slow + alpha (fast - slow);  fast <- slow
 
-The fast weights are ordinary parameters, the slow weights live in the state, and gradients are
-taken at the fast weights. A sync moves the parameters to the new slow weights, so the stored ones
-are renewed from the parameters one step later, in a ``lax.cond``: then a step needs no scratch, and
-between syncs it only reads the slow weights. So whatever changes the parameters between that step
-and the next (a projection, other weights put in) changes the slow weights with them, but for leaves
-narrower than float32, whose slow weights are stored at the sync. Two Lookaheads of one parameter
-would do that to each other, and are refused.
+The fast weights are the parameters, at which gradients are taken; the state keeps the slow weights.
+A sync moves the parameters to the new slow weights. The next step copies them into the state, in a
+``lax.cond``, so that a step needs no scratch memory and steps between syncs only read the slow
+weights. So if the parameters are changed between these two steps (by a projection, by loading other
+weights), the slow weights change with them, except for leaves narrower than float32, whose slow
+weights are stored at the sync. Two Lookaheads of one parameter would disturb each other, and
+raise an error.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose, eval_params
@@ -41,7 +41,7 @@ from adamw_jax._core.stage import (
     tail,
     transformation,
 )
-from adamw_jax.update._eval_params import beside
+from adamw_jax.update._eval_params import broadcastable
 from adamw_jax.update._inner_state import (
     INNER_STATES,
     check_restart,
@@ -59,9 +59,9 @@ class LookaheadState(NamedTuple):
     """State of Lookahead; ``eval_params`` gives the slow weights at any step.
 
     Attributes:
-      slow: slow weights as of the sync before the last, params-shaped; where a leaf is narrower
-        than the accumulator dtype, as of the last.
-      since_sync: steps since the last sync, int32; 0 where the parameters are the slow weights.
+      slow: slow weights, params-shaped. Right after a sync they are those of the previous sync,
+        except for leaves narrower than the accumulator dtype.
+      since_sync: steps since the last sync, int32; at 0 the parameters are the slow weights.
     """
 
     slow: Tree
@@ -71,12 +71,12 @@ class LookaheadState(NamedTuple):
     owns = "slow"
 
     def eval_params(self) -> tuple[Tree, Any]:
-        """The slow weights, in whose place the parameters are right after a sync."""
+        """Return the slow weights (right after a sync these are the parameters)."""
 
         def evaluate(slow: jax.Array, fast: jax.Array) -> jax.Array:
             if slow.dtype != fast.dtype:
                 return slow
-            return jnp.where(beside(self.since_sync, fast) == 0, fast, slow)
+            return jnp.where(broadcastable(self.since_sync, fast) == 0, fast, slow)
 
         return self.slow, evaluate
 
@@ -87,8 +87,8 @@ class LookaheadWrapperState(NamedTuple):
     Attributes:
       lookahead: slow weights and counter.
       steps: updates made, int32.
-      inner: the wrapped transformation's state.
-      momentum: its momentum at the last sync (only with ``inner_state="pullback"``), else empty.
+      inner: state of the wrapped transformation.
+      momentum: its momentum at the last sync with ``inner_state="pullback"``, else empty.
     """
 
     lookahead: LookaheadState
@@ -104,27 +104,27 @@ def lookahead(
     *,
     inner_state: str = "keep",
 ) -> Any:
-    """Lookahead as a tail of a recipe, or as a wrapper around any optax transformation.
+    """Add Lookahead at the end of a recipe, or wrap any optax transformation in it.
 
     Args:
-      inner: None for the tail, ``compose(adamw(1e-3), lookahead())``, which must come after the
-        learning rate; or the transformation to wrap, whose updates are ready for ``apply_updates``.
-      sync_period: steps k between syncs, >= 1. The paper's robust choice is 5.
-      slow_step_size: alpha in [0, 1], or a schedule of it; 1 leaves the inner optimizer as it is.
-        Default 0.5 (paper; the authors' code has 0.8).
-      inner_state: with ``inner``, what a sync does to its state: ``"keep"`` (default everywhere),
-        ``"reset"`` (moments and their clocks start anew, here and in the states of optax; counts of
-        schedules, averages, keys and histories go on), or ``"pullback"`` (alpha of the momentum now
-        and 1 - alpha of that at the last sync).
+      inner: None for a stage, as in ``compose(adamw(1e-3), lookahead())``, which must come after
+        the learning rate. Or the transformation to wrap, which includes its learning rate.
+      sync_period: steps k between syncs, >= 1; 5 (recommended by the paper).
+      slow_step_size: alpha in [0, 1], or a schedule of it; 0.5 (paper; the authors' code has 0.8).
+        1 does not change the inner optimizer.
+      inner_state: effect of a sync on the state of ``inner``. ``"keep"`` does not change it.
+        ``"reset"`` starts its moments again, also those of optax; counts of schedules, averages,
+        keys and histories stay. ``"pullback"`` mixes alpha of the momentum with 1 - alpha of that
+        at the last sync.
 
     Returns:
       A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
       unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights.
 
     Raises:
-      ValueError: an argument is out of range, ``inner_state`` without ``inner``, or (in ``init``)
-        the inner optimizer has a Lookahead of the same parameters, no momentum to pull back, or
-        arrays that are not known as moments to reset.
+      ValueError: ``inner_state`` is given without ``inner``, or (in ``init``) the inner optimizer
+        has a Lookahead of the same parameters, no single momentum to pull back, or no arrays that
+        are known as moments to reset.
     """
     sync_period = whole_number("sync_period", sync_period)
     one_of("inner_state", inner_state, INNER_STATES)
@@ -133,7 +133,8 @@ def lookahead(
         return _wrapper(inner, sync_period, declared["slow_step_size"], inner_state)
     if inner_state != "keep":
         raise ValueError(
-            f"inner_state={inner_state!r} acts on the state of an optimizer: give it as inner=."
+            f"inner_state={inner_state!r} changes the state of a wrapped optimizer: give it as "
+            "inner=, or leave inner_state out."
         )
 
     def apply(update: Tree, state: LookaheadState, step: Step) -> tuple[Tree, LookaheadState]:
@@ -156,7 +157,7 @@ def _start(params: Tree) -> LookaheadState:
         dtype = numerics.compute_dtype(p)
         if isinstance(p, jax.ShapeDtypeStruct):
             return jnp.zeros_like(p, dtype=dtype)
-        return jnp.array(p, dtype=dtype, copy=True)  # never the caller's buffer: it may be donated
+        return jnp.array(p, dtype=dtype, copy=True)  # the caller's buffer may be donated
 
     return LookaheadState(jax.tree.map(copy, params), jnp.zeros([], jnp.int32))
 
@@ -164,9 +165,9 @@ def _start(params: Tree) -> LookaheadState:
 def _advanced(
     due: jax.Array, update: Tree, state: LookaheadState, params: Tree, alpha: jax.Array
 ) -> tuple[Tree, LookaheadState]:
-    """The update, at a sync the one to the new slow weights, and the state after it."""
+    """Return the update (at a sync, to the new slow weights) and the new state."""
     slow = _renewed(state, params)
-    update = numerics.leaving(update, update, params)  # the way back may not be short
+    update = numerics.leaving(update, update, params)  # wide enough for the way back
 
     def moved(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
         fast = numerics.widen(p) + numerics.widen(u)
@@ -185,10 +186,10 @@ def _advanced(
 
 
 def _renewed(state: LookaheadState, params: Tree) -> Tree:
-    """The slow weights of the last sync: the parameters, where it was in the step before."""
+    """Return the slow weights of the last sync, the parameters if it was in the step before."""
     slow, structure = jax.tree.flatten(state.slow)
     fast = jax.tree.leaves(params)
-    # A parameter narrower than its slow weight does not hold all of it.
+    # A parameter narrower than its slow weight cannot replace it.
     same = [i for i, (s, p) in enumerate(zip(slow, fast, strict=True)) if s.dtype == p.dtype]
     new = lax.cond(
         state.since_sync == 0,
@@ -206,9 +207,9 @@ def _check_slow(state: LookaheadState, params: Tree) -> None:
     for s, p in zip(jax.tree.leaves(state.slow), jax.tree.leaves(params), strict=True):
         if s.dtype != numerics.compute_dtype(p):
             raise ValueError(
-                f"the slow weights were made for {s.dtype}, and are {numerics.compute_dtype(p)} "
+                f"the slow weights were made for {s.dtype}, but are {numerics.compute_dtype(p)} "
                 "now: the state was cast, or jax_enable_x64 was switched. Start with "
-                "tx.init(params), or carry a recipe's state over with migrate_state."
+                "tx.init(params), or convert a recipe's state with migrate_state."
             )
 
 

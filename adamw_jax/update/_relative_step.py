@@ -1,9 +1,9 @@
-"""The relative step: a learning rate that falls by itself.
+"""Scale by a relative step, a learning rate that falls without a schedule.
 
     update = -min(learning_rate, 1 / sqrt(t)) direction          t = 1, 2, ...
 
-Shazeer & Stern, ICML 2018, arXiv 1804.04235, where the learning rate is 1e-2, or 1e-6 t for a slow
-start. PyTorch and Keras cap the relative step by the user's learning rate in the same way.
+Shazeer & Stern, ICML 2018, arXiv 1804.04235, whose learning rate is 1e-2, or 1e-6 t for a slow
+start. In PyTorch and Keras the user's learning rate is an upper bound in the same way.
 
 >>> scale_by_relative_step(1e-2).spec.kinds
 'direction -> update'
@@ -30,27 +30,23 @@ LARGEST = 1e-2
 
 
 def slow_start(count: Any) -> Any:
-    """The paper's learning rate with warm-up, ``1e-6 t``."""
+    """Return the paper's learning rate with warm-up, ``1e-6 t``."""
     return 1e-6 * (numerics.scalar(count) + 1.0)
 
 
 def relative_step(learning_rate: jax.Array, count: jax.Array) -> jax.Array:
-    """``min(learning_rate, 1 / sqrt(t))`` of step ``t = count + 1``."""
+    """Return ``min(learning_rate, 1 / sqrt(t))`` at step ``t = count + 1``."""
     return lax.min(learning_rate, lax.rsqrt(numerics.scalar(count) + 1.0))
 
 
 def scale_by_relative_step(learning_rate: ScalarOrSchedule = LARGEST) -> Stage:
-    """Multiplies the direction by minus the relative step.
+    """Multiply the direction by minus the relative step.
 
     Args:
-      learning_rate: what the step is at most, a number >= 0 or a schedule; 1e-2 (paper).
+      learning_rate: upper bound of the relative step, >= 0, or a schedule of it; 1e-2 (paper).
 
     Returns:
       A stage *direction -> update*.
-
-    Raises:
-      ValueError: the learning rate is out of range.
-      TypeError: it is neither number nor schedule.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -1,16 +1,17 @@
-"""Stochastic rounding: narrow parameters that move by updates smaller than their resolution.
+"""Round narrow parameters at random, so that updates below their resolution count on average.
 
-    theta <- theta + u,  rounded up with the probability of its distance from below, else down,
+    theta' = above with probability (theta + u - below) / (above - below), else below
 
-so that on average nothing is lost: E[theta'] = theta + u. Rounded to nearest, a bfloat16 weight of
-1 does not feel a thousand updates of 1e-3. Gupta, Agrawal, Gopalakrishnan & Narayanan, ICML 2015,
-arXiv 1502.02551; for bfloat16 weights, Zamirai, Zhang, Aberger & De Sa, arXiv 2010.06192.
+theta is the parameter, u its update, below and above are the neighbouring numbers of the dtype. So
+E[theta'] = theta + u. Rounded to nearest, a bfloat16 weight of 1 is unchanged by a thousand updates
+of 1e-3. Gupta, Agrawal, Gopalakrishnan & Narayanan, ICML 2015, arXiv 1502.02551; for bfloat16
+weights, Zamirai, Zhang, Aberger & De Sa, arXiv 2010.06192.
 
-The update leaves in the wider of the dtypes of gradient and parameter, and
-``optax.apply_updates`` rounds the sum to nearest. So the choice is between two *updates* that this
-dtype holds, and whose sums round to one number on either side of theta + u; the odds are those of
-the two sums. The steps between such updates are the gap at theta + u or at u, the larger one: with
-a small update, the sums are the two neighbours of theta + u.
+The update has the wider dtype of gradient and parameter, and ``optax.apply_updates`` rounds the sum
+to nearest. So the stage chooses between two *updates* of this dtype whose rounded sums lie on
+either side of theta + u, with the probabilities that make the mean of the sums right. Such updates
+are apart by the gap (between neighbouring numbers) at theta + u or at u, whichever is larger. For a
+small update the sums are the two neighbours of theta + u.
 
 >>> import jax, jax.numpy as jnp
 >>> from adamw_jax import compose, sgdw
@@ -54,37 +55,34 @@ class StochasticRoundingState(NamedTuple):
     """State of ``stochastic_rounding``.
 
     Attributes:
-      key: the data of a random key, uint32, renewed at every step.
+      key: data of a random key, uint32, new at every step.
     """
 
     key: jax.Array
 
 
 def stochastic_rounding(seed: Any = 0) -> Stage:
-    """Updates that round parameters of less than 32 bits at random, without a bias.
+    """Make updates that round parameters of less than 32 bits at random, without a bias.
 
     Args:
       seed: a whole number from 0 to 2**32 - 1, a scalar integer array, or a key of
-        ``jax.random.key``; 0. Every leaf draws numbers of its own, by its path, also in the parts
-        of ``optax.partition`` that have one seed. Members of an ensemble that is mapped want one
-        each: ``jax.vmap(lambda seed, p: make(seed).init(p))``.
+        ``jax.random.key``; 0. Each leaf draws different numbers, by its path, also in parts of
+        ``optax.partition`` with the same seed. Members of an ensemble under ``jax.vmap`` need one
+        seed each: ``jax.vmap(lambda seed, p: make(seed).init(p))``.
 
     Returns:
-      A stage *update -> update* that needs the parameters and must be the last of a recipe: what
-      comes after it would be rounded to nearest. It draws 16 bits a value, so that an update counts
-      from 2**-17 gaps on, which is what float32 resolves next to a bfloat16. Parameters of float32
-      and more, and complex ones, pass as they are. The sum saturates at the largest finite
-      number; NaN and infinity pass. Gradients must not be narrower than their parameters.
-
-    Raises:
-      ValueError: ``seed`` is none of the above, or (in ``update``) parameters are not given.
+      A stage *update -> update* that needs the parameters and must be the last of a recipe; changes
+      after it would be rounded to nearest. It draws 16 bits per value, so updates of 2**-17 gaps
+      and more count, which is the resolution of float32 next to a bfloat16. Parameters of 32 bits
+      or more and complex ones do not change. The sum saturates at the largest finite number; NaN
+      and infinity pass. Gradients must not be narrower than their parameters.
     """
     key = _key(seed)
     implementation = random.key_impl(key)
 
     def init(params: Tree) -> StochasticRoundingState:
         del params
-        # Never the caller's buffer: the state may be donated.
+        # Copy the caller's buffer, because the state may be donated.
         return StochasticRoundingState(jnp.copy(random.key_data(key)))
 
     def apply(
@@ -112,12 +110,12 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
 
 
 def rounding_update(p: jax.Array, u: jax.Array, noise: jax.Array) -> jax.Array:
-    """One of the two updates around ``u``, in float32 and representable in the dtype of ``p``.
+    """Choose one of the two updates around ``u``, in float32 but exact in the dtype of ``p``.
 
     Args:
       p: a narrow parameter.
       u: its update, of a dtype at least as wide.
-      noise: as many uniform uint16.
+      noise: uniform uint16, in the same shape.
     """
     dtype, limit = p.dtype, largest(p.dtype)
     start, wanted = numerics.cast(p, jnp.float32), numerics.cast(u, jnp.float32)
