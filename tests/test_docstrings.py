@@ -24,7 +24,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Functions, classes and methods behind the ``__all__`` of every room, by full name."""
     seen = set()
     for room in map(importlib.import_module, ROOMS):
-        for name in room.__all__:
+        for name in [*room.__all__, *(n for n in vars(room) if n.startswith("scale_by_"))]:
             thing = getattr(room, name)
             where = getattr(thing, "__module__", "")
             if not callable(thing) or (where, name) in seen:

@@ -80,4 +80,5 @@ def test_a_common_keyword_has_one_default_unless_the_optimizer_says_so() -> None
     assert other == {
         ("adamw", "weight_decay", 1e-4), ("adan", "decay", "proximal"), ("adapnm", "amsgrad", True),
         ("padam", "amsgrad", True), ("gadamx", "amsgrad", True), ("diffgrad", "eps_hat", True),
+        ("lion", "weight_decay", 1e-3),
     }  # fmt: skip
