@@ -93,7 +93,7 @@ def hessian_noise(
       batches: two or more of one size, which together are all the data, or independent draws; they
         stream. The first axis of a batch's first array counts its examples. ``Batches`` will do.
       key: of the random direction.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
       The estimates of one direction: average several keys where there are few parameters.

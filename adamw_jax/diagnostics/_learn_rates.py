@@ -65,7 +65,7 @@ def learn_rates(
       params: the present parameters.
       batch: for the curvature; the same each time. Small batches see too large a curvature, see
         ``batch_hessian_extreme``. Or ``Batches``.
-      key: of the random start vector.
+      key: random key of the start vector.
       method: rule of ``lr_momentum_from_spectrum``; ``"nesterov"`` for ``sgdw(nesterov=True)``.
       mu: the smallest curvature that counts, see there; the authors' scripts have both.
       num_steps: Lanczos steps, one Hessian product each; 20 in the authors' scripts.
