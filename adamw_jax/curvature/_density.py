@@ -65,9 +65,8 @@ class SpectralDensity(NamedTuple):
         Returns:
           Shape (num_probes,).
         """
-        weighs = (
-            self.weights > 0
-        )  # after a breakdown nodes are fillers, perhaps outside fn's domain
+        # After a breakdown, nodes of weight 0 fill the array; they may be outside the domain of fn.
+        weighs = self.weights > 0
         values = fn(jnp.where(weighs, self.nodes, jnp.max(self.nodes, axis=-1, keepdims=True)))
         return jnp.sum(self.weights * values, axis=-1)
 
