@@ -6,9 +6,9 @@
 g is the gradient that enters the probe, before the clippings inside it, and u is the update. A
 step counts as clipped if a clipping shortens its input. Clippings are the stages that declare
 ``clips=True`` (``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms``) and
-those of optax. The state holds scalars only. The norms cost one more pass over gradients, update and
-parameters, for which XLA may write out an update that it would otherwise fuse into the addition to
-the parameters.
+those of optax. The state holds scalars only. The norms cost one more pass over gradients, update
+and parameters, for which XLA may write out an update that it would otherwise fuse into the addition
+to the parameters.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import clip_gradient, sgdw
