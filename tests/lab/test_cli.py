@@ -148,7 +148,7 @@ def test_lr_find(tmp_path, capsys):
         (["lr-find", "--steps", "3"], "steps must be 20 or more"),
         (["run", "radamm"], "unknown experiment 'radamm'.*Did you mean 'radam'"),
         (["run"], "one experiment or several"),
-        (["report", "nowhere"], "nowhere holds no results: it has no run.json"),
+        (["report", "nowhere"], "folder must hold results, but nowhere has no run.json"),
     ],
 )
 def test_bad_input_is_answered_in_words(command, message, capsys, tmp_path, monkeypatch):
