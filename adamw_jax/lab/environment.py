@@ -59,7 +59,7 @@ def cores() -> int:
 
 
 def commit() -> str:
-    """Return the commit of the library's checkout, with ``+`` if files changed, or an empty string."""
+    """Return the commit of the library's checkout, ``+`` if files changed, or an empty string."""
     here = Path(__file__).resolve().parent
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")

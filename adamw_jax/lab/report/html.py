@@ -86,7 +86,7 @@ def _summary(report: Report) -> str:
             )
     return (
         "<section><h2>Verdicts</h2><p>Every claim is stated as by its proponents and judged by "
-        "the rule printed next to the evidence below. Settings are chosen on validation data, results "
+        "the rule next to the evidence below. Settings are chosen on validation data, results "
         "are reported on test data. <i>Not shown</i> means only that the rule was not met at this "
         "scale with these seeds.</p><table "
         f"class='summary'>{''.join(lines)}</table></section>\n"
