@@ -41,7 +41,7 @@ def resnet50() -> Tree:
 
 
 def wrn22_6() -> Tree:
-    """Wide ResNet 22-6 for 10 classes: 3 groups of 3 blocks, widths 96, 192, 384, 62 leaves."""
+    """Return Wide ResNet 22-6 for 10 classes: 3 groups of 3 blocks, 96 to 384 wide, 62 leaves."""
     tree: Tree = {"stem.conv": (3, 3, 3, 16)}
     channels = 16
     for group, width in enumerate((96, 192, 384)):
@@ -72,7 +72,7 @@ def _gpt2_block(width: int) -> Tree:
 
 
 def gpt2(layers: int = 12, width: int = 768, *, stacked: bool = False) -> Tree:
-    """GPT-2 small with tied embeddings: 12 layers of width 768, 148 leaves (16 when stacked).
+    """Return GPT-2 small with tied embeddings: 12 layers of width 768, 148 leaves (16 stacked).
 
     A smaller width has a smaller vocabulary in proportion, so that the embedding keeps its share.
     """

@@ -1,4 +1,4 @@
-"""Writes the types of every ``scale_by_x`` from the registry; with --check, only compares."""
+"""Write the types of every ``scale_by_x`` from the registry; with --check, only compare."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from adamw_jax.direction._rules import ParameterRules
 
 
 def stub() -> str:
-    """The text of ``_directions.pyi``."""
+    """Return the text of ``_directions.pyi``."""
     rows = [aj.info(name) for name in aj.list_optimizers()]
     return HEAD + "\n".join(_line(row.name, row.direction) for row in rows if row.direction)
 
 
 def _line(name: str, direction: Callable[..., Any]) -> str:
-    """The signature, with annotations as they are written, broken between parameters only."""
+    """Return the signature with annotations as written, with line breaks between parameters."""
     known, words = inspect.signature(direction).parameters.values(), []
     for before, p in zip([None, *known], known, strict=False):
         if p.kind is p.KEYWORD_ONLY and (before is None or before.kind is not p.kind):
@@ -48,7 +48,7 @@ def _line(name: str, direction: Callable[..., Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Updates or checks the stub; 1 where they differ under --check."""
+    """Update the stub, or with --check return 1 if it differs."""
     new, old = stub(), STUB.read_text(encoding="utf-8") if STUB.exists() else ""
     if "--check" in arguments:
         if new != old:

@@ -1,14 +1,14 @@
-"""`make test`: the tests as a user's machine runs them, with one device and JAX's configuration.
+"""Run `make test`: the tests with one device and JAX's default configuration.
 
-Beside them, each in a process of its own since XLA reads its flags once:
+Two groups run in processes of their own, because XLA reads its flags once:
 
-- tests marked `quick`, long tables, are compiled quickly: without most optimizations, and by XLA's
+- tests marked `quick` (long tables) are compiled quickly: without most optimizations, and by XLA's
   older code generator for CPUs, which compiles small programs in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs those marked `slow`, all quickly. `--both` runs every table of the catalogue the other
-way, too: what is marked `quick` as a user's machine does, and all others quickly on eight devices.
-Other arguments are pytest's.
+`--slow` runs the tests marked `slow`, compiled quickly. `--both` also runs every table of the
+catalogue the other way: those marked `quick` with the default configuration, all others compiled
+quickly on eight devices. Other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ NO_TABLES = (
     *("--ignore=tests/lab", "--ignore=tests/curvature", "--ignore=tests/initialization"),
     "--ignore-glob=tests/test_golden*",
 )
-NOTHING_CHOSEN = 5  # pytest's exit status where no test is left
+NOTHING_CHOSEN = 5  # pytest's exit status if no test is selected
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the parts and returns the exit status of the first that fails."""
+    """Run the parts; return the exit status of the first that fails."""
     slow = "--slow" in arguments
     length = "slow" if slow else "not slow"
     parts = OTHER_WAY if "--both" in arguments else PARTS
