@@ -1,4 +1,4 @@
-"""Entry point of `python -m benchmarks`."""
+"""Run `python -m benchmarks`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks."""
+"""Define the command line of the benchmarks."""
 
 import argparse
 import os
@@ -12,42 +12,50 @@ EPILOG = """
 contenders: [label=]library:name(argument=literal)+stage, library one of ours, optax, torch, bnb:
   ours:adamw  'ours:adamw(weight_decay=0.1)'  optax:amsgrad  ours:adamw+lookahead
   torch:adamw-fused  torch:adamw-foreach  torch:adamw-loop
-Columns starting with x are ratios to the baseline: of medians, of minima, the median of the ratios
-within a round, and processor time. Samples during which other work ran are set aside and made up
-for ("quiet" says how many were left); run again what says "one core" or "other work".
-Where other work takes cores, torch's spinning threads need OMP_WAIT_POLICY=PASSIVE on small trees.
+Columns that start with x are ratios to the baseline: of medians, of minima, the median of the
+ratios within a round, and of processor time. Samples taken during other work are replaced ("quiet"
+is the number of good ones). Repeat runs that are marked "one core" or "other work". If other work
+uses cores, torch's spinning threads need OMP_WAIT_POLICY=PASSIVE on small trees.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--baseline", default=None, help="contender that is 1 in the ratios")
-    shared.add_argument("--dtype", default="float32", help="of parameters and gradients")
-    shared.add_argument("--max-seconds", type=float, default=600.0, help="limit of all rounds")
+    shared.add_argument("--baseline", default=None, help="contender to which ratios are computed")
+    shared.add_argument("--dtype", default="float32", help="dtype of parameters and gradients")
+    shared.add_argument("--max-seconds", type=float, default=600.0, help="time limit of all rounds")
     shared.add_argument(
         "--memory-gib",
         type=float,
         default=None,
-        help="what contenders alive together may take; more than fit are run in groups, each "
-        "with the baseline (default: half of what is free)",
+        help="memory of contenders that run together; if more are given, they run in groups, each "
+        "with the baseline (default: half of the free memory)",
     )
-    shared.add_argument("--seed", type=int, default=0, help="of the order in each round")
     shared.add_argument(
-        "--out", type=Path, action="append", default=[], help=".md, .csv or .json; repeatable"
+        "--seed", type=int, default=0, help="random seed of the order in each round"
+    )
+    shared.add_argument(
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        help="output file, .md, .csv or .json; repeatable",
     )
     shared.add_argument("--dump-hlo", default=None, help="folder for the optimized HLO")
-    shared.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
+    shared.add_argument("--xla-flags", default="", help="flags added to XLA_FLAGS")
 
     steps = argparse.ArgumentParser(add_help=False)
-    steps.add_argument("--tree", default="resnet50", help=f"{', '.join(trees.TREES)}; tiny:1000")
-    steps.add_argument("--repeats", type=int, default=15, help="rounds")
-    steps.add_argument("--sample-s", type=float, default=0.1, help="least duration of a sample")
+    steps.add_argument(
+        "--tree", default="resnet50", help=f"{', '.join(trees.TREES)}; with a size: tiny:1000"
+    )
+    steps.add_argument("--repeats", type=int, default=15, help="number of rounds")
+    steps.add_argument("--sample-s", type=float, default=0.1, help="minimal duration of a sample")
     steps.add_argument(
         "--in-jit",
         type=int,
         default=1,
-        help="steps in one jitted call: device time without the dispatch, for GPU and TPU",
+        help="steps in one jitted call, to time the device without the dispatch, on GPU and TPU",
     )
 
     top = argparse.ArgumentParser(
@@ -61,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         ("step", "time of one step", [shared, steps], 1, ["optax:adamw", "ours:adamw"]),
         (
             "lookahead",
-            "time a step, averaged over whole periods of Lookahead",
+            "time of one step, averaged over whole periods of Lookahead",
             [shared, steps],
             5,
             ["ours:adamw", "ours:adamw+lookahead", "optax:adamw+lookahead"],
@@ -71,27 +79,35 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, parents=parents, description=what)
         command.add_argument("contenders", nargs="*", default=names)
         if name == "compile":
-            command.add_argument("--leaves", type=int, default=1000, help="of 64 elements each")
-            command.add_argument("--tree", default=None, help="in place of --leaves")
-            command.add_argument("--repeats", type=int, default=3, help="rounds")
+            command.add_argument(
+                "--leaves", type=int, default=1000, help="number of leaves, 64 elements each"
+            )
+            command.add_argument("--tree", default=None, help="tree instead of --leaves")
+            command.add_argument("--repeats", type=int, default=3, help="number of rounds")
         else:
             command.add_argument("--period", type=int, default=period, help="steps in a period")
     every = commands.add_parser(
         "suite",
-        help="all comparisons of docs/results/benchmarks.md, or the named ones again",
+        help="run all comparisons of docs/results/benchmarks.md, or the named ones",
         description="Sections: " + ", ".join(suite.SECTIONS),
     )
     every.add_argument("sections", nargs="*", help="default: all of them")
-    every.add_argument("--folder", type=Path, default=Path("docs/results"), help="of the page")
-    every.add_argument("--raw", type=Path, default=Path("build/benchmarks"), help="raw figures")
-    every.add_argument("--max-seconds", type=float, default=150.0, help="limit of each section")
-    every.add_argument("--load", type=float, default=1.0, help="wait until the load is below")
-    every.add_argument("--patience", type=float, default=120.0, help="seconds to wait for that")
+    every.add_argument(
+        "--folder", type=Path, default=Path("docs/results"), help="folder of the page"
+    )
+    every.add_argument(
+        "--raw", type=Path, default=Path("build/benchmarks"), help="folder of the raw figures"
+    )
+    every.add_argument(
+        "--max-seconds", type=float, default=150.0, help="time limit of each section"
+    )
+    every.add_argument("--load", type=float, default=1.0, help="wait until the load is below this")
+    every.add_argument("--patience", type=float, default=120.0, help="longest wait in seconds")
     return top
 
 
 def run_suite(given: argparse.Namespace) -> int:
-    """Runs sections of the suite and writes the page and its CSV."""
+    """Run sections of the suite, and write the page and its CSV."""
     unknown = sorted(set(given.sections) - set(suite.SECTIONS))
     if unknown:
         raise ValueError(f"sections: no {unknown[0]!r}; there are {', '.join(suite.SECTIONS)}")
@@ -109,7 +125,7 @@ def run_suite(given: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; 1 if a contender failed (to be absent is no failure)."""
+    """Run the command line; return 1 if a contender failed (a missing library is not a failure)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     top = parser()
     given = top.parse_args(arguments)
@@ -154,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _without_out(arguments: list[str]) -> list[str]:
-    """The command line without where its results went."""
+    """Return the command line without its `--out` options."""
     kept = list(arguments)
     while "--out" in kept:
         at = kept.index("--out")

@@ -1,7 +1,7 @@
-"""Contenders by name: `ours:adamw(weight_decay=0.1)`, `optax:adamw`, `torch:adamw-fused`.
+"""Build contenders by name: `ours:adamw(weight_decay=0.1)`, `optax:adamw`, `torch:adamw-fused`.
 
 A name is `[label=]library[@folder]:recipe`. A recipe is a call whose arguments are Python
-literals; the learning rate is 1e-3 unless the first call names one, and `+` adds stages behind it:
+literals; the learning rate is 1e-3 unless the first call gives one, and `+` adds stages after it:
 
     ours:adamw(weight_decay=0.1)+lookahead(sync_period=6)     compose(adamw(...), lookahead(...))
     ours:adamw+pack_small_leaves                              pack_small_leaves(adamw(...))
@@ -30,14 +30,14 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a recipe."""
+    """One call in a recipe."""
 
     name: str
     arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def with_learning_rate(self) -> "Call":
-        """The call, with the default learning rate put first if it names none."""
+        """Return the call, with the default learning rate first if it has none."""
         if self.arguments or "learning_rate" in self.keywords:
             return self
         return dataclasses.replace(self, arguments=(LEARNING_RATE,))
@@ -45,7 +45,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A parsed name; `folder` is where to import the library from, if not from the usual place."""
+    """A parsed name; `folder` is the folder to import the library from, if given."""
 
     label: str
     library: str
@@ -55,11 +55,11 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule in JAX.
+    """An update rule in JAX.
 
     Attributes:
         transformation: The optax transformation.
-        carry: From the parameters to what the step carries in their place.
+        carry: Maps the parameters to the carry of the step.
     """
 
     transformation: Any
@@ -86,7 +86,7 @@ def _calls(node: ast.expr, name: str) -> list[Call]:
 
 
 def parse(name: str) -> Contender:
-    """Reads a contender's name; raises ValueError where it cannot."""
+    """Parse a contender's name; raise ValueError if it is wrong."""
     match = _NAME.fullmatch(name.strip())
     if match is None or match["library"] not in LIBRARIES:
         raise ValueError(
@@ -106,7 +106,7 @@ def parse(name: str) -> Contender:
 
 
 def _public(module: Any, name: str) -> Callable[..., Any]:
-    """A public function of `module`, and nothing else."""
+    """Return a public function of `module`."""
     listed = getattr(module, "__all__", None) or dir(module)
     function = getattr(module, name, None)
     if name.startswith("_") or name not in listed or not callable(function):
@@ -115,7 +115,7 @@ def _public(module: Any, name: str) -> Callable[..., Any]:
 
 
 def ours(calls: tuple[Call, ...]) -> Rule:
-    """A function of adamw_jax, with the stages behind it under `compose`, packed if it says so."""
+    """Build a function of adamw_jax and the stages after it by `compose`, packed on request."""
     import adamw_jax
 
     *stages, last = calls
@@ -132,7 +132,7 @@ def ours(calls: tuple[Call, ...]) -> Rule:
 
 
 def optax(calls: tuple[Call, ...]) -> Rule:
-    """A function of optax, with the stages behind it under `optax.chain`, or its Lookahead."""
+    """Build a function of optax and the stages after it by `optax.chain`, or its Lookahead."""
     import optax
 
     first, *tails = calls
@@ -140,7 +140,7 @@ def optax(calls: tuple[Call, ...]) -> Rule:
     inner = _public(optax, first.name)(*first.arguments, **first.keywords)
     if tails and tails[-1].name == "lookahead":
         options = {"sync_period": 5, "slow_step_size": 0.5} | tails[-1].keywords
-        # Fast and slow weights travel together in place of the parameters.
+        # The carry holds fast and slow weights instead of the parameters.
         return Rule(optax.lookahead(inner, **options), optax.LookaheadParams.init_synced)
     if tails:
         stages = [_public(optax, call.name)(*call.arguments, **call.keywords) for call in tails]
@@ -148,7 +148,7 @@ def optax(calls: tuple[Call, ...]) -> Rule:
     return Rule(inner)
 
 
-#: torch optimizer and the arguments that make it the twin of the JAX contenders.
+#: torch optimizer and the arguments that make it equal to the JAX contenders.
 TORCH: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("Adam", {}),
     "adamw": ("AdamW", {"weight_decay": 1e-4}),
@@ -167,7 +167,7 @@ TORCH_FORMS: dict[str, dict[str, bool]] = {
 
 
 def torch(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
-    """A torch optimizer in one of its forms, as a function of the parameters."""
+    """Return one form of a torch optimizer, as a function of the parameters."""
     import torch  # pyright: ignore[reportMissingImports]
 
     (call,) = calls
@@ -183,7 +183,7 @@ def torch(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
 
 
 def bnb(calls: tuple[Call, ...]) -> Callable[[Any], Any]:
-    """The 8-bit AdamW of bitsandbytes, as a function of the parameters."""
+    """Return the 8-bit AdamW of bitsandbytes, as a function of the parameters."""
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
     (call,) = calls
@@ -204,7 +204,7 @@ EAGER = ("torch", "bnb")
 
 
 def build(contender: Contender) -> Any:
-    """The rule of a contender; imports its library, and raises ImportError without it."""
+    """Return the rule of a contender; raise ImportError without its library."""
     if contender.folder and (folder := str(Path(contender.folder).resolve())) not in sys.path:
         sys.path.insert(0, folder)
     return LIBRARIES[contender.library](contender.calls)

@@ -1,4 +1,4 @@
-"""What the functions of `adamw_jax.curvature` cost: products made, and memory beside the data.
+"""Measure the cost of functions of `adamw_jax.curvature`: products and extra memory.
 
     python -m benchmarks.curvature
 
@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 
 
 def model_fn(params: Any, batch: Any) -> jax.Array:
-    """A multilayer perceptron."""
+    """Apply a multilayer perceptron."""
     x = batch[0]
     for layer in params[:-1]:
         x = jnp.tanh(x @ layer["w"] + layer["b"])
@@ -33,7 +33,7 @@ def model_fn(params: Any, batch: Any) -> jax.Array:
 
 
 def output_loss(outputs: Any, batch: Any) -> jax.Array:
-    """Cross-entropy."""
+    """Return the cross-entropy."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch[1][:, None], axis=1)
     return -jnp.mean(chosen)
 
@@ -42,7 +42,7 @@ LOSS = curvature.CompositeLoss(model_fn, output_loss)
 
 
 def make() -> tuple[Any, Any]:
-    """Parameters and a batch, both random."""
+    """Draw parameters and a batch."""
     shapes = list(itertools.pairwise(SIZES))
     keys = jax.random.split(KEY, len(shapes) + 2)
     params = [
@@ -57,7 +57,7 @@ ADAM = adamw_jax.adam(1e-3)
 
 
 def preconditioned(params: Any, batch: Any, how: Any) -> jax.Array:
-    """The sharpness under Adam's preconditioner after one step."""
+    """Compute the sharpness under Adam's preconditioner after one step."""
     _, state = ADAM.update(params, ADAM.init(params), params)
     return curvature.preconditioned_sharpness(
         LOSS, params, batch, ADAM, state, key=KEY, product=how
@@ -65,19 +65,19 @@ def preconditioned(params: Any, batch: Any, how: Any) -> jax.Array:
 
 
 def in_four(batch: Any) -> list[Any]:
-    """The batch in four pieces."""
+    """Return the batch in four pieces."""
     return [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
 
 
 def noise(params: Any, batch: Any, how: Any) -> Any:
-    """The noise of four gradients as the curvature weighs it."""
+    """Compute the noise of four gradients, weighted by the curvature."""
     gradients = [jax.grad(LOSS)(params, piece) for piece in in_four(batch)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
     return diagnostics.curvature_noise_scale(stacked, how(LOSS, params, batch))
 
 
 def of_last_layer(last: Any, rest: Any) -> jax.Array:
-    """The loss as a function of one layer, the others given with the batch."""
+    """Return the loss as a function of one layer; the others are given with the batch."""
     return LOSS([*rest["others"], last], rest["batch"])
 
 
@@ -123,7 +123,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 def products_of(call: Callable[..., Any], params: Any, batch: Any) -> int:
-    """How many products a call makes, counted while it runs."""
+    """Count the products of a call while it runs."""
     made = [0]
 
     def counted(loss_fn: Any, params: Any, batch: Any) -> Any:
@@ -141,7 +141,7 @@ def products_of(call: Callable[..., Any], params: Any, batch: Any) -> int:
 
 
 def vectors_of(call: Callable[..., Any], params: Any, batch: Any) -> float:
-    """Memory of a call in vectors of the parameters' length."""
+    """Return the memory of a call in vectors of the parameters' length."""
     compiled = jax.jit(lambda p, b: call(p, b, curvature.hvp_fn)).lower(params, batch).compile()
     found = compiled.memory_analysis()
     assert found is not None, "this platform does not tell"
@@ -150,7 +150,7 @@ def vectors_of(call: Callable[..., Any], params: Any, batch: Any) -> float:
 
 
 def seconds_of(fn: Callable[..., Any], *arguments: Any) -> float:
-    """The least of many runs of a compiled function."""
+    """Return the shortest of many runs of a compiled function."""
     run, least = jax.jit(fn), float("inf")
     for _ in range(30):
         start = time.perf_counter()
@@ -160,7 +160,7 @@ def seconds_of(fn: Callable[..., Any], *arguments: Any) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     params, batch = make()
     size = sum(x.size for x in jax.tree.leaves(params))
     gradient = seconds_of(jax.grad(LOSS), params, batch)

@@ -1,8 +1,8 @@
-r"""What XLA made of a step: kernels, copies, bytes and scratch, on CPU, GPU or TPU.
+r"""Count kernels, copies, bytes and scratch of a compiled step, on CPU, GPU or TPU.
 
 The text of an optimized module (`compiled.as_text()`) is read instruction by instruction.
-Everything that runs as a kernel is counted once wherever it stands: in the entry computation,
-in the body of a loop, in every branch of a conditional; what is inside a fusion is not.
+Every kernel is counted once: in the entry computation, in the body of a loop, in every branch of a
+conditional. Instructions inside a fusion are not counted.
 
     >>> text = "ENTRY %main (p: f32[64]) -> f32[64] {\n  ROOT %c = f32[64]{0} copy(%p)\n}"
     >>> census(text).copies
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 #: Arrays of at least this many elements are "array-sized": clocks, counts and hyperparameters
-#: stay below, the smallest leaf of a real network (16 channels) does not.
+#: are smaller, the smallest leaf of a real network (16 channels) is not.
 ARRAY_SIZED = 16
 
-#: Instructions that only name, group or wait for values. A start moves data and is counted
-#: among the transfers; its done is the wait.
+#: Instructions that only name, group or wait for values. The start of a transfer moves data and is
+#: counted; its done only waits.
 _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -41,7 +41,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO: its name, what it is, and the sizes of the arrays it gives."""
+    """One line of HLO: its name, opcode, and the sizes of its result arrays."""
 
     name: str
     opcode: str
@@ -50,13 +50,13 @@ class Instruction:
 
     @property
     def largest(self) -> int:
-        """Elements of the largest array it writes."""
+        """Return the number of elements of the largest array it writes."""
         return max(self.sizes, default=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Census:
-    """Kernels of a module.
+    """Numbers of kernels of a module.
 
     Attributes:
         array_fusions: Fusions that write at least one array-sized array.
@@ -74,12 +74,12 @@ class Census:
 
     @property
     def array_kernels(self) -> int:
-        """Everything array-sized that runs: fusions, copies and the rest."""
+        """Return the number of array-sized kernels."""
         return self.array_fusions + self.copies + self.others
 
 
 def _split_type(text: str) -> tuple[str, str]:
-    """Splits `TYPE opcode(...)` after the type, which may be a tuple with nested parentheses."""
+    """Split `TYPE opcode(...)` after the type, which may be a tuple with nested parentheses."""
     if not text.startswith("("):
         kind, _, rest = text.partition(" ")
         return kind, rest
@@ -92,7 +92,7 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of every computation of a module, and the name of the entry."""
+    """Return the instructions of every computation of a module, and the name of the entry."""
     found: dict[str, list[Instruction]] = {}
     entry, body = "", None
     for line in text.splitlines():
@@ -123,7 +123,7 @@ def _is_bookkeeping(instruction: Instruction) -> bool:
 
 
 def kernels(text: str) -> Iterator[Instruction]:
-    """Every instruction of an optimized module that runs as a kernel of its own."""
+    """Return all instructions of an optimized module that run as kernels."""
     found, entry = computations(text)
     waiting, seen = [entry], {entry}
     while waiting:
@@ -139,11 +139,11 @@ def kernels(text: str) -> Iterator[Instruction]:
 
 
 def census(text: str, array_sized: int = ARRAY_SIZED) -> Census:
-    """Counts the kernels of an optimized module.
+    """Count the kernels of an optimized module.
 
     Args:
-        text: The module, as `compiled.as_text()` gives it.
-        array_sized: Elements from which an array is counted as one.
+        text: The module, from `compiled.as_text()`.
+        array_sized: Smallest number of elements of an array-sized array.
     """
     counts = dict.fromkeys((field.name for field in dataclasses.fields(Census)), 0)
     for kernel in kernels(text):
@@ -160,12 +160,12 @@ def census(text: str, array_sized: int = ARRAY_SIZED) -> Census:
 
 
 def array_fusions(text: str, array_sized: int = ARRAY_SIZED) -> int:
-    """The number of fusions that write at least one array of `array_sized` elements."""
+    """Count the fusions that write at least one array of `array_sized` elements."""
     return census(text, array_sized).array_fusions
 
 
 def bytes_accessed(compiled: Any) -> float:
-    """Bytes that XLA's cost analysis says one run reads and writes."""
+    """Return the bytes that one run reads and writes, by XLA's cost analysis."""
     analysis = compiled.cost_analysis()
     if isinstance(analysis, list | tuple):  # one entry a module, in older jax
         analysis = analysis[0]
@@ -173,17 +173,17 @@ def bytes_accessed(compiled: Any) -> float:
 
 
 def scratch_bytes(compiled: Any) -> int:
-    """Temporary memory of one run, beyond arguments and results."""
+    """Return the temporary memory of one run, without arguments and results."""
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def aliased_bytes(compiled: Any) -> int:
-    """Bytes of the results that reuse the memory of donated arguments."""
+    """Return the bytes of results that reuse the memory of donated arguments."""
     return int(compiled.memory_analysis().alias_size_in_bytes)
 
 
 def tpu_device(topology: str = "v5e:2x2x1") -> Any:
-    """A described (not attached) TPU to compile for on a host that has none.
+    """Return a description of a TPU, to compile for it on a host without one.
 
     Args:
         topology: Chip generation and layout.
@@ -210,13 +210,13 @@ def compile_step(
     donate: tuple[int, ...] = (0, 1),
     device: Any = None,
 ) -> Any:
-    """Compiles `step` ahead of time for arrays of the shapes of `arguments`.
+    """Compile `step` ahead of time for arrays with the shapes of `arguments`.
 
     Args:
         step: The function.
         *arguments: Trees of arrays or of `jax.ShapeDtypeStruct`.
         donate: Positions whose memory the results may reuse.
-        device: Where to; `tpu_device()` for a TPU, None for the default device.
+        device: Target; `tpu_device()` for a TPU, None for the default device.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""One JAX contender: builds the jitted step, times it, and reads its figures off the compiler.
+"""Build and time the jitted step of one JAX contender, and read the compiler's figures.
 
 One step is `update` and the addition to the parameters in one `jit`, parameters and state
 donated, the gradient not. Nothing here depends on the kind of device.
@@ -30,8 +30,8 @@ def _step(rule: contenders.Rule, in_jit: int) -> Any:
 
     def many(carried: Any, state: Any, gradients: Any) -> Any:
         def body(loop: Any, _: None) -> Any:
-            # The barrier ties the gradient to the loop, or XLA computes what depends on it
-            # alone once, ahead of the loop, and writes it out.
+            # Without the barrier XLA moves everything that depends on the gradient alone out of
+            # the loop, and writes it out.
             (carried, state), held = jax.lax.optimization_barrier((loop, gradients))
             return step(carried, state, held), None
 
@@ -46,8 +46,8 @@ class JaxStep:
     Args:
         contender: What to run.
         tree: Name of the tree.
-        dtype: Of parameters and gradients.
-        in_jit: Steps in one call; above 1, what is timed is the device, not the dispatch.
+        dtype: Dtype of parameters and gradients.
+        in_jit: Steps in one call; above 1, the dispatch is not timed.
         dump: Folder for the optimized HLO.
     """
 
@@ -97,7 +97,7 @@ class JaxStep:
         }
 
     def fill(self) -> None:
-        """Makes the arrays, the same for every contender."""
+        """Make the arrays, the same for every contender."""
         params, self.gradients = {}, {}
         for index, (name, shape) in enumerate(self.shapes.items()):
             random = np.random.default_rng(index)
@@ -107,26 +107,26 @@ class JaxStep:
             self.gradients[name] = jnp.asarray(
                 1e-2 * random.standard_normal(shape, dtype=np.float32), self.dtype
             )
-        # A copy of each array: donation refuses one buffer in two places, and a fresh state
-        # may hold the parameters themselves.
+        # Copy each array: the same buffer cannot be donated twice, and a new state may hold
+        # the parameters themselves.
         carried = jax.tree.map(jnp.copy, self.rule.carry(params))
         self.state = jax.tree.map(jnp.copy, self.rule.transformation.init(carried))
         self.carried = carried
         jax.block_until_ready((self.carried, self.state, self.gradients))
 
     def run(self, steps: int) -> None:
-        """Runs that many steps, each waited for (in calls of `in_jit` steps)."""
+        """Run that many steps and wait for each (in calls of `in_jit` steps)."""
         for _ in range(steps // self.in_jit):
             self.carried, self.state = self.compiled(self.carried, self.state, self.gradients)
             jax.block_until_ready((self.carried, self.state))
 
     def probe(self) -> np.ndarray:
-        """Some parameters of the leaf whose name sorts first, to see that they move."""
+        """Return some parameters of the leaf whose name sorts first, to check that they change."""
         first = jax.tree.leaves(self.carried)[0]
         return np.asarray(jnp.ravel(first)[:4096], np.float64)
 
     def facts(self) -> dict[str, Any]:
-        """What needs no clock."""
+        """Return the figures that need no clock."""
         carried, state, params = self._abstract
         device = jax.devices()[0]
         donated = _bytes(carried) + _bytes(state)

@@ -1,4 +1,4 @@
-"""Tables of results: text, Markdown, CSV and JSON."""
+"""Write tables of results as text, Markdown, CSV and JSON."""
 
 import csv
 import datetime
@@ -64,7 +64,7 @@ def _cell(row: Row, key: str, factor: float, form: str) -> str:
 
 
 def bandwidth(row: Row) -> float | None:
-    """Bytes a second, by XLA's count of what a step moves; None without that count or a time."""
+    """Return bytes per second, by XLA's count of bytes; None without this count or a time."""
     moved, params, seconds = (row.get(key) for key in ("bytes_per_param", "params", "median_s"))
     if moved is None or params is None or not seconds:
         return None
@@ -72,7 +72,7 @@ def bandwidth(row: Row) -> float | None:
 
 
 def table(rows: list[Row], compile_only: bool = False) -> list[list[str]]:
-    """Headings and cells; a column that stays empty is left out."""
+    """Return headings and cells, without empty columns."""
     rows = [{**row, "bandwidth": bandwidth(row)} for row in rows]
     columns = COMPILE_COLUMNS if compile_only else STEP_COLUMNS
     cells = [[column[0] for column in columns]]
@@ -82,7 +82,7 @@ def table(rows: list[Row], compile_only: bool = False) -> list[list[str]]:
 
 
 def text(cells: list[list[str]]) -> str:
-    """A table for the terminal."""
+    """Return a table for the terminal."""
     widths = [max(len(line[at]) for line in cells) for at in range(len(cells[0]))]
     lines = []
     for line in cells:
@@ -95,7 +95,7 @@ def text(cells: list[list[str]]) -> str:
 
 
 def markdown(cells: list[list[str]]) -> str:
-    """A Markdown table, figures to the right."""
+    """Return a Markdown table with figures aligned right."""
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in cells]
     rule = ["---" if at == 0 or head == "note" else "---:" for at, head in enumerate(cells[0])]
     lines = [escaped[0], rule, *escaped[1:]]
@@ -103,7 +103,7 @@ def markdown(cells: list[list[str]]) -> str:
 
 
 def machine() -> str:
-    """One line: processor, versions and date."""
+    """Return processor, versions and date in one line."""
     model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -121,7 +121,7 @@ def machine() -> str:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """Rows as CSV, without the samples they were made from."""
+    """Return rows as CSV, without the samples."""
     keys = dict.fromkeys(key for row in rows for key in row if key != "samples")
     out = io.StringIO()
     writer = csv.DictWriter(out, list(keys), extrasaction="ignore", lineterminator="\n")
@@ -131,7 +131,7 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def write(path: Path, rows: list[Row], command: str, compile_only: bool = False) -> None:
-    """Writes results in the format of the suffix: `.md`, `.csv` or `.json`.
+    """Write results in the format of the suffix: `.md`, `.csv` or `.json`.
 
     Raises:
         ValueError: If the suffix is another.
@@ -149,6 +149,6 @@ def write(path: Path, rows: list[Row], command: str, compile_only: bool = False)
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ValueError if `path` has no known suffix."""
+    """Raise ValueError if `path` has no known suffix."""
     if path.suffix not in (".md", ".csv", ".json"):
         raise ValueError(f"out: no format for {path.name!r}; end it in .md, .csv or .json")

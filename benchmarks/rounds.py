@@ -1,8 +1,8 @@
-"""Shuffled rounds over contenders that live in processes of their own.
+"""Time contenders in shuffled rounds, each in its own process.
 
-In each round every contender gives one sample, in an order drawn anew. What else the machine
-does then falls on all of them alike, and the ratios within a round outlive it. A sample during
-which other processes took a good part of a core is set aside, and further rounds make up for it.
+In each round every contender gives one sample, in a new random order. Other work on the machine
+then affects all of them equally, and the ratios within a round stay valid. Samples during which
+other processes used a large part of a core are dropped, and more rounds replace them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ QUIET, PATIENCE = 0.25, 4
 
 @dataclasses.dataclass
 class Run:
-    """The process of one contender and what came of it."""
+    """The process of one contender and its results."""
 
     name: str
     process: Any
@@ -35,12 +35,12 @@ class Run:
 
     @property
     def quiet(self) -> list[int]:
-        """The rounds in which little else ran."""
+        """Return the rounds without much other work."""
         return [at for at, sample in enumerate(self.samples) if sample["others"] <= QUIET]
 
     @classmethod
     def start(cls, name: str, options: worker.Options) -> "Run":
-        """Starts the process and waits until it is ready or has failed."""
+        """Start the process and wait until it is ready or has failed."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=worker.serve, args=(theirs, name, options), daemon=True)
@@ -51,7 +51,7 @@ class Run:
         return run
 
     def hear(self) -> Any:
-        """The next answer; a failure is noted, and the contender is out of the rounds."""
+        """Return the next answer; after a failure the contender leaves the rounds."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, ConnectionError):
@@ -62,14 +62,14 @@ class Run:
         return content
 
     def sample(self) -> None:
-        """Asks for one sample."""
+        """Ask for one sample."""
         self.connection.send("sample")
         answer = self.hear()
         if not self.failure:
             self.samples.append(answer)
 
     def stop(self) -> None:
-        """Collects the figures and ends the process."""
+        """Collect the figures and end the process."""
         if not self.failure:
             self.connection.send("stop")
             answer = self.hear()
@@ -79,7 +79,7 @@ class Run:
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free now."""
+    """Return the free memory in bytes."""
     try:
         with open("/proc/meminfo") as lines:
             sizes = dict(line.split(":") for line in lines)
@@ -89,9 +89,9 @@ def free_memory() -> int:
 
 
 def groups(names: list[str], baseline: str, options: worker.Options, budget: float) -> list[Any]:
-    """Splits contenders into groups that fit in `budget` bytes, the baseline in each.
+    """Split contenders into groups that fit in `budget` bytes, each with the baseline.
 
-    Each is taken to need five times its parameters (gradient, two moments, one to spare).
+    Each is assumed to need five times its parameters (gradient, two moments, one spare).
     """
     width = 2 if "16" in options.dtype else 4
     each = 0.4 * GIB
@@ -107,7 +107,7 @@ def _rounds(
 ) -> list[Run]:
     runs: list[Run] = []
     try:
-        for name in names:  # one after the other: a compilation should have the machine
+        for name in names:  # one after the other, so that each compiles alone
             runs.append(Run.start(name, options))
         deadline = time.monotonic() + seconds
         for done in range(PATIENCE * repeats):
@@ -127,7 +127,7 @@ def _rounds(
 
 
 def _kept(runs: list[Run]) -> bool:
-    """Whether all of a group have quiet rounds enough to leave the others out."""
+    """Return whether the whole group has enough quiet rounds to drop the others."""
     return all(len(run.quiet) >= min(3, len(run.samples)) for run in runs if run.samples)
 
 
@@ -174,16 +174,16 @@ def compare(
     budget: float | None = None,
     seed: int = 0,
 ) -> Iterator[Row]:
-    """Times contenders against a baseline and yields one row for each, group by group.
+    """Time contenders against a baseline and yield one row for each, group by group.
 
     Args:
         names: The contenders.
-        baseline: One of them, or a further one.
-        options: What they share.
-        repeats: Rounds without other work; up to four times as many are run to get them.
-        seconds: No round begins after that many, in each group; the first always runs.
-        budget: Bytes that the contenders alive together may take; half of what is free if None.
-        seed: Of the order in each round.
+        baseline: One of them, or another one.
+        options: Their common options.
+        repeats: Rounds without other work; at most four times as many are run.
+        seconds: Time limit per group; no round begins later, except the first.
+        budget: Memory in bytes of contenders that run together; None for half of the free memory.
+        seed: Random seed of the order in each round.
     """
     labels = {name: contenders.parse(name).label for name in (baseline, *names)}
     budget = free_memory() / 2 if budget is None else budget
@@ -209,7 +209,7 @@ def compare(
 
 
 def _suspicion(row: Row) -> str:
-    """What makes a row doubtful."""
+    """Return the reason to doubt a row."""
     if not 0 < row.get("travel", 1.0) < float("inf"):
         return "the parameters did not move, or are not finite"
     large = row.get("params", 0) / max(1, row.get("leaves", 1)) > 10_000

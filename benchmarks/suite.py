@@ -1,7 +1,7 @@
-"""The comparisons of docs/results/benchmarks.md, each with the bounds it is held to.
+"""Run the comparisons of docs/results/benchmarks.md and check their bounds.
 
-A section is one command line of this package. Its raw figures are kept in a folder, so that a
-section disturbed by other work can be run again alone; the page is made anew from all of them.
+A section is one command line of this package. Its raw figures are kept in a folder, so a section
+disturbed by other work can be repeated alone; then the page is written again from all figures.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ OUR_RADAM = "ours:radam(below='momentum')"
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A figure of one contender, divided by that of another if one is named, and its limit."""
+    """An upper bound for a figure of one contender, divided by that of another if given."""
 
     contender: str
     against: str | None
@@ -30,7 +30,7 @@ class Bound:
     key: str = "ratio_paired"
 
     def value(self, rows: dict[str, Row]) -> float | None:
-        """The figure, or None where a contender did not run."""
+        """Return the figure, or None if a contender did not run."""
         mine = rows.get(self.contender, {}).get(self.key)
         if self.against is None or mine is None:
             return mine
@@ -38,7 +38,7 @@ class Bound:
         return None if its is None else mine / its
 
     def says(self, rows: dict[str, Row]) -> str:
-        """One line for the page."""
+        """Return one line for the page."""
         value = self.value(rows)
         what = f"`{self.contender}`"
         what += f" / `{self.against}`" if self.against else f" {self.key}"
@@ -65,7 +65,7 @@ MANY_ROUNDS = ("--repeats", "45")
 
 
 def _rule(tree: str, rule: str, ours: str, *others: str) -> Section:
-    """A rule against its optax twin, which runs a second time to show the noise."""
+    """Compare a rule with that of optax, which runs twice to show the noise."""
     twin = f"optax:{rule}"
     arguments = ("step", "--tree", tree, *MANY_ROUNDS, twin, ours, f"again={twin}", *others)
     if tree in ("gpt2", "one67m"):
@@ -75,7 +75,7 @@ def _rule(tree: str, rule: str, ours: str, *others: str) -> Section:
 
 
 def _small_state(tree: str) -> Section:
-    """Every storage of the state against full precision, and bitsandbytes where it is."""
+    """Compare storages of the state with full precision, and bitsandbytes if installed."""
     eight, four, peer = "ours:adamw(storage='8bit')", "ours:adamw(storage='4bit')", "bnb:adamw8bit"
     others = ("ours:adamw(storage='float8')", "ours:adamw(storage='bfloat16')")
     return Section(
@@ -198,14 +198,14 @@ counts as moved over the median time: not what the memory bus saw, where caches 
 
 
 def wait_for_quiet(load: float, patience: float) -> None:
-    """Waits until little else runs, at most `patience` seconds."""
+    """Wait until there is little other work, at most `patience` seconds."""
     until = time.monotonic() + patience
     while os.getloadavg()[0] > load and time.monotonic() < until:
         time.sleep(5)
 
 
 def page(raw: Path) -> str:
-    """The Markdown page of all sections that have figures."""
+    """Return the Markdown page of all sections that have figures."""
     parts = [HEAD]
     for name, section in SECTIONS.items():
         file = raw / f"{name}.json"
@@ -224,7 +224,7 @@ def page(raw: Path) -> str:
 
 
 def rows_csv(raw: Path, path: Path) -> None:
-    """One CSV of the rows of all sections."""
+    """Write one CSV of the rows of all sections."""
     rows = []
     for name in SECTIONS:
         file = raw / f"{name}.json"

@@ -1,4 +1,4 @@
-"""One torch contender, over the same numbers as the JAX ones."""
+"""Run one torch contender on the same numbers as the JAX contenders."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class TorchStep:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def fill(self) -> None:
-        """Makes the arrays, the same for every contender."""
+        """Make the arrays, the same for every contender."""
         self.params = []
         for index, shape in enumerate(self.shapes.values()):
             random = np.random.default_rng(index)
@@ -34,19 +34,19 @@ class TorchStep:
         self.optimizer = self._factory(self.params)
 
     def run(self, steps: int) -> None:
-        """Runs that many steps, each waited for."""
+        """Run that many steps and wait for each."""
         for _ in range(steps):
             self.optimizer.step()
             if self.device == "cuda":
                 torch.cuda.synchronize()
 
     def probe(self) -> np.ndarray:
-        """Some parameters of the leaf whose name sorts first, to see that they move."""
+        """Return some parameters of the leaf whose name sorts first, to check that they change."""
         first = self.params[list(self.shapes).index(min(self.shapes))].detach().ravel()[:4096]
         return first.to("cpu", torch.float64).numpy()
 
     def facts(self) -> dict[str, Any]:
-        """What needs no clock."""
+        """Return the figures that need no clock."""
         held = {  # by place: bitsandbytes shares its tables between parameters
             value.data_ptr(): value.numel() * value.element_size()
             for state in self.optimizer.state.values()

@@ -1,4 +1,4 @@
-"""The process of one contender: prepares it, then gives one sample each time it is asked.
+"""Run the process of one contender: prepare it, then return one sample per request.
 
 The parent asks over a pipe, so only one contender computes at a time while all stay alive.
 """
@@ -23,17 +23,17 @@ class AbsentError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all contenders of a run share.
+    """Options that all contenders of a run share.
 
     Attributes:
         tree: Name of the parameter tree.
-        dtype: Of parameters and gradients.
-        compile_only: Time trace and compile in place of steps.
+        dtype: Dtype of parameters and gradients.
+        compile_only: Time tracing and compiling instead of steps.
         period: Steps that belong together; a sample is a whole number of periods.
         in_jit: Steps in one jitted call.
-        sample_s: Least duration of a sample, which has as many steps as that takes.
+        sample_s: Minimal duration of a sample, which determines its number of steps.
         dump: Folder for the optimized HLO, or None.
-        xla_flags: Added to `XLA_FLAGS`.
+        xla_flags: Flags added to `XLA_FLAGS`.
     """
 
     tree: str
@@ -46,13 +46,13 @@ class Options:
     xla_flags: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses steps that are no whole number of periods."""
+        """Check that the steps of a call are a whole number of periods."""
         if self.period < 1 or self.in_jit < 1:
-            raise ValueError("period and in_jit: give at least 1")
+            raise ValueError("period and in_jit must be at least 1")
 
 
 def busy_seconds() -> float:
-    """Processor time that the whole machine has spent since its start; 0 where it does not say."""
+    """Return the processor time of the machine since its start, or 0 if unknown."""
     try:
         line = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:
@@ -62,7 +62,7 @@ def busy_seconds() -> float:
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
-    """Runs `work`: wall and processor seconds, and the cores kept busy by it and by others."""
+    """Run `work`; return wall and processor seconds, and busy cores, its own and others."""
     before = busy_seconds()
     cpu, wall = time.process_time(), time.perf_counter()
     work()
@@ -72,7 +72,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 class StepWorker:
-    """Times steps of one contender."""
+    """Timer of the steps of one contender."""
 
     def __init__(self, contender: contenders.Contender, options: Options):
         self.options = options
@@ -96,19 +96,19 @@ class StepWorker:
         self._done += steps
 
     def facts(self) -> dict[str, Any]:
-        """What needs no clock."""
+        """Return the figures that need no clock."""
         travel = float(abs(self.step.probe() - self._start).mean()) / self._done
         return self.step.facts() | {"travel": travel, "steps_per_sample": self.steps}
 
     def sample(self) -> dict[str, float]:
-        """Seconds a step, over a whole number of periods, and the cores busy meanwhile."""
-        self._run(self.options.in_jit)  # the caches belonged to another contender
+        """Return seconds per step over a whole number of periods, and the busy cores."""
+        self._run(self.options.in_jit)  # to fill the caches
         sample = timed(lambda: self._run(self.steps))
         return sample | {key: sample[key] / self.steps for key in ("seconds", "cpu")}
 
 
 class CompileWorker:
-    """Times trace, lowering and compilation of one contender, anew at each sample."""
+    """Timer of trace, lowering and compilation of one contender, repeated in each sample."""
 
     def __init__(self, contender: contenders.Contender, options: Options):
         if contender.library in contenders.EAGER:
@@ -118,12 +118,12 @@ class CompileWorker:
         _jax_step(contender, dataclasses.replace(options, tree="tiny:4", dump=None))
 
     def facts(self) -> dict[str, Any]:
-        """What the last compilation gave; the times stand in the samples."""
+        """Return the figures of the last compilation; times are in the samples."""
         facts = self.step.facts() if self.step else {}
         return {key: value for key, value in facts.items() if not key.endswith("_s")}
 
     def sample(self) -> dict[str, float]:
-        """Seconds of each phase, and the cores busy meanwhile."""
+        """Return the seconds of each phase, and the busy cores."""
         import jax
 
         jax.clear_caches()
@@ -138,24 +138,24 @@ class CompileWorker:
 def _jax_step(contender: contenders.Contender, options: Options, warm: bool = True) -> Any:
     from benchmarks.jax_step import JaxStep
 
-    if warm:  # the first trace and compilation of a process pay for imports
+    if warm:  # the first compilation of a process includes imports
         JaxStep(contender, "tiny:2", options.dtype)
     return JaxStep(contender, options.tree, options.dtype, options.in_jit, options.dump)
 
 
 def make(name: str, options: Options) -> StepWorker | CompileWorker:
-    """The worker of a contender, in this process; AbsentError if it cannot run here."""
+    """Return the worker of a contender; raise AbsentError if it cannot run here."""
     kind = CompileWorker if options.compile_only else StepWorker
     try:
         return kind(contenders.parse(name), options)
     except ModuleNotFoundError as error:
         if error.name not in ("adamw_jax", "optax", "torch", "bitsandbytes"):
-            raise  # a library that is here but broken is no absent one
+            raise  # a library that is installed but broken
         raise AbsentError(str(error)) from error
 
 
 def serve(connection: Connection, name: str, options: Options) -> None:
-    """Answers the parent until it says stop: the life of a contender's process."""
+    """Answer the parent until it says stop."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options.xla_flags}".strip()

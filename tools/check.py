@@ -1,7 +1,7 @@
-"""`make check`: everything but the quick tests. Prints each step and its time.
+"""Run `make check`: everything except the quick tests. Print each step and its time.
 
-Two steps run at a time, but for the slow tests, which have two workers of their own. After a
-failure no other step begins. `python tools/check.py lint types` runs only the steps named.
+Two steps run at a time, except the slow tests, which have two workers of their own. After a
+failure no other step begins. `python tools/check.py lint types` runs only these steps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ALONE = ("slow", "both-ways")
 
 
 def main(names: list[str]) -> int:
-    """Runs the steps and returns the exit status of the first that fails."""
+    """Run the steps; return the exit status of the first that fails."""
     unknown = [name for name in names if name not in STEPS]
     if unknown:
-        raise SystemExit(f"unknown step {unknown[0]!r}; there are {', '.join(STEPS)}")
+        raise SystemExit(f"unknown step {unknown[0]!r}; choose from {', '.join(STEPS)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     begin = time.perf_counter()
     chosen = names or list(STEPS)
@@ -51,12 +51,12 @@ def main(names: list[str]) -> int:
     for name in ALONE:
         if name in chosen and (status := run(name, shown_at_once=True)):
             return status
-    print(f"check: all is well after {time.perf_counter() - begin:.0f} s", flush=True)
+    print(f"check: passed after {time.perf_counter() - begin:.0f} s", flush=True)
     return 0
 
 
 def run(name: str, *, shown_at_once: bool = False) -> int:
-    """Runs a step, shows what it printed, as it goes or in one piece, and returns its status."""
+    """Run a step, show its output at once or at the end, and return its status."""
     start, where = time.perf_counter(), None if shown_at_once else subprocess.PIPE
     ended = subprocess.run(
         STEPS[name], cwd=ROOT, check=False, text=True, stdout=where, stderr=subprocess.STDOUT

@@ -1,4 +1,4 @@
-"""Writes docs/optimizers/ from the registry and the docstrings; with --check, only compares."""
+"""Write docs/optimizers/ from the registry and the docstrings; with --check, only compare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PICTURES = FOLDER.parent / "results" / "pictures"  # by tools/optimizer_pictures
 
 
 def pages() -> dict[str, str]:
-    """The text of each page by file name."""
+    """Return the text of each page by file name."""
     names = aj.list_optimizers()
     index = ["# Optimizers", "", "Which one: [how to choose](../choosing.md).", ""]
     index += [f"- [`{name}`]({name}.md): {_summary(name)}" for name in names]
@@ -56,7 +56,7 @@ def _page(name: str) -> str:
 
 
 def _defaults(row: aj.OptimizerInfo) -> list[str]:
-    """The arguments in their order, shared ones included, each with its default."""
+    """Return all arguments in order, each with its default."""
     lines = ["| argument | default |", "|---|---|"]
     for parameter in inspect.signature(row.factory).parameters.values():
         default = parameter.default
@@ -73,7 +73,7 @@ def _shown(default: object) -> str:
 
 
 def _sections(row: aj.OptimizerInfo) -> dict[str, list[str]]:
-    """What the docstring says besides summary, equation and what else the page has, as Markdown."""
+    """Return the parts of the docstring that are not elsewhere on the page, as Markdown."""
     found: dict[str, list[str]] = {"About": [], "Args": [], "Returns": []}
     _, _, rest = (inspect.getdoc(row.factory) or "").partition(row.equation)
     for paragraph in rest.strip("\n").split("\n\n"):
@@ -87,7 +87,7 @@ def _sections(row: aj.OptimizerInfo) -> dict[str, list[str]]:
 
 
 def _items(body: str) -> list[str]:
-    """The entries ``name: text`` of a section as a list, a line each."""
+    """Return the entries ``name: text`` of a section as a list, one line each."""
     entries = re.split(r"\n(?=  \S)", body)
     parts = (_joined(entry).partition(": ") for entry in entries)
     return [f"- `{name}`: {text}" for name, _, text in parts]
@@ -98,7 +98,7 @@ def _joined(text: str) -> str:
 
 
 def _picture(row: aj.OptimizerInfo) -> list[str]:
-    """The picture with the numbers that stand beside it; nothing while it is not drawn."""
+    """Return the picture with its numbers, or nothing if it is not drawn yet."""
     if not (PICTURES / "numbers.csv").exists():
         return []
     with (PICTURES / "numbers.csv").open(encoding="utf-8", newline="") as file:
@@ -130,7 +130,7 @@ def _picture(row: aj.OptimizerInfo) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks the pages; 1 where they differ under --check."""
+    """Write the pages, or with --check return 1 if they differ."""
     wanted = pages()
     if "--check" in arguments:
         have = {page.name: page.read_text(encoding="utf-8") for page in FOLDER.glob("*.md")}

@@ -1,8 +1,8 @@
-"""Draws docs/results/pictures/: the path of every optimizer on two valleys; --check only compares.
+"""Draw docs/results/pictures/, the path of every optimizer in two valleys; --check compares.
 
-Rosenbrock's function has a curved valley and exact gradients. The noisy valley is a quadratic,
-rotated and ill-conditioned, whose place is drawn anew at every step. Each optimizer gets, on each
-valley, that learning rate of one grid which leaves the smallest mean loss at the end.
+Rosenbrock's function has a curved valley and exact gradients. The noisy valley is a rotated,
+ill-conditioned quadratic that is shifted at random in every step. In each valley each optimizer
+gets the learning rate from one grid that gives the smallest mean loss at the end.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ LARGEST = 60_000
 
 
 def rosenbrock(xy: Any) -> Any:
-    """Rosenbrock's function; its minimum, 0, is at (1, 1)."""
+    """Return Rosenbrock's function; its minimum, 0, is at (1, 1)."""
     x, y = xy[0], xy[1]
     return (1.0 - x) ** 2 + STEEPNESS * (y - x**2) ** 2
 
 
 def bowl(xy: Any) -> Any:
-    """A quadratic of condition number 25 whose axes lie at 30 degrees; its minimum is at 0."""
+    """Return a quadratic of condition number 25 with axes at 30 degrees; its minimum is at 0."""
     across = 0.5 * xy[0] - np.sqrt(0.75) * xy[1]
     along = np.sqrt(0.75) * xy[0] + 0.5 * xy[1]
     return 0.5 * (along**2 + NARROWNESS * across**2)
 
 
 def walk(name: str, valley: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where it goes, where it is evaluated, and the true loss there.
+    """Return the path, the points of evaluation, and the true loss there.
 
     Returns:
       Arrays of shape (rates, seeds, steps + 1, 2), the same, and (rates, seeds, steps + 1).
@@ -86,7 +86,7 @@ def walk(name: str, valley: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def chosen(loss: np.ndarray) -> tuple[int, float]:
-    """The number of the best rate, and its mean loss over all seeds and the last tenth of steps."""
+    """Return the index of the best rate and its mean loss over the last tenth of steps."""
     last = loss.shape[-1] // 10
     with np.errstate(invalid="ignore", over="ignore"):
         means = loss[:, :, -last:].mean(axis=(1, 2))
@@ -95,7 +95,7 @@ def chosen(loss: np.ndarray) -> tuple[int, float]:
 
 
 def draw(name: str, walks: dict[str, Any]) -> tuple[bytes, list[dict[str, Any]]]:
-    """The picture as PNG, and its numbers."""
+    """Return the picture as PNG, and its numbers."""
     row, numbers = aj.info(name), []
     with mpl.rc_context(RC):
         canvas = Figure(figsize=(8.6, 3.25), layout="constrained")
@@ -143,7 +143,7 @@ def _valley(ax: Any, valley: str) -> None:
 
 
 def _png(canvas: Figure) -> bytes:
-    """The figure with few colours, which makes it small."""
+    """Return the figure as PNG with few colours, so that it is small."""
     agg = FigureCanvasAgg(canvas)
     canvas.set_dpi(100)
     agg.draw()
@@ -156,7 +156,7 @@ def _png(canvas: Figure) -> bytes:
 
 
 def wrong() -> list[str]:
-    """What does not agree with the registry; empty when all is well."""
+    """Return the differences from the registry."""
     names = aj.list_optimizers()
     have = {path.stem: path for path in FOLDER.glob("*.png")}
     out = [f"{name}: no picture" for name in names if name not in have]
@@ -178,7 +178,7 @@ def wrong() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Draws or checks the pictures; 1 where some are missing, or too many, under --check."""
+    """Draw the pictures, or with --check return 1 if some are missing or left over."""
     if "--check" in arguments:
         for line in (problems := wrong()):
             print(line)

@@ -1,4 +1,4 @@
-"""What each code of a small state costs in accuracy: docs/results/quantization_errors.csv.
+"""Measure the error of each storage format: docs/results/quantization_errors.csv.
 
     python tools/quantization_errors.py            measures, and writes the table and its page
     python tools/quantization_errors.py --check    compares the page with the table
@@ -37,7 +37,7 @@ EPS = 1e-8
 
 
 def linear(block_size: int | None) -> Format:
-    """Equally spaced 8-bit levels, k / 127 with a sign and k / 255 without: for comparison only."""
+    """Return equally spaced 8-bit levels, k / 127 signed and k / 255 unsigned, for comparison."""
     signed = Levels("linear", (Segment(0, 128, 1 / 127, 1, 0),), 128)
     unsigned = Levels("linear", (Segment(0, 256, 1 / 255, 1, 0),), 255)
     blocks = Blocks(block_size, "flat")
@@ -47,7 +47,7 @@ def linear(block_size: int | None) -> Format:
 
 
 def formats() -> dict[str, Format]:
-    """What is measured, by its name in the table."""
+    """Return the formats by name in the table."""
     found = {
         '"8bit"': eight_bit(),
         "eight_bit(root=True)": eight_bit(root=True),
@@ -63,7 +63,7 @@ def formats() -> dict[str, Format]:
 
 
 def draw(rows: int, seed: int = 0) -> dict[str, jax.Array]:
-    """The arrays, float32 of shape (rows, WIDTH)."""
+    """Draw the arrays, float32 of shape (rows, WIDTH)."""
     rng = np.random.default_rng(seed)
     shape = rows, WIDTH
     scale = 10.0 ** rng.uniform(-2.5, 0, shape)
@@ -77,12 +77,12 @@ def draw(rows: int, seed: int = 0) -> dict[str, jax.Array]:
 
 
 def back(codec: Any, x: jax.Array) -> jax.Array:
-    """Encoded and decoded, in two programs: in one, XLA would leave out a cast to and fro."""
+    """Encode and decode in two programs; in one, XLA would remove a cast and its inverse."""
     return jax.jit(lambda stored: stored.decode())(jax.jit(codec.encode)(x))
 
 
 def errors(form: Format, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The columns of the table."""
+    """Return the columns of the table."""
 
     def relative(x: jax.Array) -> jax.Array:
         return jnp.mean(jnp.abs(back(form.signed, x) - x)) / jnp.mean(jnp.abs(x))
@@ -102,7 +102,7 @@ def errors(form: Format, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def measure(rows: int = 1024) -> list[dict[str, str]]:
-    """One row for each format, of numbers rounded to three digits."""
+    """Return one row per format, with numbers rounded to three digits."""
     arrays = draw(rows)
     return [
         {"state": name}
@@ -123,7 +123,7 @@ HEADINGS = {
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows in Markdown."""
     lines = [f"| {' | '.join(HEADINGS.values())} |", f"|---|{'---:|' * (len(HEADINGS) - 1)}"]
     for row in rows:
         name = row["state"]
@@ -142,7 +142,7 @@ def _cell(key: str, value: float) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures and writes, or checks the page; 1 where it is old."""
+    """Measure and write, or check the page and return 1 if it is old."""
     checking = "--check" in arguments
     if not checking:
         rows = measure()

@@ -1,4 +1,4 @@
-"""Writes the table of optimizers into README.md from the registry; with --check, only compares."""
+"""Write the table of optimizers in README.md from the registry; with --check, only compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def table() -> str:
-    """The registry as a Markdown table."""
+    """Return the registry as a Markdown table."""
     rows = ["| name | step | state | paper |", "|---|---|---|---|"]
     for name in aj.list_optimizers():
         row = aj.info(name)
@@ -26,7 +26,7 @@ def table() -> str:
 
 
 def authors(citation: str) -> str:
-    """The authors of a citation as a table names them: from three on, the first "et al."."""
+    """Return the authors of a citation for the table: of three or more, the first "et al."."""
     first, *others = citation.split(", ")
     for other in others:
         if " & " in other:
@@ -37,7 +37,7 @@ def authors(citation: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Updates or checks the README; 1 where they differ under --check."""
+    """Update the README, or with --check return 1 if it differs."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)

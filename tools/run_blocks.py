@@ -1,8 +1,8 @@
-"""Runs the code of README.md, CONTRIBUTING.md and docs/; of commands it asks for the help only.
+"""Run the Python code of README.md, CONTRIBUTING.md and docs/, and check its commands.
 
-The Python blocks of a page share one namespace and one process. A block may stay out by a line
-before it that says why: ``<!-- not run: needs a GPU -->``; the reason is printed. In a shell block
-each make target, subcommand and option of adamw-jax, extra and script has to exist.
+The Python blocks of a page share one namespace and one process. A line before a
+block can exclude it and give a reason, which is printed: ``<!-- not run: needs a GPU -->``. In a
+shell block each make target, extra, script, subcommand and option of adamw-jax must exist.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCK = re.compile(
 OTHER_SPELLINGS = {"py": "python", "python3": "python", "pycon": "python", "jupyter": "python"}
 OTHER_SPELLINGS |= dict.fromkeys(("sh", "shell", "console", "zsh", "shell-session"), "bash")
 LIMIT = 300.0
-# Runs in the page's own process; the name of the page makes a traceback show its line.
+# Runs in the process of the page. The name of the page makes a traceback show its line.
 RUNNER = """
 import json, sys
 page, blocks = json.load(sys.stdin)
@@ -41,7 +41,7 @@ for line, code in blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, its code, the lines above the code, why it is not run."""
+    """One fenced block: language, code, number of lines above it, reason for not running it."""
 
     language: str
     code: str
@@ -50,7 +50,7 @@ class Block:
 
 
 def blocks_of(page: pathlib.Path) -> list[Block]:
-    """The Python and bash blocks of a page; other spellings of these two are an error."""
+    """Return the Python and bash blocks of a page; other names of these languages are errors."""
     text, found = page.read_text(encoding="utf-8"), []
     for match in BLOCK.finditer(text):
         language = match["language"]
@@ -64,7 +64,7 @@ def blocks_of(page: pathlib.Path) -> list[Block]:
 
 
 def run_python(page: pathlib.Path, blocks: list[Block]) -> None:
-    """Executes the Python blocks of a page in an empty folder."""
+    """Execute the Python blocks of a page in an empty folder."""
     given = json.dumps([str(page), [(block.line, block.code) for block in blocks]])
     with tempfile.TemporaryDirectory() as empty:
         command = [sys.executable, "-c", RUNNER]
@@ -76,15 +76,15 @@ def run_python(page: pathlib.Path, blocks: list[Block]) -> None:
 
 
 def make_targets(root: pathlib.Path) -> set[str]:
-    """The targets of the Makefile that a person names."""
+    """Return the targets of the Makefile."""
     text = (root / "Makefile").read_text(encoding="utf-8")
     return set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
 
 
 def check_adamw_jax(words: list[str]) -> str | None:
-    """What is wrong with a command line of adamw-jax, None when nothing is."""
+    """Return the fault of a command line of adamw-jax, or None."""
     command = [sys.executable, "-m", "adamw_jax.lab", *words, "--help"]
-    wide = {**os.environ, "COLUMNS": "200"}  # a narrow help may cut an option in two
+    wide = {**os.environ, "COLUMNS": "200"}  # a narrow help may break an option
     done = subprocess.run(command, capture_output=True, text=True, env=wide, check=False)
     if done.returncode:
         return f"it ends with status {done.returncode}: {(done.stderr or done.stdout).strip()}"
@@ -96,7 +96,7 @@ def check_adamw_jax(words: list[str]) -> str | None:
 
 
 def check_command(words: list[str], root: pathlib.Path) -> str | None:
-    """What is wrong with one command of a shell block, None when nothing is."""
+    """Return the fault of a command of a shell block, or None."""
     if words[0] == "adamw-jax" or (words[:2] == ["uv", "run"] and "adamw-jax" in words):
         return check_adamw_jax(words[words.index("adamw-jax") + 1 :])
     if words[0] == "make":
@@ -113,7 +113,7 @@ def check_command(words: list[str], root: pathlib.Path) -> str | None:
 
 
 def check_shell(page: pathlib.Path, block: Block, root: pathlib.Path) -> None:
-    """Checks that what the commands of a shell block name exists."""
+    """Check that everything named in the commands of a shell block exists."""
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"].get("optional-dependencies", {})
     code = block.code.replace("\\\n", " ")
@@ -132,11 +132,7 @@ def check_shell(page: pathlib.Path, block: Block, root: pathlib.Path) -> None:
 
 
 def run_page(page: pathlib.Path, root: pathlib.Path = ROOT) -> int:
-    """Runs what a page holds and prints a line about it; returns how many blocks it ran.
-
-    Raises:
-      SystemExit: a block failed, or names what does not exist.
-    """
+    """Run a page, print a line about it, and return the number of blocks run."""
     start = time.perf_counter()
     blocks = blocks_of(page)
     for block in blocks:
@@ -156,7 +152,7 @@ def run_page(page: pathlib.Path, root: pathlib.Path = ROOT) -> int:
 
 
 def main() -> int:
-    """Runs every page; none found, or none with code, is an error."""
+    """Run every page; fail if there is no page or no code."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if not sum([run_page(page) for page in pages]):
         raise SystemExit("no code block found in README.md, CONTRIBUTING.md and docs/")

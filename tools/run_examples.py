@@ -1,4 +1,4 @@
-"""Runs every script in examples/ as a user would, each in its own process and an empty folder."""
+"""Run every script in examples/, each in its own process and an empty folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ LIMIT = 180.0
 
 
 def run_examples(folder: pathlib.Path, limit: float = LIMIT) -> int:
-    """Runs the scripts one after the other; returns how many.
+    """Run the scripts one after the other; return their number.
 
     Args:
-      folder: where the scripts are.
-      limit: seconds a script may take.
-
-    Raises:
-      SystemExit: a script failed or took too long, or there is none.
+      folder: folder of the scripts.
+      limit: time limit per script in seconds.
     """
     scripts = sorted(folder.glob("*.py"))
     if not scripts:

@@ -1,6 +1,6 @@
-"""Executes every notebook in notebooks/; they are stored without outputs and stay so.
+"""Execute every notebook in notebooks/; they are stored without outputs.
 
-A script of the same name beside a notebook (jupytext's percent format) must hold the same cells.
+A script with the same name (jupytext's percent format) must have the same cells.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ LIMIT = 300
 
 
 def check_script(path: pathlib.Path, notebook: nbformat.NotebookNode) -> None:
-    """Compares a notebook with the script of the same name, where there is one."""
+    """Compare a notebook with the script of the same name, if there is one."""
     script = path.with_suffix(".py")
     if script.exists():
         cells = jupytext.read(script).cells
         if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
             command = f"jupytext --to ipynb {script.name}"
-            raise SystemExit(f"{path.name} and {script.name} differ; make one anew: {command}")
+            raise SystemExit(f"{path.name} and {script.name} differ; make one again: {command}")
 
 
 def run_notebooks(folder: pathlib.Path, limit: int = LIMIT) -> int:
-    """Executes the notebooks one after the other, each in an empty folder; returns how many.
+    """Execute the notebooks one after the other in empty folders; return their number.
 
     Args:
-      folder: where the notebooks are.
-      limit: seconds a cell may take.
-
-    Raises:
-      SystemExit: a notebook is stored with outputs, differs from its script, or there is none.
-      nbclient.exceptions.CellExecutionError: a cell failed.
+      folder: folder of the notebooks.
+      limit: time limit per cell in seconds.
     """
     paths = sorted(folder.rglob("*.ipynb"))
     if not paths:

@@ -1,14 +1,14 @@
-"""`make test`: the tests as a user's machine runs them, with one device and JAX's configuration.
+"""Run `make test`: the tests with one device and JAX's default configuration.
 
-Beside them, each in a process of its own since XLA reads its flags once:
+Two groups run in processes of their own, because XLA reads its flags once:
 
-- tests marked `quick`, long tables, are compiled quickly: without most optimizations, and by XLA's
+- tests marked `quick` (long tables) are compiled quickly: without most optimizations, and by XLA's
   older code generator for CPUs, which compiles small programs in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs those marked `slow`, all quickly. `--both` runs every table of the catalogue the other
-way, with fewer rows: what is marked `quick` as on a user's machine, and all others quickly on eight
-devices. Other arguments are pytest's.
+`--slow` runs the tests marked `slow`, compiled quickly. `--both` runs every table of the catalogue
+the other way, with fewer rows: those marked `quick` with the default configuration, all others
+compiled quickly on eight devices. Other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ NO_TABLES = (
     "--ignore-glob=tests/test_golden*",
 )
 FEWER_ROWS = ("-k", "not (radam or koala_m or lookahead_adamw)")
-NOTHING_CHOSEN = 5  # pytest's exit status where no test is left
+NOTHING_CHOSEN = 5  # pytest's exit status if no test is selected
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the parts and returns the exit status of the first that fails."""
+    """Run the parts; return the exit status of the first that fails."""
     slow = "--slow" in arguments
     length = "slow" if slow else "not slow"
     parts = OTHER_WAY if "--both" in arguments else PARTS

@@ -1,10 +1,10 @@
-"""What a step of AdamW needs of memory, by storage and by layout on eight devices.
+"""Measure the memory of a step of AdamW by storage and by layout on eight devices.
 
     python tools/small_state_memory.py
 
-prints the table of docs/low_precision.md: the state, and what XLA's compiled step holds beside its
-arguments, in MiB a device, for 12 parameters of 1024 x 1024. The devices are simulated on the CPU,
-and the scratch is XLA's own account (``compiled.memory_analysis()``).
+prints the table of docs/low_precision.md: the state and the scratch of the compiled step, in MiB
+per device, for 12 parameters of 1024 x 1024. The devices are simulated on the CPU, and the scratch
+is reported by XLA (``compiled.memory_analysis()``).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ LAYOUTS = {
     "FSDP, 8 devices": (8, 1, P("data")),
     "FSDP x tensor parallel, 2 x 4": (2, 4, P("data", "model")),
 }
-"""Devices along two axes of a mesh, and how every parameter lies on them."""
+"""Devices along two axes of a mesh, and the sharding of the parameters."""
 
 STORAGES = (None, "bfloat16", "8bit", "float8", "4bit")
 
 
 class Memory(NamedTuple):
-    """Of one step, in bytes a device.
+    """Memory of one step, in bytes per device.
 
     Attributes:
-      state: the optimizer's arrays.
-      scratch: what lives beside arguments and results.
+      state: arrays of the optimizer.
+      scratch: temporary memory, without arguments and results.
       collectives: operations between devices in the program.
     """
 
@@ -53,7 +53,7 @@ class Memory(NamedTuple):
 def measure(
     layout: str, storage: Any, *, leaves: int = 12, size: int = 1024, sequential: bool | None = None
 ) -> Memory:
-    """The memory of a compiled step with donated parameters and state."""
+    """Return the memory of a compiled step with donated parameters and state."""
     rows, columns, spec = LAYOUTS[layout]
     mesh = jax.make_mesh(
         (rows, columns),
@@ -86,7 +86,7 @@ def measure(
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print("| layout | storage | state | scratch | sum | collectives |")
     print("|---|---|---:|---:|---:|---:|")
     for layout in LAYOUTS:

@@ -1,7 +1,7 @@
-"""Builds the wheel and uses it from an empty folder, under this Python and one of another version.
+"""Build the wheel and use it from an empty folder, with this Python and another version.
 
-The other Python also runs the tests named in OTHER, against the installed wheel: it resolves to
-another release of JAX, so this is where a call that JAX has renamed or dropped comes to light.
+The other Python also runs the tests in OTHER against the installed wheel. It gets another release
+of JAX, so this finds calls that JAX has renamed or removed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(f"   Python {sys.version.split()[0]}, jax {jax.__version__}: the wheel wor
 
 
 def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT) -> None:
-    """Runs a command; a failure ends the program."""
+    """Run a command; exit if it fails."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     status = subprocess.run(command, cwd=cwd, env=environment, check=False).returncode
     if status:
@@ -42,7 +42,7 @@ def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT) -> None:
 
 
 def build(folder: pathlib.Path) -> pathlib.Path:
-    """Builds the wheel and looks at what is in it."""
+    """Build the wheel and check its files."""
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -54,7 +54,7 @@ def build(folder: pathlib.Path) -> pathlib.Path:
 
 
 def environment(python: str, folder: pathlib.Path, wheel: str) -> pathlib.Path:
-    """Makes an environment with the wheel in it and uses it from an empty folder."""
+    """Make an environment with the wheel and use it from an empty folder."""
     venv = folder / f"venv-{pathlib.Path(python).name}"
     run(python, "-m", "venv", venv)
     inside = venv / "bin" / "python"
@@ -67,7 +67,7 @@ def environment(python: str, folder: pathlib.Path, wheel: str) -> pathlib.Path:
 
 
 def other_python() -> str | None:
-    """The newest interpreter of another version, 3.11 or later, that runs on this machine."""
+    """Return the newest other interpreter on this machine, 3.11 or later."""
     paths = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
     pyenv = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv")
     paths += sorted(map(str, pyenv.glob("versions/3.*/bin/python3.[1-9][0-9]")))
@@ -81,7 +81,7 @@ def other_python() -> str | None:
 
 
 def main() -> int:
-    """Builds, installs, uses; then the same and some tests under another Python."""
+    """Build, install and use the wheel; repeat this with another Python, and run some tests."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         wheel = build(folder)

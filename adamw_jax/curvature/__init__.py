@@ -1,4 +1,8 @@
-"""Curvature of a loss at a point: products, spectra, traces, sharpness."""
+"""Curvature of a loss at a point: products, spectra, traces, sharpness.
+
+Lanczos' iteration and all that uses it, the trace and XDiag need the package matfree; install it
+with ``pip install adamw-jax[curvature]``.
+"""
 
 from adamw_jax.curvature._batches import Batches
 from adamw_jax.curvature._density import SpectralDensity, quadrature, smoothed, spectral_density

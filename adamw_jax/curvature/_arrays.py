@@ -1,4 +1,4 @@
-"""What the closed forms and the diagnostics share: array arguments, trees as vectors, batches.
+"""Helpers of the curvature and diagnostics rooms: array arguments, trees as vectors, batches.
 
 >>> [x.shape for x in broadcast(t=real_array("t", [1, 2]), b2=real_array("b2", 0.9, below=1.0))]
 [(2,), (2,)]
@@ -30,10 +30,9 @@ def real_array(
     below: float = math.inf,
     most: float = math.inf,
 ) -> jax.Array:
-    """``value`` in the default float dtype, any shape; NaN passes, tracers are not checked.
+    """Return ``value`` in the default float dtype, checked against bounds.
 
-    Raises:
-      ValueError: an entry that can be known is not in above < x < below and least <= x <= most.
+    NaN passes. Tracers are not checked.
     """
     if not isinstance(value, jax.core.Tracer):
         known = np.asarray(value, float)
@@ -52,21 +51,17 @@ def real_array(
 
 
 def broadcast(**arrays: jax.Array) -> list[jax.Array]:
-    """The arrays in one shape, by NumPy's rules.
-
-    Raises:
-      ValueError: their shapes do not fit.
-    """
+    """Broadcast the arrays to one shape by NumPy's rules."""
     shapes = {name: array.shape for name, array in arrays.items()}
     try:
         shape = np.broadcast_shapes(*shapes.values())
     except ValueError:
-        raise ValueError(f"these shapes do not broadcast to one: {shapes}.") from None
+        raise ValueError(f"the arguments must have shapes that broadcast, got {shapes}.") from None
     return [jnp.broadcast_to(array, shape) for array in arrays.values()]
 
 
 def inner(a: Tree, b: Tree) -> jax.Array:
-    """The real part of <a, b> over all leaves, in the default float dtype."""
+    """Return the real part of <a, b> over all leaves, in the default float dtype."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         x, y = numerics.widen(x), numerics.widen(y)
@@ -78,7 +73,7 @@ def inner(a: Tree, b: Tree) -> jax.Array:
 
 
 def random_direction(key: jax.Array, like: Tree) -> Tree:
-    """A random tree of length 1, uniform over directions, in the default float dtype."""
+    """Draw a tree of length 1, uniform over directions, in the default float dtype."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     draws = [
@@ -90,6 +85,6 @@ def random_direction(key: jax.Array, like: Tree) -> Tree:
 
 
 def examples(batch: Any) -> int:
-    """How many examples a batch has: the length of the first axis of its first array, 0 without."""
+    """Return the length of the first axis of the first array of a batch, 0 if there is none."""
     leaves = jax.tree.leaves(batch)
     return leaves[0].shape[0] if leaves and getattr(leaves[0], "ndim", 0) else 0

@@ -1,9 +1,9 @@
-"""Data in pieces: a loss over more examples than fit on the device at once.
+"""Compute a loss over more examples than fit on the device at once, batch by batch.
 
     L = sum_i n_i L_i / sum_i n_i           n_i examples in batch i, L_i the mean loss over them
 
-Gradients and curvature products are linear in the loss, so theirs are averaged in the same way.
-The batches stay on the host; a computation, jitted or not, fetches one after the other.
+Gradients and curvature products are linear in the loss, so they are averaged in the same way. The
+batches stay on the host. A computation, jitted or not, fetches one after the other.
 
 >>> import numpy as np
 >>> batches = Batches([np.ones(3, np.float32), np.full(1, 5, np.float32)])
@@ -31,7 +31,7 @@ WEIGHTS = ("examples", "equal")
 
 
 class _Group(NamedTuple):
-    """Batches of one structure: where they are, their weights, their shapes."""
+    """Batches with the same structure and shapes: their indices, weights and shapes."""
 
     indices: list[int]
     weights: list[float]
@@ -40,24 +40,20 @@ class _Group(NamedTuple):
 
 @jax.tree_util.register_static
 class Batches:
-    """Batches whose mean loss is meant, in the place of one batch.
+    """Several batches in place of one; functions then use the mean loss over all of them.
 
     Args:
-      batches: a sequence, which is read anew, batch by batch, at every pass over the data (a list
-        of host arrays, or an object with ``len`` and ``[i]`` that loads from disk); any other
-        iterable is read once into a list on the host. Each batch is a tree of arrays.
-      weights: ``"examples"`` weighs a batch by the length of the first axis of its first array, as
-        is right for a loss that is a mean over examples; ``"equal"`` weighs all alike.
+      batches: the batches, each a tree of arrays. A sequence (a list of host arrays, or an object
+        with ``len`` and ``[i]`` that loads from disk) is read again in every pass over the data.
+        Any other iterable is read once into a list on the host.
+      weights: ``"examples"`` weights a batch by the length of the first axis of its first array,
+        which is right for a loss that is a mean over examples. ``"equal"`` weights all equally.
 
-    Make it once and keep it: a compiled program belongs to its ``Batches``, so that another one, of
-    the same data too, compiles everything anew. Iterated over, it gives its batches.
+    Make it once and keep it: compiled programs are cached per ``Batches`` object, so a second
+    object compiles everything again, even with the same data. Iterating over it yields its batches.
 
-    Batches of different shapes are computed by one compiled program a shape: pad, drop or bucket
-    odd ones where compiling is dear.
-
-    Raises:
-      TypeError: ``batches`` is a mapping, which is one batch.
-      ValueError: there is no batch, or a batch without examples.
+    Each shape of batch is compiled once. If compiling is slow, pad, drop or bucket batches of odd
+    shapes.
     """
 
     def __init__(self, batches: Iterable[Any], weights: str = "examples") -> None:
@@ -65,7 +61,7 @@ class Batches:
         if isinstance(batches, Mapping):
             raise TypeError(
                 f"batches must be a list of batches, got one batch with the keys {list(batches)}: "
-                "Batches([batch]), or a list of its pieces."
+                "write Batches([batch])."
             )
         lazy = isinstance(batches, Sequence) or hasattr(batches, "__getitem__")
         self._batches: Any = batches if lazy else list(batches)
@@ -79,26 +75,28 @@ class Batches:
             group.indices.append(index)
             group.weights.append(_weight(batch, index) if weights == "examples" else 1.0)
         if not groups:
-            raise ValueError("batches is empty: give at least one batch (an iterator runs out).")
+            raise ValueError(
+                "batches is empty: give at least one (an iterator is used up once read)."
+            )
         self._groups = tuple(groups.values())
         self._total = sum(sum(group.weights) for group in self._groups)
 
     def __len__(self) -> int:
-        """How many batches there are."""
+        """Return the number of batches."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Tree]:
-        """The batches, one by one, as NumPy arrays."""
+        """Yield the batches as NumPy arrays."""
         return (self._fetch(index) for index in range(len(self)))
 
     def mean(self, fn: Callable[[Any], Tree]) -> Tree:
-        """The weighted mean of a function over the batches.
+        """Average a function over the batches, with their weights.
 
         Args:
-          fn: ``batch -> tree of arrays``, of the same shapes for every batch.
+          fn: ``batch -> tree of arrays``, with the same shapes for every batch.
 
         Returns:
-          A tree of arrays, float32 at least.
+          A tree of arrays in float32 or wider.
         """
         total: Tree = None
         for group in self._groups:
@@ -127,7 +125,7 @@ class Batches:
 
 
 def _on_host(batch: Any) -> Tree:
-    """A batch as NumPy arrays of dtypes that JAX has."""
+    """Return a batch as NumPy arrays with dtypes that JAX has."""
 
     def leaf(x: Any) -> np.ndarray:
         array = np.asarray(x)
@@ -141,6 +139,6 @@ def _weight(batch: Any, index: int) -> float:
         return float(count)
     leaves = jax.tree.leaves(batch)
     raise ValueError(
-        f"batch {index} has no examples: the first axis of its first array counts them, which "
-        f'has shape {leaves[0].shape if leaves else None}; or give weights="equal".'
+        f"batch {index} has no examples: its first array must have them along the first axis, got "
+        f'shape {leaves[0].shape if leaves else None}; or give weights="equal".'
     )

@@ -1,12 +1,12 @@
-"""The spectrum of the curvature of a loss as a density: stochastic Lanczos quadrature.
+"""Estimate the eigenvalue density of the curvature by stochastic Lanczos quadrature.
 
-    nodes, weights of Lanczos' iteration from a random unit vector:  sum_i w_i = 1
     tr f(H) ~ P mean over probes of sum_i w_i f(theta_i)
     density(x) = mean over probes of sum_i w_i N(x; theta_i, variance)
 
-Golub & Welsch 1969; Ubaru, Chen & Saad 2017; for networks Ghorbani, Krishnan & Xiao 2019,
-1901.10159. The iteration is that of matfree behind ``lanczos``' guard against breakdown, which
-matfree's own quadrature has not.
+Lanczos' iteration from a random unit vector (a probe) gives the nodes theta_i and the weights w_i,
+which sum to 1. P is the number of parameters. Golub & Welsch 1969; Ubaru, Chen & Saad 2017; for
+networks Ghorbani, Krishnan & Xiao 2019, 1901.10159. ``lanczos`` runs matfree's iteration and guards
+it against breakdown; matfree's own quadrature does not.
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -40,13 +40,13 @@ WIDTHS = 5.0
 
 
 class SpectralDensity(NamedTuple):
-    """A spectrum from Lanczos quadrature; float32 at least.
+    """A spectrum from Lanczos quadrature, in float32 or wider.
 
     Attributes:
       nodes: Ritz values, ascending, shape (num_probes, k).
-      weights: theirs, of sum 1 over each probe, shape (num_probes, k).
-      grid: eigenvalues where the density is given, shape (points,).
-      density: of integral 1, in eigenvalues^-1, shape (points,).
+      weights: weights of the nodes, which sum to 1 in each probe, shape (num_probes, k).
+      grid: eigenvalues at which the density is computed, shape (points,).
+      density: the density, whose integral is 1, shape (points,).
       size: the number P of parameters, a scalar.
     """
 
@@ -57,41 +57,36 @@ class SpectralDensity(NamedTuple):
     size: jax.Array
 
     def per_probe(self, fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """``sum_i w_i fn(theta_i)``, which estimates tr fn(H) / P, of every probe.
+        """Return ``sum_i w_i fn(theta_i)`` of every probe; each estimates tr fn(H) / P.
 
         Args:
-          fn: from an array of eigenvalues to an array of that shape.
+          fn: maps an array of eigenvalues to an array of the same shape.
 
         Returns:
           Shape (num_probes,).
         """
-        weighs = self.weights > 0  # what stands in after a breakdown may be outside fn's domain
+        # After a breakdown, nodes of weight 0 fill the array; they may be outside the domain of fn.
+        weighs = self.weights > 0
         values = fn(jnp.where(weighs, self.nodes, jnp.max(self.nodes, axis=-1, keepdims=True)))
         return jnp.sum(self.weights * values, axis=-1)
 
     def trace(self, fn: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """The estimate of tr fn(H) and its standard error.
+        """Estimate tr fn(H) and its standard error.
 
         Args:
-          fn: as for ``per_probe``. ``jnp.log`` gives log det H of a positive definite H, and NaN
-            where a node is negative.
+          fn: as for ``per_probe``. ``jnp.log`` gives log det H if H is positive definite, and NaN
+            if a node is negative.
 
         Returns:
-          Two scalars; the error of a single probe is NaN.
+          Two scalars. With a single probe the error is NaN.
         """
         return mean_and_error(self.size * self.per_probe(fn))
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the density on a logarithmic scale.
+        """Plot the density on a logarithmic scale and return the axes.
 
         Args:
           ax: matplotlib axes to draw on; None makes a figure.
-
-        Returns:
-          The axes.
-
-        Raises:
-          ImportError: matplotlib is not installed.
         """
         try:
             import matplotlib.pyplot as plt
@@ -117,29 +112,24 @@ def spectral_density(
     grid: Any = None,
     product: Product = hvp_fn,
 ) -> SpectralDensity:
-    """The density of the Hessian's eigenvalues.
+    """Estimate the density of the Hessian's eigenvalues.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays, P values in all.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      k: Lanczos steps a probe; 64. Public tools take 90 to 100.
-      num_probes: probes of entries +-1, one after the other; 4.
-      key: of the probes.
-      kernel_variance: of the Gaussian that a node is spread to; None for 1e-5 times the squared
-        range of the nodes. (PyHessian and google/spectral-density have 1e-5 max(1, range), which
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      k: Lanczos steps per probe. Public tools use 90 to 100.
+      num_probes: number of random vectors with entries +-1. They run one after the other.
+      key: random key of the probes.
+      kernel_variance: variance of the Gaussian around each node; None for 1e-5 times the squared
+        range of the nodes. (PyHessian and google/spectral-density use 1e-5 max(1, range), which
         depends on the scale of the loss.)
-      grid: eigenvalues where the density is wanted; None for 1000 from five widths of the kernel
-        below the least node to as far above the largest.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      grid: eigenvalues at which to compute the density; None for 1000 values, from five standard
+        deviations of the Gaussian below the smallest node to five above the largest.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
-      A ``SpectralDensity``. Memory: about 2 k vectors.
-
-    Raises:
-      ImportError: matfree is not installed.
-      ValueError: an argument is out of range.
-      TypeError: a parameter is not real floating-point.
+      A ``SpectralDensity``. The computation needs memory for about 2 k vectors.
     """
     k, num_probes = whole_number("k", k), whole_number("num_probes", num_probes)
     if kernel_variance is not None:
@@ -150,20 +140,15 @@ def spectral_density(
 
 
 def quadrature(matvec: LinearMap, probes: Tree, k: int) -> tuple[jax.Array, jax.Array]:
-    """Nodes and weights of a symmetric linear map from given probes.
+    """Compute the quadrature nodes and weights of a symmetric linear map from given probes.
 
     Args:
       matvec: the map, on trees like one probe.
-      probes: an array or a tree of them, with the axis of the probes in front; not 0.
-      k: Lanczos steps a probe, >= 1.
+      probes: an array or a tree of arrays whose first axis counts the probes. No probe may be 0.
+      k: Lanczos steps per probe, >= 1. More than the dimension are not made.
 
     Returns:
-      Nodes, ascending, and weights, both of shape (number of probes, k), k cut to the dimension.
-
-    Raises:
-      ImportError: matfree is not installed.
-      ValueError: ``probes`` have no axis in front, or not the same, or k is not a whole number from
-        1 up.
+      Nodes, ascending, and weights, both of shape (number of probes, k).
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)
@@ -179,22 +164,18 @@ def smoothed(
     kernel_variance: Any = None,
     grid: Any = None,
 ) -> SpectralDensity:
-    """The density of quadrature nodes, a sum of Gaussians.
+    """Smooth quadrature nodes to a density, a sum of Gaussians.
 
     Args:
       nodes: eigenvalues, shape (num_probes, k), such as those of ``quadrature``.
-      weights: theirs, of sum 1 over each probe, the same shape.
-      size: P, the number of parameters, which the result carries.
-      kernel_variance: of the Gaussian that a node is spread to, > 0, not checked; None for 1e-5
+      weights: weights of the nodes, which sum to 1 in each probe, the same shape.
+      size: P, the number of parameters; it is copied to the result.
+      kernel_variance: variance of the Gaussian around each node, > 0, not checked; None for 1e-5
         times the squared range of the nodes.
-      grid: eigenvalues where the density is wanted, shape (points,); None for 1000 from five widths
-        of the kernel below the least node to as far above the largest.
+      grid: as for ``spectral_density``, shape (points,).
 
     Returns:
       A ``SpectralDensity``.
-
-    Raises:
-      ValueError: ``grid`` has another number of axes than one.
     """
     low, high = jnp.min(nodes), jnp.max(nodes)
     if kernel_variance is None:

@@ -1,11 +1,11 @@
-"""The diagonal of the curvature of a loss: exact, or from random probes.
+"""Compute the diagonal of the curvature of a loss: exactly, or from random vectors (probes).
 
     exact:       H_ii = e_i^T H e_i                           P products
     hutchinson:  sum_k z_k (H z_k) / sum_k z_k^2              (Bekas, Kokiopoulou & Saad 2007)
-    xdiag:       the same for what is left of H outside the range that the probes found
+    xdiag:       the exact diagonal of H on the range that the probes found, hutchinson for the rest
 
 With entries +-1 one Hutchinson probe has the variance sum_{j != i} H_ij^2. XDiag (Epperly, Tropp &
-Webber 2024, 2301.07825) pays where the spectrum falls off; on a flat one it is no better.
+Webber 2024, 2301.07825) is more accurate if the eigenvalues decay; on a flat spectrum it is not.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(params, batch):
@@ -45,40 +45,35 @@ def hessian_diag(
     chunk: int = 64,
     product: Product = hvp_fn,
 ) -> Tree:
-    """The diagonal of the Hessian.
+    """Compute the diagonal of the Hessian.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``. For the diagonal of one block, pass the block as
-        ``params`` and the rest with ``batch``.
+        ``params`` and the other parameters with ``batch``.
       params: a tree of real floating-point arrays, P values in all.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      method: ``"exact"`` makes P products, ``"hutchinson"`` num, ``"xdiag"`` 2 num, at once, or P
-        where 2 num >= P, and is exact then.
-      num: probes of the random methods, from 1 up (``"xdiag"``: to P).
-      key: of the probes.
-      chunk: products at a time; fewer need less memory.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      method: ``"exact"`` makes P products, ``"hutchinson"`` ``num``, and ``"xdiag"`` 2 ``num``, all
+        at once. If 2 ``num`` >= P, ``"xdiag"`` computes the exact diagonal instead.
+      num: number of probes of the random methods, >= 1; for ``"xdiag"`` at most P.
+      key: random key of the probes.
+      chunk: products computed at once; fewer need less memory.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
-      A tree like ``params``, float32 at least.
-
-    Raises:
-      ImportError: ``"xdiag"`` without matfree.
-      ValueError: a random method lacks num or key, or the exact one has them, or an argument is out
-        of range.
+      A tree like ``params``, in float32 or wider.
     """
     one_of("method", method, METHODS)
     chunk = whole_number("chunk", chunk)
     if method == "exact":
         if num is not None or key is not None:
             raise ValueError(
-                f'method="exact" has no probes, got num={num!r}, key={key!r}: leave them out, or '
+                f'method="exact" takes no num and key, got num={num!r}, key={key!r}: omit them, or '
                 'choose method="hutchinson".'
             )
         return _exact(loss_fn, params, batch, chunk=chunk, product=product)
     if num is None or key is None:
         raise ValueError(
-            f"method={method!r} needs num and key of its probes, got num={num!r}, key={key!r}."
+            f"method={method!r} needs num and key for its probes, got num={num!r}, key={key!r}."
         )
     num = whole_number("num", num)
     if method == "hutchinson":
@@ -92,22 +87,19 @@ def hessian_diag(
 
 
 def hutchinson_diag(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Tree:
-    """The diagonal of a linear map from given probes, sum z (H z) / sum z^2.
+    """Estimate the diagonal of a linear map H from given probes z as sum z (H z) / sum z^2.
 
-    For Gaussian probes the ratio of sums has less variance than the mean of z (H z); for those of
-    entries +-1 both are one.
+    For Gaussian probes this ratio has less variance than the mean of z (H z). For probes with
+    entries +-1 the two are equal.
 
     Args:
       matvec: the map, on trees like one probe.
-      probes: an array or a tree of them, with the axis of the probes in front, such as independent
+      probes: an array or a tree of arrays whose first axis counts the probes, such as independent
         normal numbers or signs.
-      chunk: products at a time, >= 1; fewer need less memory.
+      chunk: products computed at once, >= 1; fewer need less memory.
 
     Returns:
-      A tree like one probe, float32 at least; NaN where every probe is 0.
-
-    Raises:
-      ValueError: ``probes`` have no axis in front, or not the same, or ``chunk`` is out of range.
+      A tree like one probe, in float32 or wider; NaN where every probe is 0.
     """
     probe_of, like, num = given(probes)
     flat, _, tree_of = flat_map(matvec, like)
@@ -138,7 +130,7 @@ def _ratio(flat: LinearMap, probe_of: Callable[[Any], Any], num: int, chunk: int
 
     def terms(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = probe_of(index)
-        z = jnp.where(index < num, z, jnp.zeros_like(z))  # the last chunk may run over the end
+        z = jnp.where(index < num, z, jnp.zeros_like(z))  # pads the last chunk
         return z * flat(z), z * z
 
     def step(sums: Any, indices: jax.Array) -> tuple[Any, None]:
@@ -160,6 +152,6 @@ def _xdiag(
     sampler = stochtrace.sampler_signs(vector, num=num)
     estimate = stochtrace.estimator_leave_one_out(stochtrace.leave_one_out_xdiag(), sampler)
     product_of = at_present_precision(flat)
-    # A GPU's precision is too low to take the probes' range out; matfree relies on promotion here.
+    # A GPU's default precision is too low for the projection; matfree needs rank promotion here.
     with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
         return tree_of(estimate(product_of, key))

@@ -1,9 +1,9 @@
-"""The largest or smallest eigenvalues of the curvature of a loss, with their vectors.
+"""Compute the largest or smallest eigenvalues of the curvature of a loss, with eigenvectors.
 
     H u_i = theta_i u_i + r_i,      theta_1 >= theta_2 >= ...,      |theta_i - lambda| <= |r_i|
 
-for some eigenvalue lambda of H: the residual |r_i| bounds the error. "Largest" is by sign, not by
-magnitude: a strongly negative eigenvalue is among the smallest.
+The last holds for some eigenvalue lambda of H, so the residual |r_i| bounds the error. "Largest"
+takes the sign into account: a large negative eigenvalue is among the smallest.
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -47,29 +47,26 @@ def top_eigenvalues(
     steps: int | None = None,
     product: Product = hvp_fn,
 ) -> Pairs:
-    """The k largest (or smallest) eigenvalues of the Hessian, algebraically.
+    """Compute the k largest or smallest eigenvalues of the Hessian.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays, P values in all.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      k: how many eigenvalues, at most P.
-      key: of the random start vector.
-      which: ``"largest"`` or ``"smallest"``, by sign.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      k: number of eigenvalues, at most P.
+      key: random key of the start vector.
+      which: ``"largest"`` or ``"smallest"``; -5 is smaller than 1.
       backend: ``"lanczos"`` makes ``steps`` products and works under ``jax.jit``. ``"scipy"``
-        restarts on the host until the eigenvalues have converged, and finds multiple ones.
-      steps: Lanczos steps; None for max(32, 2 k + 20). More where the residuals are too large.
-      product: whose eigenvalues; ``hvp_fn`` for the Hessian, ``gauss_newton_fn`` for that matrix.
+        restarts on the host until the eigenvalues have converged, and finds repeated ones.
+      steps: Lanczos steps; None for max(32, 2 k + 20). Use more if the residuals are too large.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
       values: shape (k,), descending for the largest and ascending for the smallest.
-      vectors: of norm 1, a tree like ``params`` with an axis of length k in front.
+      vectors: unit vectors, a tree like ``params`` with an axis of length k in front.
       residuals: |H u - theta u|, shape (k,).
-      All are float32 at least. Of an eigenvalue that is repeated, Lanczos' iteration sees one copy;
-      where it finds fewer than k in all, the rest is NaN.
-
-    Raises:
-      ValueError: a word or number is out of range.
+      All are in float32 or wider. Lanczos' iteration finds one copy of a repeated eigenvalue. If it
+      finds fewer than k eigenvalues, the others are NaN.
     """
     one_of("which", which, ENDS)
     one_of("backend", backend, BACKENDS)
@@ -101,9 +98,9 @@ def _by_lanczos(
 def extreme_pairs(
     matvec: LinearMap, like: Tree, key: jax.Array, k: int, which: str, steps: int
 ) -> Pairs:
-    """The k extreme Ritz pairs of a symmetric linear map after ``steps`` Lanczos steps."""
+    """Return the k extreme Ritz pairs of a symmetric linear map after ``steps`` Lanczos steps."""
     found = lanczos(matvec, random_direction(key, like), steps)
-    # A pair that stands in after a breakdown has no part in the Krylov space.
+    # Pairs that fill the place after a breakdown have no part in the Krylov space.
     inside = jnp.arange(found.alpha.size, dtype=jnp.int32) < found.krylov_dim
     squares = found.ritz_coefficients**2 * inside[:, None].astype(found.alpha.dtype)
     genuine = jnp.sum(squares, axis=0) > 0.5
@@ -132,7 +129,7 @@ def _by_scipy(
     which: str,
     steps: int,
 ) -> Pairs:
-    """ARPACK's implicitly restarted iteration, which keeps ``steps`` vectors."""
+    """Run ARPACK's implicitly restarted iteration, which keeps ``steps`` vectors."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     _, vector, tree_of = flat_map(lambda v: v, random_direction(key, params))
@@ -145,7 +142,7 @@ def _by_scipy(
         return np.asarray(_flat_product(loss_fn, params, batch, flat, product=product))
 
     start = np.asarray(vector)
-    if k == size:  # ARPACK takes neither all eigenvalues nor H = 0
+    if k == size:  # ARPACK cannot compute all eigenvalues, nor those of H = 0
         rows = np.stack([matvec(row) for row in np.eye(size)])
         values, vectors = np.linalg.eigh((rows + rows.T) / 2)
     elif not matvec(start).any():
@@ -170,5 +167,5 @@ def _by_scipy(
 def _flat_product(
     loss_fn: LossFn, params: Tree, batch: Any, v: jax.Array, *, product: Product
 ) -> jax.Array:
-    """One product, as a function of the module, which is compiled once for all points."""
+    """Compute one product; a module function, so that it is compiled once for all points."""
     return flat_map(product(loss_fn, params, batch), params)[0](v)

@@ -1,15 +1,15 @@
-"""Lanczos' iteration with a guard against breakdown.
+"""Run Lanczos' iteration with a guard against breakdown.
 
     H Q = Q T + beta_k q_{k+1} e_k^T,     T = tridiag(beta, alpha, beta),   Q orthonormal
 
-The eigenvalues theta_i of T (Ritz values) approach the extreme ones of H first; with the squared
-first components w_i of its eigenvectors, sum_i w_i f(theta_i) = q_1^T f(H) q_1 for polynomials f up
-to degree 2 k - 1 (Gauss quadrature; Golub & Meurant 1994).
+The eigenvalues theta_i of T (Ritz values) approach the extreme eigenvalues of H first. Let w_i be
+the squared first components of the eigenvectors of T. Then sum_i w_i f(theta_i) = q_1^T f(H) q_1
+for polynomials f up to degree 2 k - 1 (Gauss quadrature; Golub & Meurant 1994).
 
-Where the start vector has parts in m < k eigenspaces only, beta_m is 0 up to rounding and what
-follows is noise. From there on beta is set to 0 and alpha to alpha_1: shapes stay static, the
-surplus Ritz values lie inside the spectrum and weigh nothing, and ``krylov_dim`` is m. The
-iteration with reorthogonalization is that of matfree (extra ``curvature``).
+If the start vector lies in m < k eigenspaces, beta_m is 0 up to rounding and all later steps are
+noise: a breakdown. From there on beta is set to 0 and alpha to alpha_1. So shapes stay static, the
+surplus Ritz values lie inside the spectrum with weight 0, and ``krylov_dim`` is m. The iteration
+with reorthogonalization comes from matfree (extra ``curvature``).
 
 >>> import jax.numpy as jnp
 >>> found = lanczos(lambda v: jnp.array([1.0, 1.0, 3.0]) * v, jnp.ones(3), k=3)
@@ -35,19 +35,19 @@ Tree = Any
 
 
 class LanczosResult(NamedTuple):
-    """What k steps of Lanczos' iteration found; float32 at least.
+    """The result of k steps of Lanczos' iteration, in float32 or wider.
 
     Attributes:
       alpha: diagonal of T, shape (k,).
       beta: off-diagonal of T, shape (k - 1,); 0 from a breakdown on.
-      residual_norm: beta_k, the size of what is left over; 0 after a breakdown.
+      residual_norm: beta_k, the norm of the residual H Q - Q T; 0 after a breakdown.
       basis: Lanczos vectors, a tree like the start vector with an axis of length k in front; 0 from
         a breakdown on.
       ritz_values: eigenvalues of T, ascending, shape (k,).
-      ritz_weights: squared first components of its eigenvectors, of sum 1, shape (k,).
-      ritz_coefficients: its eigenvectors as columns, shape (k, k).
+      ritz_weights: squared first components of the eigenvectors of T; they sum to 1; shape (k,).
+      ritz_coefficients: eigenvectors of T as columns, shape (k, k).
       residuals: |H u - theta u| of every Ritz pair, beta_k times the last component of its
-        eigenvector, shape (k,).
+        eigenvector of T, shape (k,).
       krylov_dim: steps before a breakdown, at most k, int32.
     """
 
@@ -63,32 +63,28 @@ class LanczosResult(NamedTuple):
 
 
 def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True) -> LanczosResult:
-    """Runs k steps of Lanczos' iteration on a symmetric linear map.
+    """Run k steps of Lanczos' iteration on a symmetric linear map.
 
     Args:
-      matvec: the map, on trees like ``v0`` in the default float dtype; such as ``hvp_fn(...)``.
-      v0: start vector, an array or a tree of them; it is normalised. It must not be 0, which gives
-        NaN where it cannot be known, under ``jax.jit``.
-      k: steps, of one product each; at most the number of values in ``v0``, to which it is cut.
+      matvec: the map, on trees like ``v0`` in the default float dtype, such as ``hvp_fn(...)``.
+      v0: start vector, an array or a tree of arrays; it is normalised. It must not be 0. Under
+        ``jax.jit`` this is not checked and 0 gives NaN.
+      k: number of steps, one product each. More than the number of values in ``v0`` are not made.
       reorthogonalize: keep the basis orthogonal to rounding (twice Gram-Schmidt, k^2 dot products).
-        Without it Ritz values that have converged come back as copies.
+        Without it converged Ritz values appear again as copies.
 
     Returns:
-      A ``LanczosResult``. Memory: about 2 k vectors, of which it keeps k.
-
-    Raises:
-      ImportError: matfree is not installed.
-      ValueError: k is not a whole number from 1 up, or ``v0`` is known to be 0.
+      A ``LanczosResult``. The computation needs memory for about 2 k vectors; the result holds k.
     """
     k = whole_number("k", k)
     switch("reorthogonalize", reorthogonalize)
     flat, start, tree_of = flat_map(matvec, v0)
     anything = jnp.any(start)
     if not isinstance(anything, jax.core.Tracer) and not bool(anything):
-        raise ValueError("v0 must not be 0, got a vector of zeros: no iteration starts from it.")
+        raise ValueError("v0 must not be 0, got a vector of zeros: give another start vector.")
     k = min(k, start.size)
     product = at_present_precision(flat)
-    with jax.default_matmul_precision("highest"):  # a GPU's is too low to keep q orthogonal
+    with jax.default_matmul_precision("highest"):  # a GPU's default is too low to keep q orthogonal
         if reorthogonalize:
             run = matfree("decomp").hessenberg(k, reortho="full", custom_vjp=False)
             found = run(product, start)
@@ -121,9 +117,9 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
 def _three_terms(
     product: LinearMap, start: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The bare recurrence: basis, alpha, and beta_1 to beta_k."""
+    """Run the recurrence alone; return the basis, alpha, and beta_1 to beta_k."""
 
-    # matfree's own asks for the same product twice a step.
+    # matfree's own version computes the same product twice per step.
     def step(carry: Any, _: None) -> Any:
         before, q, beta = carry
         rest = product(q)
@@ -138,14 +134,14 @@ def _three_terms(
 
 
 def _rounding(alpha: jax.Array, beta: jax.Array) -> jax.Array:
-    """The size of a beta that rounding alone makes; measured, 0 to 42 eps of the largest entry."""
+    """Bound a beta that is only rounding; measured: 0 to 42 eps of the largest entry of T."""
     entries = jnp.append(jnp.abs(alpha), beta)
     largest = jnp.max(jnp.where(jnp.isnan(entries), jnp.zeros_like(entries), entries))
     return largest * numerics.scalar(100 * jnp.finfo(entries.dtype).eps)
 
 
 def at_present_precision(linear: LinearMap) -> LinearMap:
-    """``linear`` at the precision of matrix products that holds now, called under whichever."""
+    """Wrap ``linear`` so that it always runs at the matmul precision that is set now."""
     own = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
     def product(v: Tree) -> Tree:
@@ -156,11 +152,11 @@ def at_present_precision(linear: LinearMap) -> LinearMap:
 
 
 def matfree(module: str) -> Any:
-    """A module of matfree, which is an optional dependency."""
+    """Import a module of matfree, an optional dependency."""
     try:
         return importlib.import_module(f"matfree.{module}")
     except ImportError as error:
         raise ImportError(
-            "Lanczos' iteration, the trace and XDiag run on matfree, which is not installed: "
+            "Lanczos' iteration, the trace and XDiag need matfree, which is not installed: "
             "pip install adamw-jax[curvature]"
         ) from error

@@ -1,11 +1,11 @@
-"""The diagonal by which an optimizer divides, read from its state.
+"""Compute the diagonal P by which an optimizer divides, from its state.
 
     update = -lr m / P;        Adam:  P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps)
 
-with m the first moment as stored, so that its bias correction is part of P, as in Cohen et al.
-2022, arXiv 2207.14484. Nothing is rewritten for it: the stages of the recipe that follow the
-accumulators are run on a first moment of ones, and what comes out is 1 / P. Recipes without moments
-have a stage that says its ``slopes``.
+m is the first moment as stored, so its bias correction is part of P, as in Cohen et al. 2022, arXiv
+2207.14484. The stages of the recipe that follow the accumulators are run on a first moment of ones,
+and their result is 1 / P. In recipes without moments, one stage declares a function ``slopes`` that
+computes 1 / P.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adam
@@ -47,36 +47,32 @@ def preconditioner(
     value: Any = None,
     value_sq_mean: Any = None,
 ) -> Tree:
-    """P of the last update of ``tx``; of the next one where that is what its state holds.
+    """Return P of the last update; for recipes without moments, P of the next one.
 
     Args:
       tx: a recipe of this library, such as ``adamw(1e-3)``.
-      opt_state: its state under any wrapper, small ones included (``quantize_state``, with what
-        codes cost in precision), after an update at least; or a state of optax's
+      opt_state: the state of ``tx`` after at least one update, under any wrapper. A state from
+        ``quantize_state`` is decoded; P then has the precision of the codes. Or a state of optax's
         ``adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief`` or ``sgd`` with
-        momentum, for which ``tx`` is the recipe with the same numbers.
+        momentum; ``tx`` is then the recipe with the same numbers.
       params: the parameters.
-      gradient: for ``koala_v`` and ``koala_m``: the gradient at ``params``.
-      value: likewise the loss, of which both filters make the length of their steps.
-      value_sq_mean: likewise, where ``update`` gets one.
+      gradient: for ``koala_v`` and ``koala_m`` only: the gradient at ``params``.
+      value: for these two: the loss at ``params``, from which both compute the length of a step.
+      value_sq_mean: for these two: the same argument as for ``update``, if it gets one.
 
     Returns:
-      A tree like ``params``, float32 at least. It has what stands between ``estimate_moments`` and
-      the direction: maxima, bias correction, powers, eps in its place, RAdam's rectifier; inf where
-      a step is skipped or a leaf is frozen. It is 1 for a recipe without second moment (SGD). It
-      has not what multiplies a whole leaf or the whole step later (trust ratios, clipping, the
-      learning rate), nor Nesterov's look-ahead and diffGrad's friction, which need a gradient.
+      A tree like ``params``, in float32 or wider. P contains every factor between
+      ``estimate_moments`` and the direction: maxima, bias correction, powers, eps, RAdam's
+      rectifier. It is inf where a step is skipped or a leaf is frozen, and 1 for a recipe without
+      second moment (SGD). It does not contain later factors of a whole leaf or step (trust ratios,
+      clipping, the learning rate), nor Nesterov's look-ahead and diffGrad's friction, which need a
+      gradient.
 
-      Of the others it is what the next step divides the gradient by: the estimated norm and the
-      floor (``norm_adaptive_sgd``; of the last step with ``use_previous=False``), S / (P_11 l) of a
-      leaf (``koala_v``), S / ((P_11 + P_21) l) (``koala_m``, whose gradient moves parameters and
-      velocity). For KOALA that is the gradient as clipping and L2 leave it, l the loss above its
-      target, with decay; P is negative where l is.
-
-    Raises:
-      TypeError: ``tx`` is no recipe of this library.
-      ValueError: it has no stage of a known preconditioner, ``opt_state`` is not its state, no
-        update has been made, or KOALA got no ``gradient`` and ``value``.
+      For recipes without moments P is the divisor of the next gradient: the estimated norm and the
+      floor for ``norm_adaptive_sgd`` (of the last step with ``use_previous=False``),
+      S / (P_11 l) of a leaf for ``koala_v``, and S / ((P_11 + P_21) l) for ``koala_m``, whose
+      gradient moves parameters and velocity. KOALA's gradient is the one after clipping and L2. Its
+      l is the loss, with decay, minus its target; if l is negative, so is P.
     """
     loss = {"value": value, "value_sq_mean": value_sq_mean}
     slopes = inverse_preconditioner(tx, opt_state, params, gradient, loss)
@@ -86,11 +82,11 @@ def preconditioner(
 def inverse_preconditioner(
     tx: Composed, opt_state: State, params: Tree, gradient: Tree | None, loss: Mapping[str, Any]
 ) -> Tree:
-    """1 / P; arguments and errors as for ``preconditioner``, with the loss as extra arguments."""
+    """Return 1 / P, as ``preconditioner``; ``loss`` holds the extra arguments of KOALA."""
     if not isinstance(tx, Composed):
         raise TypeError(
-            "tx must be a recipe of adamw_jax, for a state of optax the one with the same numbers, "
-            f"such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
+            "tx must be a recipe of adamw_jax (for a state of optax, the recipe with the same "
+            f"numbers), such as adam(1e-3, b1=0.9, b2=0.999, eps=1e-8); got {tx!r}."
         )
     given = params
     params, gradient = numerics.unbox(real_params(params)), numerics.unbox(gradient)
@@ -115,13 +111,13 @@ def _plain_inverse(
 
 
 def measures_loss(tx: Any) -> bool:
-    """Whether the preconditioner of ``tx`` depends on the gradient and the loss."""
+    """Return whether the preconditioner of ``tx`` depends on the gradient and the loss."""
     specs = tx.specs if isinstance(tx, Composed) else ()
     return any(spec.slopes is not None and spec.slopes.needs_loss for spec in specs)
 
 
 def _place(tx: Composed) -> int:
-    """The place of the stage that owns the accumulators."""
+    """Return the index of the stage that owns the accumulators."""
     specs = list(tx.specs)
     starts = [
         i
@@ -130,9 +126,8 @@ def _place(tx: Composed) -> int:
     ]
     if len(starts) != 1:
         raise ValueError(
-            "a preconditioner is read from a recipe with one estimate_moments stage, or one filter "
-            f"or norm estimate in its place; tx has {len(starts)} among "
-            f"{[spec.name for spec in specs]}."
+            "tx must have exactly one estimate_moments stage, or one filter or norm estimate in "
+            f"its place; tx has {len(starts)} among {[spec.name for spec in specs]}."
         )
     return starts[0]
 
@@ -145,7 +140,7 @@ def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
     if len(found) > 1:
         raise ValueError(
             f"opt_state has {len(found)} recipes, at {[path for path, _ in found]}: give the state "
-            "of one, and the parameters it moves."
+            "of one, and the parameters that it updates."
         )
     state = found[0][1]
     check_state(state, tx.hyperparams, tx.specs)
@@ -160,14 +155,14 @@ def _slopes(
     gradient: Tree | None,
     loss: Mapping[str, Any],
 ) -> Tree:
-    """1 / P of the parameters that move."""
+    """Return 1 / P of the parameters that are not frozen."""
     source, memory = tx.specs[at], state.stages[tx.specs[at].name]
     count = memory.steps if source.slopes is None else state.count
     if not isinstance(count, jax.core.Tracer) and not jnp.all(count > 0):
-        raise ValueError("opt_state is that of an optimizer that has made no update: make a step.")
+        raise ValueError("opt_state has made no update: call tx.update first.")
     facts = Facts(decoded=True)
 
-    # Moments divided the last step, the others divide the step to come.
+    # Moments divided the last step; the other preconditioners divide the next one.
     live = state.hyperparams
     if source.slopes is not None:
         live = live_at(live, state.count, tx.hyperparams)
@@ -187,7 +182,7 @@ def _slopes(
     if source.slopes.needs_loss:
         if gradient is None or loss["value"] is None:
             raise ValueError(
-                f"{source.name} makes the length of its step of the loss: give gradient= and "
+                f"{source.name} computes the length of its step from the loss: give gradient= and "
                 "value=, the gradient and the loss at params."
             )
         for spec in tx.specs[:at]:
@@ -205,14 +200,14 @@ def _of_moments(
     ones: Tree,
     step: Callable[[Spec], Step],
 ) -> Tree:
-    """The direction of the recipe for a first moment of ones and the stored second moment."""
+    """Compute the direction for a first moment of ones and the stored second moment."""
     memory = state.stages[estimate.name]
-    # What the stage reads before it takes a gradient in is what is stored; the count it compares
-    # with a restart period must not call for one now.
+    # The stage reads the stored moments before it adds a gradient. A count of -2 keeps it from
+    # restarting the moments now.
     unstarted = memory._replace(steps=jnp.full_like(memory.steps, -2))
     record, _ = estimate.apply(ones, unstarted, step(estimate))
     delayed = any(spec.reads == "prior" for spec in stages)
-    ones = record.gradient  # as accumulators lie, also where small leaves are packed
+    ones = record.gradient  # in the layout of the accumulators, which may pack small leaves
     record = Moments(
         gradient=ones,
         count=memory.steps + 1 if delayed else memory.steps,

@@ -1,11 +1,12 @@
-"""Products of a vector with the Hessian of a loss, or with its Gauss-Newton matrix.
+"""Multiply vectors by the Hessian of a loss, or by its Gauss-Newton matrix.
 
     hvp:            H v,             H = d^2 L / d theta^2         (Pearlmutter 1994)
     Gauss-Newton:   J^T (B (J v)),   J = d z / d theta,  B = d^2 l / d z^2,  L = l(z(theta))
 
-Neither matrix is formed: a product costs a few gradients (Schraudolph 2002 for the second). The
-Gauss-Newton matrix leaves the model's own curvature out; it is positive semi-definite where the
-loss is convex in the outputs, and for cross-entropy it is the Fisher matrix.
+Here z(theta) are the outputs of the model and l is the loss of the outputs. Neither matrix is
+formed: a product costs a few gradients (for Gauss-Newton: Schraudolph 2002). The Gauss-Newton
+matrix omits the curvature of the model itself. It is positive semi-definite if the loss is convex
+in the outputs. For cross-entropy it is the Fisher matrix.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -30,8 +31,8 @@ from adamw_jax.curvature._batches import Batches
 
 Tree = Any
 LossFn = Callable[[Tree, Any], jax.Array]
-"""``(params, batch) -> scalar``. What is compiled for it is kept, as by ``jax.jit``: arrays that it
-closes over are constants, and what changes between calls belongs in ``batch``."""
+"""``(params, batch) -> scalar``. Compiled programs are cached per function, as by ``jax.jit``:
+arrays that it closes over are constants. Pass data that changes between calls in ``batch``."""
 LinearMap = Callable[[Tree], Tree]
 Product = Callable[[Any, Tree, Any], LinearMap]
 """``(loss_fn, params, batch) -> linear map``: ``hvp_fn``, ``gauss_newton_fn``, or your own."""
@@ -39,7 +40,7 @@ Product = Callable[[Any, Tree, Any], LinearMap]
 
 @dataclasses.dataclass(frozen=True)
 class CompositeLoss:
-    """A loss in two parts, as the Gauss-Newton matrix needs it; an ordinary loss where called.
+    """A loss in two parts, as the Gauss-Newton matrix needs it; callable like any loss.
 
     Attributes:
       model_fn: ``(params, batch) -> outputs``, a tree of arrays.
@@ -50,45 +51,37 @@ class CompositeLoss:
     output_loss: Callable[[Tree, Any], jax.Array]
 
     def __call__(self, params: Tree, batch: Any) -> jax.Array:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         return self.output_loss(self.model_fn(params, batch), batch)
 
 
 def hvp(loss_fn: LossFn, params: Tree, batch: Any, v: Tree) -> Tree:
-    """The product of the Hessian with ``v``, once; ``hvp_fn`` for several at one point.
+    """Multiply ``v`` by the Hessian; use ``hvp_fn`` for several products at one point.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
       v: a tree like ``params``, in any floating dtypes.
 
     Returns:
       H v, a tree with the shapes and dtypes of ``params``.
-
-    Raises:
-      TypeError: a parameter is not real floating-point.
-      ValueError: ``v`` does not fit the parameters, or there are none.
     """
     return hvp_fn(loss_fn, params, batch)(v)
 
 
 def hvp_fn(loss_fn: LossFn, params: Tree, batch: Any) -> LinearMap:
-    """The Hessian of ``loss_fn`` at ``params`` as a linear map.
+    """Return the Hessian of ``loss_fn`` at ``params`` as a linear map.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
 
     Returns:
-      ``v -> H v`` on trees like ``params`` in any floating dtypes; H v has those of ``params``.
-      The gradient is linearized once; a product repeats only the linear part (with ``Batches``,
-      all of it).
-
-    Raises:
-      TypeError: a parameter is not real floating-point.
-      ValueError: there are no parameters, or (of the map) ``v`` does not fit them.
+      ``v -> H v``. v is a tree like ``params`` in any floating dtypes; H v has the dtypes of
+      ``params``. The gradient is linearized once, and a product repeats only the linear part. With
+      ``Batches`` every product also repeats the linearization.
     """
     gradient = jax.grad(loss_fn)
 
@@ -99,40 +92,32 @@ def hvp_fn(loss_fn: LossFn, params: Tree, batch: Any) -> LinearMap:
 
 
 def gauss_newton_product(loss_fn: CompositeLoss, params: Tree, batch: Any, v: Tree) -> Tree:
-    """The product of the Gauss-Newton matrix with ``v``, once.
+    """Multiply ``v`` by the Gauss-Newton matrix; use ``gauss_newton_fn`` for several products.
 
     Args:
       loss_fn: the loss in two parts, each differentiable, the outer one twice.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
       v: a tree like ``params``, in any floating dtypes.
 
     Returns:
       J^T (B (J v)), a tree with the shapes and dtypes of ``params``.
-
-    Raises:
-      TypeError: ``loss_fn`` is not a ``CompositeLoss``, or a parameter not real floating-point.
-      ValueError: ``v`` does not fit the parameters, or there are none.
     """
     return gauss_newton_fn(loss_fn, params, batch)(v)
 
 
 def gauss_newton_fn(loss_fn: CompositeLoss, params: Tree, batch: Any) -> LinearMap:
-    """The Gauss-Newton matrix of a composite loss as a linear map.
+    """Return the Gauss-Newton matrix of a composite loss as a linear map.
 
-    It goes wherever a ``product`` is asked for: ``top_eigenvalues(..., product=gauss_newton_fn)``.
+    Give it as ``product`` to other functions: ``top_eigenvalues(..., product=gauss_newton_fn)``.
 
     Args:
       loss_fn: the loss in two parts, each differentiable, the outer one twice.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches`` for data in pieces.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
 
     Returns:
       ``v -> J^T (B (J v))`` on trees like ``params``, as the map of ``hvp_fn``.
-
-    Raises:
-      TypeError: ``loss_fn`` is not a ``CompositeLoss``, or a parameter not real floating-point.
-      ValueError: there are no parameters, or (of the map) ``v`` does not fit them.
     """
     if not isinstance(loss_fn, CompositeLoss):
         raise TypeError(
@@ -150,7 +135,7 @@ def gauss_newton_fn(loss_fn: CompositeLoss, params: Tree, batch: Any) -> LinearM
 
 
 def _averaged(at: Callable[[Tree, Any], LinearMap], params: Tree, batch: Any) -> LinearMap:
-    """The linear map of one batch, or the mean of those of several."""
+    """Return the linear map of one batch, or the mean over ``Batches``."""
     params = real_params(params)
     whole = None if isinstance(batch, Batches) else at(params, batch)
 
@@ -166,10 +151,10 @@ def _averaged(at: Callable[[Tree, Any], LinearMap], params: Tree, batch: Any) ->
 
 
 def flat_map(linear: LinearMap, like: Tree) -> tuple[LinearMap, jax.Array, LinearMap]:
-    """A linear map on vectors of the default float dtype, in which dot products are taken.
+    """Turn a linear map on trees into one on vectors of the default float dtype.
 
     Returns:
-      The map, ``like`` as a vector, and what makes a tree (in that dtype) of a vector.
+      The map, ``like`` as a vector, and the function from a vector to a tree in that dtype.
     """
     placed = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
     vector, whole_of = ravel_pytree(_whole(_wide(like)))
@@ -184,7 +169,7 @@ def flat_map(linear: LinearMap, like: Tree) -> tuple[LinearMap, jax.Array, Linea
 
 
 def _whole(tree: Tree) -> Tree:
-    """The tree with every leaf on all devices of an explicit mesh, where it can become a vector."""
+    """Copy every leaf to all devices of its explicit mesh, so that it can become a vector."""
 
     def leaf(x: jax.Array) -> jax.Array:
         sharding: Any = jax.typeof(x).sharding
@@ -199,18 +184,13 @@ def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
 
 
 def real_params(params: Tree) -> Tree:
-    """``params`` as arrays.
-
-    Raises:
-      TypeError: a leaf is not real floating-point.
-      ValueError: there is no leaf.
-    """
+    """Return ``params`` as arrays, checked to be real floating-point and at least one."""
     params = jax.tree.map(jnp.asarray, params)
     for name, leaf in numerics.named_leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"the parameter {name!r} has dtype {leaf.dtype}; "
-                "curvature is that of real floating-point leaves: give the others with the batch."
+                "curvature needs real floating-point leaves: give the others with the batch."
             )
     if not jax.tree.leaves(params):
         raise ValueError("params has no leaves: give the parameters that loss_fn differentiates.")

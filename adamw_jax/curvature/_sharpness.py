@@ -1,4 +1,4 @@
-"""Sharpness: the largest eigenvalue of the Hessian, and where training becomes unstable.
+"""Measure sharpness, the largest eigenvalue of the Hessian, and when training becomes unstable.
 
     sharpness = lambda_max(H),        preconditioned sharpness = lambda_max(P^-1 H)
 
@@ -8,9 +8,9 @@ On a quadratic an optimizer diverges along an eigenvector whose eigenvalue excee
     nesterov   m <- b1 m + g, step by g + b1 m        (2 + 2 b1) / ((1 + 2 b1) lr)
     adam       m <- b1 m + (1 - b1) g, step by m / P  (2 + 2 b1) / ((1 - b1) lr),  of P^-1 H
 
-Full-batch training raises its sharpness up to there and then hovers: the edge of stability. Cohen
-et al., ICLR 2021, 2103.00065; for adaptive methods Cohen et al. 2022, 2207.14484 (Adam at b1 = 0.9:
-38 / lr).
+In full-batch training the sharpness rises to this threshold and then hovers around it, at the edge
+of stability. Cohen et al., ICLR 2021, 2103.00065; for adaptive methods Cohen et al. 2022,
+2207.14484 (Adam at b1 = 0.9: 38 / lr).
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -52,23 +52,19 @@ def sharpness(
     steps: int = 32,
     product: Product = hvp_fn,
 ) -> jax.Array:
-    """The largest eigenvalue of the Hessian, by sign.
+    """Compute the largest eigenvalue of the Hessian.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      key: of the random start vector.
-      steps: Lanczos steps, >= 1; 32.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      key: random key of the start vector.
+      steps: number of Lanczos steps, >= 1.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
-      A scalar of float32 at least, from below: up to rounding, more ``steps`` only raise it.
-
-    Raises:
-      ImportError: matfree is not installed.
-      TypeError: a parameter is not real floating-point.
-      ValueError: ``steps`` is out of range.
+      A scalar in float32 or wider. It is a lower bound: more ``steps`` only raise it, up to
+      rounding.
     """
     found = top_eigenvalues(loss_fn, params, batch, key=key, steps=steps, product=product)
     return found[0][0]
@@ -86,32 +82,28 @@ def preconditioned_sharpness(
     product: Product = hvp_fn,
     value_sq_mean: Any = None,
 ) -> jax.Array:
-    """The largest eigenvalue of P^-1 H, P the diagonal by which the optimizer divides.
+    """Compute the largest eigenvalue of P^-1 H, where P is the diagonal of ``preconditioner``.
 
-    P is read from the state of any recipe of this library. KOALA's depends on loss and gradient,
-    too, which are computed from ``loss_fn`` and ``batch``.
+    KOALA's P also depends on the loss and the gradient, which are computed from ``loss_fn`` and
+    ``batch``.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      tx: the recipe; for a state of optax the one of this library with the same numbers.
-      opt_state: the state after its last update, under any wrapper; see ``preconditioner``.
-      key: of the random start vector.
-      steps: Lanczos steps; 32.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
-      value_sq_mean: what KOALA's ``update`` gets beside the loss, if anything.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      tx: the recipe; for a state of optax, the recipe of this library with the same numbers.
+      opt_state: the state after the last update, under any wrapper; see ``preconditioner``.
+      key: random key of the start vector.
+      steps: number of Lanczos steps, >= 1.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
+      value_sq_mean: the argument of this name that KOALA's ``update`` gets, if any.
 
     Returns:
-      A scalar of float32 at least. It is computed from P^(-1/2) H P^(-1/2), which has the same
-      eigenvalues; NaN where KOALA's P is negative. Compare it with
-      ``stability_threshold("adam", learning_rate, b1)`` where the first moment is an average, with
-      ``"sgd"`` after heavy-ball momentum, and b1 = 0 for none (KOALA-V, ``norm_adaptive_sgd``).
-      KOALA-M and what comes behind the direction (trust ratios, clipping) have other thresholds.
-
-    Raises:
-      ImportError: matfree is not installed.
-      TypeError, ValueError: as ``preconditioner``, or ``steps`` is out of range.
+      A scalar in float32 or wider. It is computed from P^(-1/2) H P^(-1/2), which has the same
+      eigenvalues; NaN if KOALA's P is negative. Compare it with ``stability_threshold``: ``"adam"``
+      if the first moment is an average, ``"sgd"`` for heavy-ball momentum, b1 = 0 without momentum
+      (KOALA-V, ``norm_adaptive_sgd``). KOALA-M and recipes that scale the direction later (trust
+      ratios, clipping) have other thresholds.
     """
     steps = whole_number("steps", steps)
     value = gradient = None
@@ -152,20 +144,18 @@ def _scaled_sharpness(
 
 
 def stability_threshold(optimizer: str, learning_rate: Any, b1: Any) -> jax.Array:
-    """The sharpness above which an optimizer diverges on a quadratic, full batch, long run.
+    """Return the sharpness above which a long full-batch run diverges on a quadratic.
 
     Args:
       optimizer: ``"sgd"`` with heavy-ball momentum, ``"nesterov"`` (``sgdw(nesterov=True)``), or
-        ``"adam"`` for all whose first moment is an average with rate b1 and no look-ahead.
-      learning_rate: a number > 0, an array or tracer.
+        ``"adam"`` for every optimizer whose first moment is an average with rate b1 and no
+        look-ahead.
+      learning_rate: a number > 0, an array or tracer, not a schedule.
       b1: momentum or decay rate of the first moment, in [0, 1); 0 for none.
 
     Returns:
-      The threshold, a scalar of the default float dtype: of ``sharpness`` for the first two, of
+      A scalar of the default float dtype, to compare with ``sharpness`` for the first two and with
       ``preconditioned_sharpness`` for ``"adam"``.
-
-    Raises:
-      TypeError, ValueError: an argument is out of its range or a schedule.
     """
     one_of("optimizer", optimizer, OPTIMIZERS)
     lr = _concrete("learning_rate", learning_rate, positive)

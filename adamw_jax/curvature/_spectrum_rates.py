@@ -1,14 +1,14 @@
-"""``lr_momentum_from_spectrum``: the best learning rate and momentum of a quadratic, as a rule.
+"""Compute the best learning rate and momentum for a quadratic from its eigenvalues.
 
-    L = largest, mu = smallest that counts, of the absolute curvatures
+    L = the largest, mu = the smallest absolute eigenvalue that counts
     q = (sqrt L - sqrt mu) / (sqrt L + sqrt mu)
     sgd          lr = 2 / (L + mu)
     heavy ball   lr = (2 / (sqrt L + sqrt mu))^2,    momentum = q^2
     nesterov     lr = 1 / L,                         momentum = q
 
-Polyak 1964; Nesterov 1983. That L and mu may be taken from a few Lanczos steps in training is the
-proposal of Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092, whose scripts have mu in place
-of its root in the denominator of the momentum.
+Polyak 1964; Nesterov 1983. Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092, propose to
+estimate L and mu by a few Lanczos steps during training. Their scripts have mu instead of its root
+in the denominator of the momentum.
 
 >>> print(*lr_momentum_from_spectrum([1.0, 4.0, 9.0], method="heavy_ball", mu="non_bulk_min"))
 0.25 0.25
@@ -30,11 +30,11 @@ _BULK = 0.5
 
 
 class Rates(NamedTuple):
-    """What ``lr_momentum_from_spectrum`` gives, scalars of the default float dtype.
+    """The result of ``lr_momentum_from_spectrum``, scalars of the default float dtype.
 
     Attributes:
-      learning_rate: of the method asked for.
-      momentum: its momentum, in [0, 1]; 0 for SGD.
+      learning_rate: the learning rate of the chosen method.
+      momentum: the momentum of the chosen method, in [0, 1]; 0 for SGD.
     """
 
     learning_rate: jax.Array
@@ -44,21 +44,15 @@ class Rates(NamedTuple):
 def lr_momentum_from_spectrum(
     ritz_values: Any, ritz_weights: Any = None, *, method: str = "sgd", mu: str = "median"
 ) -> Rates:
-    """Learning rate and momentum from estimated eigenvalues.
+    """Compute learning rate and momentum from estimated eigenvalues.
 
     Args:
-      ritz_values: shape (k,), in any order, such as those of ``lanczos``; signs do not count.
-      ritz_weights: their weights, shape (k,); None for equal ones. What weighs nothing, as the
-        values behind a breakdown of the iteration, is left out.
+      ritz_values: shape (k,), in any order, such as those of ``lanczos``; signs are ignored.
+      ritz_weights: their weights, shape (k,); None for equal ones. Values of weight 0, such as
+        those after a breakdown of the iteration, are left out.
       method: ``"sgd"``, momentum 0; ``"heavy_ball"``, m <- momentum m + g; ``"nesterov"``.
-      mu: ``"median"`` of the values, or ``"non_bulk_min"``, the smallest but for one that carries
-        more than half of the weight: the bulk near zero.
-
-    Returns:
-      ``(learning_rate, momentum)``.
-
-    Raises:
-      ValueError: an argument is unknown or has another shape.
+      mu: ``"median"`` of the values, or ``"non_bulk_min"``, the smallest value without the bulk
+        near zero: a value with more than half of the weight.
     """
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)
@@ -87,7 +81,7 @@ def _median(values: jax.Array, counts: jax.Array) -> jax.Array:
 
 
 def _least(values: jax.Array, weights: jax.Array, counts: jax.Array) -> jax.Array:
-    """The least value that is not the bulk; the bulk, where there is nothing else."""
+    """Return the smallest value that is not the bulk, or the bulk if there is no other value."""
     others = counts & (weights <= _BULK)
     chosen = jnp.where(jnp.any(others), others, counts)
     return jnp.min(jnp.where(chosen, values, jnp.inf))

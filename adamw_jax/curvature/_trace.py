@@ -1,10 +1,11 @@
-"""The trace of the curvature of a loss from random probes (Girard 1989; Hutchinson 1990).
+"""Estimate the trace of the curvature of a loss from random vectors, called probes.
 
     tr H = E[z^T H z],      E[z z^T] = I
 
-With entries +-1 the variance of one probe is 2 (|H|_F^2 - sum_i H_ii^2), with Gaussian ones
-2 |H|_F^2. The estimator is that of matfree (extra ``curvature``), asked for one probe at a time,
-since it makes the products of all its probes at once.
+Girard 1989; Hutchinson 1990. With entries +-1 the variance of one probe is
+2 (|H|_F^2 - sum_i H_ii^2), with Gaussian entries 2 |H|_F^2. The estimator comes from matfree (extra
+``curvature``). It computes the products of all its probes at once, so it gets one probe at a
+time.
 
 >>> import jax, jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -41,23 +42,19 @@ def hessian_trace(
     chunk: int = 64,
     product: Product = hvp_fn,
 ) -> Estimate:
-    """The trace of the Hessian from ``num`` probes of entries +-1.
+    """Estimate the trace of the Hessian from ``num`` probes with entries +-1.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``.
       params: a tree of real floating-point arrays.
-      batch: what ``loss_fn`` takes, or ``Batches``.
-      num: probes, of one product each, at least 2; the error falls as 1 / sqrt(num).
-      key: of the probes.
-      chunk: products at a time; fewer need less memory.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      batch: the second argument of ``loss_fn``, or ``Batches``.
+      num: number of probes, one product each, >= 2; the error falls as 1 / sqrt(num).
+      key: random key of the probes.
+      chunk: products computed at once; fewer need less memory.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
-      The estimate and its standard error, scalars of float32 at least.
-
-    Raises:
-      ImportError: matfree is not installed.
-      ValueError: a number is out of range.
+      The estimate and its standard error, scalars in float32 or wider.
     """
     num, chunk = whole_number("num", num, least=2), whole_number("chunk", chunk)
     return _trace(loss_fn, params, batch, key, num=num, chunk=chunk, product=product)
@@ -72,21 +69,17 @@ def _trace(
 
 
 def hutchinson_trace(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Estimate:
-    """The trace of a linear map from given probes.
+    """Estimate the trace of a linear map H from given probes.
 
     Args:
       matvec: the map, on trees like one probe.
-      probes: an array or a tree of them, with the axis of the probes in front, such as independent
+      probes: an array or a tree of arrays whose first axis counts the probes, such as independent
         normal numbers or signs.
-      chunk: products at a time, >= 1; fewer need less memory.
+      chunk: products computed at once, >= 1; fewer need less memory.
 
     Returns:
-      The mean of z^T H z over the probes, and its standard error, NaN of a single one; scalars of
-      float32 at least.
-
-    Raises:
-      ImportError: matfree is not installed.
-      ValueError: ``probes`` have no axis in front, or not the same, or ``chunk`` is out of range.
+      The mean of z^T H z over the probes z and its standard error (NaN for a single probe), scalars
+      in float32 or wider.
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)
@@ -99,33 +92,33 @@ def _mean(flat: LinearMap, probe_of: Callable[[Any], Any], num: int, chunk: int)
         stochtrace.monte_carlo_trace(), lambda index: probe_of(index)[None]
     )
     product = at_present_precision(flat)
-    with jax.default_matmul_precision("highest"):  # a GPU's is too low for one long dot product
+    with jax.default_matmul_precision("highest"):  # a GPU's default is too low here
         samples = lax.map(lambda i: form(product, i), jnp.arange(num), batch_size=min(chunk, num))
     return mean_and_error(samples)
 
 
 def mean_and_error(samples: jax.Array) -> Estimate:
-    """The mean of independent samples and its standard error, NaN of a single one."""
+    """Return the mean of independent samples and its standard error, NaN for a single one."""
     mean = jnp.mean(samples)
     count = samples.size
     return mean, jnp.sqrt(jnp.sum((samples - mean) ** 2) / ((count - 1) * count or jnp.nan))
 
 
 def signs(key: jax.Array, like: jax.Array) -> Callable[[Any], jax.Array]:
-    """Probes of entries +-1 by their number."""
+    """Return a function from a number to a probe with entries +-1."""
     return lambda index: jax.random.rademacher(
         jax.random.fold_in(key, index), like.shape, like.dtype
     )
 
 
 def given(probes: Tree) -> tuple[Callable[[Any], jax.Array], Tree, int]:
-    """Given probes by their number; a tree like one of them; how many there are."""
+    """Return a function from a number to a given probe, a tree like one probe, and their count."""
     probes = jax.tree.map(jnp.asarray, probes)
     counts = {x.shape[:1] for x in jax.tree.leaves(probes)}
     if len(counts) != 1 or counts & {(), (0,)}:
         raise ValueError(
-            "probes must be a tree with an axis in front, over one and the same number of probes, "
-            f"got shapes {[x.shape for x in jax.tree.leaves(probes)]}."
+            "probes must be a tree with an axis in front, of the same length in "
+            f"every leaf, got shapes {[x.shape for x in jax.tree.leaves(probes)]}."
         )
     rows = jax.vmap(lambda tree: flat_map(lambda x: x, tree)[1])(probes)
     return lambda index: rows[index], jax.tree.map(lambda x: x[0], probes), rows.shape[0]

@@ -1,4 +1,4 @@
-"""What to measure while training: probes, noise scales, stationarity, learning rates."""
+"""Measurements during training: probes, noise scales, stationarity, learning rates."""
 
 from adamw_jax.diagnostics._batch_hessian import batch_hessian_extreme, minimal_damping
 from adamw_jax.diagnostics._gradient_norms import layer_gradient_norms

@@ -1,9 +1,10 @@
-"""``layer_gradient_norms``: the gradient's norm, by parameter or by layer.
+"""Compute the norm of the gradient by parameter or by layer.
 
     norm of a layer = sqrt(sum of |g|^2 over its leaves)
 
-What Xiong et al., ICML 2020, arXiv 2002.04745, look at: in a Transformer with normalisation behind
-the residual sum the gradients shrink towards the input, before it they keep their size.
+Xiong et al., ICML 2020, arXiv 2002.04745, compare Transformers by these norms: with normalisation
+after the residual sum the gradients shrink towards the input, with normalisation before the layers
+they keep their size.
 
 >>> import jax.numpy as jnp
 >>> gradients = {"mlp": {"w": jnp.array([[3.0]]), "b": jnp.array([4.0])}, "out": jnp.zeros(2)}
@@ -29,19 +30,16 @@ Tree = Any
 def layer_gradient_norms(
     gradients: Tree, where: masks.Mask = None, *, depth: int | None = None
 ) -> dict[str, jax.Array]:
-    """Euclidean norms by name, in the order of the tree.
+    """Return Euclidean norms by name, in the order of the tree.
 
     Args:
-      gradients: any tree of floating arrays; updates or parameters do as well.
-      where: mask of the leaves to look at, see ``decoupled_decay``, such as ``"*/kernel"``.
-      depth: how many parts of a slash-separated name make a layer; None for a norm of each leaf.
+      gradients: any tree of floating-point arrays, such as gradients, updates or parameters.
+      where: mask of the leaves to use, such as ``"*/kernel"``; see ``decoupled_decay``.
+      depth: number of parts of a slash-separated name that make a layer, >= 1; None for one norm
+        per leaf.
 
     Returns:
-      Scalars of the default float dtype, summed in it.
-
-    Raises:
-      TypeError: a leaf is not floating.
-      ValueError: the mask does not fit, or ``depth`` is not a whole number >= 1.
+      Scalars of the default float dtype; the squares are summed in this dtype.
     """
     check_floating(gradients, "gradient of")
     parts = None if depth is None else whole_number("depth", depth)

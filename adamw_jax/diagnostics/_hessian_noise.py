@@ -1,12 +1,13 @@
-"""``hessian_noise``: how far the Hessians of batches lie apart, along one random direction.
+"""Measure how much the Hessians of batches differ, along one random direction.
 
     z random, |z| = 1;   mu = z^T H z,   delta = |H z - mu z|^2,   variance = mean_b |H_b z - H z|^2
     sigma^2 = variance b / P,    1/b = 1/B - 1/N       noise of an entry, for one example
-    shrinkage a = 1 - variance / (n delta)             of n batches: the share of delta that is real
+    shrinkage a = 1 - variance / (n delta)             the share of delta that is not noise
 
-After the damping script that goes with Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092. No
-number is a difference of large ones, so that float32 will do: the mean and the sum of squared
-deviations run along with the batches (Welford 1962).
+H is the mean over n batches b of B examples each, of N in all; P is the number of parameters. After
+the damping script of Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092. Mean and sum of
+squared deviations are updated batch by batch (Welford 1962), without differences of large numbers,
+so float32 is precise enough.
 
 >>> import jax, jax.numpy as jnp, numpy as np
 >>> def loss_fn(w, batch):
@@ -38,15 +39,16 @@ Tree = Any
 
 
 class HessianNoise(NamedTuple):
-    """What ``hessian_noise`` found, scalars of the default float dtype.
+    """The result of ``hessian_noise``, scalars of the default float dtype.
 
     Attributes:
-      mean: mu, the mean of the eigenvalues as the direction sees it.
-      dispersion: delta, their variance as the direction sees it, the noise included.
-      variance: of H_b z over the batches, summed over the parameters and divided by their number.
-      sigma: noise of an entry of the Hessian for one example, for ``batch_hessian_extreme``.
-      shrinkage: a, by which the Hessian's spectrum is to be drawn to its mean: at most 1, which it
-        is without noise; 0 and below where noise explains all of the dispersion and more.
+      mean: mu, an estimate of the mean eigenvalue.
+      dispersion: delta, an estimate of the variance of the eigenvalues, including the noise.
+      variance: the variance of H_b z over the batches, summed over the parameters.
+      sigma: standard deviation of an entry of the Hessian of one example, for
+        ``batch_hessian_extreme``.
+      shrinkage: a, the factor by which to shrink the spectrum towards its mean. It is 1 without
+        noise, and 0 or less if noise explains all of the dispersion or more.
     """
 
     mean: jax.Array
@@ -56,13 +58,10 @@ class HessianNoise(NamedTuple):
     shrinkage: jax.Array
 
     def damping(self, learning_rate: float) -> jax.Array:
-        """A heuristic damping, (1 - a) / a + lr; infinite where all the dispersion is noise.
+        """Return a heuristic damping, (1 - a) / a + lr; infinite if all the dispersion is noise.
 
         Args:
-          learning_rate: a number >= 0.
-
-        Raises:
-          ValueError: ``learning_rate`` is out of its range.
+          learning_rate: lr, a number >= 0.
         """
         rate = number("learning_rate", learning_rate, least=0)
         real = self.shrinkage > 0
@@ -71,7 +70,7 @@ class HessianNoise(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """The batches so far: their number, the mean of H_b z, the sum of |H_b z - mean|^2."""
+    """Sums over the batches so far: their number, mean of H_b z, sum of |H_b z - mean|^2."""
 
     number: jax.Array
     mean: Tree
@@ -86,21 +85,19 @@ def hessian_noise(
     *,
     product: Product = hvp_fn,
 ) -> HessianNoise:
-    """Measures the noise of batch Hessians in one pass, with one product for each batch.
+    """Measure the noise of batch Hessians in one pass, with one product per batch.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
-      params: a tree of real floating arrays.
-      batches: two or more of one size, which together are all the data, or independent draws; they
-        stream. The first axis of a batch's first array counts its examples. ``Batches`` will do.
-      key: of the random direction.
-      product: of which matrix; ``hvp_fn`` for the Hessian.
+      params: a tree of real floating-point arrays.
+      batches: two or more batches of the same size, read one by one: all the data in pieces, or
+        independent draws. The first axis of a batch's first array counts its examples. ``Batches``
+        may be given.
+      key: random key of the direction.
+      product: the matrix: ``hvp_fn`` for the Hessian, or ``gauss_newton_fn``.
 
     Returns:
-      The estimates of one direction: average several keys where there are few parameters.
-
-    Raises:
-      ValueError: fewer than two batches, or of different sizes.
+      The estimates from one direction. With few parameters, average over several keys.
     """
     params = real_params(params)
     direction = random_direction(key, params)
@@ -111,13 +108,11 @@ def hessian_noise(
         if count and now != size:
             raise ValueError(
                 f"batches must be of one size, got {now} examples after batches of {size}: leave "
-                "a shorter last batch out, or fill it up."
+                "out a shorter last batch, or fill it."
             )
         seen, count, size = _enter(loss_fn, product, params, batch, direction, seen), count + 1, now
     if count < 2:
-        raise ValueError(
-            f"batches must hold two or more, got {count}: the noise is what they differ by."
-        )
+        raise ValueError(f"batches must hold two or more, got {count}: noise is their difference.")
     dimension = sum(x.size for x in jax.tree.leaves(params))
     return _report(seen, direction, numerics.scalar(size / dimension))
 

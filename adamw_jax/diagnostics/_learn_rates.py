@@ -1,10 +1,10 @@
-"""``learn_rates``: learning rate and momentum set from the curvature, while training runs.
+"""Set learning rate and momentum from the curvature during training.
 
     every so many steps:   Ritz values of the Hessian  ->  lr_momentum_from_spectrum  ->  the state
 
-In the manner of Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092: 20 Lanczos steps on a
-fixed batch of some thousand examples, every 1 to 20 epochs. It runs between steps; what it sets are
-live hyperparameters, so that the step does not recompile.
+As in Granziol, Zohren & Roberts, JMLR 2022, arXiv 2006.09092: 20 Lanczos steps on a fixed batch of
+some thousand examples, every 1 to 20 epochs. Call it between steps. It sets hyperparameters in the
+state, so the step does not recompile.
 
 >>> import jax, jax.numpy as jnp
 >>> from adamw_jax import hyperparams, sgdw
@@ -38,7 +38,7 @@ from adamw_jax.state import hyperparams, set_hyperparams
 Tree = Any
 
 OTHER_STEPS = {"trust_coefficient", "max_step", "b0"}
-"""Hyperparameters of steps that are no -lr m: LARS's, those clipped to a length, PNM's."""
+"""Hyperparameters of steps other than -lr m: of LARS, of steps clipped to a length, of PNM."""
 
 
 def learn_rates(
@@ -55,30 +55,30 @@ def learn_rates(
     learning_rate: str = "learning_rate",
     momentum: str = "momentum",
 ) -> tuple[Any, Rates]:
-    """An optimizer's state with the learning rate and momentum that the curvature asks for.
+    """Return the state with learning rate and momentum set from the curvature, and both numbers.
 
     Args:
       state: of a recipe whose step is ``-lr m`` with m <- momentum m + g, such as ``sgdw``, under
-        any wrapper; not of an adaptive method, whose curvature is another. Of a normalized step
-        (``normalized_sgd``) the state shows nothing: that one is for you to see.
+        any wrapper. Adaptive methods have another curvature and raise an error. Do not use it for
+        ``normalized_sgd`` either; its state looks like that of SGD, so there is no error.
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
-      params: the present parameters.
-      batch: for the curvature; the same each time. Small batches see too large a curvature, see
-        ``batch_hessian_extreme``. Or ``Batches``.
-      key: of the random start vector.
+      params: the current parameters.
+      batch: the batch for the curvature, the same each time, or ``Batches``. The curvature of a
+        small batch is too large, see ``batch_hessian_extreme``.
+      key: random key of the start vector.
       method: rule of ``lr_momentum_from_spectrum``; ``"nesterov"`` for ``sgdw(nesterov=True)``.
-      mu: the smallest curvature that counts, see there; the authors' scripts have both.
-      num_steps: Lanczos steps, one Hessian product each; 20 in the authors' scripts.
-      product: whose spectrum; ``gauss_newton_fn`` leaves the model's own curvature out.
-      learning_rate: name of the hyperparameter, as ``hyperparams(state)`` has it.
-      momentum: the same of the momentum; without one in the state only ``"sgd"`` will do.
+      mu: rule for the smallest curvature, of the same function; the authors' scripts use both.
+      num_steps: number of Lanczos steps, one Hessian product each; 20 in the authors' scripts.
+      product: the matrix: ``hvp_fn`` for the Hessian; ``gauss_newton_fn`` omits the curvature of
+        the model itself.
+      learning_rate: name of the learning rate in ``hyperparams(state)``.
+      momentum: name of the momentum there. Without momentum only ``method="sgd"`` is possible.
 
     Returns:
-      The state with both pinned (``clear_hyperparams`` gives them back to the code), and the rates.
+      The state, in which both stay at these values until ``clear_hyperparams``, and the rates.
 
     Raises:
-      ValueError: a name is unknown, ``state`` is that of another method, or the curvature is
-        zero or not finite.
+      ValueError: the curvature is zero or not finite, or ``state`` belongs to another method.
     """
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)
@@ -86,8 +86,8 @@ def learn_rates(
     rates = _rates(loss_fn, product, method, mu, num_steps, params, batch, key)
     if not all(bool(jnp.isfinite(x)) for x in rates):
         raise ValueError(
-            f"the curvature gives no learning rate, it gives {rates}: it is zero or not finite at "
-            "these parameters on this batch."
+            f"the curvature gives no learning rate, got {rates}: it is zero or not finite at these "
+            "parameters on this batch; give another batch, or train some steps first."
         )
     wanted = {learning_rate: rates.learning_rate, momentum: rates.momentum}
     if method == "sgd" and momentum not in hyperparams(state):
@@ -96,7 +96,7 @@ def learn_rates(
 
 
 def _check_plain(state: Any, learning_rate: str) -> None:
-    """Raises where steps are divided by a second moment, or made without ``estimate_moments``."""
+    """Raise if steps are divided by a second moment, or made without ``estimate_moments``."""
     recipes = find(state, ComposeState)
     named = [node for path, node in recipes if learning_rate.startswith(f"{path}/")]
     for recipe in named or [node for _, node in recipes]:
@@ -107,7 +107,7 @@ def _check_plain(state: Any, learning_rate: str) -> None:
         raise ValueError(
             "learn_rates is for SGD, sgdw(...), whose step is -lr m with m <- momentum m + g; the "
             f"state has the hyperparameters {sorted(hyperparams(state))} and is that of another "
-            "method: preconditioned_sharpness tells what an adaptive one can bear."
+            "method: use preconditioned_sharpness for adaptive methods."
         )
 
 

@@ -1,22 +1,23 @@
-"""The gradient noise scale of a running training, measured inside the step.
+"""Measure the gradient noise scale inside the training step.
 
     |G|^2     <- average of (B |g_B|^2 - b |g_b|^2) / (B - b)
     tr Sigma  <- average of (|g_b|^2 - |g_B|^2) / (1 / b - 1 / B)
 
-A step of B examples is made of micro-batches of b: what a device computes, or what is accumulated.
-The mean gradient g_B comes as always, and beside it the mean of the squared norms of the
-micro-gradients as the extra argument ``micro_square_norm``, one scalar:
+A step of B examples consists of micro-batches of b examples, computed on several devices or
+accumulated. In addition to the mean gradient g_B, the update gets the extra argument
+``micro_square_norm``, one scalar: the mean of the squared norms |g_b|^2 of the micro-batches. Where
+to get it:
 
     accumulated over a scan      carry the sum of ``optax.tree.norm(g, squared=True)``
     stacked micro-gradients      ``micro_square_norms(gradients)[0]``
     over devices                 ``jax.lax.pmean`` of the local gradient's squared norm
-    ``optax.MultiSteps``         ``with_micro_norms(multi_steps)`` gives it by itself
+    ``optax.MultiSteps``         ``with_micro_norms(multi_steps)`` passes it
 
-The stage stands before any clipping: both norms must be of gradients as they come. It believes the
-batch sizes that it is told. Only ``with_micro_norms`` knows better, and only where ``MultiSteps``
-accumulates a fixed number of micro-batches; a schedule of that number it cannot follow.
+Put the stage before any clipping, because both norms must be those of the raw gradients. The batch
+sizes are not checked, except that ``with_micro_norms`` checks their ratio if ``MultiSteps``
+accumulates a fixed number of micro-batches.
 
-McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162, with decay rates of their order.
+McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162; they use similar decay rates.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw, compose
@@ -53,9 +54,9 @@ class NoiseMeterState(NamedTuple):
     """State of ``measure_noise_scale``, three scalars of the default float dtype.
 
     Attributes:
-      gradient_square: the average of |G|^2 times ``mass``.
-      noise_trace: the average of tr Sigma times ``mass``.
-      mass: the sum of the weights of what was measured, 0 before and 1 in the end.
+      gradient_square: the average of |G|^2, times ``mass``.
+      noise_trace: the average of tr Sigma, times ``mass``.
+      mass: the sum of the weights in both averages; it starts at 0 and approaches 1.
     """
 
     gradient_square: jax.Array
@@ -67,7 +68,7 @@ class MicroNormsState(NamedTuple):
     """State of ``with_micro_norms``.
 
     Attributes:
-      total: the sum of the squared norms of the micro-gradients of the step that is under way.
+      total: the sum of the squared norms of the micro-gradients of the current step so far.
       inner: the state of ``optax.MultiSteps``.
     """
 
@@ -76,21 +77,17 @@ class MicroNormsState(NamedTuple):
 
 
 def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99) -> Stage:
-    """Averages signal and noise of the gradient and leaves it alone.
+    """Average signal and noise of the gradient, which stays unchanged.
 
     Args:
       small_batch: b, examples in a micro-batch, >= 1.
       big_batch: B, examples in a step, > b.
-      decay: rate of both averages, in [0, 1); 0.99 remembers some 100 steps.
+      decay: decay rate of both averages, in [0, 1); 0.99 averages over about 100 steps.
 
     Returns:
       A stage *gradient -> gradient* for the beginning of a recipe, before any clipping, with three
-      scalars of state. Its ``update`` needs ``micro_square_norm``. A measurement that is not finite
-      is left out.
-
-    Raises:
-      ValueError: the sizes are not whole with 1 <= b < B; later, without ``micro_square_norm``, or
-        where ``with_micro_norms`` accumulates another number of micro-batches than B / b.
+      scalars of state. Its ``update`` needs ``micro_square_norm``. Measurements that are not finite
+      are left out.
     """
     small = whole_number("small_batch", small_batch)
     big = whole_number("big_batch", big_batch, least=small + 1)
@@ -113,7 +110,7 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
         if pieces is not None and pieces * small != big:
             raise ValueError(
                 f"optax.MultiSteps accumulates {pieces} micro-batches of small_batch={small} "
-                f"examples, which makes steps of {pieces * small}, not big_batch={big}."
+                f"examples, which makes steps of {pieces * small}, not big_batch={big}: change one."
             )
         seen = lax.stop_gradient((numerics.scalar(square), square_norm_of_tree(gradient)))
         found = gradient_noise_scale(*seen, small, big)
@@ -125,28 +122,24 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
             measured,
         )
 
-    # A tail to migrate_state: it may come and go.
+    # NAME is declared as a tail: migrate_state may add or drop this state.
     return stage(NAME, Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
 
 
 def read_noise_scale(state: Any) -> NoiseScale:
-    """The averages that ``measure_noise_scale`` keeps in an optimizer's state.
+    """Return the averages of ``measure_noise_scale`` from the state of an optimizer.
 
     Args:
       state: the state of an optimizer with that stage, under any wrapper.
 
     Returns:
-      ``NoiseScale``, both 0 before the first measurement; ``scale`` is their ratio in examples.
-
-    Raises:
-      ValueError: there is no such stage in the state, or there are several.
+      A ``NoiseScale``; both averages are 0 before the first measurement.
     """
     found = find(state, NoiseMeterState)
     if len(found) != 1:
         raise ValueError(
-            "the state must hold one measure_noise_scale, it holds them at "
-            f"{[path for path, _ in found]}: compose(measure_noise_scale(...), ...), or pass the "
-            "part of the state that you mean."
+            f"the state must hold one measure_noise_scale, got {[path for path, _ in found]}: use "
+            "compose(measure_noise_scale(...), ...), or pass the part of the state with one."
         )
     ((_, kept),) = found
     mass = numerics.nonzero(kept.mass)
@@ -154,23 +147,21 @@ def read_noise_scale(state: Any) -> NoiseScale:
 
 
 def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:
-    """``optax.MultiSteps`` that tells its optimizer the norms of what it accumulates.
+    """Wrap ``optax.MultiSteps`` so that it passes ``micro_square_norm`` to its optimizer.
 
     Args:
-      multi_steps: around a recipe with ``measure_noise_scale``, accumulating means, the default. A
-        fixed number of micro-batches must be B / b of that stage; a schedule is not checked.
+      multi_steps: an ``optax.MultiSteps`` around a recipe with ``measure_noise_scale``, which
+        accumulates means (the default). A fixed number of micro-batches must be B / b of that
+        stage; a schedule for this number is not checked.
 
     Returns:
-      A transformation that takes micro-gradients as ``multi_steps`` does; one more scalar of state.
-      Micro-steps that ``should_skip_update_fn`` skips do not count.
-
-    Raises:
-      TypeError: ``multi_steps`` is no ``optax.MultiSteps``.
+      A transformation that takes micro-gradients as ``multi_steps`` does, with one more scalar of
+      state. Micro-steps that ``should_skip_update_fn`` skips do not count.
     """
     if not isinstance(multi_steps, optax.MultiSteps):
         raise TypeError(f"with_micro_norms takes an optax.MultiSteps(...), got {multi_steps!r}.")
 
-    # Of a fixed number optax makes a schedule that gives the very int.
+    # optax wraps a fixed number in a schedule that returns this int.
     every = getattr(multi_steps, "_every_k_schedule", lambda step: None)(jnp.zeros([], jnp.int32))
     known = {"micro_batches": every} if isinstance(every, int) else {}
 

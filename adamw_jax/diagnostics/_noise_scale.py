@@ -1,15 +1,16 @@
-"""The gradient noise scale: the batch size at which noise and signal weigh the same in a step.
+"""Estimate the gradient noise scale: the batch size at which noise and signal are equally large.
 
-With G the true gradient, Sigma the covariance of one example's and H the Hessian,
+Let G be the true gradient, Sigma the covariance of the gradient of one example, H the Hessian.
 
-    |G|^2     = (B |g_B|^2 - b |g_b|^2) / (B - b)         from batches of b and of B examples,
-    tr Sigma  = (|g_b|^2 - |g_B|^2) / (1 / b - 1 / B)     both without bias
+    |G|^2     = (B |g_B|^2 - b |g_b|^2) / (B - b)         g_b, g_B: mean gradients of b, B examples
+    tr Sigma  = (|g_b|^2 - |g_B|^2) / (1 / b - 1 / B)     both estimates are unbiased
     B_simple  = tr Sigma / |G|^2,        B_noise = tr(H Sigma) / (G^T H G)
 
-Below the noise scale a larger batch saves as many steps as it is larger, above it little: of the
-smallest numbers of steps and examples, (S / S_min - 1) (E / E_min - 1) = 1. The step that lowers
-the loss most, to second order, is (|G|^2 / G^T H G) / (1 + B_noise / B). McCandlish, Kaplan, Amodei
-et al. 2018, arXiv 1812.06162. In training, ``measure_noise_scale`` averages the two.
+Below the noise scale twice the batch needs half the steps; above it, a larger batch saves little.
+The number of steps S and of examples E are related by (S / S_min - 1) (E / E_min - 1) = 1. The
+learning rate that lowers the loss most, to second order, is
+(|G|^2 / G^T H G) / (1 + B_noise / B). McCandlish, Kaplan, Amodei et al. 2018, arXiv 1812.06162.
+During training ``measure_noise_scale`` averages |G|^2 and tr Sigma.
 
 >>> import jax
 >>> draws = jax.random.normal(jax.random.key(0), (512, 8, 4)) + 0.5     # |G|^2 = 1, tr Sigma = 4
@@ -40,7 +41,7 @@ class NoiseScale(NamedTuple):
     """Signal and noise of a gradient, arrays of one shape.
 
     Attributes:
-      gradient_square: |G|^2, of the gradient without noise; its estimate can be negative.
+      gradient_square: |G|^2, without noise; the estimate can be negative.
       noise_trace: tr Sigma, the variance of one example's gradient summed over the parameters.
     """
 
@@ -49,19 +50,19 @@ class NoiseScale(NamedTuple):
 
     @property
     def scale(self) -> jax.Array:
-        """B_simple in examples; infinite where no gradient is seen under the noise."""
+        """Return B_simple in examples; infinite where ``gradient_square`` is not above 0."""
         seen = self.gradient_square > 0
         signal = jnp.where(seen, self.gradient_square, 1.0)
         return jnp.where(seen, self.noise_trace / signal, jnp.inf)
 
 
 class CurvatureNoise(NamedTuple):
-    """What noise and curvature leave of a step, scalars.
+    """Signal, curvature and noise of a step, scalars.
 
     Attributes:
-      gradient_square: |G|^2 of the mean of the gradients.
+      gradient_square: |G|^2 of the mean gradient.
       curvature: G^T H G.
-      noise_curvature: tr(H Sigma), of one example's covariance.
+      noise_curvature: tr(H Sigma), with the covariance of one example.
     """
 
     gradient_square: jax.Array
@@ -70,22 +71,19 @@ class CurvatureNoise(NamedTuple):
 
     @property
     def scale(self) -> jax.Array:
-        """B_noise in examples."""
+        """Return B_noise in examples."""
         return self.noise_curvature / self.curvature
 
     @property
     def max_learning_rate(self) -> jax.Array:
-        """The best step of gradient descent without noise, |G|^2 / G^T H G."""
+        """Return the best learning rate of gradient descent without noise, |G|^2 / G^T H G."""
         return self.gradient_square / self.curvature
 
     def learning_rate(self, batch_size: Any) -> jax.Array:
-        """The best step of gradient descent under noise, |G|^2 / (G^T H G + tr(H Sigma) / B).
+        """Return the best learning rate with noise, |G|^2 / (G^T H G + tr(H Sigma) / B).
 
         Args:
           batch_size: B, examples in a batch, > 0, a number or an array of any shape.
-
-        Raises:
-          ValueError: ``batch_size`` is out of its range.
         """
         noise = self.noise_curvature / real_array("batch_size", batch_size, above=0)
         return self.gradient_square / (self.curvature + noise)
@@ -94,22 +92,19 @@ class CurvatureNoise(NamedTuple):
 def gradient_noise_scale(
     small_square: Any, big_square: Any, small_batch: Any, big_batch: Any
 ) -> NoiseScale:
-    """Signal and noise from the squared norms of gradients of two batch sizes.
+    """Estimate signal and noise from the squared norms of gradients of two batch sizes.
 
-    One measurement is noisy: average ``gradient_square`` and ``noise_trace`` over many, *each for
-    itself*, and take the ratio last.
+    One measurement is noisy: average ``gradient_square`` and ``noise_trace`` over many measurements
+    *separately*, and divide last.
 
     Args:
       small_square: |g_b|^2 of a small batch, or the mean over several, any shape.
-      big_square: |g_B|^2 of a big batch, of which the small ones may be parts; of that shape.
-      small_batch: b, examples behind ``small_square``, > 0.
-      big_batch: B, examples behind ``big_square``, > b.
+      big_square: |g_B|^2 of a big batch, the same shape. The small batches may be parts of it.
+      small_batch: b, number of examples in a small batch, > 0.
+      big_batch: B, number of examples in the big batch, > b.
 
     Returns:
-      Arrays of the default float dtype.
-
-    Raises:
-      ValueError: the batch sizes are not 0 < b < B, or a square is negative.
+      A ``NoiseScale`` of arrays of the default float dtype.
     """
     small = real_array("small_square", small_square, least=0)
     big = real_array("big_square", big_square, least=0)
@@ -128,17 +123,14 @@ def gradient_noise_scale(
 
 
 def micro_square_norms(gradients: Tree) -> tuple[jax.Array, jax.Array]:
-    """The mean of the squared norms of gradients, and the squared norm of their mean.
+    """Return the mean of the squared norms of gradients, and the squared norm of their mean.
 
     Args:
-      gradients: stacked along a first axis, of equally large micro-batches, devices or examples.
+      gradients: two or more gradients of micro-batches of one size, of devices or of examples,
+        stacked along the first axis of every leaf.
 
     Returns:
       ``small_square`` and ``big_square`` of ``gradient_noise_scale``, over all leaves.
-
-    Raises:
-      ValueError: the first axes differ, or there are fewer than two gradients.
-      TypeError: a gradient is not floating-point.
     """
     number = _number(gradients)
     wide = jax.tree.map(numerics.widen, gradients)
@@ -148,20 +140,16 @@ def micro_square_norms(gradients: Tree) -> tuple[jax.Array, jax.Array]:
 def curvature_noise_scale(
     gradients: Tree, product: Callable[[Tree], Tree], micro_batch: int = 1
 ) -> CurvatureNoise:
-    """Noise as the curvature weighs it, from stacked gradients and Hessian products.
+    """Estimate the noise weighted by the curvature, from stacked gradients and Hessian products.
 
     Args:
-      gradients: as for ``micro_square_norms``; the covariance is that of the sample, unbiased.
-      product: ``v -> H v`` on trees like one gradient; one product for each gradient and one more.
-      micro_batch: examples behind each gradient, > 0.
+      gradients: as for ``micro_square_norms``. Sigma is their unbiased sample covariance.
+      product: ``v -> H v`` on trees like one gradient; it is called once per gradient and once
+        more.
+      micro_batch: number of examples of each gradient, > 0.
 
     Returns:
-      Scalars of the default float dtype.
-
-    Raises:
-      ValueError: the first axes differ, there are fewer than two gradients, or ``micro_batch`` is
-        out of its range.
-      TypeError: a gradient is not floating-point.
+      A ``CurvatureNoise`` of scalars of the default float dtype.
     """
     number = _number(gradients)
     examples = real_array("micro_batch", micro_batch, above=0)

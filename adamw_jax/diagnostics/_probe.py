@@ -1,14 +1,14 @@
-"""``probe``: what an optimizer does, recorded inside its step, which stays as it is.
+"""Record norms inside the step of an optimizer, without changing the step.
 
     gradient_norm |g|,  update_norm |u|,  param_norm |theta|,  update_ratio |u| / |theta|,
     effective_learning_rate |u| / |g|,    clip_rate: share of the steps that were clipped
 
-g is the gradient as it comes into the probe, before the clippings in it, and u the update as it
-leaves. A step is clipped if a clipping shortens what it is given: a stage that declares
-``clips=True`` (``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms``), or one
-of optax's. What adds to the gradient or scales it does not count. The state holds scalars only; the
-norms are one more pass over gradients, update and parameters, for which XLA may write out an update
-that it would have fused into the addition to the parameters.
+g is the gradient that enters the probe, before the clippings inside it, and u is the update. A
+step counts as clipped if a clipping shortens its input. Clippings are the stages that declare
+``clips=True`` (``clip_gradient``, ``percentile_clipping``, ``clip_step``, ``clip_by_rms``) and
+those of optax. The state holds scalars only. The norms cost one more pass over gradients, update
+and parameters, for which XLA may write out an update that it would otherwise fuse into the addition
+to the parameters.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import clip_gradient, sgdw
@@ -44,20 +44,20 @@ Tree = Any
 
 NAME = tail("probe")
 
-_SHORTER = 1.0 - 1e-6  # a norm that fell by less is rounding
+_SHORTER = 1.0 - 1e-6  # a smaller decrease of a norm is rounding
 
 
 class ProbeState(NamedTuple):
-    """What ``probe`` keeps of the last step, in the default float dtype.
+    """State of ``probe``: the last step, in the default float dtype, and counts.
 
     Attributes:
-      gradient: squared norm of the gradient, a scalar; with ``per_leaf`` one for every leaf, in the
-        order of ``jax.tree.leaves``, as the next two.
-      update: of the update.
-      params: of the parameters before the step.
-      steps: steps recorded, int32.
-      clipped: of these, the steps in which a clipping shortened something; None in a recipe of
-        foreign transformations of which none is known to clip.
+      gradient: squared norm of the gradient, a scalar. With ``per_leaf`` this and the next two have
+        one entry per leaf, in the order of ``jax.tree.leaves``.
+      update: squared norm of the update.
+      params: squared norm of the parameters before the step.
+      steps: number of recorded steps, int32.
+      clipped: number of recorded steps in which a clipping shortened its input, int32; None if the
+        recipe consists of foreign transformations and none is known to clip.
     """
 
     gradient: jax.Array
@@ -68,22 +68,18 @@ class ProbeState(NamedTuple):
 
 
 def probe(*stages: Any, per_leaf: bool = False) -> Composed:
-    """``compose(*stages)`` that records norms of what goes in and what comes out.
+    """Return ``compose(*stages)`` that also records the norms of its input and output.
 
     Args:
-      *stages: as for ``compose``: a whole optimizer, ours or optax's, clipping before it, tails. A
-        clipping that stands before the probe, and not in it, is not seen.
-        A transformation from elsewhere is taken for a clipping if its name has "clip" in it, as
-        that of ``optax.clip`` has: ``("clip", tx)`` names an ``optax.chain`` or a function of yours
-        so.
-      per_leaf: norms of every parameter and not of the whole tree: three numbers for each.
+      *stages: as for ``compose``: an optimizer of this library or of optax, with clipping before it
+        and averaging or rounding after it. A clipping outside the probe is not recorded. A foreign
+        transformation counts as a clipping if its name contains "clip", like ``optax.clip``; name
+        an ``optax.chain`` or your own function so by ``("clip", tx)``.
+      per_leaf: record the norms of every parameter, three numbers each, not of the whole tree.
 
     Returns:
-      The recipe, whose updates are those of ``compose(*stages)``, and whose state has one entry
-      more, ``stages["probe"]``. Its update needs params. ``read_probe`` reads it.
-
-    Raises:
-      ValueError: as for ``compose``, or one of the stages is a probe already.
+      A recipe with the same updates as ``compose(*stages)``. Its state has one entry more,
+      ``stages["probe"]``, which ``read_probe`` reads. Its update needs params.
     """
     switch("per_leaf", per_leaf)
     whole = compose(*stages)
@@ -101,26 +97,23 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
 
 
 def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
-    """The quantities above by name, scalars, as of the last step; zeros before the first.
+    """Return the quantities of the last step by name; zeros before the first step.
 
     Args:
       state: the state of an optimizer with a ``probe``, under any wrapper.
-      params: names the parameters of a probe with ``per_leaf``; the leaves that it sees, without
-        frozen ones.
+      params: for a probe with ``per_leaf``: the parameters without frozen ones, to name the norms.
 
     Returns:
-      Scalars by name. Of a probe with ``per_leaf`` all but ``clip_rate`` are dicts by parameter
-      name, or without ``params`` arrays in the order of ``jax.tree.leaves``. ``clip_rate`` is
-      missing where it is not known. Where several probes are in one state (``optax.partition``),
-      each name is prefixed by the path of its probe.
-
-    Raises:
-      ValueError: there is no probe in the state, or ``params`` has another number of leaves.
+      A dict of ``gradient_norm``, ``update_norm``, ``param_norm``, ``update_ratio``,
+      ``effective_learning_rate`` and ``clip_rate``, scalars. With ``per_leaf`` all but
+      ``clip_rate`` are dicts by parameter name, or without ``params`` arrays in the order of
+      ``jax.tree.leaves``. ``clip_rate`` is missing if it is not known. If the state has several
+      probes (``optax.partition``), the path of its probe precedes each name.
     """
     found = find(state, ProbeState)
     if not found:
         raise ValueError(
-            f"there is no probe in this state, a {type(state).__name__}: make the optimizer with "
+            f"there is no probe in this state, a {type(state).__name__}: wrap the optimizer, as in "
             "probe(clip_gradient(1.0), adamw(1e-3))."
         )
     prefixes = [f"{path}/" if len(found) > 1 else "" for path, _ in found]
@@ -152,18 +145,18 @@ def _named(value: jax.Array, names: list[str] | None) -> Any:
     if len(names) != len(value):
         raise ValueError(
             f"params has {len(names)} leaves {names}, but the probe saw {len(value)}: leave out "
-            "what is frozen or masked, or read without params."
+            "frozen and masked leaves, or omit params."
         )
     return dict(zip(names, value, strict=True))
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """0 of 0 is 0; of anything else it is very large."""
+    """Divide; 0 / 0 is 0, and other quotients by 0 are very large."""
     return part / jnp.maximum(whole, jnp.finfo(whole.dtype).tiny)
 
 
 def _turns(spec: Spec) -> bool:
-    """Whether a stage makes something else of the gradient."""
+    """Return whether a stage takes the gradient and returns something else."""
     return spec.takes is Kind.GRADIENT and spec.gives is not Kind.GRADIENT
 
 
@@ -184,7 +177,7 @@ def _entrance(per_leaf: bool) -> Stage:
 
 
 def _before(kind: Kind) -> Stage:
-    """Before a clipping."""
+    """Return a stage that records the norm before a clipping."""
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         step.facts.probe_before = _squares(flow, False)
@@ -194,7 +187,7 @@ def _before(kind: Kind) -> Stage:
 
 
 def _after(kind: Kind) -> Stage:
-    """Behind it; one of several clippings is enough."""
+    """Return a stage that records whether a clipping, or one before it, shortened its input."""
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         facts = step.facts

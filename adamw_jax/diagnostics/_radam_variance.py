@@ -1,4 +1,4 @@
-"""The variance of the adaptive learning rate, and the rectifier that undoes it.
+"""Compute the variance of the adaptive learning rate, and the rectifier that compensates it.
 
     psi = 1 / sqrt(corrected average of g^2),    g ~ N(0, 1)
     rho_inf = 2 / (1 - b2) - 1,        rho_t = rho_inf - 2 t b2^t / (1 - b2^t)
@@ -6,13 +6,14 @@
             ~ rho / (2 (rho - 2) (rho - 4))                                 first order
     r_t = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))
 
-Liu, Jiang, He, Chen, Liu, Gao & Han, ICLR 2020, arXiv 1908.03265. For gradients of size sigma the
-variance is divided by sigma^2. The average of t squares, weighted by powers of b2, is taken for a
-plain one of rho_t: at b2 = 0.9 that overstates the variance by a tenth to a fifth.
+Liu, Jiang, He, Chen, Liu, Gao & Han, ICLR 2020, arXiv 1908.03265. For gradients of standard
+deviation sigma divide the variance by sigma^2. The average of t squares, weighted by powers of b2,
+is approximated by an unweighted average of rho_t squares. At b2 = 0.9 this overstates the variance
+by 10 to 20 %.
 
-All three take arrays and run under ``jit``. The lengths are computed without the cancellation of
-the formula above, and the variance without its own above rho = 20, so that float32 has 2e-4 at
-worst; a b2 in float32 is itself rounded, which changes rho by up to 3e-8 / (1 - b2) of it.
+The functions take arrays and run under ``jit``. They avoid the cancellation in the formulas of
+rho_t and, above rho = 20, of Var psi, so the relative error in float32 is at most 2e-4. In addition
+a b2 in float32 is rounded, which changes rho by up to 3e-8 / (1 - b2), relatively.
 
 >>> import jax.numpy as jnp
 >>> radam_rho(jnp.array([1, 5, 6, 1000]), 0.999).round(2)
@@ -42,35 +43,29 @@ _LARGE = 20.0
 
 
 def radam_rho(t: Any, b2: Any) -> jax.Array:
-    """rho_t: how many equally weighted squares the average of t is worth; 1 at t = 1.
+    """Return rho_t, the effective number of squares in the average at step t; 1 at t = 1.
 
     Args:
-      t: steps done, >= 1; an array of any shape, or infinity, which gives rho_inf.
+      t: number of steps, >= 1, an array of any shape; infinity gives rho_inf.
       b2: decay rate of the second moment, in (0, 1); broadcasts with ``t``.
 
     Returns:
       An array of the default float dtype.
-
-    Raises:
-      ValueError: an argument is out of its range, or the shapes do not fit.
     """
     return _lengths(t, b2)[0]
 
 
 def radam_variance(t: Any, b2: Any, exact: bool = True) -> jax.Array:
-    """Var psi at step t, for gradients of unit variance; NaN where rho_t <= 4.
+    """Return Var psi at step t for gradients of variance 1; NaN where rho_t <= 4.
 
     Args:
-      t: steps done, >= 1, an array of any shape.
+      t: number of steps, >= 1, an array of any shape.
       b2: decay rate of the second moment, in (0, 1); broadcasts with ``t``.
-      exact: False gives the first-order form from which the rectifier is made: 3.4 times too large
-        at rho = 5, 14 % at 20, 1 % at 200.
+      exact: False gives the first-order form, from which the rectifier is derived. It is 3.4 times
+        too large at rho = 5, 14 % too large at 20 and 1 % at 200.
 
     Returns:
       An array of the default float dtype.
-
-    Raises:
-      ValueError: an argument is out of its range, or the shapes do not fit.
     """
     switch("exact", exact)
     rho, _ = _lengths(t, b2)
@@ -80,25 +75,22 @@ def radam_variance(t: Any, b2: Any, exact: bool = True) -> jax.Array:
 
 
 def radam_rectifier(t: Any, b2: Any) -> jax.Array:
-    """r_t, by which RAdam scales its step; NaN where rho_t <= 4.
+    """Return r_t, the factor by which RAdam scales its step; NaN where rho_t <= 4.
 
     Args:
-      t: steps done, >= 1, an array of any shape.
-      b2: decay rate of the second moment, in (0, 1); broadcasts with ``t``. RAdam's own code
-        rectifies from rho_t >= 5, the sixth step for b2 of 0.9 and above.
+      t: number of steps, >= 1, an array of any shape.
+      b2: decay rate of the second moment, in (0, 1); broadcasts with ``t``. The authors'
+        code rectifies if rho_t >= 5, from the sixth step on for b2 of 0.9 and above.
 
     Returns:
       An array of the default float dtype, in [0, 1].
-
-    Raises:
-      ValueError: an argument is out of its range, or the shapes do not fit.
     """
     rho, limit = _lengths(t, b2)
     return _where_long(rho, rectifier(rho, limit))
 
 
 def _lengths(t: Any, b2: Any) -> tuple[jax.Array, jax.Array]:
-    """rho_t and rho_inf, as 1 + 2 (mean age of what is in the average)."""
+    """Return rho_t and rho_inf: 1 + 2 (weighted mean age, in steps, of the averaged squares)."""
     t = real_array("t", t, least=1)
     b2 = real_array("b2", b2, above=0, below=1)
     t, b2 = broadcast(t=t, b2=b2)
@@ -111,16 +103,16 @@ def _lengths(t: Any, b2: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _g(x: jax.Array) -> jax.Array:
-    """1/x - 1/expm1(x) for x > 0."""
+    """Return 1/x - 1/expm1(x) for x > 0."""
     small = jnp.minimum(x, 1.0)
-    large = jnp.clip(x, 1.0, 80.0)  # where exp is finite in float32, and its inverse nothing
+    large = jnp.clip(x, 1.0, 80.0)  # exp is finite in float32 and its inverse negligible
     series = 0.5 - small * _horner(_BERNOULLI, small * small)
     direct = 1.0 / jnp.maximum(x, 1.0) - 1.0 / jnp.expm1(large)
     return lax.select(x < 1.0, series, direct)
 
 
 def _exact(rho: jax.Array) -> jax.Array:
-    """Var psi for rho > 2; above 20 by the expansion in w = rho/2 - 3/4, without cancellation."""
+    """Return Var psi for rho > 2; above 20 expanded in w = rho/2 - 3/4, without cancellation."""
     x = 0.5 * jnp.maximum(rho, _LARGE)
     w = x - 0.75
     inverse = 1.0 / (w * w)

@@ -1,10 +1,11 @@
-"""``RunningMeasure``: time averages of scalars, and whether they stand still.
+"""Average scalars over time, and test whether the averages still change.
 
     mean_t = (1/t) sum of x,      drift = mean of the later half of the window - of the earlier half
 
-A training that has settled moves on while its time averages do not (Zhang, Li, Sra & Jadbabaie,
-ICML 2022, arXiv 2110.06256). Successive values are correlated, so the error of the drift comes from
-means over blocks: sqrt(2 / n (s_1^2 + s_2^2)) for n blocks, with the variances of the two halves.
+Training has settled if its time averages are constant, even if the parameters still move (Zhang,
+Li, Sra & Jadbabaie, ICML 2022, arXiv 2110.06256). Successive values are correlated, so the error of
+the drift is computed from means over blocks: sqrt(2 / n (s_1^2 + s_2^2)), with n blocks and the
+variances s_1^2, s_2^2 of the block means in the two halves.
 
 >>> import jax.numpy as jnp
 >>> measure = RunningMeasure(window=20, blocks=4)
@@ -33,14 +34,14 @@ Tree = Any
 
 
 class Measured(NamedTuple):
-    """What is known of one scalar; of the default float dtype but for ``settled``.
+    """Statistics of one scalar, in the default float dtype; ``settled`` is a bool.
 
     Attributes:
-      mean: over all steps.
-      variance: over all steps, divided by their number.
-      window_mean: over the blocks of the window that are complete; 0 before the first.
-      drift: mean of the later half of the window less that of the earlier one.
-      drift_error: its standard error.
+      mean: mean over all steps.
+      variance: variance over all steps, divided by their number.
+      window_mean: mean over the complete blocks of the window; 0 before the first.
+      drift: mean of the later half of the window minus mean of the earlier half.
+      drift_error: standard error of the drift.
       settled: whether the window is full and the drift at most two standard errors.
     """
 
@@ -53,14 +54,14 @@ class Measured(NamedTuple):
 
 
 class RunningMeasureState(NamedTuple):
-    """State of a ``RunningMeasure``, trees of scalars but for ``blocks``.
+    """State of a ``RunningMeasure``, trees like the scalars.
 
     Attributes:
-      count: steps, int32.
-      mean: over all of them.
+      count: number of steps, int32.
+      mean: mean over all steps.
       square: sum of squared distances from the mean.
-      partial: sum over the block that is under way.
-      blocks: means of the last complete blocks, a ring of shape (blocks,) for each scalar.
+      partial: sum over the current block.
+      blocks: means of the last complete blocks, a ring buffer of shape (blocks,) per scalar.
     """
 
     count: jax.Array
@@ -72,21 +73,19 @@ class RunningMeasureState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunningMeasure:
-    """Measures a tree of scalars; ``init``, ``update`` and ``read`` are pure and run under ``jit``.
+    """Averages of a tree of scalars; its methods are pure and run under ``jit``.
 
     Attributes:
-      window: steps over which drift is judged, a multiple of ``blocks``.
-      blocks: parts of it, even, >= 4; each should be longer than values stay correlated.
-
-    Raises:
-      ValueError: the numbers are not of that kind.
+      window: number of steps for the drift, a multiple of ``blocks``.
+      blocks: number of parts of the window, even, >= 4. A block should be longer than the time over
+        which values are correlated.
     """
 
     window: int = 1000
     blocks: int = 20
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
+        """Check the arguments."""
         blocks = whole_number("blocks", self.blocks, least=4)
         window = whole_number("window", self.window, least=blocks)
         if blocks % 2 or window % blocks:
@@ -96,10 +95,10 @@ class RunningMeasure:
             )
 
     def init(self, scalars: Tree) -> RunningMeasureState:
-        """The state before the first step.
+        """Return the state before the first step.
 
         Args:
-          scalars: a tree like those to be measured; its values do not count.
+          scalars: a tree like those to be measured; its values are ignored.
         """
 
         def zeros(*shape: int) -> Tree:
@@ -109,15 +108,12 @@ class RunningMeasure:
         return RunningMeasureState(count, zeros(), zeros(), zeros(), zeros(self.blocks))
 
     def update(self, state: RunningMeasureState, scalars: Tree) -> RunningMeasureState:
-        """The state after one more step.
+        """Return the state after one more step.
 
         Args:
-          state: from ``init`` or the step before.
-          scalars: what was measured, a tree of scalars like that of ``init``. A value that is not
-            finite shows in every later mean.
-
-        Raises:
-          ValueError: ``scalars`` is another tree, or holds arrays.
+          state: from ``init`` or the previous ``update``.
+          scalars: the measured values, a tree of scalars like that of ``init``. After a value that
+            is not finite, no later mean is finite.
         """
         self._check(state, scalars)
         new = jax.tree.map(numerics.scalar, scalars)
@@ -141,13 +137,13 @@ class RunningMeasure:
         return RunningMeasureState(count, mean, square, partial, blocks)
 
     def read(self, state: RunningMeasureState) -> Tree:
-        """What is known after the last step.
+        """Return the statistics after the last step.
 
         Args:
           state: from ``init`` or ``update``.
 
         Returns:
-          A tree like the scalars, with a ``Measured`` for each; zeros before the first step.
+          A tree like the scalars with a ``Measured`` in each place; zeros before the first step.
         """
         complete = state.count // jnp.int32(self.window // self.blocks)
         held = numerics.scalar(jnp.clip(complete, 1, self.blocks))

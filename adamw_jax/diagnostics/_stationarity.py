@@ -1,12 +1,12 @@
-"""A point of training looked at closely: does the loss stand still, and why?
+"""Find out whether the loss still falls at a point of training, and why.
 
     balance = -<grad L, u> / (u^T H u / 2),       u the update;  for SGD
             = |grad L|^2 / (lr / 2  E[g^T H g])
 
-Training whose loss has settled need not be at a stationary point: gradients stay large, and what a
-step descends along the gradient it loses to curvature under noise, a balance of 1. Zhang, Li, Sra &
-Jadbabaie, ICML 2022, arXiv 2110.06256; their equation 10 lacks the factor 1/2, which is exact for a
-quadratic. Whether the loss has settled, ``RunningMeasure`` tells.
+If the loss has settled, training need not be at a stationary point. Gradients can stay large while
+each step gains as much along the gradient as it loses to curvature and noise: then the balance is
+1. Zhang, Li, Sra & Jadbabaie, ICML 2022, arXiv 2110.06256; their equation 10 lacks the factor 1/2,
+which is exact for a quadratic. ``RunningMeasure`` finds out whether the loss has settled.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(w, batch):
@@ -37,18 +37,19 @@ Tree = Any
 
 
 class StationarityReport(NamedTuple):
-    """What ``stationarity_report`` found, scalars of the default float dtype.
+    """The result of ``stationarity_report``, scalars of the default float dtype.
 
     Attributes:
-      loss: the mean of the batches' losses.
-      grad_norm: norm of the mean gradient; too large by the noise of a small sample.
-      grad_norm_unbiased: the root of |grad|^2 - tr(Cov) / batches, 0 where that is negative.
-      noise_norm_batch: root of the mean squared distance of a batch's gradient from the mean.
+      loss: mean loss of the batches.
+      grad_norm: norm of the mean gradient; the noise of a small sample makes it too large.
+      grad_norm_unbiased: the root of |grad|^2 - tr(Cov) / (number of batches), 0 if that is
+        negative.
+      noise_norm_batch: root of the mean squared distance of a batch gradient from the mean.
       noise_norm_example: the same for one example, sqrt(batch size) times as large.
       rayleigh_g: g^T H g / g.g, with g of one batch and H of another.
-      one_step_change: what one update from one batch does to the loss of another.
-      descent: -<grad, u>, without bias: the fall of the loss to first order.
-      bend: u^T H u / 2, what curvature takes back.
+      one_step_change: change of the loss of one batch by the update from another.
+      descent: -<grad, u>, unbiased: the decrease of the loss to first order.
+      bend: u^T H u / 2, the increase of the loss by curvature.
     """
 
     loss: jax.Array
@@ -63,10 +64,10 @@ class StationarityReport(NamedTuple):
 
     @property
     def balance(self) -> jax.Array:
-        """Descent over bend: above 1 the loss falls, at 1 it stands still, below 1 it rises.
+        """Return descent / bend: above 1 the loss falls, at 1 it is constant, below 1 it rises.
 
-        Where curvature takes nothing back, with a bend of 0 or less, there is no such number: inf
-        with a descent above 0, -inf with one below, and 0 without one. NaN comes of a NaN only.
+        With a bend of 0 or less it is inf if the descent is positive, -inf if it is negative and 0
+        if it is 0. It is NaN only if one of both is NaN.
         """
         straight = self.bend <= 0
         ratio = self.descent / jnp.where(straight, 1.0, self.bend)
@@ -76,21 +77,21 @@ class StationarityReport(NamedTuple):
     def verdict(
         self, settled: bool, *, gradient_tolerance: float = 1e-3, balance_tolerance: float = 0.25
     ) -> str:
-        """The state of training in a word.
+        """Name the state of training.
 
         Args:
-          settled: whether the time average of the loss stands still, ``RunningMeasure.read``.
-          gradient_tolerance: ``grad_norm_unbiased`` that counts as none, in units of the gradient.
-          balance_tolerance: distance of ``balance`` from 1 that counts as none.
+          settled: whether the time average of the loss is constant, see ``RunningMeasure.read``.
+          gradient_tolerance: largest ``grad_norm_unbiased`` that counts as zero.
+          balance_tolerance: largest distance of ``balance`` from 1 that counts as zero.
 
         Returns:
-          ``"stationary point"``, ``"invariant measure"``: the loss has settled where gradients have
-          not vanished, ``"descending"``, or ``"unclear"``, as where a step climbs to first order
-          (``descent`` not above 0).
+          ``"stationary point"``, ``"invariant measure"`` (the loss has settled but gradients have
+          not vanished), ``"descending"``, or ``"unclear"``, for example if a step climbs to first
+          order (``descent`` <= 0).
         """
         if settled and float(self.grad_norm_unbiased) <= gradient_tolerance:
             return "stationary point"
-        if not float(self.descent) > 0:  # the balance is one of a descent
+        if not float(self.descent) > 0:  # a balance is defined for a descent only
             return "unclear"
         off = float(self.balance) - 1.0
         if settled and abs(off) <= balance_tolerance:
@@ -99,7 +100,7 @@ class StationarityReport(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over the batches so far, and what the next one needs of the last."""
+    """Sums over the batches so far, and the gradient and update of the last one."""
 
     gradient: Tree
     update: Tree
@@ -122,25 +123,23 @@ def stationarity_report(
     update_fn: Callable[[Tree], Tree] | None = None,
     product: Product = hvp_fn,
 ) -> StationarityReport:
-    """One pass over independent batches: gradient, noise, curvature along the steps, and balance.
+    """Measure gradient, noise, curvature along steps and balance in one pass over batches.
 
     Args:
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch, twice differentiable.
-      params: the point, a tree of real floating arrays.
-      batches: two or more, of the size that training has, independently drawn; they stream. The
-        first axis of a batch's first array counts its examples. ``Batches`` will do.
-      learning_rate: of SGD, > 0, whose update is minus the gradient times it.
-      update_fn: for other optimizers, instead: a gradient's update, like ``params``. Nothing
-        recompiles from call to call where ``loss_fn`` is the same function and what changes is an
-        argument of a ``jax.tree_util.Partial``, such as the optimizer's state.
-      product: of which matrix ``rayleigh_g`` and ``bend`` are; ``hvp_fn`` for the Hessian.
+      params: the point, a tree of real floating-point arrays.
+      batches: two or more independently drawn batches of the size used in training, read one by
+        one. The first axis of a batch's first array counts its examples. ``Batches`` may be given.
+      learning_rate: learning rate of SGD, > 0. Give this or ``update_fn``.
+      update_fn: for other optimizers: ``gradient -> update``, a tree like ``params``. To avoid
+        compiling again, pass the same ``loss_fn`` and make what changes, such as the state of the
+        optimizer, an argument of a ``jax.tree_util.Partial``.
+      product: the matrix of ``rayleigh_g`` and ``bend``: ``hvp_fn`` for the Hessian, or
+        ``gauss_newton_fn``.
 
     Returns:
-      The report. Per batch it costs a gradient, two Hessian products and two losses; memory is
-      that of five more gradients.
-
-    Raises:
-      ValueError: fewer than two batches, or not one of ``learning_rate`` and ``update_fn``.
+      The report. It costs one gradient, two Hessian products and two losses per batch, and memory
+      for five more gradients.
     """
     check_floating(params, "parameter")
     if (learning_rate is None) == (update_fn is None):
@@ -161,9 +160,7 @@ def stationarity_report(
         )
         seen, size = seen + 1, size + max(1, examples(batch))
     if sums is None or seen < 2:
-        raise ValueError(
-            f"batches must hold two or more, got {seen}: the noise is what they differ by."
-        )
+        raise ValueError(f"batches must hold two or more, got {seen}: noise is their difference.")
     return _report(sums, numerics.scalar(float(seen)), numerics.scalar(size / seen))
 
 
@@ -172,7 +169,7 @@ def _descend(learning_rate: jax.Array, gradient: Tree) -> Tree:
 
 
 def _look(loss_fn: Any, update_fn: Any, params: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
-    """Loss, gradient and update of a batch."""
+    """Return loss, gradient and update of a batch."""
     loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
     update = numerics.cast_like(update_fn(gradient), params)
     return numerics.scalar(loss), gradient, update

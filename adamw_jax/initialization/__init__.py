@@ -1,4 +1,4 @@
-"""Initialisations that look at the loss: GradInit."""
+"""Initialisation by the loss: GradInit."""
 
 from adamw_jax.initialization._gradinit import GradInitInfo, gradinit
 from adamw_jax.initialization._pairs import overlapping_pair

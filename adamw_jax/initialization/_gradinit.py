@@ -1,10 +1,10 @@
-"""``gradinit``: learns one scale per block of the initial parameters, over a stream of batches.
+"""Learn one scale per block of the initial parameters from a stream of batches.
 
     params -> {scale_m W_m},    the scales from ``GradInit.step`` over pairs (S, S~) of batches
 
-It is for deep networks without normalisation and for initialisations of a bad scale; from a good
-one training was slower for it. Zhu, Ni, Xu, Kong, Huang & Goldstein, NeurIPS 2021, arXiv
-2102.08098.
+Use it for deep networks without normalisation and for initialisations with a wrong scale. Starting
+from a good initialisation, it made training slower. Zhu, Ni, Xu, Kong, Huang & Goldstein, NeurIPS
+2021, arXiv 2102.08098.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(params, batch):
@@ -34,11 +34,11 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradInitInfo:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-      scales: a scalar for every leaf, in a tree like the parameters; 1 where it had no part.
-      blocks: names of the blocks, in the order of the arrays over blocks in ``history``.
+      scales: a tree like the parameters with one scalar per leaf; 1 for leaves without a scale.
+      blocks: names of the blocks, in the order of the arrays in ``history``.
       history: a ``GradInitRecord`` of NumPy arrays with the steps along their first axis.
     """
 
@@ -56,31 +56,27 @@ def gradinit(
     progress: Callable[[int, GradInitRecord], None] | None = None,
     **settings: Any,
 ) -> tuple[Tree, GradInitInfo]:
-    """Rescales initial parameters so that the first step of training does most.
+    """Rescale initial parameters so that the first step of training lowers the loss most.
 
-    About one epoch of steps is usual (the authors: 390 of batch 128 on CIFAR). A step costs two
-    gradients, or three to four where the gradient's norm is too large.
+    About one epoch of steps is usual (the authors: 390 steps with batches of 128 on CIFAR). A step
+    costs two gradients, or three to four while the norm of the gradient is too large.
 
     Args:
-      params: initial parameters, any tree; bfloat16 leaves keep float32 scales.
-      loss_fn: ``(params, batch) -> scalar``, without dropout, and with batch norm in training mode
+      params: initial parameters, any tree. The scales of bfloat16 leaves are float32.
+      loss_fn: ``(params, batch) -> scalar``, without dropout, and with batch norm in training mode,
         whose new statistics are dropped.
-      batches: pairs (S, S~), read one by one; best share half of their examples, as
-        ``overlapping_pair`` makes them.
-      num_steps: steps, >= 1; None for as many as there are pairs.
+      batches: pairs (S, S~), read one by one. The two should share half of their examples;
+        ``overlapping_pair`` makes such pairs.
+      num_steps: number of steps, >= 1; None for one per pair.
       progress: called after every step with the number of steps done and a ``GradInitRecord`` of
-        arrays, which need not be ready yet.
-      **settings: of ``GradInit``: ``eta``, ``gamma`` and ``scale_lr``, which are required,
+        arrays, which may still be computing.
+      **settings: arguments of ``GradInit``. Required: ``eta``, ``gamma`` and ``scale_lr``. Others:
         ``algorithm``, ``normalize``, ``min_scale``, ``min_bias_scale``, ``max_scale``,
-        ``grad_clip``, ``betas``, ``shared_second_moment``, ``block_fn``, ``is_bias``,
+        ``grad_clip``, ``betas``, ``shared_second_moment``, ``block_fn``, ``is_bias`` and
         ``differentiate_inner``.
 
     Returns:
-      Parameters with the structure, shapes and dtypes of ``params``, and what was found.
-
-    Raises:
-      ValueError: a setting is out of its range, or there are too few pairs.
-      TypeError: a setting is missing or unknown, a pair is none, or the loss is no scalar.
+      Parameters with the structure, shapes and dtypes of ``params``, and a ``GradInitInfo``.
     """
     search = GradInit(loss_fn, **settings)
     steps = None if num_steps is None else positive_steps("num_steps", num_steps)

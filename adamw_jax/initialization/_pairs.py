@@ -1,9 +1,9 @@
-"""Two batches that share half of their examples, from one.
+"""Split one batch into two that share half of their examples.
 
     S = the first two thirds of a batch,    S~ = the last two thirds
 
-The authors' code for translation splits so; that for vision takes S = (a, b), S~ = (a, c) of three
-half batches, which is the same in another order. Zhu et al. 2021, arXiv 2102.08098.
+The authors' code for translation does this. Their code for vision takes S = (a, b), S~ = (a, c) of
+three half batches a, b, c, which is the same in another order. Zhu et al. 2021, arXiv 2102.08098.
 
 >>> import jax.numpy as jnp
 >>> one, other = overlapping_pair({"x": jnp.arange(6)})
@@ -19,17 +19,14 @@ import jax
 
 
 def overlapping_pair(batch: Any) -> tuple[Any, Any]:
-    """S and S~ from one batch; ``map(overlapping_pair, batches)`` feeds ``gradinit``.
+    """Return S and S~ from one batch; give ``map(overlapping_pair, batches)`` to ``gradinit``.
 
     Args:
-      batch: a tree of arrays with the examples along the first axis, three or more; one or two
-        that are over are left out.
+      batch: a tree of arrays with three or more examples along the first axis. If their number is
+        not a multiple of three, the last one or two are left out.
 
     Returns:
-      Two trees like ``batch``, of two thirds of its examples each.
-
-    Raises:
-      ValueError: an array has no three examples, the lengths differ, or there is no array.
+      Two trees like ``batch``, each with two thirds of its examples.
     """
     shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(batch)]
     lengths = {shape[0] if shape else 0 for shape in shapes}

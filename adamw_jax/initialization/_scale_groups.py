@@ -1,6 +1,6 @@
-"""Blocks of parameters that share one scale.
+"""Group parameters into blocks that share one scale.
 
-    theta = {scale_m W_m}:  every leaf W by itself, or several leaves together, or not at all
+    theta = {scale_m W_m}:  a block m is one leaf or several leaves; some leaves have no scale
 
 >>> import jax.numpy as jnp
 >>> params = {"dense": {"bias": jnp.zeros(2), "kernel": jnp.ones((2, 2))}, "step": jnp.array(3)}
@@ -25,7 +25,7 @@ from adamw_jax._core import masks, numerics
 
 Tree = Any
 BlockFn = Callable[[str, Any], Hashable | None]
-"""``(name, leaf) -> key``: leaves of one key share a scale, those of the key None have none."""
+"""``(name, leaf) -> key``: leaves with the same key share a scale; leaves with None have none."""
 
 BIASES = ("bias", "b")
 
@@ -36,9 +36,9 @@ class Blocks:
 
     Attributes:
       leaves: all leaves, unscaled.
-      index: the block of each leaf, or None.
-      names: of each block, that of its first leaf.
-      is_bias: of each block, whether it holds nothing but biases.
+      index: the number of the block of each leaf, or None.
+      names: the names of the blocks: the name of the first leaf of each.
+      is_bias: whether each block contains only biases.
     """
 
     leaves: tuple[Any, ...]
@@ -51,18 +51,14 @@ class Blocks:
     def of(
         cls, params: Tree, block_fn: BlockFn | None = None, is_bias: masks.Mask = None
     ) -> Blocks:
-        """Groups the leaves of ``params``.
+        """Group the leaves of ``params``.
 
         Args:
-          params: any tree of arrays; leaves that are not floating-point take no part.
-          block_fn: from a slash-separated name and a leaf, of which it may use shape and dtype, to
-            the key of its block, or None for no part; None gives each leaf a block.
+          params: any tree of arrays; leaves that are not floating-point have no scale.
+          block_fn: maps a slash-separated name and a leaf (its shape and dtype) to the key of a
+            block, or to None for no scale; None makes every leaf a block.
           is_bias: which leaves are biases: a tree of bools, a function of the parameters, or a
-            pattern on leaf names; None for those called ``bias`` or ``b``.
-
-        Raises:
-          ValueError: no leaf takes part, or ``is_bias`` does not fit.
-          TypeError: a key is not hashable.
+            pattern for names of leaves; None for leaves named ``bias`` or ``b``.
         """
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         names = numerics.leaf_names(params)
@@ -75,7 +71,7 @@ class Blocks:
             index.append(None if key is None else numbers.setdefault(key, len(numbers)))
         if not numbers:
             raise ValueError(
-                f"no parameter has a scale, of the leaves {names}: give floating-point parameters "
+                f"no parameter has a scale, got the leaves {names}: give floating-point parameters "
                 "and a block_fn that does not map all of them to None."
             )
         members = [[i for i, block in enumerate(index) if block == m] for m in range(len(numbers))]
@@ -88,7 +84,7 @@ class Blocks:
         )
 
     def scaled(self, scales: jax.Array) -> list[jax.Array]:
-        """The leaves that have a scale, times it: float32 at least, not yet rounded.
+        """Return the leaves that have a scale times the scale, in float32 or wider.
 
         Args:
           scales: one per block, shape (blocks,).
@@ -100,7 +96,7 @@ class Blocks:
         ]
 
     def whole(self, scaled: Sequence[jax.Array]) -> Tree:
-        """The tree of parameters from the leaves that have a scale, rounded to their dtypes."""
+        """Return the parameters with these scaled leaves, rounded to their own dtypes."""
         values = iter(scaled)
         leaves = [
             leaf if block is None else numerics.cast(next(values), leaf.dtype)
@@ -109,11 +105,11 @@ class Blocks:
         return jax.tree.unflatten(self.structure, leaves)
 
     def rescaled(self, scales: jax.Array) -> Tree:
-        """The parameters times their scales, with the dtypes they came with."""
+        """Return the parameters times their scales, in their own dtypes."""
         return self.whole(self.scaled(scales))
 
     def per_leaf(self, scales: jax.Array) -> Tree:
-        """The scale of every leaf, in a tree like the parameters; 1 for those without."""
+        """Return a tree like the parameters with the scale of every leaf; 1 for those without."""
         one = jnp.ones([], scales.dtype)
         each = [one if block is None else _at(scales, block) for block in self.index]
         return jax.tree.unflatten(self.structure, each)
@@ -135,7 +131,7 @@ def _key(name: str, leaf: Any, block_fn: BlockFn | None) -> Hashable | None:
         hash(key)
     except TypeError:
         raise TypeError(
-            f"block_fn must give a hashable key, or None, got {key!r} for {name!r}: use a name or "
-            "a number."
+            f"block_fn must return a hashable key or None, got {key!r} for {name!r}: return a name "
+            "or a number."
         ) from None
     return key

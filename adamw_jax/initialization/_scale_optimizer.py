@@ -1,11 +1,12 @@
-"""The optimizer of the scales: Adam with a first moment for each of the two kinds of step.
+"""Optimize the scales by Adam, with a first moment for each of the two kinds of step.
 
     m_k <- b1 m_k + (1 - b1) d,    v <- b2 v + (1 - b2) d^2,    d = the slope, clipped to [-c, c]
     scale <- scale - lr (m_k / mass) / (sqrt(v / mass) + eps)
 
-k is 0 for steps on the loss and 1 for steps on the gradient's norm; v is shared by both kinds (the
-authors' code for vision) or kept apart (for translation). Division by the mass, the sum of an
-average's weights, corrects its bias. Zhu et al. 2021, arXiv 2102.08098, and their code.
+k is 0 for steps on the loss and 1 for steps on the norm of the gradient. Both kinds share one v
+(the authors' code for vision) or have one each (for translation). The mass of an average is the sum
+of its weights; dividing by it corrects the bias towards 0. Zhu et al. 2021, arXiv 2102.08098, and
+their code.
 
 >>> import jax.numpy as jnp
 >>> moments = ScaleMoments.zeros(2, shared=True)
@@ -30,19 +31,19 @@ KINDS = 2
 
 
 class Averages(NamedTuple):
-    """Moving averages, a row for each, and the sums of their weights."""
+    """Moving averages, one per row; ``mass`` holds the sums of their weights."""
 
     mean: jax.Array
     mass: jax.Array
 
     @classmethod
     def zeros(cls, rows: int, size: int) -> Averages:
-        """Averages of nothing, of shape (rows, size)."""
+        """Return averages of shape (rows, size) before the first value."""
         dtype = numerics.default_float()
         return cls(jnp.zeros([rows, size], dtype), jnp.zeros([rows], dtype))
 
     def enter(self, row: jax.Array, value: jax.Array, rate: float) -> Averages:
-        """``value`` taken into one row."""
+        """Return the averages with ``value`` added to one row."""
         b = numerics.scalar(rate)
         return Averages(
             self.mean.at[row].set(b * self.mean[row] + (1.0 - b) * value),
@@ -50,7 +51,7 @@ class Averages(NamedTuple):
         )
 
     def corrected(self, row: jax.Array) -> jax.Array:
-        """A row with which something has been averaged, without the bias towards 0."""
+        """Return a row without the bias towards 0; it needs at least one value."""
         return self.mean[row] / self.mass[row]
 
 
@@ -58,8 +59,9 @@ class ScaleMoments(NamedTuple):
     """Moments of the slopes.
 
     Attributes:
-      first: averages of shape (2, blocks), a row for each kind of step.
-      second: of their squares, (1, blocks) where both kinds share one, otherwise (2, blocks).
+      first: averages of the slopes, shape (2, blocks), one row for each kind of step.
+      second: averages of their squares, shape (1, blocks) if both kinds share one, else
+        (2, blocks).
     """
 
     first: Averages
@@ -67,11 +69,11 @@ class ScaleMoments(NamedTuple):
 
     @classmethod
     def zeros(cls, blocks: int, shared: bool) -> ScaleMoments:
-        """The moments before the first step.
+        """Return the moments before the first step.
 
         Args:
-          blocks: how many there are.
-          shared: whether both kinds of step have one second moment.
+          blocks: number of blocks.
+          shared: whether both kinds of step share one second moment.
         """
         return cls(Averages.zeros(KINDS, blocks), Averages.zeros(1 if shared else KINDS, blocks))
 
@@ -84,12 +86,12 @@ def direction(
     betas: tuple[float, float],
     clip: float,
 ) -> tuple[jax.Array, ScaleMoments]:
-    """The direction of a step, to be multiplied by the scales' learning rate, and new moments.
+    """Return the direction of a step, without the learning rate, and the new moments.
 
     Args:
-      slope: derivatives in the scales, shape (blocks,).
-      moments: before the step.
-      kind: 0 or 1, a scalar of an integer dtype.
+      slope: derivatives with respect to the scales, shape (blocks,).
+      moments: moments before the step.
+      kind: kind of the step, 0 or 1, a scalar of an integer dtype.
       betas: decay rates of the first and the second moments.
       clip: largest magnitude of a slope, infinity for no bound.
     """

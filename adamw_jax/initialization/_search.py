@@ -1,11 +1,12 @@
-"""GradInit: scales of the initial weights for which the first step of training does most.
+"""Find scales of the initial weights with which the first step of training lowers the loss most.
 
     min over scales of  L(S~; theta - eta A[g])   subject to  n(g) <= gamma,
     theta = {scale_m W_m},    g = grad L(S; theta)
 
-While the norm n(g) exceeds gamma a step lowers the norm (two backward passes); else it lowers the
-loss on S~ after one step of the optimizer that will train, SGD or Adam, divided by eta. Adam moves
-the scales. Zhu, Ni, Xu, Kong, Huang & Goldstein, NeurIPS 2021, arXiv 2102.08098.
+eta A[g] is the first step of the optimizer that will train, SGD or Adam. While the norm n(g)
+exceeds gamma, a step on the scales lowers the norm (two backward passes). Else it lowers the loss
+on S~ after the first step, divided by eta. Adam updates the scales. Zhu, Ni, Xu, Kong, Huang &
+Goldstein, NeurIPS 2021, arXiv 2102.08098.
 
 >>> import jax.numpy as jnp
 >>> def loss_fn(params, batch):
@@ -39,11 +40,11 @@ LossFn = Callable[[Tree, Any], jax.Array]
 
 
 class GradInitState(NamedTuple):
-    """What a search carries.
+    """State of a search.
 
     Attributes:
-      scales: shape (blocks,), float32 at least.
-      moments: those of the scales' Adam.
+      scales: one per block, shape (blocks,), float32 or wider.
+      moments: moments of the Adam that updates the scales.
     """
 
     scales: jax.Array
@@ -51,17 +52,16 @@ class GradInitState(NamedTuple):
 
 
 class GradInitRecord(NamedTuple):
-    """What one step saw, at the scales before it.
+    """Measurements of one step, at the scales before it.
 
     Attributes:
-      constrained: whether it lowered the gradient's norm, because that exceeded gamma, rather than
-        the loss.
+      constrained: whether the step lowered the norm of the gradient, because it exceeded gamma.
       gradient_norm: n(g) on S, the Euclidean norm or the sum of magnitudes.
-      loss: on S.
-      lowered: what the step lowered: the norm, or the loss on S~ after the inner step.
-      slope: derivatives in the scales of ``lowered``, of a loss divided by eta; not yet clipped,
-        shape (blocks,).
-      scales: after the step, shape (blocks,).
+      loss: loss on S.
+      lowered: what the step lowered: the norm, or the loss on S~ after the inner step A[g].
+      slope: derivatives of ``lowered`` with respect to the scales before clipping, for a loss
+        divided by eta, shape (blocks,).
+      scales: scales after the step, shape (blocks,).
     """
 
     constrained: jax.Array
@@ -74,37 +74,33 @@ class GradInitRecord(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradInit:
-    """A search with its settings; ``gradinit`` runs one, ``step`` is the pure function inside.
+    """A search with its settings; ``gradinit`` runs one with ``step``, a pure function.
 
-    The authors' settings (their code): for vision SGD with eta 0.1, gamma 1, scale_lr 1e-3 (ResNet
-    with batch norm) to 1e-1 (VGG with it), 1e-2 for VGG without; for translation Adam with eta
-    1e-3, gamma 1000, scale_lr 2.5e-3, betas (0.9, 0.98), no clipping, second moments apart.
+    Settings in the authors' code: for vision SGD with eta 0.1, gamma 1, scale_lr 1e-3 (ResNet with
+    batch norm), 1e-1 (VGG with batch norm) or 1e-2 (VGG without); for translation Adam with eta
+    1e-3, gamma 1000, scale_lr 2.5e-3, betas (0.9, 0.98), no clipping, separate second moments.
 
     Attributes:
       loss_fn: ``(params, batch) -> scalar``, the mean over the batch.
       eta: learning rate of the target optimizer, > 0.
-      gamma: bound on the gradient's norm, >= 0, in its units; infinity for none.
+      gamma: bound on the norm of the gradient, >= 0; infinity for no bound.
       scale_lr: learning rate of the scales, >= 0.
       algorithm: the target: ``"sgd"`` (Euclidean norm) or ``"adam"`` (sum of magnitudes).
-      normalize: SGD steps along g / |g|, the authors' choice; False along g.
+      normalize: let SGD step along g / |g|, as the authors do; False along g.
       min_scale: lower bound of the scales, in [0, 1].
-      min_bias_scale: that of biases, in [0, 1]. A scale that reaches 0 stays there.
-      max_scale: upper bound, >= 1; None for none.
+      min_bias_scale: lower bound for biases, in [0, 1]. A scale that reaches 0 stays there.
+      max_scale: upper bound, >= 1; None for no bound.
       grad_clip: largest magnitude of a slope, > 0; None for no bound.
-      betas: decay rates of the scales' Adam, each in [0, 1).
-      shared_second_moment: both kinds of step share one (vision); False keeps two (translation).
-      block_fn: ``(name, leaf) -> key``; leaves of one key share a scale, those of the key None are
-        constants of the search: unscaled, no part of the norm, not moved by the inner step. None
-        gives every floating-point leaf a scale.
+      betas: decay rates of the Adam that updates the scales, each in [0, 1).
+      shared_second_moment: let both kinds of step share one (vision); False keeps two
+        (translation).
+      block_fn: ``(name, leaf) -> key``. Leaves with the same key share a scale. Leaves with the key
+        None are constants: not scaled, not in the norm, not changed by the inner step. None gives
+        every floating-point leaf its own scale.
       is_bias: which leaves are biases: a tree of bools, a function of the parameters, or a pattern
-        on leaf names; None for those called ``bias`` or ``b``.
-      differentiate_inner: whether the derivative of the loss goes through A[g], as the formula
-        says; False takes the inner step as a constant, as the authors' code does. The same for
-        Adam, whose step is a sign.
-
-    Raises:
-      ValueError: a number is out of its range or a name unknown.
-      TypeError: ``loss_fn`` is not callable.
+        for names of leaves; None for leaves named ``bias`` or ``b``.
+      differentiate_inner: differentiate the loss through A[g], as in the formula; False takes A[g]
+        as a constant, as the authors' code does. For Adam, whose step is a sign, both are equal.
     """
 
     loss_fn: LossFn
@@ -125,7 +121,7 @@ class GradInit:
     differentiate_inner: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the settings."""
+        """Check the settings."""
         if not callable(self.loss_fn):
             raise TypeError(
                 f"loss_fn must be a function of params and batch, got {self.loss_fn!r}."
@@ -149,68 +145,51 @@ class GradInit:
             number(f"betas[{i}]", beta, least=0, below=1)
 
     def blocks(self, params: Tree) -> Blocks:
-        """How the parameters are grouped.
+        """Return the blocks; their ``names`` have the order of all arrays over blocks.
 
         Args:
           params: the initial parameters.
-
-        Returns:
-          The blocks, whose ``names`` have the order of all arrays over blocks.
-
-        Raises:
-          ValueError: no leaf has a scale, or ``is_bias`` does not fit.
-          TypeError: ``block_fn`` gives a key that is not hashable.
         """
         return Blocks.of(params, self.block_fn, self.is_bias)
 
     def init(self, params: Tree) -> GradInitState:
-        """The state before the first step, with scales of 1.
+        """Return the state before the first step, with scales of 1.
 
         Args:
           params: the initial parameters.
-
-        Raises:
-          ValueError, TypeError: as ``blocks``.
         """
         count = len(self.blocks(params).names)
         scales = jnp.ones([count], numerics.default_float())
         return GradInitState(scales, ScaleMoments.zeros(count, self.shared_second_moment))
 
     def rescaled(self, params: Tree, state: GradInitState) -> Tree:
-        """The initial parameters times their scales.
+        """Return the initial parameters times their scales, in their own dtypes.
 
         Args:
           params: the initial parameters.
           state: from ``init`` or ``step``.
-
-        Returns:
-          A tree with the structure, shapes and dtypes of ``params``.
         """
         return self.blocks(params).rescaled(state.scales)
 
     def step(
         self, params: Tree, state: GradInitState, pair: tuple[Any, Any]
     ) -> tuple[GradInitState, GradInitRecord]:
-        """One step on the scales; pure, for ``jax.jit``, ``lax.scan`` and ``jax.vmap``.
+        """Make one step on the scales; pure, for ``jax.jit``, ``lax.scan`` and ``jax.vmap``.
 
         Args:
           params: the initial parameters, the same at every step.
-          state: from ``init`` or the step before.
+          state: from ``init`` or the previous step.
           pair: the batches S and S~.
 
         Returns:
-          The new state, or the old one where that would not be finite (a slope is NaN, or without
-          ``grad_clip`` too large for its square), and what the step saw.
-
-        Raises:
-          ValueError: the state is of parameters with another number of blocks.
-          TypeError: the loss is no real scalar.
+          The new state and the record of the step. The state stays as it was if the new one would
+          not be finite (a slope is NaN, or its square overflows without ``grad_clip``).
         """
         blocks = self.blocks(params)
         if state.scales.shape != (len(blocks.names),):
             raise ValueError(
                 f"the state has scales of shape {state.scales.shape}, the parameters "
-                f"{len(blocks.names)} blocks: call init again for changed parameters."
+                f"{len(blocks.names)} blocks: call init again after changing the parameters."
             )
         constrained, norm, loss, lowered, slope = self._slope(blocks, state.scales, pair)
         kind = constrained.astype(jnp.int32)
@@ -224,7 +203,7 @@ class GradInit:
         return after, GradInitRecord(constrained, norm, loss, lowered, slope, after.scales)
 
     def _slope(self, blocks: Blocks, scales: jax.Array, pair: tuple[Any, Any]) -> tuple[Any, ...]:
-        """Whether the norm is too large, the norm and the loss, what is lowered, its slope."""
+        """Return the first five fields of the ``GradInitRecord``."""
         batch, other = pair
 
         def loss_of(scaled: list[jax.Array], batch: Any) -> jax.Array:
@@ -251,7 +230,7 @@ class GradInit:
             value, slope = jax.value_and_grad(loss_after)(scales)
             return value, slope / self.eta
 
-        constrained = ~(norm <= self.gamma)  # a norm that is NaN does not satisfy the constraint
+        constrained = ~(norm <= self.gamma)  # also if the norm is NaN
         return constrained, norm, loss, *lax.cond(constrained, constraint, objective)
 
     def _bounded(self, blocks: Blocks, scales: jax.Array) -> jax.Array:
@@ -261,7 +240,7 @@ class GradInit:
 
 
 def _scalar(loss: Any) -> jax.Array:
-    """The loss as a scalar of the default float dtype."""
+    """Return the loss as a scalar of the default float dtype."""
     real = isinstance(loss, jax.Array) and jnp.issubdtype(loss.dtype, jnp.floating)
     if not real or loss.shape != ():
         raise TypeError(

@@ -1,9 +1,9 @@
-"""The first step of the optimizer that will train, and the norm in which its size is bounded.
+"""Compute the first step A[g] of the optimizer that will train, and the norm n of the gradient.
 
     SGD:   A[g] = g / |g|_2, or g;    n = |g|_2
     Adam:  A[g] = sign(g);            n = |g|_1
 
-Adam's first step is the sign of the gradient, but for its eps. After Zhu, Ni, Xu, Kong, Huang &
+Adam's first step is the sign of the gradient, up to eps. After Zhu, Ni, Xu, Kong, Huang &
 Goldstein, NeurIPS 2021, arXiv 2102.08098, and their code.
 
 >>> import jax.numpy as jnp
@@ -32,18 +32,15 @@ ALGORITHMS = ("sgd", "adam")
 
 
 def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
-    """n(g), the norm over all leaves together.
+    """Return n(g), the norm over all leaves together.
 
     Args:
       gradient: any tree of floating-point arrays.
       algorithm: ``"sgd"`` for the Euclidean norm, ``"adam"`` for the sum of magnitudes.
 
     Returns:
-      A scalar of the default float dtype; the Euclidean norm is never quite
-      0, and infinite where its square overflows, by which the search skips the step.
-
-    Raises:
-      ValueError: the algorithm is none of these.
+      A scalar of the default float dtype. The Euclidean norm of 0 is tiny but positive. If its
+      square overflows it is infinite, and the search skips the step.
     """
     one_of("algorithm", algorithm, ALGORITHMS)
     if algorithm == "sgd":
@@ -53,19 +50,16 @@ def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
 
 
 def first_step(gradient: Tree, algorithm: str, normalize: bool = True) -> Tree:
-    """A[g], the direction of the first step, to be multiplied by the learning rate.
+    """Return A[g], the direction of the first step, without the learning rate.
 
     Args:
       gradient: any tree of floating-point arrays.
       algorithm: ``"sgd"`` or ``"adam"``.
-      normalize: whether SGD's gradient is divided by its norm; Adam's sign has no norm to divide.
+      normalize: whether SGD divides the gradient by its norm; Adam ignores it.
 
     Returns:
-      A tree like ``gradient``, float32 at least. Of complex leaves the gradient is the conjugate
-      of what ``jax.grad`` gives, so that the step descends.
-
-    Raises:
-      ValueError: an argument is none of its choices.
+      A tree like ``gradient``, in float32 or wider. Complex leaves of ``jax.grad`` are conjugated,
+      so that the step descends.
     """
     one_of("algorithm", algorithm, ALGORITHMS)
     switch("normalize", normalize)

@@ -1,5 +1,5 @@
 """The laboratory: tasks, models, experiments, reports and the command line.
 
 The library never imports it. It needs the extra ``demo`` (flax, scikit-learn, matplotlib, rich,
-tyro); everything it measures, it measures through the library's public names.
+tyro), and uses only public names of the library.
 """

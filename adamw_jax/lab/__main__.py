@@ -1,4 +1,4 @@
-"""``python -m adamw_jax.lab`` is ``adamw-jax``."""
+"""Run ``adamw-jax`` as ``python -m adamw_jax.lab``."""
 
 import sys
 

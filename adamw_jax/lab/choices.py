@@ -1,4 +1,4 @@
-"""A choice by name, and an error that names the choices."""
+"""Choose by name, with an error that lists the choices."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ Value = TypeVar("Value")
 
 
 def choose(what: str, name: str, choices: Mapping[str, Value]) -> Value:
-    """``choices[name]``.
-
-    Raises:
-      ValueError: there is no such name; the message lists those there are and the nearest one.
-    """
+    """Return ``choices[name]``, or raise an error that lists the names and the nearest one."""
     if name not in choices:
         raise ValueError(unknown(what, name, choices))
     return choices[name]
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The message for a name that is not among the choices."""
+    """Return the error text for a name that is not among the choices."""
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Where a result comes from: hardware, versions, commit."""
+"""Record hardware, versions and commit of a result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """What a reader needs in order to repeat or to doubt a number."""
+    """Return what a reader needs to know to reproduce or question a number."""
     found = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions; None for what is not installed."""
+    """Return installed versions; None for packages that are not installed."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -41,7 +41,7 @@ def versions() -> dict[str, str | None]:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """Return the name of the processor, as given by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -52,14 +52,14 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def commit() -> str:
-    """The commit of the library's own checkout, with ``+`` where files differ; or empty."""
+    """Return the commit of the library's checkout, ``+`` if files changed, or an empty string."""
     here = Path(__file__).resolve().parent
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
@@ -68,7 +68,7 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     if not tracked:
-        return ""  # some other repository, which merely holds the environment
+        return ""  # another repository around the environment
     return head + ("+" if changed else "")
 
 

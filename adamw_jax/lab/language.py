@@ -1,9 +1,9 @@
-"""A small language, for models small enough to learn it in a minute.
+"""Generate sentences of a small language that a small model learns in a minute.
 
-Words belong to classes. The class of a word follows from that of the word before by a sparse random
-table; within a class the word of rank k has a probability in proportion to k^-1.5, so that most
-words are rare, as in a text. A part of the words repeats the word ``BACK`` places before, which
-takes attention to see. Nothing is downloaded, and no sentence is seen twice.
+Words belong to classes. The class of a word is drawn from a sparse random table, given the class of
+the previous word. Within a class the word of rank k has a probability proportional to k^-1.5, so
+most words are rare, as in real text. Some words repeat the word ``BACK`` places before, which a
+model can only predict by attention. Nothing is downloaded, and no sentence appears twice.
 
 >>> sentences(2, 6, seed=0).shape
 (2, 6)
@@ -20,7 +20,7 @@ GRAMMAR_SEED = 0
 
 
 def sentences(count: int, length: int, seed: int) -> np.ndarray:
-    """Words of shape (count, length), int32, in 0..WORDS - 1; the same seed gives the same ones."""
+    """Draw words of shape (count, length), int32 in 0..WORDS - 1, determined by the seed."""
     table = np.random.default_rng(GRAMMAR_SEED).dirichlet(np.full(CLASSES, 0.2), CLASSES)
     follow = np.cumsum(table, axis=1)
     rank = np.cumsum(np.arange(1, PER_CLASS + 1) ** -1.5)

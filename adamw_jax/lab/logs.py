@@ -1,4 +1,4 @@
-"""What a run leaves on disk before any report: settings as JSON, rows as JSONL and as CSV.
+"""Write and read the logs of a run: settings as JSON, rows as JSONL and as CSV.
 
 * ``logs/<experiment>.json``: experiment, preset, settings and their hash, seconds, number of rows
 * ``logs/<experiment>.jsonl``: one row per line
@@ -32,7 +32,7 @@ class Logged:
 
 
 def write_log(folder: Path, logged: Logged) -> None:
-    """Writes the three files of an experiment."""
+    """Write the three files of an experiment."""
     folder.mkdir(parents=True, exist_ok=True)
     name = logged.experiment.name
     head = {
@@ -50,11 +50,7 @@ def write_log(folder: Path, logged: Logged) -> None:
 
 
 def read_log(folder: Path, name: str) -> Logged:
-    """Reads what ``write_log`` wrote.
-
-    Raises:
-      ValueError: a file is missing, damaged or incomplete; the message names it.
-    """
+    """Read the files of ``write_log``; a missing or damaged one is a ``ValueError``."""
     head = read_json(folder / f"{name}.json")
     path = folder / f"{name}.jsonl"
     try:
@@ -63,8 +59,8 @@ def read_log(folder: Path, name: str) -> Logged:
         raise ValueError(f"cannot read the log {path}: {error}") from error
     if len(rows) != head.get("rows"):
         raise ValueError(
-            f"the log {path} has {len(rows)} rows where {folder / f'{name}.json'} promises "
-            f"{head.get('rows')}; it is incomplete, run the experiment again."
+            f"the log {path} has {len(rows)} rows, but {folder / f'{name}.json'} says "
+            f"{head.get('rows')}: it is incomplete, run the experiment again."
         )
     experiment = get_experiment(head["experiment"])
     settings = experiment.settings_from(head["settings"])
@@ -73,7 +69,7 @@ def read_log(folder: Path, name: str) -> Logged:
 
 def write_run(folder: Path, title: str, command: str, started: str, seconds: float,
               environment: dict[str, str], experiments: Sequence[str]) -> None:  # fmt: skip
-    """Writes ``run.json``."""
+    """Write ``run.json``."""
     _write_json(
         folder / "run.json",
         {
@@ -88,11 +84,7 @@ def write_run(folder: Path, title: str, command: str, started: str, seconds: flo
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads one JSON object.
-
-    Raises:
-      ValueError: there is no such file, or it is damaged.
-    """
+    """Read one JSON object; a missing or damaged file is a ``ValueError``."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

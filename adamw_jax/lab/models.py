@@ -1,7 +1,7 @@
-"""The models of the lab, in Flax NNX, used as pure functions.
+"""Define the models of the lab in Flax NNX, as pure functions.
 
-``nnx.split`` separates the structure from the numbers once; after that, plain ``jax.jit``,
-``jax.vmap`` and ``jax.lax.scan`` work on the numbers alone and cost nothing extra per call.
+``nnx.split`` separates structure and parameters once. Then ``jax.jit``, ``jax.vmap`` and
+``jax.lax.scan`` work on the parameters alone, without extra cost per call.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class MLP(nnx.Module):
     """Two hidden layers with ReLU."""
 
     def __init__(self, features: int, hidden: int, classes: int, *, rngs: nnx.Rngs):
-        """Draws the weights.
+        """Draw the weights.
 
         Args:
           features: numbers per example.
           hidden: width of both hidden layers.
           classes: number of outputs.
-          rngs: the source of the weights.
+          rngs: random generators for the weights.
         """
         self.first = nnx.Linear(features, hidden, rngs=rngs)
         self.second = nnx.Linear(hidden, hidden, rngs=rngs)
         self.last = nnx.Linear(hidden, classes, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Logits of shape (batch, classes) from inputs of shape (batch, features)."""
+        """Return logits of shape (batch, classes) from inputs of shape (batch, features)."""
         hidden = nnx.relu(self.first(inputs))
         hidden = nnx.relu(self.second(hidden))
         return self.last(hidden)
@@ -52,10 +52,10 @@ class Network:
 
 
 def mlp(features: int, classes: int, hidden: int = 128) -> Network:
-    """The network of all experiments here: two hidden layers of 128.
+    """Return the network of all experiments with ``Runner``: two hidden layers.
 
-    Weights are drawn by NumPy, so that a seed means the same weights under every version of JAX
-    and nothing has to be compiled for them: He's normal distribution, and biases of zero.
+    Weights have He's normal distribution, biases are zero. NumPy draws them, so a seed gives the
+    same weights with every version of JAX and nothing is compiled for them.
     """
     abstract = nnx.eval_shape(lambda: MLP(features, hidden, classes, rngs=nnx.Rngs(0)))
     structure, state = nnx.split(abstract)

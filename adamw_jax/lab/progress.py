@@ -1,4 +1,4 @@
-"""Progress: a live bar on a terminal, plain lines elsewhere, silence where asked."""
+"""Show progress: a live bar on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from rich.table import Column
 
 
 class Progress(Protocol):
-    """Told what is being done; safe to call from several threads."""
+    """Interface for reporting progress; safe to call from several threads."""
 
     def experiment(self, title: str, number: int, of: int) -> None:
-        """A new experiment begins."""
+        """Report the start of an experiment."""
         ...
 
     def begin(self, title: str, total: int) -> None:
-        """A piece of work begins, of ``total`` training steps."""
+        """Report the start of a piece of work with ``total`` training steps."""
         ...
 
     def advance(self, steps: int, message: str) -> None:
-        """Some steps are done; ``message`` says with which numbers."""
+        """Report finished steps; ``message`` shows their numbers."""
         ...
 
     def end(self) -> None:
-        """The piece of work is done."""
+        """Report the end of the piece of work."""
         ...
 
 
 class Silent:
-    """Says nothing."""
+    """Progress that shows nothing."""
 
     def experiment(self, title: str, number: int, of: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def begin(self, title: str, total: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, steps: int, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Lines:
-    """Plain lines, at most one every few seconds: for logs and pipes."""
+    """Progress as plain lines, at most one every few seconds, for logs and pipes."""
 
     def __init__(self, console: Console, every: float = 5.0):
-        """Writes to ``console``, not more often than ``every`` seconds."""
+        """Write to ``console``, at most once in ``every`` seconds."""
         self.console, self.every = console, every
         self.total = self.done = 0
         self.title = ""
@@ -66,16 +66,16 @@ class Lines:
         self.lock = threading.Lock()
 
     def experiment(self, title: str, number: int, of: int) -> None:
-        """A heading."""
+        """Print a heading."""
         self.console.print(f"[{number}/{of}] {title}", markup=False, highlight=False)
 
     def begin(self, title: str, total: int) -> None:
-        """Starts to count."""
+        """Start counting."""
         with self.lock:
             self.title, self.total, self.done, self.last = title, total, 0, time.monotonic()
 
     def advance(self, steps: int, message: str) -> None:
-        """Counts, and writes when it is time."""
+        """Count steps, and print a line when it is time."""
         with self.lock:
             self.done += steps
             now = time.monotonic()
@@ -85,14 +85,14 @@ class Lines:
                 self.console.print(f"      {share:3d} %  {message}", markup=False, highlight=False)
 
     def end(self) -> None:
-        """Stops to count."""
+        """Do nothing."""
 
 
 class Live:
-    """A bar for the piece of work at hand, with its numbers; use as a context manager."""
+    """Progress as a bar for the current piece of work; use it as a context manager."""
 
     def __init__(self, console: Console):
-        """Draws on ``console``."""
+        """Draw on ``console``."""
         self.bar = Bar(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -107,31 +107,31 @@ class Live:
         self.current = None
 
     def __enter__(self) -> Live:
-        """Starts to draw."""
+        """Start drawing."""
         self.bar.start()
         return self
 
     def __exit__(self, *reason: object) -> None:
-        """Stops to draw; the finished bars stay."""
+        """Stop drawing; finished bars stay."""
         self.bar.stop()
 
     def experiment(self, title: str, number: int, of: int) -> None:
-        """The next bars belong to this experiment."""
+        """Label the next bars with this experiment."""
         self.heading = f"{number}/{of} {title}"
 
     def begin(self, title: str, total: int) -> None:
-        """A new bar."""
+        """Add a bar."""
         self.current = self.bar.add_task(
             self.heading or title, total=total, message=f"{title}: compiling"
         )
 
     def advance(self, steps: int, message: str) -> None:
-        """Moves the bar."""
+        """Advance the bar."""
         if self.current is not None:
             self.bar.update(self.current, advance=steps, message=message)
 
     def end(self) -> None:
-        """Completes the bar."""
+        """Complete the bar."""
         if self.current is not None:
             self.bar.update(self.current, message="")
             self.current = None

@@ -1,7 +1,7 @@
-"""What is trained: an optimizer, its schedule and its numbers.
+"""Define what is trained: an optimizer, its schedule and its numbers.
 
-Numbers are arrays inside the compiled program, so that all learning rates, decays and schedules of
-one recipe share one compilation and run side by side under ``vmap``.
+Numbers are arrays inside the compiled program. So all learning rates, decays and schedules of one
+recipe share one compilation and run in parallel under ``vmap``.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from adamw_jax.schedules import one_cycle
 Settings = Mapping[str, Any]
 
 MOMENTUM = 0.9
-"""Where none is scheduled: Adam's b1, and the momentum of SGD."""
+"""Adam's b1, and the momentum of SGD, unless a schedule gives another one."""
 
 PREFIX = "lookahead_"
-"""What ``create`` takes before a name, for Lookahead at its end."""
+"""Prefix of a name for ``create`` that adds Lookahead."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Carrier:
-    """Learning rate and momentum of every step, as any optimizer of the library accepts them."""
+    """Learning rate and momentum of every step, in the form that optimizers accept."""
 
     learning_rates: jax.Array
     momenta: jax.Array
 
     def learning_rate(self, count: Any) -> jax.Array:
-        """The learning rate of the update after ``count`` others."""
+        """Return the learning rate of the update after ``count`` others."""
         return self.learning_rates[count]
 
     def momentum(self, count: Any) -> jax.Array:
-        """The momentum, or b1, of that update."""
+        """Return the momentum, or b1, of that update."""
         return self.momenta[count]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An optimizer to be trained with.
+    """An optimizer for training.
 
     Attributes:
-      name: for the log and for the cache of compiled programs; one name, one program.
+      name: name in the log and in the cache of compiled programs; each program needs its own.
       build: (carrier, settings) -> transformation; settings are scalars by name.
-      momentum: its own, at all steps; None for that of the schedule.
+      momentum: the momentum at all steps; None for that of the schedule.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Arm:
     """One setting, which is trained with every seed.
 
     Attributes:
-      group: the contender it belongs to, as a plot calls it.
+      group: the contender to which it belongs, its name in plots.
       recipe: the optimizer.
       schedule: ``"one_cycle"``, ``"constant"`` or ``"cosine"``.
-      learning_rate: the largest of the schedule.
+      learning_rate: the largest learning rate of the schedule.
       settings: numbers for the recipe, from ``settings(...)``.
     """
 
@@ -80,12 +80,12 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Unique within an experiment."""
+        """Return a name that is unique within an experiment."""
         numbers = ", ".join(f"{key} {value:g}" for key, value in self.settings)
         return f"{self.group}, lr {self.learning_rate:g}, {numbers}".removesuffix(", ")
 
     def described(self) -> dict[str, object]:
-        """What the log says of it."""
+        """Return its fields for the log."""
         return {
             "arm": self.name,
             "group": self.group,
@@ -97,13 +97,13 @@ class Arm:
 
 
 def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
-    """An optimizer of the library's registry, by the name ``create`` takes.
+    """Return the recipe of an optimizer in the registry, by its name for ``create``.
 
-    Schedules have a momentum for those whose own is the usual one; the others keep theirs.
+    Optimizers with the usual momentum take that of the schedule; the others keep their own.
 
     Args:
       name: such as ``"adamw"`` or ``"lookahead_sgdw"``.
-      label: the recipe's name where ``static`` makes it differ from the registry's.
+      label: name of the recipe, if ``static`` makes it differ from the default of ``name``.
       **static: keyword arguments that are not numbers.
     """
 
@@ -114,14 +114,14 @@ def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
 
 
 def own_momentum(name: str) -> float | None:
-    """The momentum of an optimizer whose default is not the usual one, such as Adan's 0.98."""
+    """Return the default momentum if it is not the usual one, such as Adan's 0.98, else None."""
     takes = arguments(name)
     own = next((takes[key].default for key in ("b1", "momentum") if key in takes), None)
     return None if own in (None, MOMENTUM) else own
 
 
 def arguments(name: str) -> Mapping[str, inspect.Parameter]:
-    """What an optimizer takes, by the name ``create`` takes."""
+    """Return the parameters of an optimizer, by its name for ``create``."""
     return inspect.signature(info(name.removeprefix(PREFIX)).factory).parameters
 
 
@@ -130,7 +130,7 @@ def _adam_with_either_decay(carrier: Carrier, settings: Settings) -> optax.Gradi
 
 
 ADAM = Recipe("adam", _adam_with_either_decay)
-"""Adam with decoupled decay ``weight_decay`` and L2 ``l2``; either may be zero."""
+"""Adam with decoupled decay ``weight_decay`` and L2 ``l2``; both may be zero."""
 
 
 def _adam_with_lookahead(carrier: Carrier, settings: Settings) -> optax.GradientTransformation:
@@ -141,16 +141,16 @@ LOOKAHEAD_ADAM = Recipe("lookahead(adam)", _adam_with_lookahead)
 
 
 def settings(**numbers: float) -> tuple[tuple[str, float], ...]:
-    """Numbers for an arm, in a fixed order."""
+    """Return numbers for an arm, in a fixed order."""
     return tuple(sorted(numbers.items()))
 
 
 def tables(
     schedule: str, learning_rate: float, steps: int, own: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Learning rates and momenta of a whole run, float32 arrays of shape (steps,).
+    """Return learning rates and momenta of a run, float32 arrays of shape (steps,).
 
-    With ``own`` that is the momentum, whatever the schedule has.
+    ``own``, if given, replaces the momentum of the schedule.
     """
     shape, momenta = choose("schedule", schedule, SCHEDULES)(steps)
     momenta = momenta if own is None else np.full(steps, own)
@@ -168,7 +168,7 @@ def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _one_cycle(steps: int) -> tuple[np.ndarray, np.ndarray]:
     cycle = one_cycle(1.0, total_steps=steps)
-    assert cycle.momentum is not None  # that is what one_cycle makes unless told otherwise
+    assert cycle.momentum is not None  # by default it has a schedule of momentum
     count = np.arange(steps, dtype=np.int32)
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
 

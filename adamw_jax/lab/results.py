@@ -1,4 +1,4 @@
-"""What an experiment hands to a report: verdicts, tables and figures."""
+"""Define what an experiment passes to a report: verdicts, tables and figures."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A claim and what became of it.
+    """A claim and the verdict on it.
 
     Attributes:
-      claim: the claim, as its proponents put it.
-      task: where it was tried.
+      claim: the claim, as stated by its proponents.
+      task: the task on which it was tested.
       word: ``"shown"``, ``"tie"`` or ``"not shown"``.
-      evidence: the numbers, in words.
-      rule: how the word follows from the numbers, fixed beforehand.
-      literature: what others found.
+      evidence: the numbers, in a sentence.
+      rule: how the word follows from the numbers, fixed before measuring.
+      literature: findings of others.
     """
 
     claim: str
@@ -32,14 +32,14 @@ class Verdict:
     literature: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the word."""
+        """Check the word."""
         if self.word not in WORDS:
             raise ValueError(f"a verdict must be one of {WORDS}, got {self.word!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a table: the key in the rows, the heading and the format of a cell."""
+    """A column of a table: the key in the rows, the heading and the format of the cells."""
 
     key: str
     title: str
@@ -47,11 +47,11 @@ class Column:
 
     @property
     def numeric(self) -> bool:
-        """Whether cells are numbers, to be set flush right."""
+        """Return whether cells are numbers, which are aligned right."""
         return self.form != "{}"
 
     def cell(self, row: Row) -> str:
-        """The formatted cell; empty where the row has no value."""
+        """Return the formatted cell; empty if the row has no value."""
         value = row.get(self.key)
         if value is None:
             return ""
@@ -60,7 +60,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of raw numbers, with columns that say how to print them."""
+    """Rows of raw numbers, with columns that define their format."""
 
     name: str
     title: str
@@ -73,8 +73,8 @@ class Panel:
     """One set of axes.
 
     Attributes:
-      title: above the axes.
-      draw: (axes, rows) -> None; it may draw nothing that is not in the rows.
+      title: title above the axes.
+      draw: (axes, rows) -> None; it draws only numbers from the rows.
       rows: the plotted numbers.
     """
 
@@ -88,9 +88,9 @@ class Figure:
     """One picture.
 
     Attributes:
-      name: of its files.
-      title: above the panels.
-      alt: what it shows, for readers who do not see it.
+      name: name of its files.
+      title: title above the panels.
+      alt: description for readers who cannot see it.
       panels: its axes, row by row.
       columns: panels in a row.
       panel_size: width and height of one panel in inches.
@@ -106,13 +106,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came out of an experiment.
+    """The result of an experiment.
 
     Attributes:
       verdicts: one per claim and task.
       tables: the numbers behind them.
       figures: the pictures.
-      remarks: sentences a reader should not miss.
+      remarks: important sentences for the reader.
     """
 
     verdicts: Sequence[Verdict] = ()

@@ -1,4 +1,4 @@
-"""A run: measure some experiments, write their logs, build the report, say what came out."""
+"""Run experiments: measure, write logs, build the report, print the verdicts."""
 
 from __future__ import annotations
 
@@ -29,15 +29,12 @@ MARK = "run.json"
 
 
 def new_folder(out: Path | None, kind: str, overwrite: bool = False) -> Path:
-    """The folder for results, made and empty.
+    """Make an empty folder for results and return its path.
 
     Args:
-      out: what the user asked for, or None for a new folder under ``adamw-jax-results``.
-      kind: the command, for the folder's name.
-      overwrite: whether results that are there may be replaced; anything else never is.
-
-    Raises:
-      ValueError: there is something in the folder already, or it cannot be made.
+      out: the user's choice, or None for a new folder under ``adamw-jax-results``.
+      kind: the command, for the name of the folder.
+      overwrite: replace earlier results in the folder; other files are never deleted.
     """
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -51,7 +48,7 @@ def new_folder(out: Path | None, kind: str, overwrite: bool = False) -> Path:
             raise ValueError(f"{out} is not empty; choose another --out or add --overwrite.")
         if not (out / MARK).is_file():
             raise ValueError(
-                f"{out} holds files but no earlier results ({MARK}), so it is left alone; choose "
+                f"{out} has files but no earlier results ({MARK}), so nothing is deleted; choose "
                 "another --out."
             )
         _clear(out)
@@ -63,7 +60,7 @@ def new_folder(out: Path | None, kind: str, overwrite: bool = False) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a run writes, and nothing else."""
+    """Delete the files that a run writes, and no others."""
     for name in ("logs", "figures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (MARK, "report.html", "report.md", "verdicts.csv"):
@@ -72,7 +69,7 @@ def _clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def shown_progress(console: Console) -> Iterator[Progress]:
-    """A bar on a terminal, lines elsewhere."""
+    """Show a bar on a terminal, lines elsewhere."""
     if console.is_terminal:
         with Live(console) as live:
             yield live
@@ -87,14 +84,14 @@ def perform(
     folder: Path,
     console: Console,
 ) -> Report:
-    """Measures, logs, and builds the report.
+    """Measure, write logs, and build the report.
 
     Args:
-      title: of the report.
-      command: what the user typed.
-      work: experiments with the name of their preset and their settings.
+      title: title of the report.
+      command: the user's command.
+      work: experiments, each with the name of its preset and its settings.
       folder: an empty folder.
-      console: where progress goes.
+      console: console for progress.
     """
     begun = time.perf_counter()
     started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -109,12 +106,12 @@ def perform(
     seconds = time.perf_counter() - begun
     names = [experiment.name for experiment, _, _ in work]
     write_run(folder, title, command, started, seconds, environment(), names)
-    console.print("Drawing and writing the report ...", style="dim")
+    console.print("Writing the report ...", style="dim")
     return build(folder)
 
 
 def say(report: Report, console: Console, *, tables: bool = False) -> None:
-    """Prints the verdicts with their rules, the first table of each experiment, and the files."""
+    """Print the verdicts with their rules, the files, and with ``tables`` each first table."""
     if tables:
         for section in report.sections:
             for table in section.result.tables[:1]:
@@ -127,19 +124,19 @@ def say(report: Report, console: Console, *, tables: bool = False) -> None:
         f"Report:   {(report.folder / 'report.html').resolve()}", markup=False, soft_wrap=True
     )
     console.print(
-        f"Beside it: report.md, figures/ (PNG, SVG, CSV), tables/ (CSV), logs/ (JSONL, CSV). "
-        f"{report.run['seconds']:.0f} s of measuring.",
+        f"Also:     report.md, figures/ (PNG, SVG, CSV), tables/ (CSV), logs/ (JSONL, CSV). "
+        f"{report.run['seconds']:.0f} s of measurements.",
         markup=False,
         highlight=False,
     )
 
 
 def _verdicts(report: Report) -> Grid:
-    """One row per claim: claim and rule on the left, verdict and evidence by task on the right."""
+    """Return one row per claim: claim and rule, and the verdict and evidence of each task."""
     grid = Grid(title=report.run["title"], title_justify="left", title_style="bold")
     grid.show_lines, grid.header_style = True, "bold"
-    grid.add_column("Claim, and the rule that decides", ratio=5)
-    grid.add_column("Verdict, and the evidence", ratio=6)
+    grid.add_column("Claim and rule", ratio=5)
+    grid.add_column("Verdict and evidence", ratio=6)
     claims: dict[str, list[Verdict]] = {}
     for verdict in report.verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)
@@ -156,7 +153,7 @@ def _verdicts(report: Report) -> Grid:
 
 
 def grid_of(table: Table) -> Grid:
-    """A table of results for the terminal."""
+    """Return a table of results for the terminal."""
     grid = Grid(title=table.title, title_justify="left", header_style="bold", title_style="bold")
     for column in table.columns:
         grid.add_column(column.title, justify="right" if column.numeric else "left")

@@ -1,7 +1,7 @@
-"""Means, spreads and paired intervals over seeds, and the rule that turns one into a verdict.
+"""Compute means, spreads and paired intervals over seeds, and verdicts from them.
 
-Two settings that share a seed share the initial weights and the order of the examples, so what
-counts is the difference seed by seed:
+Two settings with the same seed have the same initial weights and order of examples. So intervals
+are computed for the difference d per seed:
 
     mean(d) +- t(0.975, n - 1) sd(d) / sqrt(n)
 
@@ -41,39 +41,32 @@ class Interval:
     count: int
 
     def __str__(self) -> str:
-        """``mean [low, high]`` with signs."""
+        """Return ``mean [low, high]`` with signs."""
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     def scaled(self, factor: float) -> Interval:
-        """The same in another unit."""
+        """Return the interval in another unit."""
         low, high = sorted((self.low * factor, self.high * factor))
         return Interval(self.mean * factor, low, high, self.count)
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation; with one value, the deviation is NaN.
-
-    Raises:
-      ValueError: there are no values.
-    """
+    """Return mean and standard deviation; with one value the deviation is NaN."""
     array = np.asarray(values, np.float64)
     if array.size == 0:
-        raise ValueError("spread of no values; give at least one.")
+        raise ValueError("values must not be empty: give at least one.")
     with np.errstate(invalid="ignore"):  # a diverged run may be infinite
         sd = float(array.std(ddof=1)) if array.size > 1 else float("nan")
     return Spread(float(array.mean()), sd, array.size)
 
 
 def paired(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of ``a - b`` with its t interval; the values belong together one by one.
+    """Return the mean of ``a - b`` with its t interval.
 
     Args:
       a: one value per seed.
       b: one value per seed, in the same order.
-      confidence: of the interval, in (0, 1).
-
-    Raises:
-      ValueError: the lengths differ, or there are fewer than two seeds.
+      confidence: confidence of the interval, in (0, 1).
     """
     if len(a) != len(b):
         raise ValueError(f"paired values must come in pairs, got {len(a)} and {len(b)}.")
@@ -88,12 +81,10 @@ def paired(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENC
 
 
 def decide(difference: Interval, margin: float) -> str:
-    """The verdict on "the difference is positive".
+    """Return the verdict on "the difference is positive".
 
-    Returns:
-      ``"shown"`` when the whole interval lies above zero; otherwise ``"tie"`` when the mean is
-      within ``margin`` of zero; otherwise ``"not shown"``: the difference is the other way
-      round, or too noisy to tell.
+    It is ``"shown"`` if the whole interval is above zero, else ``"tie"`` if the mean is within
+    ``margin`` of zero, else ``"not shown"``: the difference is negative or too noisy.
     """
     if difference.low > 0:
         return "shown"
@@ -103,7 +94,7 @@ def decide(difference: Interval, margin: float) -> str:
 
 
 def rule(what: str, margin: str) -> str:
-    """The rule of ``decide`` in words, for print next to a verdict."""
+    """Return the rule of ``decide`` in words, for the report."""
     return (
         f"95 % paired interval of {what}: above 0, shown; else mean within {margin} of 0, tie; "
         "else not shown."
@@ -111,14 +102,14 @@ def rule(what: str, margin: str) -> str:
 
 
 def as_good(difference: Interval, margin: float) -> str:
-    """The verdict on "no worse than by ``margin``"."""
+    """Return the verdict on "at most ``margin`` worse"."""
     if difference.low >= -margin:
         return "shown"
     return "tie" if difference.mean >= -margin else "not shown"
 
 
 def rule_as_good(what: str, margin: float) -> str:
-    """The rule of ``as_good`` in words; the margin is a share, told in points."""
+    """Return the rule of ``as_good`` in words; the margin is a share, printed in points."""
     return (
         f"95 % paired interval of {what}: above -{100 * margin:g} point, shown; else mean above "
         "that, tie; else not shown."

@@ -1,4 +1,4 @@
-"""Curves on paper, to be drawn over measurements.
+"""Compute theoretical curves, to be drawn over measurements.
 
 >>> round(decoupled_decay_kept(steps=4000, learning_rate=1e-3, decay=0.2), 4)
 0.4493
@@ -10,15 +10,15 @@ import numpy as np
 
 
 def decoupled_decay_kept(steps: int, learning_rate: float, decay: float) -> float:
-    """What AdamW leaves of a weight whose gradient is pure noise: ``(1 - lr wd)^T``."""
+    """Return the share of a weight that AdamW keeps under noise gradients: ``(1 - lr wd)^T``."""
     return (1 - learning_rate * decay) ** steps
 
 
 def l2_decay_kept(steps: int, learning_rate: float, l2: float, noise: float) -> float:
-    """What Adam with L2 leaves of a weight of 1 whose gradient is noise of this deviation.
+    """Return what Adam with L2 keeps of a weight of 1 if its gradient is noise of this deviation.
 
-    The gradient is noise + l2 w, so the first moment settles at l2 w and the second at
-    noise^2 + (l2 w)^2, and with many steps
+    The gradient is noise + l2 w, so the first moment approaches l2 w and the second
+    noise^2 + (l2 w)^2. With many steps
 
         dw/dt = -lr l2 w / sqrt(noise^2 + (l2 w)^2)
 
@@ -30,7 +30,7 @@ def l2_decay_kept(steps: int, learning_rate: float, l2: float, noise: float) -> 
 
     w = 1.0
     for _ in range(steps):
-        if w < learning_rate:  # smaller than one step: it only jitters around zero
+        if w < learning_rate:  # smaller than one step: it oscillates around zero
             return 0.0
         a = slope(w)
         b = slope(w + a / 2)
@@ -43,10 +43,10 @@ def l2_decay_kept(steps: int, learning_rate: float, l2: float, noise: float) -> 
 def reddi_drift(
     b1: float, b2: float, large: float, small: float, period: int, *, amsgrad: bool
 ) -> float:
-    """Mean step per unit of learning rate on Reddi's problem, once the moments are periodic.
+    """Return the mean step per unit of learning rate on Reddi's problem, for periodic moments.
 
     The gradient is ``large`` once in ``period`` steps and ``-small`` in the others. j steps after
-    the large one, the moments are geometric:
+    the large one, the moments are
 
         m_j = -small   + (large + small)     (1 - b1) b1^j / (1 - b1^period)
         v_j =  small^2 + (large^2 - small^2) (1 - b2) b2^j / (1 - b2^period)
@@ -62,7 +62,7 @@ def reddi_drift(
 def reddi_path(
     count: np.ndarray, learning_rate: float, drift: float, offset: float = 0
 ) -> np.ndarray:
-    """Where x stands after ``count`` steps from 0, kept in [-1, 1].
+    """Return x after ``count`` steps from 0, kept in [-1, 1].
 
     The learning rate is ``lr / sqrt(t + offset)``, whose sum is about
     ``2 lr (sqrt(count + offset) - sqrt(offset))``.

@@ -1,8 +1,9 @@
-"""The runner: many settings and seeds trained side by side in few compiled programs.
+"""Train many settings and seeds in parallel in a few compiled programs.
 
 A program trains several arms and all their seeds under ``vmap`` for a stretch of steps under
-``scan``, and evaluates. Between stretches the host reports progress. On a CPU two programs run at
-once, each with few enough lanes for the caches; an accelerator takes all lanes of a recipe at once.
+``scan``, and evaluates. Between stretches the host reports progress. A lane is one arm with one
+seed. On a CPU two programs run at once, each with few enough lanes for the caches. An accelerator
+runs all lanes of a recipe at once.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long and how often.
+    """The length of a run and its evaluations.
 
     Attributes:
-      seeds: each draws its own initial weights and order of examples.
-      steps: of a run; a multiple of ``points``.
-      points: evaluations, evenly spread; the last is at the end.
+      seeds: each determines initial weights and order of examples.
+      steps: steps of a run, a multiple of ``points``.
+      points: number of evaluations, evenly spread; the last is at the end.
       batch_size: examples per step.
     """
 
@@ -54,7 +55,7 @@ class Plan:
     batch_size: int = 100
 
     def __post_init__(self) -> None:
-        """Checks that seeds differ and that the evaluations fit."""
+        """Check that seeds differ and that the evaluations fit."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds!r}.")
         if self.points < 1 or self.steps < 1 or self.steps % self.points:
@@ -67,7 +68,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Arms to be trained on one task."""
+    """Arms to train on one task."""
 
     task: str
     arms: tuple[Arm, ...]
@@ -76,7 +77,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Arms that one program trains side by side, ``width`` of them or fewer."""
+    """Arms that one program trains in parallel, at most ``width``."""
 
     task: Task
     arms: list[Arm]
@@ -88,13 +89,13 @@ Row = dict[str, Any]
 
 
 class Runner:
-    """Trains arms; keeps compiled programs, so that experiments share them."""
+    """Trainer of arms; it keeps compiled programs, so that experiments share them."""
 
     def __init__(self, progress: Progress, workers: int | None = None):
-        """Sets up.
+        """Set up the runner.
 
         Args:
-          progress: told after every stretch.
+          progress: receives the progress after every stretch.
           workers: programs at once; None for two on a CPU with two cores or more, else one.
         """
         on_cpu = jax.default_backend() == "cpu"
@@ -107,7 +108,7 @@ class Runner:
         self._guard = threading.Lock()
 
     def train(self, task_name: str, arms: Sequence[Arm], plan: Plan) -> list[Row]:
-        """Trains every arm with every seed; what was trained before is not trained again.
+        """Train every arm with every seed, except those already trained.
 
         Returns:
           One row per arm, seed and evaluation, in that order: task, the arm's description, seed,
@@ -116,7 +117,7 @@ class Runner:
         return self.train_all([Job(task_name, tuple(arms), plan)])
 
     def train_all(self, jobs: Sequence[Job]) -> list[Row]:
-        """The same for several tasks at once, so that one compiles while another trains."""
+        """Train several jobs at once, so that one compiles while another trains."""
         chunks: list[Chunk] = []
         for job in jobs:
             distinct = {self._key(job.task, arm, job.plan): arm for arm in job.arms}
@@ -144,7 +145,7 @@ class Runner:
         return task, arm.recipe.name, arm.schedule, arm.learning_rate, arm.settings, plan
 
     def _train(self, chunk: Chunk) -> list[list[Row]]:
-        """Trains a chunk; a list of rows for each of its arms."""
+        """Train a chunk; return a list of rows for each of its arms."""
         task, arms, plan = chunk.task, chunk.arms, chunk.plan
         steps, stretch = plan.steps, plan.steps // plan.points
         padded = [*arms, *arms[-1:] * (chunk.width - len(arms))]
@@ -189,7 +190,7 @@ class Runner:
         ]
 
     def _functions_for(self, task: Task, recipe: Recipe) -> tuple[Network, Any, Any]:
-        """The network and the jitted functions of a recipe, made once."""
+        """Return the network and the jitted functions of a recipe, made once."""
         key = (recipe.name, task.features, task.classes)
         with self._guard:
             if key not in self._functions:
@@ -202,7 +203,7 @@ class Runner:
             return self._functions[key]
 
     def _compiled(self, function: Any, *args: Any) -> Any:
-        """The program for these shapes; compiled by whoever asks first, the others wait."""
+        """Return the program for these shapes; the first caller compiles it, the others wait."""
         key = (function, *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args)))
         with self._guard:
             mine = key not in self._programs
@@ -225,7 +226,7 @@ def _start(recipe: Recipe, params: Any, numbers: Any, carriers: Any) -> Any:
 def _stretch(
     network: Network, recipe: Recipe, carry: Any, numbers: Any, carriers: Any, order: Any, data: Any
 ) -> Any:
-    """Some steps for all lanes, then the metrics, of shape (lanes, len(METRICS))."""
+    """Make some steps in all lanes; return also the metrics, shape (lanes, len(METRICS))."""
     (inputs, labels), *held_out = data
 
     def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -259,7 +260,7 @@ def _stretch(
 
 
 def _chunks(task: Task, arms: Sequence[Arm], plan: Plan, width: int) -> Iterator[Chunk]:
-    """Arms of one recipe and one set of numbers, at most ``width`` at a time."""
+    """Yield chunks of arms with the same recipe and names of numbers."""
     groups: dict[Any, list[Arm]] = {}  # one program each
     for arm in arms:
         groups.setdefault((arm.recipe.name, tuple(k for k, _ in arm.settings)), []).append(arm)
@@ -270,7 +271,7 @@ def _chunks(task: Task, arms: Sequence[Arm], plan: Plan, width: int) -> Iterator
 
 
 def _programs_first(chunks: list[Chunk]) -> list[Chunk]:
-    """The same chunks, the first of every program at the front: they have to be compiled."""
+    """Order chunks so that the first one of every program, which is compiled, comes first."""
     seen, front, rest = set(), [], []
     for chunk in chunks:
         program = (chunk.task.name, chunk.arms[0].recipe.name)
@@ -284,13 +285,13 @@ def _stack(numbers: list[dict[str, float]]) -> dict[str, jax.Array]:
 
 
 def _padded(curves: np.ndarray) -> jax.Array:
-    """Schedules of any length in few shapes, so that runs of different lengths share a program."""
+    """Pad schedules to few shapes, so that runs of different lengths share a program."""
     missing = -curves.shape[1] % TABLE
     return jnp.asarray(np.pad(curves, ((0, 0), (0, missing)), mode="edge"))
 
 
 def finite(value: Any) -> float | None:
-    """The number, or None where a run has diverged; JSON has no word for infinity."""
+    """Return the number, or None if a run has diverged, because JSON has no infinity."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -299,7 +300,7 @@ def _stack_trees(trees: list[Any]) -> Any:
 
 
 def order_of(examples: int, seed: int, steps: int, batch_size: int) -> np.ndarray:
-    """Which examples each step sees: a new permutation every epoch; shape (steps, batch_size)."""
+    """Return the examples of each step, permuted in every epoch; shape (steps, batch_size)."""
     rng = np.random.default_rng([seed, examples])
     per_epoch = examples // batch_size
     epochs = -(-steps // per_epoch)

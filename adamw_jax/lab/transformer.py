@@ -1,10 +1,10 @@
-"""A small Transformer with its normalisation before or after the residual sum.
+"""Define a small Transformer with normalisation before or after the residual sum.
 
     Post-LN:  x <- LN(x + f(x))          Pre-LN:  x <- x + f(LN(x)),  and LN before the output
 
-with f attention, then two feed-forward layers (Xiong et al., ICML 2020, arXiv 2002.04745). There
-are no biases. Layers are equal, so that their weights lie in arrays with an axis of layers in front
-and one ``scan`` runs them.
+f is first attention, then two feed-forward layers (Xiong et al., ICML 2020, arXiv 2002.04745).
+There are no biases. All layers have the same shapes, so their weights are stacked along a first
+axis and one ``scan`` runs them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Shape:
 
     Attributes:
       placement: ``PRE`` or ``POST``.
-      layers: how many.
-      width: of the residual stream.
-      hidden: of the feed-forward layers.
-      heads: of attention.
-      vocabulary: tokens.
-      length: tokens in a sequence.
-      uniform: attention that looks everywhere alike, and no positions; else causal attention.
+      layers: number of layers.
+      width: width of the residual stream.
+      hidden: width of the feed-forward layers.
+      heads: number of attention heads.
+      vocabulary: number of different tokens.
+      length: tokens per sequence.
+      uniform: give all tokens the same attention, without positions; else causal attention.
     """
 
     placement: str
@@ -50,7 +50,7 @@ class Layer(nnx.Module):
     """Attention and two feed-forward layers, each with its sum and normalisation."""
 
     def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
-        """Makes the structure."""
+        """Make the structure."""
         self.shape = shape
         width, hidden = shape.width, shape.hidden
         linear = functools.partial(nnx.Linear, use_bias=False, rngs=rngs)
@@ -70,7 +70,7 @@ class Layer(nnx.Module):
         return self.norms[1](x), x
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Attention, (batch, length, width) to the same."""
+        """Apply attention to (batch, length, width)."""
         mixed = self.mix(x)
         if self.shape.uniform:
             mean = jnp.mean(mixed, axis=1, keepdims=True)
@@ -81,15 +81,15 @@ class Layer(nnx.Module):
         return self.out(seen.reshape(x.shape))
 
     def feed(self, x: jax.Array) -> jax.Array:
-        """Two linear layers with ReLU between."""
+        """Apply two linear layers with ReLU between them."""
         return self.fall(nnx.relu(self.rise(x)))
 
 
 class Ends(nnx.Module):
-    """What stands before and behind the layers."""
+    """Parameters before and after the layers."""
 
     def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
-        """Makes the structure."""
+        """Make the structure."""
         self.tokens = nnx.Embed(shape.vocabulary, shape.width, rngs=rngs)
         self.positions = nnx.Embed(shape.length, shape.width, rngs=rngs)
         self.norm = nnx.LayerNorm(shape.width, use_bias=False, rngs=rngs)
@@ -97,10 +97,10 @@ class Ends(nnx.Module):
 
 
 class Transformer:
-    """Two pure functions of a tree of numbers, ``{"ends": ..., "layers": ...}``."""
+    """Pure functions of a tree of parameters, ``{"ends": ..., "layers": ...}``."""
 
     def __init__(self, shape: Shape):
-        """Splits the structure from the numbers."""
+        """Split the structure from the parameters."""
         self.shape = shape
         self._structures, self._shapes = {}, {}
         for name, kind in (("ends", Ends), ("layers", Layer)):
@@ -109,7 +109,7 @@ class Transformer:
             self._shapes[name] = nnx.to_pure_dict(state)
 
     def init(self, seed: int) -> Any:
-        """Xavier's normal weights, embeddings of variance 1, and gains of 1."""
+        """Draw Xavier's normal weights, embeddings of variance 1, and gains of 1."""
         rng = np.random.default_rng([seed, self.shape.layers])
 
         def draw(path: Any, leaf: Any, stack: tuple[int, ...]) -> np.ndarray:
@@ -131,7 +131,7 @@ class Transformer:
         }
 
     def run(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits, and the last sum of every layer, from a stream (batch, length, width)."""
+        """Return logits and the last sum of every layer from a stream (batch, length, width)."""
         ends = self._merge("ends", params["ends"])
 
         def step(x: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
@@ -141,7 +141,7 @@ class Transformer:
         return ends.output(ends.norm(x) if self.shape.placement == PRE else x), sums
 
     def apply(self, params: Any, tokens: jax.Array) -> jax.Array:
-        """Logits (batch, length, vocabulary) from tokens (batch, length)."""
+        """Return logits (batch, length, vocabulary) from tokens (batch, length)."""
         ends = self._merge("ends", params["ends"])
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = ends.tokens(tokens) + ends.positions(positions)[None]

@@ -147,7 +147,7 @@ def test_minimal_damping() -> None:
         ((1.0, 0.1, 0, 4), "num_params must be >= 1"),
         ((1.0, 0.1, 10, 0), "batch_size must be > 0"),
         ((1.0, 0.1, 10, 40, 20), "batch_size must be at most dataset_size, got 40 and 20"),
-        (([1.0, 2.0], 0.1, 10, [1, 2, 3]), "do not broadcast"),
+        (([1.0, 2.0], 0.1, 10, [1, 2, 3]), "must have shapes that broadcast"),
     ],
 )
 def test_errors(arguments: Any, message: str) -> None:

@@ -156,7 +156,7 @@ def test_into_the_sgd_beside_an_adaptive_method() -> None:
         (([1.0],), {"method": "adam"}, "method must be one of"),
         (([1.0],), {"mu": "mean"}, "mu must be one of"),
         ((np.ones((2, 2)),), {}, r"ritz_values must have shape \(k,\)"),
-        (([1.0, 2.0], [0.2, 0.3, 0.5]), {}, "do not broadcast"),
+        (([1.0, 2.0], [0.2, 0.3, 0.5]), {}, "must have shapes that broadcast"),
         (([1.0, 2.0], [-0.5, 1.5]), {}, "ritz_weights must be >= 0 everywhere, got -0.5"),
     ],
 )

@@ -89,7 +89,7 @@ def test_under_jit_and_vmap() -> None:
     [
         ((0, 0.9), "t must be >= 1 everywhere, got 0"),
         (([1, 2], [0.9, 1.0]), "b2 must be > 0 and < 1 everywhere, got 1"),
-        (([1, 2], [0.9, 0.9, 0.9]), "do not broadcast"),
+        (([1, 2], [0.9, 0.9, 0.9]), "must have shapes that broadcast"),
     ],
 )
 def test_errors(arguments: Any, message: str) -> None:

@@ -127,7 +127,7 @@ def test_errors() -> None:
     key = jax.random.key(0)
     for options, message in (
         ({"method": "power"}, "method must be one of"),
-        ({"num": 3}, r'"exact" has no probes, got num=3.*method="hutchinson"'),
+        ({"num": 3}, r'"exact" takes no num and key, got num=3.*method="hutchinson"'),
         ({"method": "hutchinson", "num": 3}, "needs num and key"),
         ({"method": "xdiag", "num": 13, "key": key}, "num must be at most 12, the number"),
         ({"chunk": 0}, "chunk must be a whole number >= 1"),

@@ -104,7 +104,7 @@ def test_pairs_share_half_of_their_examples() -> None:
         ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] must be a number >= 0 and < 1, got 1\.0"),
         ({"normalize": 1}, ValueError, "normalize must be True or False, got 1"),
         ({"block_fn": lambda name, leaf: None}, ValueError, "no parameter has a scale"),
-        ({"block_fn": lambda name, leaf: []}, TypeError, r"hashable key, or None, got \[\] for"),
+        ({"block_fn": lambda name, leaf: []}, TypeError, r"hashable key or None, got \[\] for"),
         ({"is_bias": "bais"}, ValueError, "is_bias has the pattern 'bais'"),
         ({"num_steps": 0}, ValueError, "num_steps must be a whole number .* got 0"),
         ({"warp": 9}, TypeError, "warp"),

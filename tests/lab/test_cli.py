@@ -138,7 +138,7 @@ def test_lr_find(tmp_path, capsys):
         (["compare", "--seeds", "1"], "2 or more"),
         (["compare", "--seeds", "0"], "--seeds must be 2 or more, got 0"),
         (["compare", "--steps", "0"], "steps must be 1 or more, got 0"),
-        (["compare", "--lr-grid", "0.1,x"], "--lr-grid must be numbers with commas"),
+        (["compare", "--lr-grid", "0.1,x"], "--lr-grid must be numbers separated by commas"),
         (["compare", "--lr-grid", "-1"], "learning rates must be numbers > 0"),
         (["compare", "--weight-decay", "-1"], "weight_decay must be a number >= 0"),
         (["compare", "--b2", "1"], "b2 must lie in"),
@@ -147,8 +147,8 @@ def test_lr_find(tmp_path, capsys):
         (["lr-find", "--start", "1", "--end", "0.1"], "0 < start < end"),
         (["lr-find", "--steps", "3"], "steps must be 20 or more"),
         (["run", "radamm"], "unknown experiment 'radamm'.*Did you mean 'radam'"),
-        (["run"], "one experiment or several"),
-        (["report", "nowhere"], "nowhere holds no results: it has no run.json"),
+        (["run"], "one or more different experiments"),
+        (["report", "nowhere"], "folder must hold results, but nowhere has no run.json"),
     ],
 )
 def test_bad_input_is_answered_in_words(command, message, capsys, tmp_path, monkeypatch):

@@ -226,7 +226,7 @@ def test_damaged_logs_are_refused_by_name(report, tmp_path):
     path = tmp_path / "decay_scale.jsonl"
     whole = path.read_text("utf-8")
     path.write_text("\n".join(whole.splitlines()[:-1]), "utf-8")
-    with pytest.raises(ValueError, match=r"decay_scale.jsonl has 11 rows where .* promises 12"):
+    with pytest.raises(ValueError, match=r"decay_scale.jsonl has 11 rows, but .* says 12"):
         read_log(tmp_path, "decay_scale")
     path.write_text(whole[:-20], "utf-8")
     with pytest.raises(ValueError, match=r"cannot read the log .*decay_scale\.jsonl"):

@@ -75,7 +75,7 @@ def test_bad_input():
         paired([1.0], [2.0])
     with pytest.raises(ValueError, match="in pairs, got 2 and 3"):
         paired([1.0, 2.0], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="values must not be empty"):
         spread([])
     with pytest.raises(ValueError, match="must be one of"):
         Verdict("claim", "task", "maybe", "evidence", "rule")

@@ -1,4 +1,4 @@
-"""The command ``adamw-jax``. ``main`` is its entry point; everything heavy is imported later."""
+"""Run the command ``adamw-jax``; ``main`` is its entry point and imports the rest when called."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ NEEDED = {"flax", "matplotlib", "rich", "sklearn", "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status.
+    """Run a command and return the exit status.
 
     Args:
-      arguments: what follows ``adamw-jax`` on the command line; None for the real command line.
+      arguments: the words after ``adamw-jax``; None for those of the real command line.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
         print(
-            f"error: the command line needs {error.name}, which is not installed; "
-            'pip install "adamw-jax[demo]" brings it.',
+            f"error: the command line needs {error.name}, which is not installed: "
+            'pip install "adamw-jax[demo]".',
             file=sys.stderr,
         )
         return 2
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was finished is in the logs folder", file=sys.stderr)
+        print("interrupted; finished experiments are in the logs folder", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone; so has the wish for a message
+        sys.stderr.close()  # nobody reads the output any more
         return 141

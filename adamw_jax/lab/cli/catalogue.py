@@ -1,4 +1,4 @@
-"""``adamw-jax list`` and ``adamw-jax info NAME``."""
+"""Print what ``adamw-jax list`` and ``adamw-jax info NAME`` show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adamw_jax.lab.tasks import TASKS
 
 
 def show_list(pattern: str, console: Console) -> int:
-    """Prints the optimizers that fit; all, and tasks and experiments too, without a pattern."""
+    """Print the matching optimizers; with ``"*"`` also tasks and experiments."""
     found = list_optimizers(pattern)
     if not found:
         raise ValueError(unknown("optimizer", pattern, list_optimizers()))
@@ -30,7 +30,7 @@ def show_list(pattern: str, console: Console) -> int:
         table.add_row(name, escape(row.title), escape(row.citation), state)
     console.print(table)
     if pattern == "*":
-        console.print("With the prefix lookahead_ each becomes the inner optimizer of Lookahead.")
+        console.print("The prefix lookahead_ puts Lookahead around any of them: lookahead_adamw.")
         console.print(f"Tasks: {', '.join(TASKS)}", highlight=False)
         console.print("Experiments:", highlight=False)
         for name in list_experiments():
@@ -41,7 +41,7 @@ def show_list(pattern: str, console: Console) -> int:
 
 
 def show_info(name: str, console: Console) -> int:
-    """Prints every field of the registry's record, and the signature."""
+    """Print every field of the optimizer's registry record, and its signature."""
     try:
         record = info(name)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The commands as frozen dataclasses: their fields are the options, their docstrings the help."""
+"""Define the commands as dataclasses: fields are options, docstrings are help texts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Comma = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Check the claims of the Adam literature on MNIST-1D and digits: table, pictures, report.
+    """Test claims of the Adam literature on MNIST-1D and digits; write tables, pictures, a report.
 
     Attributes:
-      quick: fewer epochs, for a first look of about half a minute.
-      out: folder for the results; a new one under adamw-jax-results/ if not given.
+      quick: train fewer epochs; takes about half a minute.
+      out: folder for the results; by default a new one under adamw-jax-results/.
       overwrite: replace earlier results in that folder.
     """
 
@@ -33,11 +33,11 @@ class Demo:
     overwrite: bool = False
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.experiments import DEMO
 
         return Run(DEMO, "quick" if self.quick else "demo", self.out, self.overwrite).perform(
-            console, command, "The claims of the Adam literature, tried out", "demo"
+            console, command, "Claims of the Adam literature, tested", "demo"
         )
 
 
@@ -46,9 +46,9 @@ class Run:
     """Run experiments by name; `adamw-jax list` shows the names.
 
     Attributes:
-      names: experiments.
-      preset: how long to train.
-      out: folder for the results; a new one under adamw-jax-results/ if not given.
+      names: names of the experiments.
+      preset: how long to train; demo is the longest.
+      out: folder for the results; by default a new one under adamw-jax-results/.
       overwrite: replace earlier results in that folder.
     """
 
@@ -58,16 +58,16 @@ class Run:
     overwrite: bool = False
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         return self.perform(console, command, f"Experiments: {', '.join(self.names)}", "run")
 
     def perform(self, console: Console, command: str, title: str, kind: str) -> int:
-        """Runs the experiments and prints the verdicts."""
+        """Run the experiments and print the verdicts."""
         from adamw_jax.lab.experiments import get_experiment
         from adamw_jax.lab.runs import new_folder, perform, say
 
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError("names must be one experiment or several different ones.")
+            raise ValueError(f"names must be one or more different experiments, got {self.names}.")
         chosen = [get_experiment(name) for name in self.names]
         work = [
             (experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen
@@ -83,14 +83,15 @@ class Compare:
 
     Attributes:
       task: digits, digits_noisy or mnist1d.
-      optimizers: two names or more; the others are compared with the first.
-      seeds: how many, 2 or more.
-      steps: of every run; None for 400 on digits and 960 on mnist1d.
+      optimizers: two or more names; the first is compared with each of the others.
+      seeds: number of seeds, 2 or more.
+      steps: steps per run; by default 400 on digits and 960 on mnist1d.
       lr_grid: learning rates, the same for every optimizer.
-      weight_decay: decoupled decay of those that decay by default, as adamw does.
-      b2: of those whose own is Adam's 0.999; short runs want a short memory.
-      schedule: of the learning rate.
-      out: folder for the results; a new one under adamw-jax-results/ if not given.
+      weight_decay: decoupled decay of the optimizers that decay by default, such as adamw.
+      b2: decay rate of the second moment, for optimizers whose default is Adam's 0.999. Short runs
+        need a smaller one.
+      schedule: schedule of the learning rate.
+      out: folder for the results; by default a new one under adamw-jax-results/.
       overwrite: replace earlier results in that folder.
     """
 
@@ -106,7 +107,7 @@ class Compare:
     overwrite: bool = False
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.experiments import compare
 
         steps = self.steps if self.steps is not None else (960 if self.task == "mnist1d" else 400)
@@ -133,13 +134,13 @@ class LrFind:
 
     Attributes:
       task: digits, digits_noisy or mnist1d.
-      optimizer: its name.
-      seeds: how many runs.
-      steps: of a run.
+      optimizer: name of the optimizer.
+      seeds: number of runs.
+      steps: steps per run.
       start: first learning rate.
       end: last learning rate.
       weight_decay: decoupled decay.
-      out: folder for the results; a new one under adamw-jax-results/ if not given.
+      out: folder for the results; by default a new one under adamw-jax-results/.
       overwrite: replace earlier results in that folder.
     """
 
@@ -154,7 +155,7 @@ class LrFind:
     overwrite: bool = False
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.experiments import lr_find
 
         settings = lr_find.Settings(
@@ -172,16 +173,16 @@ class LrFind:
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """List optimizers, and the tasks and experiments of the lab.
+    """List optimizers, tasks and experiments.
 
     Attributes:
-      pattern: shell-style, such as "adam*".
+      pattern: shell-style pattern for names of optimizers, such as "adam*".
     """
 
     pattern: Annotated[str, tyro.conf.Positional] = "*"
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.cli.catalogue import show_list
 
         return show_list(self.pattern, console)
@@ -189,16 +190,16 @@ class List:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Show what the library knows of an optimizer.
+    """Show the facts about an optimizer: arguments, formula, state, reference.
 
     Attributes:
-      name: of the optimizer.
+      name: name of the optimizer.
     """
 
     name: Annotated[str, tyro.conf.Positional]
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.cli.catalogue import show_info
 
         return show_info(self.name, console)
@@ -206,10 +207,10 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Show versions, devices and what is installed; fail where the library does not work."""
+    """Show versions and devices, and test one step; exit with 1 if the library does not work."""
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.cli.doctor import show_doctor
 
         return show_doctor(console)
@@ -217,16 +218,16 @@ class Doctor:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Build the report again from the logs in a folder of results.
+    """Rebuild the report from the logs in a folder of results.
 
     Attributes:
-      folder: the folder.
+      folder: folder with results.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
 
     def __call__(self, console: Console, command: str) -> int:
-        """Runs it."""
+        """Run the command and return the exit status."""
         from adamw_jax.lab.report import build
         from adamw_jax.lab.runs import say
 
@@ -237,7 +238,7 @@ class Report:
 def _one(
     experiment: Any, settings: Any, title: str, options: Any, console: Console, command: str
 ) -> int:
-    """Runs one experiment with the user's own settings and prints its table."""
+    """Run one experiment with the user's settings and print its table."""
     from adamw_jax.lab.runs import new_folder, perform, say
 
     folder = new_folder(options.out, experiment.name.replace("_", "-"), options.overwrite)
@@ -259,7 +260,7 @@ COMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parses and runs a command; returns its exit status."""
+    """Parse and run a command; return its exit status."""
     kinds = tuple(
         Annotated[kind, tyro.conf.subcommand(name=name)] for name, kind in COMMANDS.items()
     )
@@ -267,7 +268,7 @@ def run(arguments: Sequence[str]) -> int:
         Union[kinds],  # type: ignore[valid-type]  # noqa: UP007
         prog="adamw-jax",
         args=list(arguments),
-        description="Optimizers of the Adam family for JAX: try them, compare them, look them up.",
+        description="Try, compare and look up optimizers of the Adam family for JAX.",
     )
     command = shlex.join(["adamw-jax", *arguments])
     console = Console() if sys.stdout.isatty() else Console(width=110)

@@ -1,4 +1,4 @@
-"""``adamw-jax doctor``: what is installed, what it runs on, and whether a step works."""
+"""Check versions, devices and one step of ``adamw``, for ``adamw-jax doctor``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDEST = (3, 11)
 
 
 def show_doctor(console: Console) -> int:
-    """Prints the findings; 1 where something is wrong."""
+    """Print the findings; return 1 if something is wrong, else 0."""
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
@@ -50,7 +50,9 @@ def show_doctor(console: Console) -> int:
         failure = ""
     grid.add_row("a step of adamw", "right" if works else f"wrong{failure}")
     if not works:
-        wrong.append("adamw does not work here; the versions above are the place to look.")
+        wrong.append(
+            "a step of adamw fails or is wrong; compare the versions above with pyproject.toml."
+        )
     console.print(grid)
     for line in wrong:
         console.print(f"[bold red]wrong:[/] {line}")

@@ -1,4 +1,4 @@
-"""The experiments. Each file is one claim; importing this package enters them all."""
+"""The experiments, one claim per file; importing this package registers them all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DEMO = tuple(
     module.EXPERIMENT.name
     for module in (one_cycle, decoupled_decay, amsgrad, radam, lookahead, decay_scale, reddi)
 )
-"""What ``adamw-jax demo`` runs, in this order."""
+"""Experiments of ``adamw-jax demo``, in this order."""
 
 PAPERS = tuple(
     module.EXPERIMENT.name
@@ -53,7 +53,7 @@ PAPERS = tuple(
         lookahead_variance,
     )
 )
-"""The claims of the other optimizers' papers, each to be run by its name."""
+"""Claims of papers on other optimizers; run them by name."""
 
 ANALYSES = tuple(
     module.EXPERIMENT.name
@@ -62,7 +62,7 @@ ANALYSES = tuple(
         *(batch_size_rules, moment_estimation, layer_norm_scaling, layer_norm_warmup),
     )
 )
-"""Small state, initialisation and the analyses of training, each to be run by its name."""
+"""Small state, initialisation and analyses of training; run them by name."""
 
 __all__ = [
     "ANALYSES",

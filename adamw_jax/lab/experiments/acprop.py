@@ -336,17 +336,17 @@ EXPERIMENT = register(
     Experiment(
         name="acprop",
         title="Asynchronous and centred second moments on Reddi's problems",
-        question="Adam may go to the worst point of a convex problem. Does it help to divide by "
-        "the second moment of the step before (asynchronous), and to centre it?",
-        setup="Minimise on [-1, 1], from 0, a loss whose gradient is +P once in P steps and -1 in "
-        "the others; or, sparse and our own after the paper's description, +P/2 once, -1 three "
-        "steps before it, 0 in the others. The best point is -1 in both. b1 0.9, eps 1e-8, the "
-        "learning rate falls with the root of the step. Numerators as published: momentum for "
-        "Adam and AdaBelief, the gradient for the asynchronous two. Nothing is random. The lines "
-        "are where the mean step of the periodic moments is zero; nothing is fitted. After "
-        "a first look the learning rate, 2 over the root of the step, was lowered wherever the "
-        "longest step would still be above 0.1 at the end: with low b2 and long periods x had only "
-        "jumped from end to end.",
+        question="Adam can go to the worst point of a convex problem. Does it help to divide by "
+        "the second moment of the previous step (asynchronous), and to centre it?",
+        setup="Minimise a loss on [-1, 1] from 0. Its gradient is +P once in P steps and -1 in the "
+        "others. A sparse variant, which is ours after the paper's description, has +P/2 once, -1 "
+        "three steps before it, and 0 in the others. The best point is -1 in both. b1 0.9, eps "
+        "1e-8; the learning rate falls with the root of the step. Numerators as published: "
+        "momentum for Adam and AdaBelief, the gradient for the two asynchronous methods. Nothing "
+        "is random. On the lines the mean step of the periodic moments is zero; nothing is fitted. "
+        "Changed after a first look: the learning rate, 2 over the root of the step, was lowered "
+        "wherever the longest step would still be above 0.1 at the end, because with low b2 and "
+        "long periods x only jumped from end to end.",
         presets={
             "demo": Settings(),
             "quick": Settings(periods=(5, 17, 57), b2=(0.5, 0.9, 0.99, 0.999), steps=100_000),

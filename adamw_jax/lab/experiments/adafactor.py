@@ -249,14 +249,15 @@ EXPERIMENT = register(
         name="adafactor",
         title="Adafactor: updates that are too large",
         question="A second moment that averages over many steps is out of date when gradients "
-        "grow. How large do updates become, and do clipping them or a rising decay rate help?",
-        setup="First gradients of pure noise that grow at once: the lines are exact "
-        "means for normal noise under the published weights; nothing is fitted. Then training from "
-        "the first step at a constant learning rate, without momentum, parameter scale or "
-        "factoring, so that only the decay rate (bias corrected, as in Adam, where it is constant) "
-        "and the clipping differ. RMS means the largest of a leaf, before clipping. Changed after "
-        "a first look, the rules not: more noise weights, and the exact mean in place of the "
-        "ratio of means as theory.",
+        "grow. How large do updates become, and does it help to clip them or to let the decay rate "
+        "rise?",
+        setup="First, gradients of pure noise that grow suddenly: the lines are exact means for "
+        "normal noise under the published weights; nothing is fitted. Then training from the first "
+        "step at a constant learning rate, without momentum, parameter scale or factoring. So only "
+        "the decay rate (with bias correction as in Adam if it is constant) and the clipping "
+        "differ. RMS is the largest of a leaf, before clipping. Changed after a first look, but "
+        "not in the rules: more noise weights, and the exact mean instead of the ratio of means as "
+        "theory.",
         presets={
             "demo": Settings(),
             "quick": Settings(steps=200, learning_rates=(0.003, 0.03)),

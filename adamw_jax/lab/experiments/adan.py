@@ -183,13 +183,14 @@ EXPERIMENT = register(
     Experiment(
         name="adan",
         title="Adan against AdamW over batch sizes",
-        question="With the epochs fixed, a larger batch means fewer steps. Does Adan, whose "
-        "momentum looks ahead along the change of the gradient, lose less by it?",
-        setup="The learning rate of 1cycle, each optimizer's own default rates of averaging, the "
-        "same decoupled decay and the same grid of learning rates for both, every batch size with "
-        "the same epochs; each at its best learning rate of that batch size by validation "
-        "accuracy. After a first look the grids of learning rates were widened for both, because "
-        "the best was at an end, and one batch size of four was left out to save time.",
+        question="With a fixed number of epochs, a larger batch means fewer steps. Adan's momentum "
+        "looks ahead along the change of the gradient. Does Adan lose less than AdamW?",
+        setup="Both use the learning rate of 1cycle, their own default decay rates of the "
+        "averages, the same decoupled decay and the same grid of learning rates. Every batch size "
+        "trains for the same number of epochs. Each is shown at its best learning rate of that "
+        "batch size by validation accuracy. Changed after a first look: the grids of learning "
+        "rates were widened for both, because the best was at an end, and one batch size of four "
+        "was left out to save time.",
         presets={
             "demo": Settings(),
             "quick": Settings(epochs=(5, 5), batches=((200, 2000), (100, 500))),

@@ -93,12 +93,12 @@ EXPERIMENT = register(
     Experiment(
         name="amsgrad",
         title="AMSGrad against Adam",
-        question="AMSGrad keeps the largest second moment it has seen, which mends Adam's proof of "
-        "convergence. Does it help where Adam works?",
-        setup="PyTorch's form (maximum of the raw second moment, corrected afterwards), the form "
-        "of the 2018 article too; decoupled decay, 1cycle, b2 0.99, the same grid for both. For "
-        "accuracy each is at its best setting by validation accuracy, for loss by validation "
-        "loss.",
+        question="AMSGrad keeps the largest second moment so far, which repairs Adam's proof of "
+        "convergence. Does it help in problems on which Adam works?",
+        setup="PyTorch's form (maximum of the raw second moment, corrected afterwards), which is "
+        "also the form of the 2018 article; decoupled decay, 1cycle, b2 0.99, the same grid for "
+        "both. For accuracy each is shown at its best setting by validation accuracy, for loss by "
+        "validation loss.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -251,18 +251,18 @@ EXPERIMENT = register(
     Experiment(
         name="batch_size_rules",
         title="Learning rate and batch size",
-        question="A larger batch has less noise and can bear a larger learning rate. Does SGD's "
-        "grow with the batch size, and Adam's with its root?",
-        setup="A network with two hidden layers of 32 on digits, 3 epochs whatever the batch size, "
-        "constant learning rates half an octave apart, Adam with b1 0.9, b2 0.999. What counts is "
+        question="A larger batch has less noise and allows a larger learning rate. Does the "
+        "learning rate of SGD grow with the batch size, and that of Adam with its root?",
+        setup="A network with two hidden layers of 32 on digits, 3 epochs for every batch size, "
+        "constant learning rates half an octave apart, Adam with b1 0.9, b2 0.999. The measure is "
         "the mean loss of the last tenth of the steps. The largest learning rate that trains is "
-        "where it reaches half the loss of guessing; the best one is the lowest point of a "
-        "parabola through its logarithm, 1.5 octaves around the smallest. A first trial, with "
-        "batches from 1 to 128, settled three things: the grid; two ways to read it, since the "
-        "minima are flat; and that the power is fitted up to a batch size of 16, since SGD's "
-        "learning rates grow more slowly beyond, as the theory has it where curvature takes over "
-        "from noise. The rule of the verdicts was narrowed after a run: bands of 0.25 around 1 "
-        "and 1/2, as they were, meet. Four seeds left Adam's powers undecided; these are twelve.",
+        "the one at which this reaches half the loss of guessing. The best one is the lowest point "
+        "of a parabola through its logarithm, 1.5 octaves around the smallest. A first trial, with "
+        "batches from 1 to 128, decided three things: the grid; to evaluate in two ways, because "
+        "the minima are flat; and to fit the power up to a batch size of 16, because SGD's "
+        "learning rates grow more slowly beyond, as theory predicts where curvature dominates "
+        "noise. The rule of the verdicts was narrowed after a run, because the original bands of "
+        "0.25 around 1 and 1/2 touch. Four seeds left Adam's powers undecided; these are twelve.",
         presets={
             "demo": Settings(),
             "quick": Settings(fitted=(2, 4, 8, 16), beyond=(64,), seeds=(0, 1, 2)),

@@ -347,18 +347,19 @@ EXPERIMENT = register(
     Experiment(
         name="clipping",
         title="Clipping and signs under unbounded smoothness",
-        question="Where the curvature grows with the gradient, gradient descent must creep. Do "
-        "clipped, normalized and sign steps escape that, and what does noise do to them?",
-        setup="c (cosh(L x) - 1) / L^2 per coordinate: its curvature is at most c + L |gradient|. "
-        "Steps until every coordinate's gradient stays below 0.1 c, from the worst of 9 starts "
-        "with first gradients from 1 up to the largest, each optimizer at the best of the same "
-        "learning rates, without schedule; clipped SGD with steps of at most 0.5, generalized "
-        "SignSGD with b1 = b2 = 0.9, corrected. Nothing is random there. With noise: mean 0 but "
-        "skewed, so that most gradients near the minimum have the wrong sign; steps of at most "
-        "0.003. Chosen after a first trial with other settings: several starts, since gradient "
-        "descent leapt from single ones into the minimum; the powers that tell growth from "
-        "growth, by theory; a finer grid of rates; and the default momentum for the verdict under "
-        "noise, since 0.99 swings.",
+        question="If the curvature grows with the gradient, gradient descent needs tiny steps. Do "
+        "clipped, normalized and sign steps avoid that, and how does noise change them?",
+        setup="The loss is c (cosh(L x) - 1) / L^2 per coordinate; its curvature is at most c + L "
+        "|gradient|. Counted are the steps until the gradient of every coordinate stays below 0.1 "
+        "c, from the worst of 9 starts with first gradients from 1 up to the largest. Each "
+        "optimizer is at the best of the same learning rates, without schedule; clipped SGD has "
+        "steps of at most 0.5, generalized SignSGD b1 = b2 = 0.9, corrected. Nothing is random "
+        "there. The noise has mean 0 but is skewed, so that most gradients near the minimum have "
+        "the wrong sign; steps are then at most 0.003. Chosen after a first trial with other "
+        "settings: several starts, because gradient descent jumped from single ones into the "
+        "minimum; bounds for the powers, from theory, to separate growth from no growth; a finer "
+        "grid of rates; and the default momentum for the verdict under noise, because 0.99 "
+        "oscillates.",
         presets={
             "demo": Settings(),
             "quick": Settings(steps=4000),

@@ -260,9 +260,9 @@ EXPERIMENT = register(
         name="compare",
         title="Comparison",
         question="Which of these optimizers is the best on this task, and by how much?",
-        setup="Every optimizer is trained with the same learning rates, seeds and steps, with "
-        "weight decay where its own default has some; each is "
-        "shown at its best learning rate by validation accuracy, and reported on test data.",
+        setup="Every optimizer is trained with the same learning rates, seeds and steps, and with "
+        "weight decay if it decays by default. Each is shown at its best learning rate by "
+        "validation accuracy; results are on test data.",
         presets={"demo": Settings(), "quick": Settings(seeds=(0, 1), steps=100),
                  "tiny": Settings(seeds=(0, 1), steps=20, points=2, learning_rates=(0.01,))},
         measure=measure,

@@ -174,9 +174,9 @@ EXPERIMENT = register(
     Experiment(
         name="decay_scale",
         title="Weight decay against the size of the gradient",
-        question="Adam divides the gradient by its own size, and an L2 term in the gradient with "
-        "it. So does L2 still shrink all weights at the same rate?",
-        setup="A weight of 1 with gradients of pure noise: whatever shrinks it is the decay. The "
+        question="Adam divides the gradient by its own size, and with it an L2 term in the "
+        "gradient. Does L2 still shrink all weights at the same rate?",
+        setup="A weight of 1 with gradients of pure noise, so that only the decay shrinks it. The "
         "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + "
         "(l2 w)^2) for Adam with L2; nothing is fitted.",
         presets={

@@ -215,12 +215,12 @@ EXPERIMENT = register(
     Experiment(
         name="decoupled_decay",
         title="Decoupled weight decay against L2",
-        question="With Adam, weight decay outside the moments (AdamW) and an L2 term in the "
-        "gradient are different things. Which is easier to tune, and which is better once tuned?",
+        question="With Adam, weight decay outside the moments (AdamW) differs from an L2 term in "
+        "the gradient. Which is easier to tune, and which is better after tuning?",
         setup="Adam (b2 0.99) under 1cycle, the same number of coefficients for both forms at "
-        "every learning rate, on grids of factors of about three. In the maps, each number is "
-        "the mean validation accuracy in per cent, darker is closer to the best of its row, and "
-        "the ring marks that best.",
+        "every learning rate, on grids of factors of about three. In the maps each number is the "
+        "mean validation accuracy in per cent. Darker is closer to the best of its row, and the "
+        "ring marks that best.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -273,13 +273,13 @@ EXPERIMENT = register(
     Experiment(
         name="diffgrad",
         title="diffGrad's three functions",
-        question="diffGrad slows down where the gradient hardly changes. Does that keep it in the "
-        "lower of two minima, and is it more than a smaller step?",
-        setup="The slopes of the authors' notebook (that of F2 from a public copy), with its start "
-        "-1, lr 0.1, b1 0.95, b2 0.999 and 300 points, eps outside the root. The slope of F2 has x "
-        "cos(8x) where the derivative of x sin(8x) has 8 x cos(8x): both are walked. Losses are "
-        "the integrals of the slopes. The sweep over starts and rates, and Adam at half the rate, "
-        "which is what friction at its strongest amounts to, are ours.",
+        question="diffGrad slows down where the gradient hardly changes. Does this keep it in the "
+        "lower of two minima, and does it do more than a smaller step?",
+        setup="The slopes come from the authors' notebook (that of F2 from a public copy), with "
+        "its start -1, lr 0.1, b1 0.95, b2 0.999 and 300 points, and eps outside the root. The "
+        "slope of F2 has x cos(8x) where the derivative of x sin(8x) has 8 x cos(8x): both "
+        "versions are run. Losses are the integrals of the slopes. Two parts are ours: the sweep "
+        "over starts and rates, and Adam at half the rate, which equals friction at its strongest.",
         presets={
             "demo": Settings(),
             "quick": Settings(starts=61),

@@ -229,15 +229,15 @@ EXPERIMENT = register(
     Experiment(
         name="edge_of_stability",
         title="The edge of stability",
-        question="On a quadratic an optimizer diverges where the curvature exceeds a threshold set "
-        "by its learning rate and momentum. Does training on all examples at once come to rest "
-        "below it, or does it rise to the threshold, also under Adam?",
+        question="On a quadratic an optimizer diverges if the curvature exceeds a threshold set by "
+        "its learning rate and momentum. Does the sharpness in training on all examples at once "
+        "stay below the threshold, or does it rise to it, also under Adam?",
         setup="A tanh network, two hidden layers of 32, half the squared error, 300 images of "
         "digits, all in every step, 2400 steps. Every 100 steps the largest eigenvalue of the "
-        "Hessian by 20 Lanczos steps, for Adam (b2 0.99, eps 1e-7) that of P^-1 H with the P that "
-        "it divides by. A seed draws the weights; nothing else is random. Learning rates, b2 and "
-        "the length of the runs are those of a first trial on other images; with b2 0.999 or "
-        "smaller learning rates the rise takes longer than these runs.",
+        "Hessian is computed by 20 Lanczos steps; for Adam (b2 0.99, eps 1e-7) it is that of P^-1 "
+        "H, where Adam divides by P. A seed determines the weights; nothing else is random. "
+        "Learning rates, b2 and the length of the runs were chosen in a first trial on other "
+        "images. With b2 0.999 or smaller learning rates the rise takes longer than these runs.",
         presets={
             "demo": Settings(),
             "quick": Settings(adam=((3e-3, 0.9), (1e-3, 0.5)), seeds=(0, 1)),

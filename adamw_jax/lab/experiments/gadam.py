@@ -377,12 +377,14 @@ EXPERIMENT = register(
     Experiment(
         name="gadam",
         title="Gadam and the average of iterates",
-        question="The mean of the iterates costs next to nothing. When is it better than the last "
-        "one, how often must one collect, does Adam profit as SGD does, and when to stop?",
+        question="The mean of the iterates costs almost nothing. When is it better than the last "
+        "iterate? How often must iterates be collected, does Adam profit as much as SGD, and when "
+        "should training stop?",
         setup="Constant learning rates; averages begin at half of the run. One run gives the "
         "iterate, the average of every step and that of one iterate per epoch, at ten evaluations. "
-        "Equal grids: learning rates and the shares of the weights that decay takes away per step; "
-        "GadamX has p = 1/4, SGD momentum 0.9. No setting was chosen after a look at results.",
+        "Grids are equal: learning rates, and the shares of the weights that decay removes per "
+        "step. GadamX has p = 1/4, SGD momentum 0.9. No setting was chosen after a look at "
+        "results.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

@@ -296,15 +296,15 @@ EXPERIMENT = register(
         name="gradinit",
         title="GradInit and the scale of the first weights",
         question="A deep network without normalisation trains only if its first weights have the "
-        "right scale. Can scales learned from the first step of training repair a wrong one, and "
-        "do they help where nothing is wrong?",
+        "right scale. Can scales learned from the first step of training repair a wrong scale, and "
+        "do they help if the scale is right?",
         setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
         "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
-        "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, the "
-        "same batches for both starts; a seed draws weights and batches. GradInit's own steps are "
-        "not counted. Gains and settings are those of a first trial with two seeds. Speed at gain "
-        "1 was judged by the last loss at first, which says little of it; the curves were measured "
-        "already.",
+        "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, with "
+        "the same batches for both starts; a seed determines weights and batches. GradInit's own "
+        "steps are not counted. Gains and settings were chosen in a first trial with two seeds. At "
+        "first, speed at gain 1 was judged by the last loss, which says little about it; the "
+        "curves had been measured already.",
         presets={
             "demo": Settings(),
             "quick": Settings(seeds=(0, 1, 2, 3)),

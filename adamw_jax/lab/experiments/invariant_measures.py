@@ -265,14 +265,14 @@ EXPERIMENT = register(
     Experiment(
         name="invariant_measures",
         title="Training that settles without converging",
-        question="Losses of long trainings at a constant learning rate stand still, and gradients "
-        "do not vanish. How can that be, and what holds the balance?",
+        question="In long trainings at a constant learning rate the loss becomes constant although "
+        "gradients do not vanish. How is that possible, and what balances the descent?",
         setup="Gradient descent on 100 sin a sin b from starts near (-0.5, 0.5), 2000 steps, with "
         "learning rates of 0.01 and 0.04 around 2 / 100; where the cycle leads depends on the "
         "start. Then SGD on a quadratic with curvatures 0.5 to 4 and additive normal noise, "
-        "started at the minimum, 4000 steps of which the later half counts, 64 copies a seed. The "
-        "equation of the paper lacks a factor 1/2, which is exact for a quadratic and is put in. "
-        "Learning rates, start and lengths are those of a first trial.",
+        "started at the minimum: 4000 steps, of which the later half counts, and 64 copies per "
+        "seed. The equation of the paper lacks a factor 1/2, which is exact for a quadratic and is "
+        "included here. Learning rates, start and lengths were chosen in a first trial.",
         presets={
             "demo": Settings(),
             "quick": Settings(seeds=(0, 1, 2, 3)),

@@ -243,15 +243,15 @@ EXPERIMENT = register(
     Experiment(
         name="koala",
         title="KOALA and the learning rate",
-        question="KOALA takes the loss for a measurement of the weights and lets a Kalman filter "
-        "set the step. Can one leave the learning rate alone?",
-        setup="The same half-decade grid around the usual learning rate of each (KOALA 1, SGD 0.1 "
-        "with momentum 0.9, Adam 0.001), cosine schedule, no decay. KOALA learns its noise R from "
-        "the squared losses of the examples, as the authors do. How far a range reaches is counted "
-        "against each one's own best, so that the middle of the grid does not matter. Steps are "
-        "watched at a constant learning rate of 1, also with R from the loss of the batch alone. "
-        "Constant gradients are deterministic. A first trial had that R everywhere, and watched "
-        "one task; no other setting was chosen after a look at results.",
+        question="KOALA treats the loss as a measurement of the weights and lets a Kalman filter "
+        "choose the step. Does this remove the tuning of the learning rate?",
+        setup="The same half-decade grid around the usual learning rate of each optimizer (KOALA "
+        "1, SGD 0.1 with momentum 0.9, Adam 0.001), cosine schedule, no decay. KOALA estimates its "
+        "noise R from the squared losses of the examples, as the authors do. The range of good "
+        "learning rates is measured from each optimizer's own best, so the middle of the grid does "
+        "not matter. Steps are recorded at a constant learning rate of 1, also with R from the "
+        "loss of the batch alone. Constant gradients are deterministic. A first trial used that R "
+        "everywhere and recorded one task; no other setting was chosen after a look at results.",
         presets={
             "demo": Settings(),
             "quick": dataclasses.replace(Settings(), epochs=(10, 10), watched=100),

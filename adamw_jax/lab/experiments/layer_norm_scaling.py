@@ -212,13 +212,13 @@ EXPERIMENT = register(
     Experiment(
         name="layer_norm_scaling",
         title="Pre-LN and Post-LN Transformers at the start",
-        question="Why does a Transformer with its normalisation behind the residual sum need a "
-        "warm-up? How large are its gradients before the first step, and how do they go with the "
-        "depth?",
+        question="Why does a Transformer with normalisation after the residual sum need a warm-up? "
+        "How large are its gradients before the first step, and how do they depend on the depth?",
         setup="Single-head uniform attention, square matrices of width 128 with Xavier's normal "
         "weights, 8 sequences of 16 normal vectors, random targets out of 50. The gradient is that "
-        "of the last layer's second feed-forward matrix, the stream the sum behind it. Sizes and "
-        "tolerances are those of a first trial, whose 4 and then 12 seeds left too much noise.",
+        "of the second feed-forward matrix of the last layer, and the stream is the sum after it. "
+        "Sizes and tolerances were chosen in a first trial, whose 4 and then 12 seeds left too "
+        "much noise.",
         presets={
             "demo": Settings(),
             "quick": Settings(depths=(4, 16), seeds=(0, 1, 2, 3)),

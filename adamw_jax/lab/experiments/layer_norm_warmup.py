@@ -195,13 +195,13 @@ EXPERIMENT = register(
     Experiment(
         name="layer_norm_warmup",
         title="Pre-LN and Post-LN Transformers without warm-up",
-        question="A Transformer with its normalisation behind the residual sum needs a warm-up of "
-        "the learning rate. Does it need none with the normalisation in front?",
-        setup="6 layers of width 32, 4 heads, causal, no biases; 16 tokens of which the second "
-        "half repeats the first, batches of 32 new sequences; Adam with b2 0.98, constant learning "
-        "rates, or 100 steps of linear warm-up; 150 steps, losses over the last 10. First "
-        "trials had biases, width 48 and up to 250 steps; all were cut to save time, after a look "
-        "at the curves, and leave Post-LN with warm-up unfinished.",
+        question="A Transformer with normalisation after the residual sum needs a warm-up of the "
+        "learning rate. Does it train without warm-up if the normalisation comes first?",
+        setup="6 layers of width 32, 4 heads, causal, no biases; 16 tokens, the second half of "
+        "which repeats the first; batches of 32 new sequences; Adam with b2 0.98, constant "
+        "learning rates, or 100 steps of linear warm-up; 150 steps, losses over the last 10. First "
+        "trials had biases, width 48 and up to 250 steps. All were cut to save time, after a look "
+        "at the curves, so Post-LN with warm-up is unfinished.",
         presets={
             "demo": Settings(),
             "quick": Settings(rates=(1e-2,), seeds=(0, 1)),

@@ -217,15 +217,15 @@ EXPERIMENT = register(
     Experiment(
         name="local_geometry",
         title="Local geometry under adaptive optimizers",
-        question="Do adaptive optimizers reach places whose Hessian has a more even diagonal than "
-        "those that SGD reaches?",
+        question="Do adaptive optimizers reach points where the diagonal of the Hessian is more "
+        "even than at the points that SGD reaches?",
         setup="Two linear layers, 64 inputs, 64 hidden units, 1 output, weights of deviation 1e-3, "
         "256 standard normal inputs, targets of a linear map with entries of random sign and size "
         "0.5 to 1.5 over 8. Full batch, 800 steps, constant learning rates: 0.05, with momentum "
-        "0.01, Adam and RMSProp 2e-4. R_med is the largest over the median entry of the exact "
-        "diagonal, by layer; its form with absolute values and by layer is our reading of the "
-        "paper. Learning rates and the bounds 8 and 2 are those of a first trial with two seeds. "
-        "The optimizers end at different losses, which the table shows.",
+        "0.01, Adam and RMSProp 2e-4. R_med is the largest entry of the exact diagonal divided by "
+        "the median entry, by layer; absolute values and one value per layer are our "
+        "interpretation of the paper. Learning rates and the bounds 8 and 2 were chosen in a first "
+        "trial with two seeds. The optimizers end at different losses, which the table shows.",
         presets={
             "demo": Settings(),
             "quick": Settings(seeds=(0, 1, 2, 3), points=2),

@@ -120,8 +120,8 @@ EXPERIMENT = register(
     Experiment(
         name="lookahead",
         title="Lookahead around AdamW",
-        question="Lookahead lets the inner optimizer run five steps and then goes half of the "
-        "way. Is the result better, and is it steadier?",
+        question="Lookahead lets the inner optimizer make five steps and then goes half of the "
+        "way. Is the result better, and does the loss vary less?",
         setup="Constant learning rate, b2 0.99, k = 5, alpha = 0.5, evaluated on the slow "
         "weights; the same grid of learning rates and decays for both.",
         presets={

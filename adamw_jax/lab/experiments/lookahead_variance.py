@@ -365,14 +365,15 @@ EXPERIMENT = register(
     Experiment(
         name="lookahead_variance",
         title="Lookahead on the noisy quadratic",
-        question="Lookahead goes only a part alpha of the way that k steps of SGD went. How much "
-        "less do its weights scatter for it, and is it more than a smaller learning rate?",
-        setup="Gradients a (theta - c) with c drawn anew at every step. The variance of the slow "
-        "weights is taken over copies and over the last two thirds of the steps, at one curvature, "
-        "from the minimum. Then a run from afar over curvatures 1, 1/2, 1/3, ..., against SGD "
-        "whose smaller learning rate makes both end at the same expected loss. The lines are "
-        "exact; nothing is fitted. A first trial of the race was too short for its slowest runs "
-        "and was lengthened; no other setting was chosen after a look at results.",
+        question="Lookahead goes only a part alpha of the way of k steps of SGD. How much does "
+        "this reduce the variance of its weights, and is it more than a smaller learning rate?",
+        setup="Gradients are a (theta - c), with a new random c at every step. The variance of the "
+        "slow weights is taken over copies and over the last two thirds of the steps, at one "
+        "curvature, starting from the minimum. Then both run from far away over curvatures 1, 1/2, "
+        "1/3, ...; SGD has a smaller learning rate, with which both end at the same expected loss. "
+        "The lines are exact; nothing is fitted. A first trial of this comparison was too short "
+        "for its slowest runs and was lengthened; no other setting was chosen after a look at "
+        "results.",
         presets={
             "demo": Settings(),
             "quick": Settings(steps=3000),

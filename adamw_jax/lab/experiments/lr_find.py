@@ -175,11 +175,10 @@ EXPERIMENT = register(
     Experiment(
         name="lr_find",
         title="Learning-rate range test",
-        question="Which learning rate should a training of this model with this optimizer start "
-        "from?",
-        setup="One short run per seed, in which the learning rate grows geometrically; the loss "
-        "is a bias-corrected moving average, and the run ends where it exceeds four times its "
-        "best.",
+        question="Which learning rate is a good first choice for this model with this optimizer?",
+        setup="One short run per seed, in which the learning rate grows geometrically. The loss is "
+        "a bias-corrected moving average, and the run ends when it exceeds four times its lowest "
+        "value.",
         presets={"demo": Settings(), "quick": Settings(seeds=(0,)),
                  "tiny": Settings(seeds=(0, 1), steps=40)},
         measure=measure,

@@ -233,17 +233,18 @@ EXPERIMENT = register(
     Experiment(
         name="moment_estimation",
         title="Steps by an estimate of the gradient's size",
-        question="Where noise is loud at times, steps should be short just then. Does an online "
-        "estimate of the gradient's size find out as well as if the size were known?",
-        setup="f(x) = |x| in 10 dimensions from distance 5, normal noise of norm 0.5 (root mean "
-        "square), in a tenth of the steps 20: in one phase at a random time, scattered at random, "
-        "or never. Errors are f at the mean of the iterates weighted by their steps, mean over 25 "
-        "copies. Step sizes R / sqrt(T) over the size of the gradient: its largest root mean "
-        "square, the best constant one, the known one of every step, and its estimate by "
-        "norm_adaptive_sgd with floor 0.05 and beta 1 - 2 T^(-2/3), in the spirit of the paper, "
-        "beside beta 0.9. Numbers are those of a first trial with 2000 steps. Another had sqrt(10) "
-        "times the noise, by mistake; there scattered outbursts left the estimate worse than the "
-        "best constant step by 15 %, and the other verdicts were the same.",
+        question="If the noise is large at some times, steps should be short at these times. Is an "
+        "online estimate of the size of the gradient as good as the known size?",
+        setup="f(x) = |x| in 10 dimensions from distance 5. The noise is normal with norm 0.5 "
+        "(root mean square), and 20 in a tenth of the steps: in one phase at a random time, "
+        "scattered at random, or never. Errors are f at the mean of the iterates weighted by their "
+        "steps, averaged over 25 copies. Steps are R / sqrt(T) divided by the size of the "
+        "gradient. This is its largest root mean square, the best constant, the known value of "
+        "every step, or the estimate of norm_adaptive_sgd with floor 0.05 and beta 1 - 2 T^(-2/3), "
+        "as in the paper, or beta 0.9. The numbers were chosen in a first trial with 2000 steps. "
+        "Another trial had sqrt(10) times the noise, by mistake: there, with scattered noise, the "
+        "estimate was 15 % worse than the best constant step, and the other verdicts were the "
+        "same.",
         presets={
             "demo": Settings(),
             "quick": Settings(horizons=(500, 2000), seeds=(0, 1, 2, 3)),

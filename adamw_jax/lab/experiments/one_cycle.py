@@ -136,9 +136,9 @@ EXPERIMENT = register(
     Experiment(
         name="one_cycle",
         title="1cycle against a constant learning rate",
-        question="Does raising the learning rate to a maximum and letting it fall to zero, while "
-        "momentum moves the other way, train better in the same number of steps than keeping it "
-        "constant?",
+        question="1cycle raises the learning rate to a maximum and lets it fall to zero, while "
+        "momentum does the opposite. Does this train better in the same number of steps than a "
+        "constant learning rate?",
         setup="AdamW (b2 0.99). Both schedules get the same grid of learning rates and decays; "
         "each is shown at its best setting by validation accuracy.",
         presets={

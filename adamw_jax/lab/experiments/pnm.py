@@ -297,9 +297,9 @@ EXPERIMENT = register(
     Experiment(
         name="pnm",
         title="PNM's noise and its use",
-        question="PNM subtracts an older momentum with weight b0, so as to make the gradient noise "
-        "larger without a smaller batch. By how much, and does it help?",
-        setup="Gradients of mean 1 and pure noise for the direction; then a quadratic, with lr = "
+        question="PNM subtracts an older momentum with weight b0, to increase the gradient noise "
+        "without a smaller batch. How much does the noise increase, and does it help?",
+        setup="For the direction: gradients of mean 1, and pure noise. Then a quadratic, with lr = "
         "step sqrt((1 + b0)^2 + b0^2), so that the mean step is the same at every b0. The lines "
         "are exact: sqrt((1 + b0)^2 + b0^2) noise sqrt((1 - b1^2)/(1 + b1^2)), and the stationary "
         "covariance of the linear system. Training: cosine schedule, b0 1, momentum 0.9, the same "

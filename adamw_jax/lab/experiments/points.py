@@ -1,4 +1,4 @@
-"""Points of a line plot, with their spread over seeds."""
+"""Make points of a line plot, with their spread over seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from adamw_jax.lab.stats import spread
 
 
 def point(series: str, x: float, values: Sequence[float]) -> dict[str, Any]:
-    """A row for ``lines``: mean of one value per seed, and one deviation to either side."""
+    """Return a row for ``lines``: the mean over seeds, and one deviation to either side."""
     s = spread(values)
     return {"series": series, "x": x, "y": s.mean, "low": s.mean - s.sd, "high": s.mean + s.sd}

@@ -146,11 +146,11 @@ EXPERIMENT = register(
     Experiment(
         name="radam",
         title="RAdam without warm-up",
-        question="Adam's first steps divide by a second moment of very few gradients, which is "
-        "why it is given a warm-up. RAdam scales those steps by their variance instead. Does "
-        "that make the learning rate less critical?",
-        setup="Cosine decay from the full learning rate at step one, no warm-up, the same grid "
-        "for both, decoupled decay. RAdam makes no step until its average is long enough.",
+        question="In Adam's first steps the second moment is an average of very few gradients, so "
+        "Adam usually gets a warm-up. RAdam scales these steps by their variance instead. Does "
+        "this make the learning rate less critical?",
+        setup="Cosine decay from the full learning rate at the first step, no warm-up, the same "
+        "grid for both, decoupled decay. RAdam skips steps until its average is long enough.",
         presets={
             "demo": Settings(),
             "quick": common.short(Settings(), "quick"),

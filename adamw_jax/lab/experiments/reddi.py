@@ -152,7 +152,7 @@ EXPERIMENT = register(
     Experiment(
         name="reddi",
         title="Reddi's counter-example",
-        question="Can Adam fail on a convex problem, with a learning rate that falls as it should?",
+        question="Can Adam fail on a convex problem if the learning rate decays as theory demands?",
         setup="Minimise, on [-1, 1], a loss whose gradient is +1010 once in 101 steps and -10 in "
         "the others; the mean gradient is positive, so the best point is -1. The learning rate "
         "is 1.5/sqrt(t + 10,000). The lines are the mean drift of the periodic moments, in "

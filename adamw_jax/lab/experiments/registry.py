@@ -1,4 +1,4 @@
-"""Experiments by name: a claim, how it is measured, and how the numbers are judged."""
+"""Register experiments by name: a claim, how to measure it, and how to judge the numbers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Experiment:
     """One experiment.
 
     Attributes:
-      name: what one types.
-      title: its heading.
-      question: what is asked, and why anyone would.
-      setup: how it is measured; for the reader of the report.
+      name: name on the command line.
+      title: heading in the report.
+      question: the question and its motivation.
+      setup: description of the measurement, for the report.
       presets: settings by name: ``"demo"``, ``"quick"`` and ``"tiny"`` (for tests). They are frozen
-        dataclasses of numbers, strings and tuples, so that they survive a trip through JSON.
-      measure: (settings, runner) -> rows for the log. All the work.
-      analyse: (settings, rows) -> result. Nothing but arithmetic on the rows, so that a report can
+        dataclasses of numbers, strings and tuples, so that they can be stored as JSON.
+      measure: (settings, runner) -> rows for the log. It does all the computing.
+      analyse: (settings, rows) -> result. It does only arithmetic on the rows, so that a report can
         be rebuilt from the log.
       reference: the paper.
     """
@@ -43,15 +43,11 @@ class Experiment:
     reference: str = ""
 
     def settings(self, preset: str) -> Any:
-        """The settings of a preset.
-
-        Raises:
-          ValueError: there is no such preset.
-        """
+        """Return the settings of a preset."""
         return choose(f"preset of {self.name}", preset, self.presets)
 
     def settings_from(self, stored: Mapping[str, Any]) -> Any:
-        """Settings as they were written to a log."""
+        """Return settings from their form in a log."""
         kind = type(next(iter(self.presets.values())))
         known = {field.name for field in dataclasses.fields(kind)}
         for key in stored:
@@ -64,29 +60,27 @@ _EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def register(experiment: Experiment) -> Experiment:
-    """Enters an experiment; its name must be new."""
+    """Register an experiment; its name must be new."""
     if experiment.name in _EXPERIMENTS:
-        raise ValueError(f"there is an experiment {experiment.name!r} already; take another name.")
+        raise ValueError(
+            f"there is already an experiment {experiment.name!r}: choose another name."
+        )
     _EXPERIMENTS[experiment.name] = experiment
     return experiment
 
 
 def get_experiment(name: str) -> Experiment:
-    """An experiment by name.
-
-    Raises:
-      ValueError: there is none of that name; the message names those there are.
-    """
+    """Return an experiment by name."""
     return choose("experiment", name, _EXPERIMENTS)
 
 
 def list_experiments() -> tuple[str, ...]:
-    """Names of all experiments, in the order in which they were entered."""
+    """Return the names of all experiments in the order of registration."""
     return tuple(_EXPERIMENTS)
 
 
 def settings_hash(settings: Any) -> str:
-    """Twelve hexadecimal digits that name these settings."""
+    """Return a hash of the settings, twelve hexadecimal digits."""
     text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

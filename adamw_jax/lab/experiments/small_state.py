@@ -276,15 +276,16 @@ EXPERIMENT = register(
     Experiment(
         name="small_state",
         title="8-bit moments and a language model",
-        question="AdamW's moments take twice the room of the parameters. Can they be kept in a "
-        "quarter of it, or an eighth, without a loss?",
-        setup="A Transformer of one layer on sentences drawn anew from a random grammar with rare "
-        "words. AdamW under 1cycle at the learning rate that was best for float32, of 0.01, 0.02 "
-        "and 0.04; a seed has the same weights and sentences in every format. All arrays of 256 "
-        "elements or more are encoded, embeddings too, in blocks of 256 (128 for 4 bits) that run "
-        "on over the rows. The longest step is the largest change of a parameter over the learning "
-        "rate. Its rule first asked for a factor of 10, which a first model passed (130) and this "
-        "one does not (9); no other rule was changed after a look at results.",
+        question="AdamW's moments take twice the memory of the parameters. Can they be stored in a "
+        "quarter or an eighth of it without loss of quality?",
+        setup="A Transformer of one layer on new sentences from a random grammar with rare words. "
+        "AdamW under 1cycle at the learning rate that was best for float32, of 0.01, 0.02 and "
+        "0.04. A seed has the same weights and sentences in every format. All arrays of 256 "
+        "elements or more are encoded, including embeddings, in blocks of 256 (128 for 4 bits) "
+        "that continue from row to row. The longest step is the largest change of a parameter "
+        "divided by the learning rate. The rule for it first asked for a factor of 10, which a "
+        "first model passed (130) and this one does not (9); no other rule was changed after a "
+        "look at results.",
         presets={
             "demo": Settings(),
             "quick": Settings(seeds=(0, 1, 2, 3), steps=150, points=15),

@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML page and one Markdown file, built from the logs alone."""
+"""Build reports from logs: one self-contained HTML page and one Markdown file."""
 
 from adamw_jax.lab.report.build import Report, Section, build
 

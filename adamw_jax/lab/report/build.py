@@ -1,6 +1,6 @@
-"""From a folder of logs to verdicts, tables, pictures and the two reports.
+"""Build verdicts, tables, pictures and the two reports from a folder of logs.
 
-It writes ``report.html``, ``report.md``, ``verdicts.csv``, ``figures/`` and ``tables/``.
+This writes ``report.html``, ``report.md``, ``verdicts.csv``, ``figures/`` and ``tables/``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that a report says.
+    """The content of a report.
 
     Attributes:
-      folder: where it lies.
+      folder: folder of the report.
       run: the content of ``run.json``.
-      sections: the experiments.
-      overview: the picture at the top, with its files; None where there is none.
+      sections: one section per experiment.
+      overview: the picture at the top with its files, or None.
     """
 
     folder: Path
@@ -44,18 +44,16 @@ class Report:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """All verdicts, those on one claim together."""
+        """Return all verdicts, grouped by claim."""
         return grouped(verdict for section in self.sections for verdict in section.result.verdicts)
 
 
 def build(folder: Path) -> Report:
-    """Analyses the logs in a folder and writes everything that follows from them.
-
-    Raises:
-      ValueError: the folder holds no run, or a log is damaged.
-    """
+    """Analyse the logs in a folder and write the reports into it."""
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} holds no results: it has no run.json.")
+        raise ValueError(
+            f"folder must hold results, but {folder} has no run.json: give the folder of a run."
+        )
     run = read_json(folder / "run.json")
     logs = [read_log(folder / "logs", name) for name in run["experiments"]]
     results = {logged.experiment.name: logged.experiment.analyse(logged.settings, logged.rows)
@@ -74,7 +72,7 @@ def build(folder: Path) -> Report:
 
 
 def grouped(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """In order of appearance, but verdicts on the same claim next to each other."""
+    """Return the verdicts in order, with those on the same claim next to each other."""
     claims: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)

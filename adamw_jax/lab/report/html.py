@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: pictures, style and numbers are inside."""
+"""Write the report as one HTML page that contains its pictures, style and numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """Return the page."""
     run = report.run
     style = (
         importlib.resources.files("adamw_jax.lab.report").joinpath("page.css").read_text("utf-8")
@@ -57,7 +57,7 @@ def _header(report: Report) -> str:
     return (
         f"<header><p class='kicker'>adamw_jax</p><h1>{escape(run['title'])}</h1>"
         f"<p class='lead'><code>{escape(run['command'])}</code> · {escape(run['started'])} · "
-        f"{run['seconds']:.0f} s of measuring · {escape(run['environment']['processor'])}, "
+        f"{run['seconds']:.0f} s of measurements · {escape(run['environment']['processor'])}, "
         f"{escape(run['environment']['cores'])} cores</p>"
         + (f"<p class='tallies'>{tally}</p>" if report.verdicts else "")
         + (f"<nav><ol>{links}</ol></nav>" if len(report.sections) > 1 else "")
@@ -70,7 +70,7 @@ def _pill(word: str) -> str:
 
 
 def _summary(report: Report) -> str:
-    """One line per claim; rules and evidence stand in the sections."""
+    """Return one line per claim; rules and evidence are in the sections."""
     lines = []
     for section in report.sections:
         for same in _by_claim(section.result.verdicts):
@@ -85,10 +85,10 @@ def _summary(report: Report) -> str:
                 f"<td>{words}</td></tr>"
             )
     return (
-        "<section><h2>Verdicts</h2><p>Every claim is put as its proponents put it, and judged by "
-        "a rule that stands next to the evidence below. Settings are chosen on validation data, "
-        "results are reported on test data. <i>Not shown</i> means what it says: at this scale, "
-        "with these seeds, the rule was not met.</p><table "
+        "<section><h2>Verdicts</h2><p>Every claim is stated as by its proponents and judged by "
+        "the rule next to the evidence below. Settings are chosen on validation data, results "
+        "are reported on test data. <i>Not shown</i> means only that the rule was not met at this "
+        "scale with these seeds.</p><table "
         f"class='summary'>{''.join(lines)}</table></section>\n"
     )
 
@@ -115,7 +115,7 @@ def _claim(verdicts: Sequence[Verdict]) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Escaped text in which no line ends inside an interval or before a unit."""
+    """Escape a text, without line breaks inside an interval or before a unit."""
     text = re.sub(r"\[[^]]*\]", lambda found: found.group().replace(" ", "\u00a0"), escape(text))
     return re.sub(r" (±|%|points)", "\u00a0\\1", text)
 

@@ -1,4 +1,4 @@
-"""The report as Markdown."""
+"""Write the report as Markdown."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def page(report: Report) -> str:
-    """The whole file."""
+    """Return the file."""
     run = report.run
     parts = [
         f"# {run['title']}",
-        f"`{run['command']}`, started {run['started']}, {run['seconds']:.0f} s of measuring on "
+        f"`{run['command']}`, started {run['started']}, {run['seconds']:.0f} s of measurements on "
         f"{run['environment']['processor']} ({run['environment']['cores']} cores).",
     ]
     if report.overview:
@@ -65,13 +65,13 @@ def _section(section: Section) -> list[str]:
 
 
 def of_table(table: Table) -> str:
-    """A table of results."""
+    """Return a table of results as Markdown."""
     rows = [[column.cell(row) for column in table.columns] for row in table.rows]
     return grid([column.title for column in table.columns], rows)
 
 
 def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar in a heading or a cell is escaped, which would begin the next one."""
+    """Return a Markdown table; bars in headings and cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""The picture at the top: one panel from each of the experiments that were run."""
+"""Draw the picture at the top of a report, with one panel from each of several experiments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHOSEN = (
 
 
 def overview(title: str, results: Mapping[str, Result]) -> Figure | None:
-    """The picture; None unless at least four of its panels are there."""
+    """Return the picture, or None if fewer than four of its panels were measured."""
     panels = []
     for experiment, name, number, heading in CHOSEN:
         figures = results[experiment].figures if experiment in results else ()

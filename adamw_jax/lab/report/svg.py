@@ -1,4 +1,4 @@
-"""A picture's SVG, made part of a page: no outside names, its own ids, the page's colours."""
+"""Make an SVG picture part of a page: no references outside, own ids, colours of the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adamw_jax.lab.plots.style import VARIABLES
 
 
 def inline(svg: str, prefix: str, alt: str) -> str:
-    """The ``<svg>`` element for use inside HTML.
+    """Return the ``<svg>`` element for use inside HTML.
 
     Args:
       svg: a file written by matplotlib.

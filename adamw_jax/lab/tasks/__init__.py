@@ -1,4 +1,4 @@
-"""The tasks, by name. Nothing is downloaded."""
+"""Get tasks by name. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 @functools.cache
 def get_task(name: str) -> Task:
-    """A task by name.
-
-    Raises:
-      ValueError: there is none of that name; the message names those there are.
-    """
+    """Return a task by name."""
     return choose("task", name, TASKS)()
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 grey images of 8 by 8 pixels, shipped inside that package."""
+"""Load scikit-learn's digits: 1,797 grey images of 8 by 8 pixels, contained in that package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _load() -> tuple[Split, Split, Split]:
 
 
 def digits() -> Task:
-    """1,000 training, 397 validation and 400 test images."""
+    """Return 1,000 training, 397 validation and 400 test images."""
     train, validation, test = standardized(*_load())
     return Task(
         name="digits",
@@ -42,7 +42,7 @@ def digits() -> Task:
 
 
 def digits_noisy() -> Task:
-    """The same with a fifth of the training labels drawn anew at random; the others are clean."""
+    """Return the digits with random labels for 20 % of the training images."""
     train, validation, test = standardized(*_load())
     rng = np.random.default_rng(NOISE_SEED)
     noisy = rng.random(len(train)) < NOISE

@@ -1,9 +1,9 @@
-"""MNIST-1D: ten one-dimensional glyphs, hidden by padding, shifts, ramps and noise.
+"""Generate MNIST-1D: ten one-dimensional glyphs, hidden by padding, shifts, ramps and noise.
 
 After the description of Greydanus & Kobak, Scaling Down Deep Learning with MNIST-1D (2024, arXiv
-2011.14439): a glyph of 12 points is padded with zeros, scaled, shifted, noised (correlated and
-independent), sheared and resampled to 40 points. The glyphs and the code here are our own, so
-accuracies are comparable within this library and not with numbers published elsewhere.
+2011.14439): a glyph of 12 points is padded with zeros, scaled, shifted, sheared, resampled to 40
+points, and gets correlated and independent noise. Glyphs and code are our own, so accuracies cannot
+be compared with published numbers.
 
 >>> generate(3, seed=0).inputs.shape
 (3, 40)
@@ -25,7 +25,7 @@ CORRELATION_LENGTH = 2.0
 INDEPENDENT = 0.02
 HEIGHT = 2.4
 
-# Where the pen stands, left (0) to right (1), as each digit is drawn from top to bottom.
+# Position of the pen from left (0) to right (1) while a digit is drawn from top to bottom.
 GLYPHS = np.array(
     [
         [0.45, 0.70, 0.85, 0.94, 0.98, 1.00, 1.00, 0.98, 0.94, 0.85, 0.70, 0.45],
@@ -43,11 +43,11 @@ GLYPHS = np.array(
 
 
 def generate(count: int, seed: int) -> Split:
-    """Makes examples; the same count and seed give the same examples.
+    """Generate examples; the same count and seed give the same examples.
 
     Args:
-      count: how many; every class has as many as the others, up to one.
-      seed: of the random generator, >= 0.
+      count: number of examples, distributed evenly over the classes.
+      seed: seed of the random generator, >= 0.
 
     Returns:
       Inputs of shape (count, 40), not standardized, and labels in 0..9, in random order.
@@ -59,7 +59,7 @@ def generate(count: int, seed: int) -> Split:
     scale = 1 + SCALE * (rng.random((count, 1)) - 0.5)
     shear = SHEAR * rng.standard_normal((count, 1))
 
-    # Resampling: where each of the 40 grid points lies in the padded signal, from the glyph on.
+    # Resampling: the position of each of the 40 grid points in the glyph.
     grid = np.linspace(0, 1, LENGTH)[None]
     place = grid * (POINTS + padding - 1) - start
     signal = scale * _read_glyphs(labels, place)
@@ -71,10 +71,8 @@ def generate(count: int, seed: int) -> Split:
 
 
 def _read_glyphs(labels: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Linear interpolation in each example's glyph; zero outside it."""
-    padded = np.pad(
-        HEIGHT * (GLYPHS - 0.5), ((0, 0), (1, 1))
-    )  # a zero on either side, so that edges ramp down
+    """Interpolate linearly in the glyph of each example; zero outside it."""
+    padded = np.pad(HEIGHT * (GLYPHS - 0.5), ((0, 0), (1, 1)))  # edges ramp down to zero
     place = np.clip(place + 1, 0, POINTS + 1)
     left = np.minimum(np.floor(place).astype(int), POINTS)
     weight = place - left
@@ -83,14 +81,14 @@ def _read_glyphs(labels: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _smoothing() -> np.ndarray:
-    """A matrix that turns white noise into correlated noise of variance one."""
+    """Return a matrix that turns white noise into correlated noise of variance 1."""
     distance = np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH))
     kernel = np.exp(-0.5 * (distance / CORRELATION_LENGTH) ** 2)
     return kernel / np.sqrt((kernel**2).sum(axis=0, keepdims=True))
 
 
 def mnist1d() -> Task:
-    """4,000 training, 2,000 validation and 2,000 test examples."""
+    """Return 4,000 training, 2,000 validation and 2,000 test examples."""
     train, validation, test = standardized(
         generate(4000, seed=1), generate(2000, seed=2), generate(2000, seed=3)
     )

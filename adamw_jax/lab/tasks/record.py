@@ -1,4 +1,4 @@
-"""What a task is: inputs and labels, split for training, choosing and reporting."""
+"""Define a task: inputs and labels, split for training, validation and test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Split:
     labels: np.ndarray
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Return the number of examples."""
         return len(self.labels)
 
 
@@ -24,12 +24,12 @@ class Task:
     """A classification task.
 
     Attributes:
-      name: what one types.
-      title: what a plot says.
-      about: one or two sentences on where the data comes from.
-      train: the model learns from it.
-      validation: learning rates and decays are chosen on it.
-      test: results are reported on it, and nothing is chosen on it.
+      name: name on the command line.
+      title: name in plots.
+      about: one or two sentences about the data.
+      train: data for training.
+      validation: data for choosing learning rates and decays.
+      test: data for results; nothing is chosen on it.
       classes: number of classes.
     """
 
@@ -43,12 +43,12 @@ class Task:
 
     @property
     def features(self) -> int:
-        """Numbers per example."""
+        """Return the number of inputs per example."""
         return self.train.inputs.shape[1]
 
 
 def standardized(train: Split, *others: Split) -> tuple[Split, ...]:
-    """All splits shifted and scaled by the mean and deviation of the training inputs."""
+    """Shift and scale all splits by the mean and standard deviation of the training inputs."""
     mean, deviation = train.inputs.mean(), train.inputs.std()
     return tuple(
         Split(((split.inputs - mean) / deviation).astype(np.float32), split.labels)
