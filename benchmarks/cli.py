@@ -32,15 +32,9 @@ def parser() -> argparse.ArgumentParser:
         help="memory of contenders that run together; if more are given, they run in groups, each "
         "with the baseline (default: half of the free memory)",
     )
+    shared.add_argument("--seed", type=int, default=0, help="seed of the order in each round")
     shared.add_argument(
-        "--seed", type=int, default=0, help="random seed of the order in each round"
-    )
-    shared.add_argument(
-        "--out",
-        type=Path,
-        action="append",
-        default=[],
-        help="output file, .md, .csv or .json; repeatable",
+        "--out", type=Path, action="append", default=[], help=".md, .csv or .json file; repeatable"
     )
     shared.add_argument("--dump-hlo", default=None, help="folder for the optimized HLO")
     shared.add_argument("--xla-flags", default="", help="flags added to XLA_FLAGS")

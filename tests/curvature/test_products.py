@@ -207,7 +207,9 @@ def test_errors() -> None:
         curvature.hvp(LOSS, params, batch, {"w1": params["w1"]})
     with pytest.raises(TypeError, match=r"CompositeLoss\(model_fn, output_loss\), got"):
         curvature.gauss_newton_fn(lambda p, b: LOSS(p, b), params, batch)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"one batch with the keys \['x'\]: Batches\(\[batch\]\)"):
+    with pytest.raises(
+        TypeError, match=r"one batch with the keys \['x'\]: write Batches\(\[batch\]\)"
+    ):
         curvature.Batches({"x": np.ones((2, 3))})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batches is empty"):
         curvature.Batches([])

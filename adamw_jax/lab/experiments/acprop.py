@@ -1,4 +1,4 @@
-"""Synchronous or asynchronous, centred or not: who goes the right way on Reddi's problems."""
+"""Compare synchronous, asynchronous and centred second moments on Reddi's problems."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ COLORS = LinearSegmentedColormap.from_list("end", ["#14407a", "#7fb0dc", "#f4f1e
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every period with every b2 on both problems; x in [-1, 1] from 0.
+    """Every period with every b2 on both problems; x in [-1, 1], start 0.
 
-    ``learning_rate`` is lowered where a step would be longer than ``longest`` at the end.
+    ``learning_rate`` is lowered if a step would be longer than ``longest`` at the end.
     """
 
     periods: tuple[int, ...] = (5, 9, 17, 31, 57, 101)
@@ -67,7 +67,7 @@ class Settings:
 
 
 def gradients(problem: str, period: int) -> np.ndarray:
-    """One period of gradients; their mean is positive, so that the best x is -1."""
+    """Return one period of gradients; their mean is positive, so the best x is -1."""
     out = np.full(period, -1.0 if problem == DENSE else 0.0)
     out[0] = period if problem == DENSE else period / 2
     out[-3] = -1.0
@@ -75,7 +75,7 @@ def gradients(problem: str, period: int) -> np.ndarray:
 
 
 def optimizer(name: str, rate: Any, b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
-    """One of the four, with the same numbers."""
+    """Return one of the four optimizers, with the same numbers."""
     if name == ADAM:
         return adam(rate, b1=b1, b2=b2, eps=eps)
     if name == ADABELIEF:
@@ -92,7 +92,7 @@ def optimizer(name: str, rate: Any, b1: Any, b2: Any, eps: float) -> optax.Gradi
 
 
 def directions(name: str, problem: str, period: int, b1: float, b2: Any, eps: float) -> np.ndarray:
-    """Steps of a period per unit of learning rate, once the moments are periodic.
+    """Return the steps of a period per unit of learning rate, for periodic moments.
 
     Returns:
       Shape (period, *b2.shape).
@@ -101,7 +101,7 @@ def directions(name: str, problem: str, period: int, b1: float, b2: Any, eps: fl
     b2 = np.asarray(b2, np.float64)
 
     def averaged(b: Any, entries: np.ndarray) -> np.ndarray:
-        """The periodic solution of s_j = b s_(j-1) + entry_j; shape (period, ...)."""
+        """Return the periodic solution of s_j = b s_(j-1) + entry_j; shape (period, ...)."""
         s = np.zeros(np.broadcast(b, entries[0]).shape)
         for entry in entries:
             s = b * s + entry
@@ -123,23 +123,23 @@ def directions(name: str, problem: str, period: int, b1: float, b2: Any, eps: fl
 
 
 def drift(name: str, problem: str, period: int, b1: float, b2: Any, eps: float) -> Any:
-    """Mean step per unit of learning rate; its sign says where x goes."""
+    """Return the mean step per unit of learning rate; its sign is the direction of x."""
     return directions(name, problem, period, b1, b2, eps).mean(axis=0)
 
 
 def rate_of(s: Settings, name: str, problem: str, period: int, b2: float) -> float:
-    """The learning rate of a setting, before it falls with the root of the step."""
+    """Return the first learning rate of a setting; it falls with the root of the step."""
     longest = float(np.abs(directions(name, problem, period, s.b1, b2, s.eps)).max())
     return min(s.learning_rate, s.longest * np.sqrt(s.steps + s.offset) / longest)
 
 
 def reach(s: Settings, learning_rate: float) -> float:
-    """The sum of the learning rates, 2 lr (sqrt(T + offset) - sqrt(offset))."""
+    """Return the sum of the learning rates, 2 lr (sqrt(T + offset) - sqrt(offset))."""
     return 2 * learning_rate * (np.sqrt(s.steps + s.offset) - np.sqrt(s.offset))
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Runs the four, all problems side by side; notes the mean of x over the last tenth."""
+    """Run the four on all problems in parallel; record the mean of x over the last tenth."""
     cells = list(itertools.product(TITLES, s.periods, s.b2))
     most = max(s.periods)
     table = np.stack([np.pad(gradients(p, n), (0, most - n)) for p, n, _ in cells])
@@ -191,7 +191,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Counts the cells that go the right way, and compares every cell with theory."""
+    """Count the cells with the right direction, and compare every cell with theory."""
     right = {
         (name, problem): {
             (row["period"], row["b2"])
@@ -281,7 +281,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def draw_ends(ax: Any, rows: Sequence[Row]) -> None:
-    """Coloured cells over period and b2, and the line on which the theoretical drift is zero."""
+    """Draw coloured cells over period and b2, and the line of zero theoretical drift."""
     cells = where(rows, kind="measured")
     xs, ys = sorted({r["x"] for r in cells}), sorted({r["y"] for r in cells})
     norm = Normalize(-1, 1, clip=True)

@@ -1,4 +1,4 @@
-"""Updates that are too large when the second moment is slow, and Adafactor's two cures."""
+"""Measure too large updates under a slow second moment, and Adafactor's two remedies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from adamw_jax.lab.tasks import get_task
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the jump with theory, then judges the two cures in training."""
+    """Compare the jump with theory, then judge the two remedies in training."""
     jump, training = where(rows, part="jump"), where(rows, part="training")
     slow = label(s.b2[-1])
     verdicts = [
@@ -74,7 +74,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 @functools.cache
 def _expected(s: Settings, decay: str, step: int) -> float:
-    """Theory, so many steps after the jump."""
+    """Return the theory at this number of steps after the jump."""
     (b2,) = (b for b in (*s.b2, 0.0) if label(b) == decay)
     return expected_rms(b2, _sizes(s)[: s.before + step])
 
@@ -111,7 +111,7 @@ def _too_large(s: Settings, rows: Sequence[Row]) -> Verdict:
 
 def _slower_is_larger(s: Settings, rows: Sequence[Row], slow: str) -> Verdict:
     def peaks(decay: str) -> list[float]:
-        """Mean over learning rates of the log of the peak, per seed."""
+        """Return the log of the peak, averaged over learning rates, per seed."""
         mine = where(rows, decay=decay, clipping=False)
         table = [column(where(mine, learning_rate=r), "peak") for r in s.learning_rates]
         return [float(x) for x in np.log(table).mean(axis=0)]
@@ -131,7 +131,7 @@ def _slower_is_larger(s: Settings, rows: Sequence[Row], slow: str) -> Verdict:
 
 
 def _clipping(s: Settings, rows: Sequence[Row], slow: str) -> list[Verdict]:
-    """What clipping brings: over all learning rates, and at the best one."""
+    """Judge clipping over all learning rates, and at the best one."""
     table: dict[bool, list[list[float]]] = {}
     best: dict[bool, list[float]] = {}
     for clipping in (True, False):

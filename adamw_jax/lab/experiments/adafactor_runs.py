@@ -1,4 +1,4 @@
-"""What the experiment on Adafactor's updates runs, and the exact theory of their size."""
+"""Run the experiment on Adafactor's updates, and compute their exact size."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ LOG_MARGIN, ACCURACY_MARGIN = 0.05, 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Gradients of pure noise that grow at once, then training without warm-up.
+    """Gradients of pure noise that grow suddenly, then training without warm-up.
 
     Attributes:
       b2: constant decay rates of the second moment; the last is the slow one that is judged.
-      jump: the noise's deviation after ``before`` steps; 1 until then.
+      jump: deviation of the noise after ``before`` steps; 1 until then.
       before: steps until the jump.
-      after: steps from then on.
+      after: steps after the jump.
       weights: gradients per step.
-      task: what is trained on.
+      task: task for training.
       learning_rates: constant, from the first step.
-      steps: of training.
+      steps: steps of training.
       batch_size: examples per step.
-      seeds: of the noise, and of initial weights and order of examples.
-      points: windows over which training's largest RMS is noted.
+      seeds: seeds of the noise, of initial weights and of the order of examples.
+      points: windows of training; the largest RMS of each is recorded.
     """
 
     b2: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -56,14 +56,14 @@ class Settings:
 
 
 def label(b2: float) -> str:
-    """What a decay rate is called in tables and pictures; 0 is the schedule."""
+    """Return the name of a decay rate in tables and pictures; 0 is the schedule."""
     return f"b2 {b2:g}" if b2 else SCHEDULE
 
 
 def exponent(b2: Any) -> Callable[[Any], jax.Array]:
-    """Adafactor's ``decay_rate`` for which its second moment is Adam's, bias correction included.
+    """Return the ``decay_rate`` with which Adafactor has Adam's corrected second moment.
 
-    A corrected average with constant b2 weighs the newest square by
+    A corrected average with constant b2 gives the newest square the weight
     ``(1 - b2) / (1 - b2^t) = t^-decay_rate``. A b2 of 0 stands for the paper's 0.8.
     """
 
@@ -72,21 +72,21 @@ def exponent(b2: Any) -> Callable[[Any], jax.Array]:
         constant = jnp.where(b2 > 0, b2, jnp.float32(0.5))
         newest = (1 - constant) / -jnp.expm1(t * jnp.log(constant))
         later = -jnp.log(newest) / jnp.log(jnp.maximum(t, jnp.float32(2)))
-        # Any power of the first step's 1 is 1.
+        # At the first step every power of 1 is 1.
         return jnp.where((t < 2) | (b2 == 0), jnp.float32(0.8), later)
 
     return rate
 
 
 def newest_weight(b2: float, t: np.ndarray) -> np.ndarray:
-    """Weight of the newest square in the second moment at step t."""
+    """Return the weight of the newest square in the second moment at step t."""
     return (1 - b2) / (1 - b2**t) if b2 else t**-0.8
 
 
 def expected_rms(b2: float, sizes: np.ndarray) -> float:
-    """Root of the mean of g^2 / V at the last step, for normal gradients of these deviations.
+    """Return the root of the mean of g^2 / V at the last step, for normal g of these deviations.
 
-    V = sum of w_i g_i^2, and 1 / V is the integral of exp(-x V) over x, so that the mean over
+    V = sum of w_i g_i^2, and 1 / V is the integral of exp(-x V) over x. So the mean over
     independent normal g_i is a product under one integral:
 
         E g_T^2 / V = integral of (1 + 2 c_T x)^-1 prod_i (1 + 2 c_i x)^(-1/2) dx
@@ -103,12 +103,12 @@ def expected_rms(b2: float, sizes: np.ndarray) -> float:
 
 
 def rms(tree: Any) -> jax.Array:
-    """The largest root mean square of a leaf."""
+    """Return the largest root mean square of a leaf."""
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(x))) for x in jax.tree.leaves(tree)]).max()
 
 
 def arguments(b2: Any, threshold: Any) -> dict[str, Any]:
-    """Adafactor with whole second moments and steps of absolute size."""
+    """Return arguments of Adafactor without factoring, with steps of absolute size."""
     return {
         "decay_rate": exponent(b2),
         "clipping_threshold": threshold,
@@ -118,7 +118,7 @@ def arguments(b2: Any, threshold: Any) -> dict[str, Any]:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Watches pure noise that grows, then trains."""
+    """Measure updates under growing noise, then train."""
     lanes = 4 * len(s.learning_rates)
     runner.progress.begin("too large updates", lanes + 1)
     rows = _jump(s)
@@ -133,12 +133,12 @@ def _sizes(s: Settings) -> np.ndarray:
 
 
 def _noted(s: Settings) -> np.ndarray:
-    """Steps after the jump that are written down."""
+    """Return the recorded steps after the jump."""
     return np.unique(np.geomspace(1, s.after, 30).astype(int))
 
 
 def _jump(s: Settings) -> Rows:
-    """RMS of the direction, unclipped and clipped, around the jump."""
+    """Measure the RMS of the direction, unclipped and clipped, around the jump."""
     cases = [(b2, seed) for b2 in (*s.b2, 0.0) for seed in s.seeds]
 
     @jax.jit
@@ -172,7 +172,7 @@ def _jump(s: Settings) -> Rows:
 
 
 def _train(s: Settings, runner: Runner) -> Rows:
-    """Trains every learning rate with every seed; notes the RMS before clipping."""
+    """Train every learning rate with every seed; record the RMS before clipping."""
     task = get_task(s.task)
     network = mlp(task.features, task.classes)
     per_epoch = len(task.train) // s.batch_size

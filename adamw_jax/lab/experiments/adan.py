@@ -1,4 +1,4 @@
-"""Adan against AdamW over batch sizes, at the same number of epochs."""
+"""Compare Adan with AdamW over batch sizes, at the same number of epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Job, Plan, Runner
 
-# The carrier's momentum is left out: each keeps its own rates.
+# Each keeps its own decay rates, so the carrier's momentum is not used.
 ADAMW = Recipe("adamw, own rates", lambda carrier, n: adamw(carrier.learning_rate, **n))
 ADAN = Recipe("adan, own rates", lambda carrier, n: adan(carrier.learning_rate, **n))
 RECIPES = {"AdamW": ADAMW, "Adan": ADAN}
@@ -31,7 +31,7 @@ class Settings:
       epochs: passes over the training examples, the same for all batch sizes.
       learning_rates: the grid of a task, for both contenders and all batch sizes.
       decays: decoupled weight decay of a task.
-      seeds: of initial weights and of the order of examples.
+      seeds: seeds of initial weights and of the order of examples.
     """
 
     tasks: tuple[str, ...] = ("mnist1d", "digits_noisy")
@@ -46,7 +46,7 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains both under the learning rates of 1cycle."""
+    """Train both under the learning rates of 1cycle."""
     arms = {
         task: tuple(
             Arm(name, recipe, "one_cycle", rate, settings(weight_decay=decay))
@@ -69,7 +69,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges what a large batch costs either, and who is ahead at the smallest and the largest."""
+    """Judge the loss by large batches, and which is better at the smallest and largest batch."""
     verdicts, table, panels = [], [], []
     for task, batches in zip(s.tasks, s.batches, strict=True):
         mine = common.where(rows, task=task)
@@ -113,13 +113,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def at_best(rows: Sequence[Row], group: str, batch: int) -> list[Row]:
-    """The rows of a contender at its best learning rate, chosen on validation data."""
+    """Return the rows of a contender at its best learning rate by validation accuracy."""
     mine = common.where(rows, group=group, batch=batch)
     return common.where(mine, arm=common.best_arm(mine))
 
 
 def _tolerance(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Verdict:
-    """Accuracy lost from the smallest to the largest batch."""
+    """Judge the accuracy lost from the smallest to the largest batch."""
     small, large = batches[0], batches[-1]
     lost = {}
     for group in RECIPES:
@@ -169,7 +169,7 @@ def _ends(rows: Sequence[Row]) -> str:
 
 
 def _edges(s: Settings, table: Sequence[Row]) -> list[str]:
-    """Names the contenders whose best learning rate is at an end of the grid."""
+    """Name the contenders whose best learning rate is at an end of the grid."""
     grids = dict(zip(s.tasks, s.learning_rates, strict=True))
     found = [
         f"{row['group']} on {row['task']} at batch {row['batch']:,} (lr {row['learning_rate']:g})"

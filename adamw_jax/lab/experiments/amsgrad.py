@@ -1,4 +1,4 @@
-"""AMSGrad, in the form PyTorch has, against Adam: in loss and in accuracy."""
+"""Compare AMSGrad, in PyTorch's form, with Adam in loss and in accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Settings(common.Training):
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains both under 1cycle."""
+    """Train both under 1cycle."""
     amsgrad = catalogue("amsgrad", maximum="raw")
 
     def arms(task: str) -> list[Arm]:
@@ -42,7 +42,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Two verdicts a task."""
+    """Return two verdicts per task."""
     verdicts = []
     for task in s.tasks:
         verdicts += [

@@ -1,4 +1,4 @@
-"""How the learning rate must follow the batch size, for SGD and for Adam."""
+"""Measure how the learning rate depends on the batch size, for SGD and Adam."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ RULES = {SGD: "linear", ADAM: "sqrt"}
 POWERS = {"linear": 1.0, "sqrt": 0.5}
 BAND = 0.1
 LARGEST, BEST = "largest", "best"
-WINDOW = 1.5  # octaves to either side of the best rate, through which a parabola is laid
+WINDOW = 1.5  # octaves on either side of the best rate, for the parabola
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One hidden network, some epochs, every batch size at every learning rate.
+    """A small network, a few epochs, every batch size at every learning rate.
 
     Attributes:
       fitted: batch sizes over which the power is fitted.
-      beyond: larger ones, which are shown.
+      beyond: larger batch sizes, only shown.
       octaves: first and last learning rate of SGD and of Adam, as powers of 2.
       per_octave: learning rates in an octave.
-      epochs: passes over 1,000 images, whatever the batch size.
+      epochs: passes over 1,000 images, the same for all batch sizes.
       hidden: width of both hidden layers.
-      late: share of the steps, at the end, whose mean loss counts.
-      seeds: of weights and batches.
+      late: share of the steps, at the end, over which the loss is averaged.
+      seeds: seeds of weights and batches.
     """
 
     fitted: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -55,18 +55,18 @@ class Settings:
     seeds: tuple[int, ...] = tuple(range(12))
 
     def grid(self, name: str) -> np.ndarray:
-        """Base-2 logarithms of the learning rates of an optimizer."""
+        """Return base-2 logarithms of the learning rates of an optimizer."""
         first, last = self.octaves[(SGD, ADAM).index(name)]
         return np.linspace(first, last, (last - first) * self.per_octave + 1)
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """All batch sizes."""
+        """Return all batch sizes."""
         return self.fitted + self.beyond
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """All learning rates and seeds of a batch size side by side."""
+    """Train all learning rates and seeds of a batch size in parallel."""
     task = get_task("digits")
     x, y = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
     network = mlp(task.features, task.classes, s.hidden)
@@ -115,7 +115,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def largest(octaves: np.ndarray, losses: np.ndarray, bound: float) -> float:
-    """Where, coming from the best, the loss first crosses the bound, in octaves."""
+    """Return the first rate above the best at which the loss crosses the bound, in octaves."""
     i = int(np.argmin(losses))
     while i + 1 < len(losses) and losses[i + 1] <= bound:
         i += 1
@@ -127,7 +127,7 @@ def largest(octaves: np.ndarray, losses: np.ndarray, bound: float) -> float:
 
 
 def best(octaves: np.ndarray, losses: np.ndarray) -> float:
-    """The lowest point of a parabola through the logarithms around the smallest, in octaves."""
+    """Return the lowest point of a parabola through the logs near the smallest, in octaves."""
     near = np.abs(octaves - octaves[np.argmin(losses)]) <= WINDOW
     bend, slope, _ = np.polyfit(octaves[near], np.log(losses[near]), 2)
     inside = octaves[near]
@@ -136,7 +136,7 @@ def best(octaves: np.ndarray, losses: np.ndarray) -> float:
 
 
 def found(s: Settings, rows: Sequence[Row], name: str, batch: int) -> dict[str, list[float]]:
-    """For each seed the largest learning rate that trains and the best one, in octaves."""
+    """Return for each seed the largest learning rate that trains and the best one, in octaves."""
     guess = math.log(get_task("digits").classes)
     out: dict[str, list[float]] = {LARGEST: [], BEST: []}
     for seed in s.seeds:
@@ -150,7 +150,7 @@ def found(s: Settings, rows: Sequence[Row], name: str, batch: int) -> dict[str, 
 
 
 def powers(s: Settings, octaves: dict[int, list[float]]) -> list[float]:
-    """For each seed the power of the batch size with which the learning rate grows."""
+    """Return for each seed the power of the batch size with which the learning rate grows."""
     x = np.log2(s.fitted)
     return [
         float(np.polyfit(x, [octaves[batch][n] for batch in s.fitted], 1)[0])
@@ -159,7 +159,7 @@ def powers(s: Settings, octaves: dict[int, list[float]]) -> list[float]:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Fits powers."""
+    """Fit powers."""
     table, verdicts, panels = [], [], []
     for which in (LARGEST, BEST):
         drawn: list[Row] = []
@@ -226,7 +226,7 @@ def _verdict(s: Settings, name: str, which: str, slopes: Sequence[float]) -> Ver
 
 
 def _beyond(s: Settings, table: Sequence[Row]) -> list[str]:
-    """What becomes of the power behind the batch sizes over which it is fitted."""
+    """Describe the power beyond the fitted batch sizes."""
     if not s.beyond:
         return []
     first, last = s.fitted[-1], s.beyond[-1]

@@ -1,4 +1,4 @@
-"""Gradient descent, clipping and signs where the curvature grows with the gradient."""
+"""Compare gradient descent, clipping and signs if curvature grows with the gradient."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class Settings:
     Attributes:
       sizes: largest first gradients, in one coordinate with c = L = 1.
       spreads: largest c (or L) over smallest in ``dimension`` coordinates, around 1.
-      dimension: of the parts with a spread; there the largest first gradient is ``size``, times c.
-      size: see ``dimension``.
-      starts: first gradients for which a learning rate must serve, from 1 to the largest.
+      dimension: coordinates in the parts with a spread.
+      size: largest first gradient there, times c.
+      starts: number of first gradients, from 1 to the largest, that a learning rate must handle.
       rates: learning rates of every optimizer; the best one counts.
       target: the gradient over c that every coordinate must reach and keep.
-      steps: at most.
-      max_step: of clipped SGD.
+      steps: largest number of steps.
+      max_step: longest step of clipped SGD.
       b1: momentum of generalized SignSGD; the others have none in the parts without noise.
-      b2: its other decay rate.
+      b2: second decay rate of generalized SignSGD.
       momenta: b1 in the part with noise; the first is compared with ``b1``.
       jump: the noise is ``jump`` once in ``jump + 1`` steps on average, else -1.
-      noise_steps: of the part with noise, of which the last quarter counts.
+      noise_steps: steps in the part with noise; the last quarter counts.
       noise_rate: length of a step there.
-      seeds: of the noise.
+      seeds: seeds of the noise.
     """
 
     sizes: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -77,7 +77,7 @@ class Settings:
 
 
 def contenders(s: Settings) -> dict[str, Make]:
-    """The optimizers of the parts without noise."""
+    """Return the optimizers of the parts without noise."""
     return {
         PLAIN: lambda rate: sgdw(rate, momentum=None),
         CLIPPED: lambda rate: clipped_sgd(rate, s.max_step),
@@ -87,7 +87,7 @@ def contenders(s: Settings) -> dict[str, Make]:
 
 
 def problems(s: Settings) -> list[tuple[str, float, Any]]:
-    """For every part and value of it c, L and the starts of all runs, of ``dimension`` numbers."""
+    """Return c, L and the starts of all runs for every value of every part."""
 
     def posed(c: np.ndarray, smoothness: np.ndarray, largest: float, moving: int) -> Any:
         first = np.geomspace(1.0, largest, s.starts)[:, None]
@@ -104,10 +104,10 @@ def problems(s: Settings) -> list[tuple[str, float, Any]]:
 
 
 def steps_to_target(s: Settings, make: Make, posed: Sequence[Any]) -> np.ndarray:
-    """Steps after which the gradient stays within the target, from the start that takes longest.
+    """Count the steps until the gradient stays within the target, from the slowest start.
 
     Returns:
-      An array of shape (problems, rates); infinity where some start does not arrive.
+      An array of shape (problems, rates); infinity if a start never arrives.
     """
 
     def run(c: jax.Array, smoothness: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
@@ -116,7 +116,7 @@ def steps_to_target(s: Settings, make: Make, posed: Sequence[Any]) -> np.ndarray
         def step(carry: Any, i: jax.Array) -> Any:
             x, state, last = carry
             slope = jnp.sinh(smoothness * x) / smoothness
-            there = jnp.all(jnp.abs(slope) <= jnp.float32(s.target))  # not so where it is NaN
+            there = jnp.all(jnp.abs(slope) <= jnp.float32(s.target))  # False for NaN
             updates, state = tx.update(c * slope, state, x)
             return (optax.apply_updates(x, updates), state, jnp.where(there, last, i + 1)), None
 
@@ -131,7 +131,7 @@ def steps_to_target(s: Settings, make: Make, posed: Sequence[Any]) -> np.ndarray
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Counts steps on every problem, then watches the gradient under skewed noise."""
+    """Count steps on every problem, then measure the gradient under skewed noise."""
     parts, makers = problems(s), contenders(s)
     rows: Rows = []
     runner.progress.begin("without noise", len(makers) * s.steps)
@@ -149,7 +149,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def _noisy(s: Settings, runner: Runner) -> Rows:
-    """The true gradient at the end, for sign descent and clipping with several momenta."""
+    """Return the true gradient at the end, for sign descent and clipping with several momenta."""
     runner.progress.begin("with noise", len(s.seeds) * s.noise_steps)
     makers: dict[str, Make] = {
         SIGN: lambda b1: generalized_signsgd(s.noise_rate, b1=b1, b2=s.b2, corrected=True),
@@ -189,20 +189,20 @@ def _noisy(s: Settings, runner: Runner) -> Rows:
 
 
 def fewest(rows: Sequence[Row]) -> tuple[float, float]:
-    """The fewest steps over the learning rates, and that rate; (infinity, NaN) if none arrives."""
+    """Return the fewest steps and their learning rate; (infinity, NaN) if none arrives."""
     there = [(row["steps"], row["rate"]) for row in rows if row["steps"] is not None]
     return min(there, default=(math.inf, math.nan))
 
 
 def growth(sizes: Any, steps: Any) -> float:
-    """The power of the size with which the steps grow."""
+    """Return the power of the size with which the steps grow."""
     if not np.all(np.isfinite(steps)):
         return math.inf
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(steps, 1)), 1)[0])
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Powers, ratios and noise."""
+    """Judge powers, ratios and noise."""
     table = []
     parts = ((SIZE, s.sizes), (SPREAD_L, s.spreads), (SPREAD_C, s.spreads))
     for part, values in parts:

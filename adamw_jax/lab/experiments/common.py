@@ -1,4 +1,4 @@
-"""What the training experiments share: settings, choosing the best setting, comparing contenders.
+"""Share code of the training experiments: settings, best settings, comparisons.
 
 Everything is chosen on the validation split and reported on the test split.
 """
@@ -26,12 +26,12 @@ BATCH_SIZE = 100
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How the training experiments train.
+    """Settings of the training experiments.
 
     Attributes:
       tasks: names of tasks.
-      epochs: passes over each task's training examples.
-      seeds: of initial weights and of the order of examples.
+      epochs: passes over the training examples, per task.
+      seeds: seeds of initial weights and of the order of examples.
       points: evaluations in a run.
     """
 
@@ -41,14 +41,14 @@ class Training:
     points: int = 15
 
     def plan(self, task: str) -> Plan:
-        """The plan for one of the tasks: whole epochs, rounded down to a multiple of ``points``."""
+        """Return the plan for a task: whole epochs, rounded down to a multiple of ``points``."""
         epochs = self.epochs[self.tasks.index(task)]
         steps = epochs * (len(get_task(task).train) // BATCH_SIZE)
         return Plan(self.seeds, steps // self.points * self.points, self.points, BATCH_SIZE)
 
 
 def short(settings: Any, preset: str) -> Any:
-    """Settings with fewer epochs: for a quick look (``"quick"``) or a test (``"tiny"``)."""
+    """Return settings with fewer epochs, for a quick look (``"quick"``) or a test (``"tiny"``)."""
     if preset == "quick":
         return dataclasses.replace(settings, epochs=(5, 10), points=5)
     return dataclasses.replace(settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4)
@@ -57,14 +57,14 @@ def short(settings: Any, preset: str) -> Any:
 def train_all(
     settings: Training, runner: Runner, arms_of: Callable[[str], Sequence[Arm]]
 ) -> list[dict[str, Any]]:
-    """Trains ``arms_of(task)`` on every task."""
+    """Train ``arms_of(task)`` on every task."""
     return runner.train_all(
         [Job(task, tuple(arms_of(task)), settings.plan(task)) for task in settings.tasks]
     )
 
 
 def at_end(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the last evaluation of each task."""
+    """Return the rows of the last evaluation of each task."""
     rows = list(rows)
     last: dict[str, int] = {}
     for row in rows:
@@ -73,27 +73,27 @@ def at_end(rows: Iterable[Row]) -> list[Row]:
 
 
 def where(rows: Iterable[Row], **conditions: Any) -> list[Row]:
-    """The rows in which all these keys have these values."""
+    """Return the rows in which these keys have these values."""
     return [row for row in rows if all(row[key] == value for key, value in conditions.items())]
 
 
 def column(rows: Iterable[Row], key: str) -> list[float]:
-    """One value per seed, in the order of seeds; a diverged loss counts as infinite."""
+    """Return one value per seed, in order; a diverged loss is infinite."""
     ordered = sorted(rows, key=lambda row: row["seed"])
     return [float("inf") if row[key] is None else row[key] for row in ordered]
 
 
 def unique(rows: Iterable[Row], key: str) -> list[Any]:
-    """The values of a key in order of appearance."""
+    """Return the distinct values of a key, in order."""
     return list(dict.fromkeys(row[key] for row in rows))
 
 
 def best_arm(rows: Sequence[Row], by: str = "validation_accuracy") -> str:
-    """The arm with the best mean at the end; the first of equals.
+    """Return the arm with the best mean at the end; the first of equals.
 
     Args:
-      rows: of one task and one contender.
-      by: the highest ``..._accuracy`` or the lowest ``..._loss``.
+      rows: rows of one task and one contender.
+      by: a metric; the best is the highest ``..._accuracy`` or the lowest ``..._loss``.
     """
     sign = -1 if by.endswith("loss") else 1
     ends = at_end(rows)
@@ -111,7 +111,7 @@ def compare_groups(
     by: str = "validation_accuracy",
     literature: str = "",
 ) -> Verdict:
-    """The verdict on "a is better than b", each at its own best setting."""
+    """Return the verdict on "a is better than b", each at its own best setting."""
     mine = where(rows, task=task)
     ends = at_end(mine)
     best = {group: best_arm(where(mine, group=group), by) for group in (a, b)}
@@ -147,7 +147,7 @@ METRIC_NAMES = {
 
 
 def mean_sd(values: Sequence[float], metric: str) -> str:
-    """``72.0 ± 0.4 %``, or ``0.812 ± 0.020`` for a loss."""
+    """Format as ``72.0 ± 0.4 %``, or ``0.812 ± 0.020`` for a loss."""
     s = spread(values)
     if metric.endswith("accuracy"):
         return f"{100 * s.mean:.1f} ± {100 * s.sd:.1f} %"
@@ -155,7 +155,7 @@ def mean_sd(values: Sequence[float], metric: str) -> str:
 
 
 def interval(difference: Interval, metric: str) -> str:
-    """``+8.6 points [+6.2, +11.0]``."""
+    """Format as ``+8.6 points [+6.2, +11.0]``."""
     if metric.endswith("accuracy"):
         d = difference.scaled(100)
         return f"{d.mean:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
@@ -170,11 +170,11 @@ SPLIT_METRICS = (
     "test_loss",
     "test_accuracy",
 )
-"""What ``split_metrics`` gives behind the training loss."""
+"""Names of the results of ``split_metrics``."""
 
 
 def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
-    """Loss and accuracy on every split, as ``SPLIT_METRICS`` names them."""
+    """Return loss and accuracy on every split, in the order of ``SPLIT_METRICS``."""
     out = []
     for inputs, labels in held_out:
         logits = network.apply(weights, inputs)
@@ -184,7 +184,7 @@ def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
 
 
 def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> Table:
-    """Every setting with mean and spread of its metrics at the end, the best of each marked."""
+    """Return a table of settings with mean and spread of final metrics; the best are marked."""
     out = []
     for task in unique(rows, "task"):
         mine = where(rows, task=task)
@@ -220,7 +220,7 @@ def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> 
 
 
 def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Row]:
-    """Mean and band of a metric over the epochs, per contender, for a line plot."""
+    """Return mean and band of a metric over epochs, per contender, for a line plot."""
     out = []
     for arm in arms:
         mine = where(rows, arm=arm)
@@ -228,7 +228,7 @@ def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Ro
             now = where(mine, step=step)
             s = spread(column(now, metric))
             if not math.isfinite(s.mean):
-                continue  # some seed has diverged; there is no mean to draw
+                continue  # a seed has diverged, so there is no mean
             out.append(
                 {
                     "series": now[0]["group"],

@@ -1,4 +1,4 @@
-"""A user's own comparison: some optimizers on one task, with equal budgets for tuning."""
+"""Compare optimizers of the user's choice on one task, with equal budgets for tuning."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ ADAM_B2 = 0.999
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What ``adamw-jax compare`` asks for.
+    """Settings of ``adamw-jax compare``.
 
     Attributes:
       task: name of a task.
-      optimizers: names as ``create`` takes them; the others are compared with the first.
-      seeds: of initial weights and of the order of examples.
-      steps: of every run; a multiple of ``points``.
-      points: evaluations in a run; ``evaluations(steps)`` gives a number that divides.
+      optimizers: names for ``create``; the first is compared with each of the others.
+      seeds: seeds of initial weights and of the order of examples.
+      steps: steps of a run, a multiple of ``points``.
+      points: evaluations in a run; ``evaluations(steps)`` returns a suitable number.
       learning_rates: every optimizer gets all of them.
-      weight_decay: decoupled decay of the optimizers that decay of themselves, see ``decays``.
-      b2: of those whose own is Adam's 0.999; None for their default.
-      schedule: of every run.
+      weight_decay: decoupled decay of the optimizers that decay by default, see ``decays``.
+      b2: b2 of the optimizers whose default is Adam's 0.999; None for their default.
+      schedule: schedule of every run.
     """
 
     task: str = "digits"
@@ -56,7 +56,7 @@ class Settings:
     schedule: str = "one_cycle"
 
     def __post_init__(self) -> None:
-        """Checks everything that can be checked before any work is done."""
+        """Check the settings before any work."""
         get_task(self.task)
         if len(set(self.optimizers)) < max(2, len(self.optimizers)):
             raise ValueError(
@@ -80,24 +80,24 @@ class Settings:
 
 
 def check_optimizer(name: str) -> None:
-    """Raises ValueError, with the choices, where ``create`` knows no such name."""
+    """Raise ValueError with the choices if ``create`` does not know the name."""
     if name.removeprefix(PREFIX) not in list_optimizers():
         raise ValueError(unknown("optimizer", name, list_optimizers()))
 
 
 def decays(name: str) -> bool:
-    """Whether the optimizer decays unless told otherwise, as ``adamw`` does and ``adam`` does not.
+    """Return whether the optimizer decays by default, like ``adamw`` and unlike ``adam``.
 
-    A comparison gives its decay to no other: with it ``adam`` would be ``adamw``.
+    The others get no decay in a comparison: with it ``adam`` would be ``adamw``.
     """
     parameter = arguments(name).get("weight_decay")
     return parameter is not None and parameter.default is not None
 
 
 def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict[str, float]:
-    """The keyword arguments of this optimizer; None where a number is left to it.
+    """Return keyword arguments of an optimizer; None for its own default.
 
-    What has no default, such as the longest step of ``clipped_sgd``, is the registry's example.
+    Arguments without default, such as the longest step of ``clipped_sgd``, come from the registry.
     """
     given = {"weight_decay": weight_decay, "b2": b2 if shortens(name) else None}
     taken = {k: v for k, v in given.items() if v is not None and k in arguments(name)}
@@ -105,16 +105,16 @@ def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict
 
 
 def shortens(name: str) -> bool:
-    """Whether its ``b2`` is the rate of Adam's second moment, which a comparison makes shorter.
+    """Return whether ``b2`` is the rate of Adam's second moment, which comparisons lower.
 
-    Adan's is that of the differences, Adafactor's another rule in the place of its own.
+    Adan's is the rate of the differences; Adafactor's replaces its own rule.
     """
     b2 = arguments(name).get("b2")
     return b2 is not None and b2.default == ADAM_B2
 
 
 def evaluations(steps: int) -> int:
-    """How often a run of this many steps is evaluated: about ten times, evenly spread.
+    """Return the number of evaluations of a run: about ten, evenly spread.
 
     >>> evaluations(400), evaluations(405), evaluations(401)
     (10, 9, 1)
@@ -123,7 +123,7 @@ def evaluations(steps: int) -> int:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains every optimizer at every learning rate."""
+    """Train every optimizer at every learning rate."""
     arms = [
         Arm(name, catalogue(name), s.schedule, rate,
             settings(**numbers_for(name, s.weight_decay if decays(name) else None, s.b2)))
@@ -134,7 +134,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares every optimizer with the first, each at its best learning rate."""
+    """Compare every optimizer with the first, each at its best learning rate."""
     first = s.optimizers[0]
     ends = common.at_end(rows)
     best = {name: common.best_arm(common.where(rows, group=name)) for name in s.optimizers}
@@ -181,7 +181,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def _decay_remark(s: Settings) -> str:
-    """Which of the optimizers decay, for they differ in that, too."""
+    """State which of the optimizers decay."""
     with_decay = [name for name in s.optimizers if decays(name)]
     without = [name for name in s.optimizers if not decays(name)]
     parts = [f"Decoupled weight decay of {s.weight_decay:g}: {', '.join(with_decay) or 'none'}."]
@@ -191,7 +191,7 @@ def _decay_remark(s: Settings) -> str:
 
 
 def _kept(s: Settings) -> list[str]:
-    """Which of the optimizers keep rates of their own where the others have the comparison's."""
+    """State which of the optimizers keep their own rates."""
     usual = [name for name in s.optimizers if shortens(name)]
     other = [name for name in s.optimizers if not shortens(name)]
     remarks = []
@@ -207,7 +207,7 @@ def _kept(s: Settings) -> list[str]:
 
 
 def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:
-    """A warning for each optimizer whose best learning rate is the first or last of the grid."""
+    """Warn of each optimizer whose best learning rate is at an end of the grid."""
     ends = {min(s.learning_rates), max(s.learning_rates)}
     chosen = {n: common.where(rows, arm=arm)[0]["learning_rate"] for n, arm in best.items()}
     return [

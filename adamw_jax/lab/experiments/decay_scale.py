@@ -1,4 +1,4 @@
-"""How much of a weight is left when its gradient is nothing but noise, against the noise's size."""
+"""Measure how much of a weight decays if its gradient is noise of several sizes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Runs both forms of decay."""
+    """Run both forms of decay."""
     runner.progress.begin("pure noise", 2 * s.steps * len(s.seeds))
     rows: Rows = []
     sizes = jnp.asarray(s.noises, jnp.float32)[None, :, None]
-    # One stream of noise per seed, which all sizes share.
+    # All sizes share one stream of noise per seed.
     streams = [
         np.random.default_rng(seed).standard_normal((s.steps, 1, 1, s.weights)) for seed in s.seeds
     ]
@@ -77,7 +77,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares with theory."""
+    """Compare with theory."""
     lines, worst = [], {}
     for name in (DECOUPLED, L2):
         off = []

@@ -1,4 +1,4 @@
-"""Decoupled weight decay against L2 in the gradient, over learning rates and coefficients."""
+"""Compare decoupled weight decay with L2 over learning rates and coefficients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOVE_MARGIN = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Training):
-    """Both forms get every learning rate and as many coefficients, about threefold apart."""
+    """Both forms get every learning rate and equally many coefficients in factors of about 3."""
 
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     decoupled: tuple[tuple[float, ...], ...] = ((0.03, 0.1, 0.3, 1.0), (0.3, 1.0, 3.0, 10.0))
@@ -35,7 +35,7 @@ class Settings(common.Training):
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains Adam with either form of decay under 1cycle."""
+    """Train Adam with either form of decay under 1cycle."""
 
     def arms(task: str) -> list[Arm]:
         i = s.tasks.index(task)
@@ -51,7 +51,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges where the best coefficient lies, how far it moves, and the tuned accuracies."""
+    """Judge the best coefficient, how far it moves, and the tuned accuracies."""
     verdicts: list[Verdict] = []
     moves = []
     for task in s.tasks:
@@ -95,7 +95,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def best_at(rows: Sequence[Row], group: str, rate: float) -> str:
-    """The best arm of a form at one learning rate, by validation accuracy."""
+    """Return the best arm of a form at one learning rate, by validation accuracy."""
     return common.best_arm(common.where(rows, group=group, learning_rate=rate))
 
 
@@ -130,7 +130,7 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def _moves_less(s: Settings, task: str, rows: Sequence[Row]) -> Verdict:
-    """How far the best coefficient moves per decade of learning rate, for every seed."""
+    """Judge how far the best coefficient moves per decade of learning rate, for every seed."""
     ends = common.at_end(rows)
     speed = {
         group: [
@@ -158,7 +158,7 @@ def _moves_less(s: Settings, task: str, rows: Sequence[Row]) -> Verdict:
 
 
 def drift(rows: Sequence[Row], rates: Sequence[float], key: str) -> float:
-    """Decades that the best coefficient moves per decade of learning rate, for one seed."""
+    """Return how many decades the best coefficient moves per decade of rate, for one seed."""
     tops = []
     for rate in rates:
         line = sorted((row[key], row["validation_accuracy"]) for row in rows

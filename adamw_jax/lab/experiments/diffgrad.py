@@ -1,4 +1,4 @@
-"""diffGrad and Adam on functions of one number with a lower and a higher minimum."""
+"""Run diffGrad and Adam on functions of one number with two minima."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Settings:
     """The authors' start, learning rate, b1, b2 and steps; then other starts and rates.
 
     Attributes:
-      start: where the paths begin.
-      learning_rate: of the paths, and the one at which starts are counted.
-      factors: learning rates of the sweep over ``learning_rate``; those from 0.5 to 1 are what
-        diffGrad's friction makes of it.
-      starts: how many, evenly from ``-reach`` to ``reach``.
+      start: start of the paths.
+      learning_rate: learning rate of the paths and of the counted starts.
+      factors: learning rates of the sweep divided by ``learning_rate``; diffGrad's friction
+        multiplies it by 0.5 to 1.
+      starts: number of starts, evenly from ``-reach`` to ``reach``.
     """
 
     start: float = -1.0
@@ -56,7 +56,7 @@ class Valley:
 
 
 def _pick(xp: Any, x: Any, *pieces: tuple[float, Any]) -> Any:
-    """The first piece whose bound x does not exceed."""
+    """Return the first piece whose bound x does not exceed."""
     return xp.select([x <= bound for bound, _ in pieces], [piece for _, piece in pieces])
 
 
@@ -69,7 +69,7 @@ def _f1_slope(x: Any) -> Any:
 
 
 def _f2(x: Any, waves: float) -> Any:
-    """The integral of slope -40, then 3 x^2 + sin(8 x) + waves x cos(8 x)."""
+    """Return the integral of slope -40, then 3 x^2 + sin(8 x) + waves x cos(8 x)."""
 
     def right(x: Any) -> Any:
         part = waves / 8
@@ -103,14 +103,14 @@ VALLEYS = (
 
 
 def best_point(valley: Valley) -> tuple[float, float]:
-    """Where the valley is lowest, and how low, on a grid of 0.0005."""
+    """Return the lowest point of the valley and its value, on a grid of 0.0005."""
     x = np.linspace(-1.5, 1.5, 6001)
     y = valley.value(x)
     return float(x[y.argmin()]), float(y.min())
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Walks from the authors' start and from every other, at every learning rate."""
+    """Run from the authors' start and from every other, at every learning rate."""
     rows: Rows = []
     runner.progress.begin("one number", 2)
     starts = np.append(np.linspace(-s.reach, s.reach, s.starts), s.start)
@@ -155,7 +155,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Says who arrives from the authors' start, and from how many starts."""
+    """Judge which arrive from the authors' start, and from how many starts."""
     verdicts, table = [], []
     for valley in VALLEYS:
         paths = where(rows, kind="path", function=valley.name)

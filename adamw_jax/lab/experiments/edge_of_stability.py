@@ -1,4 +1,4 @@
-"""Full-batch training raises its sharpness to the brink of divergence, also under Adam."""
+"""Measure the rise of the sharpness to the stability threshold, also under Adam."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Settings:
     Attributes:
       adam: pairs of learning rate and b1.
       descent: the same for gradient descent, whose b1 is 0.
-      b2: of Adam.
-      eps: of Adam.
-      seeds: of weights.
-      examples: of digits.
+      b2: b2 of Adam.
+      eps: eps of Adam.
+      seeds: seeds of the weights.
+      examples: number of images of digits.
       hidden: width of both hidden layers.
-      steps: of a run.
-      points: looks at the sharpness, evenly spread.
+      steps: steps of a run.
+      points: measurements of the sharpness, evenly spread.
       last: steps at the end over which the ratio to the threshold is averaged.
-      lanczos: steps of its iteration.
+      lanczos: number of Lanczos steps.
     """
 
     adam: tuple[tuple[float, float], ...] = ((3e-3, 0.9), (1e-3, 0.9), (2e-3, 0.8), (1e-3, 0.5))
@@ -60,13 +60,13 @@ class Settings:
     lanczos: int = 20
 
     def lanes(self) -> list[tuple[str, float, float]]:
-        """Optimizer, learning rate and b1 of every run."""
+        """Return optimizer, learning rate and b1 of every run."""
         pairs = {ADAM: self.adam, DESCENT: self.descent}
         return [(name, *pair) for name, each in pairs.items() for pair in each]
 
 
 def examples(s: Settings) -> tuple[jax.Array, jax.Array]:
-    """Pixels in units of their range, centred and scaled one by one, and one-hot labels."""
+    """Return pixels, each centred and scaled by its range, and one-hot labels."""
     task = get_task("digits")
     x = task.train.inputs[: s.examples] / np.ptp(task.train.inputs)
     x = (x - x.mean(0)) / (x.std(0) + 0.1)
@@ -74,7 +74,7 @@ def examples(s: Settings) -> tuple[jax.Array, jax.Array]:
 
 
 def weights(s: Settings, seed: int, inputs: int, outputs: int) -> list[Any]:
-    """Normal weights of variance 1 / inputs, and biases of zero, layer by layer."""
+    """Draw normal weights of variance 1 / inputs, and biases of zero, layer by layer."""
     rng = np.random.default_rng([seed, s.hidden])
     return [
         {
@@ -86,7 +86,7 @@ def weights(s: Settings, seed: int, inputs: int, outputs: int) -> list[Any]:
 
 
 def loss_of(params: list[Any], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Half the squared error, summed over outputs, mean over examples."""
+    """Return half the squared error, summed over outputs, mean over examples."""
     x, y = batch
     for i, layer in enumerate(params):
         x = (jnp.tanh(x) if i else x) @ layer["kernel"] + layer["bias"][None]
@@ -94,7 +94,7 @@ def loss_of(params: list[Any], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -> Any:
-    """Losses and sharpnesses along a run, arrays of shape (points,)."""
+    """Return losses and sharpnesses along a run, arrays of shape (points,)."""
     key = jax.random.key(0)
     if name == ADAM:
         tx = adam(rate, b1=b1, b2=s.b2, eps=s.eps)
@@ -120,7 +120,7 @@ def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains the runs of an optimizer one by one in one program."""
+    """Train the runs of an optimizer one by one in one program."""
     batch = examples(s)
     stride = s.steps // s.points
     runner.progress.begin("edge of stability", len(s.lanes()) * len(s.seeds) * s.steps)
@@ -151,14 +151,14 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def settled(s: Settings, rows: Sequence[Row]) -> list[float]:
-    """For each seed the mean ratio over the last steps."""
+    """Return for each seed the mean ratio over the last steps."""
     late = [row for row in rows if row["step"] > s.steps - s.last]
     steps = unique(late, "step")
     return list(np.mean([column(where(late, step=step), "ratio") for step in steps], axis=0))
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the mean ratio with 1."""
+    """Compare the mean ratio with 1."""
     table, verdicts = [], []
     for name, rate, b1 in s.lanes():
         mine = where(rows, series=name, rate=rate, b1=b1)

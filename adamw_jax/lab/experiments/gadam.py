@@ -1,4 +1,4 @@
-"""Gadam and its averages: when averaging iterates pays, how often to collect, and when to stop."""
+"""Measure Gadam: when averaging helps, how often to collect iterates, and when to stop."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Settings(common.Training):
     """Constant learning rates; averages begin at half of the run.
 
     Attributes:
-      rates: of Gadam; GadamX and SGD with momentum have them times ``wider``.
-      decays: decoupled decay of Gadam per task; theirs is divided by ``wider``, so that the share
-        of the weights that a step takes away is the same.
+      rates: learning rates of Gadam; GadamX and SGD with momentum have them times ``wider``.
+      decays: decoupled decay of Gadam per task; theirs is divided by ``wider``, so that each step
+        removes the same share of the weights.
       contenders: which averages to compare; Gadam is always among them.
     """
 
@@ -54,12 +54,12 @@ class Settings(common.Training):
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """An optimizer of which one run gives the iterate and both averages.
+    """An optimizer; one run of it gives the iterate and both averages.
 
     Attributes:
-      groups: names of its iterate, of its average of all iterates, and of one per epoch.
+      groups: names of its iterate and of the averages of all iterates and of one per epoch.
       make: (learning rate, decay, start) -> transformation, which averages every step.
-      factor: on Gadam's learning rates.
+      factor: factor of Gadam's learning rates.
     """
 
     groups: tuple[str, str, str]
@@ -68,7 +68,7 @@ class Contender:
 
 
 def contenders(s: Settings) -> list[Contender]:
-    """Gadam, GadamX and SGD with momentum, averaged alike."""
+    """Return Gadam, GadamX and SGD with momentum, with the same averages."""
 
     def of_sgd(rate: Any, decay: Any, start: int) -> optax.GradientTransformation:
         return compose(sgdw(rate, weight_decay=decay), average_iterates(start))
@@ -85,7 +85,7 @@ def contenders(s: Settings) -> list[Contender]:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains all; one run gives the iterate and its averages."""
+    """Train all; one run gives the iterate and its averages."""
     jobs = list(itertools.product(s.tasks, contenders(s)))
     lanes = len(s.rates) * len(s.seeds)
     total = sum(lanes * len(s.decays[s.tasks.index(task)]) * s.plan(task).steps for task, _ in jobs)
@@ -176,7 +176,7 @@ def _rows(
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges gains, sparseness, adaptivity and the end of the run."""
+    """Judge gains, sparse averages, adaptivity and the end of the run."""
     verdicts: list[Verdict] = []
     for task in s.tasks:
         mine = where(rows, task=task)
@@ -199,7 +199,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def gain(rows: Sequence[Row], rate: float, decays: Sequence[float]) -> list[float]:
-    """Test accuracy of Gadam's average less that of its iterate, the mean over decays, by seed."""
+    """Return the gain in test accuracy by Gadam's average, mean over decays, by seed."""
     found = []
     for decay in decays:
         mine = where(common.at_end(rows), learning_rate=rate, weight_decay=decay)
@@ -242,7 +242,7 @@ def _gains(s: Settings, task: str, rows: Sequence[Row]) -> list[Verdict]:
 
 
 def _best(rows: Sequence[Row]) -> Row:
-    """Learning rate and decay at which Gadam's average is best on the validation split."""
+    """Return the learning rate and decay of Gadam's average that are best on validation data."""
     return where(rows, arm=best_arm(where(rows, group=GADAM)))[0]
 
 
@@ -273,7 +273,7 @@ def _sparse(task: str, rows: Sequence[Row]) -> Verdict:
 
 
 def stopped(rows: Sequence[Row]) -> list[float]:
-    """Test accuracy at each seed's best validation accuracy, the first of equals."""
+    """Return the test accuracy at each seed's best validation accuracy, the first of equals."""
     return [
         max(where(rows, seed=seed), key=lambda row: row["validation_accuracy"])["test_accuracy"]
         for seed in sorted(unique(rows, "seed"))

@@ -1,4 +1,4 @@
-"""GradInit on a deep plain network whose first weights have a good or a bad scale."""
+"""Run GradInit on a deep plain network whose first weights have a good or bad scale."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from adamw_jax.lab.train import Runner, finite
 
 PLAIN, GRADINIT = "as drawn", "after GradInit"
 GOOD = 1.0
-SEARCHED = 1  # a stream of batches apart from that of training
+SEARCHED = 1  # another stream of batches than in training
 LITERATURE = (
     "Zhu et al., abstract: faster convergence and better accuracy of many convolutional networks, "
     "also without normalisation."
@@ -46,14 +46,14 @@ class Settings:
     Attributes:
       gains: factors of He's weights; 1 is He's own scale.
       depth: layers of weights.
-      width: of the hidden layers.
-      seeds: of weights and batches.
+      width: width of the hidden layers.
+      seeds: seeds of weights and batches.
       rate: learning rate of SGD, and eta of GradInit.
-      gamma: bound on the gradient's norm.
+      gamma: bound on the norm of the gradient.
       scale_lr: learning rate of the scales.
-      search_steps: of GradInit; a batch of 3/2 ``batch_size`` holds a pair.
-      steps: of SGD.
-      points: of the curves.
+      search_steps: steps of GradInit; a batch of 3/2 ``batch_size`` gives a pair.
+      steps: steps of SGD.
+      points: points of the curves.
       batch_size: examples per step.
     """
 
@@ -71,7 +71,7 @@ class Settings:
 
 
 def network(s: Settings, seed: int, gain: float, features: int, classes: int) -> list[Any]:
-    """He's weights times the gain, and biases of zero, layer by layer."""
+    """Draw He's weights times the gain, and biases of zero, layer by layer."""
     rng = np.random.default_rng([seed, s.depth])
     sizes = [features, *[s.width] * (s.depth - 1), classes]
     return [
@@ -84,20 +84,20 @@ def network(s: Settings, seed: int, gain: float, features: int, classes: int) ->
 
 
 def logits_of(params: list[Any], x: jax.Array) -> jax.Array:
-    """The network's output."""
+    """Return the output of the network."""
     for i, layer in enumerate(params):
         x = (jax.nn.relu(x) if i else x) @ layer["kernel"] + layer["bias"][None]
     return x
 
 
 def loss_of(params: list[Any], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Mean cross-entropy."""
+    """Return the mean cross-entropy."""
     x, y = batch
     return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, x), y).mean()
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Rescales every network, and trains it as drawn and rescaled, all side by side."""
+    """Rescale every network, and train it as drawn and rescaled, all in parallel."""
     task = get_task("digits")
     data = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
     test = jnp.asarray(task.test.inputs), jnp.asarray(task.test.labels)
@@ -169,7 +169,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the two starts at every gain."""
+    """Compare the two starts at every gain."""
     table = []
     for gain in s.gains:
         norm = where(rows, kind="norm", gain=gain)
@@ -217,7 +217,7 @@ def _verdict(s: Settings, rows: Sequence[Row], gain: float) -> Verdict:
 
 
 def _speed(s: Settings, rows: Sequence[Row], gain: float) -> Verdict:
-    """How fast the loss falls: its logarithm, over the whole of the training."""
+    """Judge how fast the loss falls, by the mean of its logarithm over training."""
     plain, mine = (
         [
             float(np.mean(np.log(column(where(rows, kind="loss", gain=gain, series=name, seed=seed),
@@ -248,11 +248,11 @@ def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     panels = []
     for gain in s.gains:
         points = []
-        for name in (GRADINIT, PLAIN):  # the colours go by this order, if a line is missing too
+        for name in (GRADINIT, PLAIN):  # this order fixes the colours, even if a line is missing
             mine = where(rows, kind="loss", gain=gain, series=name)
             for step in unique(mine, "step"):
                 values = column(where(mine, step=step), "loss")
-                if np.isfinite(values).all():  # a diverged run has no mean to draw
+                if np.isfinite(values).all():  # a diverged run has no mean
                     x = spread(values)
                     points.append({"series": name, "x": step, "y": x.mean,
                                    "low": x.mean - x.sd, "high": x.mean + x.sd})  # fmt: skip

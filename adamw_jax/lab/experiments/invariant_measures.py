@@ -1,4 +1,4 @@
-"""Losses that settle where the weights do not: two examples whose numbers are known."""
+"""Measure losses that settle although the weights do not, in two examples with known numbers."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Settings:
     """Gradient descent on 100 sin a sin b, and SGD on a quadratic with noise of deviation 1.
 
     Attributes:
-      rates: of gradient descent, one below and one above 2 / 100, at the minimum's curvature.
-      start: a and b, near which a seed draws its own start.
-      jitter: how near.
-      steps: of gradient descent.
-      window: steps at the end, over whose halves time averages are compared.
-      shown: steps between two points of the picture; odd, so as not to keep pace with a cycle.
+      rates: of gradient descent, one below and one above 2 / 100 (100: curvature of the minimum).
+      start: a and b, near which each seed draws its start.
+      jitter: deviation of the starts.
+      steps: steps of gradient descent.
+      window: steps at the end; the time averages of its halves are compared.
+      shown: steps between two points of the picture, odd because of cycles.
       sgd_rates: learning rates on the quadratic.
-      curvatures: of the quadratic.
-      sgd_steps: there; the later half counts.
-      copies: runs per seed there.
-      seeds: of starts and noise.
+      curvatures: curvatures of the quadratic.
+      sgd_steps: steps on the quadratic; the later half counts.
+      copies: runs per seed on the quadratic.
+      seeds: seeds of starts and noise.
     """
 
     rates: tuple[float, float] = (0.01, 0.04)
@@ -59,18 +59,18 @@ class Settings:
 
 
 def sines(place: jax.Array) -> jax.Array:
-    """100 sin a sin b, whose lowest value is -100."""
+    """Return 100 sin a sin b, whose lowest value is -100."""
     return 100.0 * jnp.prod(jnp.sin(place))
 
 
 def noisy_quadratic(place: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The sum of c x^2 / 2 and a random linear term: curvatures c, gradient c x + noise."""
+    """Return the sum of c x^2 / 2 plus a random linear term: gradient c x + noise."""
     curvatures, noise = batch
     return jnp.sum(0.5 * curvatures * place**2 + noise * place)
 
 
 def descend(s: Settings, rate: Any, start: jax.Array) -> Any:
-    """Loss, its running mean and the gradient's norm after every step, and the time averages."""
+    """Return loss, its running mean and the norm of the gradient by step, and time averages."""
     tx = sgdw(rate, momentum=None, weight_decay=None)
     meter = RunningMeasure(window=s.window)
 
@@ -88,7 +88,7 @@ def descend(s: Settings, rate: Any, start: jax.Array) -> Any:
 
 
 def balance(s: Settings, rate: Any, noise: jax.Array) -> Any:
-    """Time averages of |grad|^2 and of (lr / 2) g^T H g over the later half."""
+    """Return time averages of |grad|^2 and of (lr / 2) g^T H g over the later half."""
     tx = sgdw(rate, momentum=None, weight_decay=None)
     meter = RunningMeasure(window=s.sgd_steps // 2)
     curvatures = jnp.asarray(s.curvatures, jnp.float32)
@@ -110,7 +110,7 @@ def balance(s: Settings, rate: Any, noise: jax.Array) -> Any:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Both examples."""
+    """Run both examples."""
     runner.progress.begin("two examples", s.steps + s.sgd_steps)
     draws = [np.random.default_rng(seed) for seed in s.seeds]
     starts = [s.start + s.jitter * rng.standard_normal(2) for rng in draws]
@@ -152,7 +152,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Does the loss stand still, do the weights, and what balances descent?"""
+    """Judge whether the loss and the weights are constant, and what balances descent."""
     cycles, balances = [], []
     for rate in s.rates:
         mine = where(rows, kind=SINES, rate=rate)

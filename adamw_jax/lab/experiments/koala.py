@@ -1,4 +1,4 @@
-"""KOALA: does a Kalman filter of the loss spare the tuning of the learning rate?"""
+"""Test whether KOALA, a Kalman filter of the loss, needs no tuned learning rate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from adamw_jax.lab.tasks import get_task
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges the range of learning rates, the untuned filter, and its steps."""
+    """Judge the range of learning rates, the untuned filter, and its steps."""
     training, verdicts = where(rows, kind="training"), []
     for task in s.tasks:
         mine = where(training, task=task)
@@ -58,7 +58,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def usable(rows: Sequence[Row], decades: float) -> list[float]:
-    """Decades of learning rates within ``WITHIN`` of the seed's best validation accuracy."""
+    """Return decades of learning rates within ``WITHIN`` of the seed's best validation accuracy."""
     out = []
     for seed in sorted(unique(rows, "seed")):
         found = [row["validation_accuracy"] for row in common.at_end(where(rows, seed=seed))]
@@ -126,7 +126,7 @@ def _settling(s: Settings, limits: Sequence[Row], steps: Sequence[Row]) -> Verdi
 
 
 def shrinkage(s: Settings, steps: Sequence[Row]) -> Interval:
-    """Mean log of the step over the gradient in the first fifth less that in the last."""
+    """Return the fall of the mean log (step / gradient) from the first to the last fifth."""
     fifth, early, late = s.watched // 5, [], []
     for seed in sorted(unique(steps, "seed")):
         lengths = np.log([max(row["length"], 1e-12) for row in where(steps, seed=seed)])

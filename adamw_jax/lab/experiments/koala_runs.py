@@ -1,4 +1,4 @@
-"""What the experiment on KOALA runs: training, its filter's limits, and single steps."""
+"""Run the experiment on KOALA: training, limits of its filter, and single steps."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ TOLERANCE = 0.001
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Training):
-    """A grid of learning rates around each one's usual one, and two looks into the filter.
+    """A grid around each usual learning rate, and two measurements of the filter.
 
     Attributes:
-      factors: on the usual learning rate, in equal steps of its logarithm.
-      decades: how far apart two neighbours of the grid are.
-      norms: of the constant gradient, where the uncertainty settles.
-      noises: R there.
-      growths: q there.
-      settling: steps until it is looked at.
-      watched: steps of training at a constant learning rate of 1 in which steps are watched.
+      factors: factors of the usual learning rate, in equal steps of the logarithm.
+      decades: distance of two neighbours of the grid.
+      norms: norms of the constant gradient, with which the uncertainty converges.
+      noises: R of these runs.
+      growths: q of these runs.
+      settling: steps of these runs.
+      watched: steps of training at a constant learning rate of 1 whose length is recorded.
     """
 
     tasks: tuple[str, ...] = ("digits", "digits_noisy")
@@ -61,9 +61,9 @@ class Settings(common.Training):
 
 
 def polyak_share(strength: Any) -> Any:
-    """The part of Polyak's step that KOALA-V takes in the end; ``strength`` is q |g|^2 / R.
+    """Return the limit share of Polyak's step in KOALA-V; ``strength`` is q |g|^2 / R.
 
-    The variance before a measurement settles at P = (q + sqrt(q^2 + 4 q R / |g|^2)) / 2, so that
+    The variance before a measurement converges to P = (q + sqrt(q^2 + 4 q R / |g|^2)) / 2, so that
     p = P |g|^2 / R = (strength + sqrt(strength^2 + 4 strength)) / 2, and the step is p / (p + 1) of
     (loss - target) / |g|^2.
     """
@@ -72,7 +72,7 @@ def polyak_share(strength: Any) -> Any:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Watches the filter, then trains."""
+    """Measure the filter, then train."""
     rows = [{"kind": "limit", **row} for row in _limits(s)]
     for task in s.tasks:
         rows += _steps(s, task)
@@ -98,14 +98,14 @@ def _arms(s: Settings) -> list[Arm]:
 
 
 def _losses(network: Network, params: Any, inputs: jax.Array, labels: jax.Array) -> Any:
-    """Mean loss of a batch, and the mean of its examples' squared losses, which KOALA wants."""
+    """Return the mean loss of a batch and the mean squared loss of its examples."""
     logits = network.apply(params, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), jnp.mean(losses**2)
 
 
 def _filtered(s: Settings, runner: Runner, task_name: str, group: str) -> Rows:
-    """Trains with KOALA as the runner does with the others, whose updates know one loss only."""
+    """Train with KOALA like the runner, but also with the squared losses of the examples."""
     task, plan = get_task(task_name), s.plan(task_name)
     network = mlp(task.features, task.classes)
     data = [
@@ -153,7 +153,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 
 def _limits(s: Settings) -> Rows:
-    """The share of Polyak's step under a constant gradient and a constant R, at the end."""
+    """Return the final share of Polyak's step under a constant gradient and R."""
     rows: Rows = []
     loss = jnp.float32(1)
 
@@ -175,7 +175,7 @@ def _limits(s: Settings) -> Rows:
 
 
 def _steps(s: Settings, task_name: str) -> Rows:
-    """Step over gradient, and the largest share of Polyak's step in a leaf, along a training."""
+    """Return step / gradient, and the largest share of Polyak's step in a leaf, over training."""
     task = get_task(task_name)
     network, tx = mlp(task.features, task.classes), koala_v(1.0)
     inputs, labels = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)

@@ -1,4 +1,4 @@
-"""Transformers before their first step: the stream and the gradient, by place of normalisation."""
+"""Measure stream and gradient of Transformers before the first step, by normalisation."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Settings:
     """Transformers of several depths, all of whose matrices are square.
 
     Attributes:
-      depths: layers.
-      width: of every matrix.
-      batch: sequences of normal vectors.
+      depths: numbers of layers.
+      width: width of every matrix.
+      batch: number of sequences of normal vectors.
       length: vectors in a sequence.
-      vocabulary: outputs.
-      seeds: of weights, vectors and targets.
+      vocabulary: number of outputs.
+      seeds: seeds of weights, vectors and targets.
     """
 
     depths: tuple[int, ...] = (4, 8, 16, 32)
@@ -49,7 +49,7 @@ class Settings:
 
 
 def start(s: Settings, placement: str, depth: int) -> Rows:
-    """Size of the stream and gradient of the second feed-forward matrix, layer by layer."""
+    """Return size of the stream and gradient of the second feed-forward matrix, by layer."""
     shape = Shape(placement, depth, s.width, s.width, 1, s.vocabulary, s.length, uniform=True)
     network = Transformer(shape)
 
@@ -80,7 +80,7 @@ def start(s: Settings, placement: str, depth: int) -> Rows:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """All depths; two programs at once where there are cores."""
+    """Measure all depths, with two programs at once if there are cores."""
     runner.progress.begin("Transformers at the start", 2 * len(s.depths))
     rows: Rows = []
     with concurrent.futures.ThreadPoolExecutor(runner.workers) as pool:
@@ -93,7 +93,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Powers of the depth, and sizes of the stream."""
+    """Judge powers of the depth, and sizes of the stream."""
     table = []
     for placement in (POST, PRE):
         for depth in s.depths:
@@ -119,7 +119,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def _limit(s: Settings, rows: Sequence[Row]) -> str:
-    """What the measured streams predict for these depths."""
+    """Describe what the measured streams predict for these depths."""
     squares = [
         spread(column(where(rows, series=PRE, depth=depth, layer=depth), "square")).mean
         for depth in s.depths
@@ -132,7 +132,7 @@ def _limit(s: Settings, rows: Sequence[Row]) -> str:
 
 
 def _power(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
-    """The power of the depth with which the last layer's gradient goes, seed by seed."""
+    """Judge the power of the depth to which the last layer's gradient is proportional, by seed."""
     norms = [
         column(where(rows, series=placement, depth=depth, layer=depth), "norm")
         for depth in s.depths
@@ -157,7 +157,7 @@ def _power(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
 
 
 def _size(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
-    """Mean squares over seeds at every layer of every depth, against the lemma."""
+    """Compare mean squares over seeds at every layer of every depth with the lemma."""
     off = []
     for depth in s.depths:
         for layer in range(1, depth + 1):

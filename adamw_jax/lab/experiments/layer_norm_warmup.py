@@ -1,4 +1,4 @@
-"""Transformers trained from the first step at the full learning rate, and with a warm-up."""
+"""Train Transformers at the full learning rate from the first step, and with a warm-up."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Settings:
 
     Attributes:
       rates: learning rates of Adam.
-      warmup: steps of linear warm-up, where there is one.
-      layers: how many.
-      width: of the stream; feed-forward layers have four times as many units.
-      heads: of attention.
-      tokens: different ones.
+      warmup: steps of linear warm-up, in runs with one.
+      layers: number of layers.
+      width: width of the stream; feed-forward layers have four times as many units.
+      heads: attention heads.
+      tokens: number of different tokens.
       length: tokens in a sequence.
       sequences: per step, always new ones.
-      steps: of training.
-      points: of its curves.
-      seeds: of weights and sequences.
+      steps: steps of training.
+      points: points of the curves.
+      seeds: seeds of weights and sequences.
     """
 
     rates: tuple[float, ...] = (1e-2, 3e-3)
@@ -61,12 +61,12 @@ class Settings:
 
     @property
     def floor(self) -> float:
-        """The lowest expected loss: the first half of the tokens cannot be foreseen."""
+        """Return the lowest expected loss; the first half of the tokens cannot be predicted."""
         return (self.length // 2 - 1) / (self.length - 1) * math.log(self.tokens)
 
 
 def trainer(s: Settings, placement: str) -> Any:
-    """(params, first halves of all sequences, learning rates) -> losses; an axis of runs leads."""
+    """Return (params, first halves of sequences, learning rates) -> losses, all with a run axis."""
     network = Transformer(
         Shape(placement, s.layers, s.width, 4 * s.width, s.heads, s.tokens, s.length)
     )
@@ -92,7 +92,7 @@ def trainer(s: Settings, placement: str) -> Any:
 
 
 def train(s: Settings, made: Any, arm: str) -> Rows:
-    """Losses of an arm at every learning rate with every seed."""
+    """Return losses of an arm at every learning rate with every seed."""
     network, every = made
     lanes = [(rate, seed) for rate in s.rates for seed in s.seeds]
     drawn = [network.init(seed) for _, seed in lanes]
@@ -114,7 +114,7 @@ def train(s: Settings, made: Any, arm: str) -> Rows:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains the arms; two at once where there are cores."""
+    """Train the arms, two at once if there are cores."""
     runner.progress.begin("Transformers", len(ARMS))
     rows: Rows = []
     made = {placement: trainer(s, placement) for placement in (PRE, POST)}
@@ -128,7 +128,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the losses at the end."""
+    """Compare the losses at the end."""
     ends, table = where(rows, step=s.steps), []
     for rate in s.rates:
         for arm in ARMS:

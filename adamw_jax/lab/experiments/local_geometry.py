@@ -1,4 +1,4 @@
-"""A two-layer linear network: how uneven the Hessian's diagonal is where each optimizer leads."""
+"""Measure how uneven the Hessian's diagonal is at the points that optimizers reach."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Settings:
       descent: learning rate of gradient descent.
       momentum: learning rate of SGD with momentum 0.9.
       adaptive: learning rate of Adam with b1 0.9, and of RMSProp, its case b1 0.
-      b2: of both.
-      seeds: of weights and examples.
-      steps: of a run.
-      points: looks at the diagonal, evenly spread.
+      b2: b2 of both.
+      seeds: seeds of weights and examples.
+      steps: steps of a run.
+      points: measurements of the diagonal, evenly spread.
     """
 
     size: int = 64
@@ -60,7 +60,7 @@ class Settings:
 
 
 def contenders(s: Settings) -> dict[str, tuple[bool, float, float]]:
-    """By name: whether Adam or SGD, learning rate, and momentum or b1."""
+    """Return by name: whether Adam or SGD, learning rate, and momentum or b1."""
     return {
         DESCENT: (False, s.descent, 0.0),
         MOMENTUM: (False, s.momentum, 0.9),
@@ -70,7 +70,7 @@ def contenders(s: Settings) -> dict[str, tuple[bool, float, float]]:
 
 
 def problem(s: Settings, seed: int) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """First weights, and the second moment X X^T / n with A, on which alone the loss depends."""
+    """Return first weights, and X X^T / n with A, on which alone the loss depends."""
     rng = np.random.default_rng([seed, s.size])
     x = rng.standard_normal((s.size, s.examples))
     sizes = rng.uniform(0.5, 1.5, (1, s.size)) * rng.choice([-1, 1], (1, s.size))
@@ -83,14 +83,14 @@ def problem(s: Settings, seed: int) -> tuple[dict[str, np.ndarray], tuple[np.nda
 
 
 def loss_of(params: dict[str, jax.Array], data: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Half the mean squared error."""
+    """Return half the mean squared error."""
     moment, goal = data
     error = params["second"] @ params["first"] - goal
     return 0.5 * jnp.sum((error @ moment) * error)
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains all seeds side by side and takes the exact diagonal now and then."""
+    """Train all seeds in parallel and compute the exact diagonal at the points."""
     stride = s.steps // s.points
     runner.progress.begin("two linear layers", len(contenders(s)) * len(s.seeds) * s.steps)
     posed = [problem(s, seed) for seed in s.seeds]
@@ -133,7 +133,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the ratios at the end with 8 and 2."""
+    """Compare the ratios at the end with 8 and 2."""
     ends = where(rows, step=s.steps)
     table = []
     for name in contenders(s):
@@ -160,7 +160,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def _verdict(s: Settings, ends: Sequence[Row], name: str) -> Verdict:
-    """The layer that speaks least for the claim decides, seed by seed."""
+    """Judge by the layer that supports the claim least, seed by seed."""
     layers = [column(ends, layer) for layer in LAYERS]
     uneven = name in UNEVEN
     decisive = [min(pair) if uneven else max(pair) for pair in zip(*layers, strict=True)]

@@ -1,4 +1,4 @@
-"""Lookahead around AdamW against AdamW alone, at a constant learning rate."""
+"""Compare Lookahead around AdamW with AdamW alone, at a constant learning rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Settings(common.Training):
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains both at a constant learning rate."""
+    """Train both at a constant learning rate."""
 
     def arms(task: str) -> list[Arm]:
         out = []
@@ -44,7 +44,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges accuracy and steadiness."""
+    """Judge accuracy and how much the loss varies."""
     verdicts = []
     for task in s.tasks:
         verdicts += [
@@ -62,7 +62,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 
 
 def _steadier(task: str, rows: Sequence[Row]) -> Verdict:
-    """How much the test loss jumps between evaluations in the second half, at the same setting."""
+    """Judge the changes of the test loss between evaluations in the second half."""
     chosen = common.where(rows, arm=common.best_arm(common.where(rows, group=INNER)))[0]
     same = common.where(
         rows, learning_rate=chosen["learning_rate"], weight_decay=chosen["weight_decay"]

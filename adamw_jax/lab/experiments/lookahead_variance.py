@@ -1,4 +1,4 @@
-"""Lookahead on the noisy quadratic: how far its slow weights scatter, and how fast they settle.
+"""Measure variance and speed of Lookahead's slow weights on the noisy quadratic.
 
 SGD on a/2 (theta - c)^2 with c ~ N(0, noise^2) is theta <- r theta + (1 - r) c, r = 1 - lr a, whose
 stationary variance is V = (lr a noise)^2 / (1 - r^2). From slow weights phi, k steps lead to
@@ -47,13 +47,13 @@ class Settings:
     """One curvature for the variance, many for the speed.
 
     Attributes:
-      periods: k.
-      step_sizes: alpha.
-      pull: lr times the curvature where the variance is measured.
-      rates: lr of Lookahead's inner SGD, times the largest curvature, where speed is compared.
-      compared: alpha and k there.
-      curvatures: how many there are: 1, 1/2, 1/3, ...; every coordinate has noise of deviation 1
-        in its place and starts at ``distance``.
+      periods: values of k.
+      step_sizes: values of alpha.
+      pull: lr times the curvature, in the measurement of the variance.
+      rates: lr of Lookahead's inner SGD times the largest curvature, in the comparison of speed.
+      compared: alpha and k of this comparison.
+      curvatures: number of curvatures 1, 1/2, 1/3, ...; in every coordinate c has deviation 1 and
+        theta starts at ``distance``.
       copies: independent problems per seed.
     """
 
@@ -71,18 +71,18 @@ class Settings:
 
 
 def sgd_variance(pull: Any) -> Any:
-    """Stationary variance of SGD at lr times curvature ``pull``, for noise of variance 1."""
+    """Return the stationary variance of SGD at lr times curvature ``pull``, noise variance 1."""
     return pull / (2 - pull)
 
 
 def variance_ratio(alpha: Any, k: int, pull: Any) -> Any:
-    """Stationary variance of the slow weights over that of their inner SGD."""
+    """Return the stationary variance of the slow weights over that of their inner SGD."""
     q = (1 - pull) ** k
     return alpha * (1 + q) / (2 - alpha * (1 - q))
 
 
 def steady_loss(rate: float, alpha: float, k: int, curvatures: np.ndarray) -> float:
-    """Expected loss above its minimum in the end, right after a sync; alpha 1 is SGD."""
+    """Return the final expected loss above its minimum, right after a sync; alpha 1 is SGD."""
     pull = rate * curvatures
     return float(np.sum(curvatures * variance_ratio(alpha, k, pull) * sgd_variance(pull)) / 2)
 
@@ -90,7 +90,7 @@ def steady_loss(rate: float, alpha: float, k: int, curvatures: np.ndarray) -> fl
 def loss_path(
     rate: float, alpha: float, k: int, curvatures: np.ndarray, distance: float, steps: int
 ) -> np.ndarray:
-    """Expected loss after k, 2k, ... steps."""
+    """Return the expected loss after k, 2k, ... steps."""
     pull, n = rate * curvatures, np.arange(1, steps // k + 1)[:, None]
     factor = 1 - alpha * (1 - (1 - pull) ** k)
     steady = variance_ratio(alpha, k, pull) * sgd_variance(pull)
@@ -99,7 +99,7 @@ def loss_path(
 
 
 def equal_rate(s: Settings, rate: float) -> float:
-    """The learning rate at which SGD ends at the loss at which Lookahead does."""
+    """Return the learning rate at which SGD ends at the same loss as Lookahead."""
     a, (alpha, k) = _curvatures(s), s.compared
     goal = steady_loss(rate, alpha, k, a)
     return float(brentq(lambda r: steady_loss(r, 1.0, 1, a) - goal, 1e-6, rate))  # pyright: ignore
@@ -116,7 +116,7 @@ def _optimizer(rate: Any, alpha: Any, k: int) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _slow(k: int, rate: Any, alpha: Any, curvature: Any, start: Any, places: Any) -> jax.Array:
-    """The slow weights after every k steps."""
+    """Return the slow weights after every k steps."""
     tx = _optimizer(rate, alpha, k)
 
     def step(carry: Any, place: jax.Array) -> Any:
@@ -134,7 +134,7 @@ def _slow(k: int, rate: Any, alpha: Any, curvature: Any, start: Any, places: Any
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Runs to the steady state, then from afar."""
+    """Run to the steady state, then from far away."""
     runner.progress.begin("noisy quadratic", s.steps * len(s.seeds) * len(s.periods))
     rows: Rows = []
     one = jnp.float32(1)
@@ -163,7 +163,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def _race(s: Settings) -> Rows:
-    """The mean loss from afar, for Lookahead and for SGD that ends at the same loss."""
+    """Run Lookahead, and SGD that ends at the same loss, from far away."""
     a = jnp.asarray(_curvatures(s), jnp.float32)
     start = jnp.full((s.copies, s.curvatures), s.distance, jnp.float32)
     wide = jnp.broadcast_to(a[None], start.shape)
@@ -174,7 +174,7 @@ def _race(s: Settings) -> Rows:
         places = jnp.asarray(draws, jnp.float32)
         for rate in s.rates:
             for name, r, size in ((LOOKAHEAD, rate, alpha), (SGD, equal_rate(s, rate), 1.0)):
-                # alpha 1 is SGD, looked at after every k steps.
+                # alpha 1 is SGD, recorded after every k steps.
                 path = _slow(k, jnp.float32(r), jnp.float32(size), wide, start, places)
                 losses = np.asarray(path**2 @ a).mean(axis=1) / 2
                 rows += [
@@ -186,7 +186,7 @@ def _race(s: Settings) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares variances with the formula, and speeds with each other."""
+    """Compare variances with the formula, and speeds with each other."""
     lines = []
     scattered = where(rows, kind="variance")
     for k in s.periods:
@@ -229,7 +229,7 @@ def _formula(s: Settings, lines: Sequence[Row]) -> Verdict:
 
 
 def _smaller(s: Settings, rows: Sequence[Row]) -> Verdict:
-    """The least helpful pair with alpha below 1 decides."""
+    """Judge by the least helpful pair with alpha below 1."""
     gains = []
     for k in s.periods:
         plain = list(np.log(column(where(rows, k=k, alpha=max(s.step_sizes)), "variance")))
@@ -255,7 +255,7 @@ def _smaller(s: Settings, rows: Sequence[Row]) -> Verdict:
 
 
 def steps_to(path: Sequence[float], goal: float, every: int) -> float:
-    """Steps until a path, noted after every so many steps, is first at most ``goal``."""
+    """Return the steps until a path, recorded at equal intervals, first reaches ``goal``."""
     below = np.nonzero(np.asarray(path) <= goal)[0]
     return float("inf") if below.size == 0 else float((below[0] + 1) * every)
 

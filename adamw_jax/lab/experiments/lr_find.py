@@ -1,4 +1,4 @@
-"""The learning-rate range test on a task of the lab."""
+"""Run the learning-rate range test on a task of the lab."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from adamw_jax.lab.train import Runner, finite
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What ``adamw-jax lr-find`` asks for.
+    """Settings of ``adamw-jax lr-find``.
 
     Attributes:
       task: name of a task.
-      optimizer: name as ``create`` takes it.
-      seeds: each makes a run of its own.
-      steps: of a run, at most; it ends earlier where the loss blows up.
+      optimizer: name for ``create``.
+      seeds: one run each.
+      steps: largest number of steps; a run ends earlier if the loss diverges.
       start: first learning rate.
       end: last learning rate.
       weight_decay: decoupled decay.
-      b2: where the optimizer's own is Adam's 0.999; None for its default.
+      b2: b2 if the optimizer's default is Adam's 0.999; None for the default.
     """
 
     task: str = "digits"
@@ -47,7 +47,7 @@ class Settings:
     b2: float | None = 0.99
 
     def __post_init__(self) -> None:
-        """Checks everything that can be checked before any work is done."""
+        """Check the settings before any work."""
         get_task(self.task)
         check_optimizer(self.optimizer)
         if not 0 < self.start < self.end:
@@ -61,7 +61,7 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """One run per seed."""
+    """Make one run per seed."""
     task = get_task(s.task)
     network = mlp(task.features, task.classes)
     numbers = numbers_for(s.optimizer, s.weight_decay, s.b2)
@@ -106,7 +106,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Median and range of every rule's suggestion."""
+    """Return median and range of the suggestion of every rule."""
     suggested = common.where(rows, kind="suggestion")
     lines: list[Row] = []
     for rule in common.unique(suggested, "rule"):

@@ -1,4 +1,4 @@
-"""Steps divided by an estimate of the gradient's size, where the size of the noise changes."""
+"""Divide steps by an estimate of the gradient's size, under noise of changing size."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Settings:
     """SGD on f(x) = |x|, whose gradient has the norm 1, with noise in every coordinate.
 
     Attributes:
-      dimension: of x.
-      distance: R, of the start.
+      dimension: dimension of x.
+      distance: R, distance of the start.
       horizons: T, steps of a run; the last decides.
       quiet: root mean square of the noise's norm.
       loud: the same in a share of the steps.
-      share: of the loud steps.
-      betas: of the estimate; 0 stands for 1 - 2 T^(-2/3), which decides.
-      floor: of the estimate.
+      share: share of the loud steps.
+      betas: decay rates of the estimate; 0 stands for 1 - 2 T^(-2/3), which decides.
+      floor: floor of the estimate.
       copies: runs per seed.
-      seeds: of start and noise.
+      seeds: seeds of start and noise.
     """
 
     dimension: int = 10
@@ -59,17 +59,17 @@ class Settings:
 
 
 def beta_of(beta: float, steps: int) -> float:
-    """The decay rate of the estimate in a run of so many steps."""
+    """Return the decay rate of the estimate in a run of this many steps."""
     return beta or 1 - 2 * steps ** (-2 / 3)
 
 
 def label(beta: float) -> str:
-    """The name of an estimate."""
+    """Return the name of an estimate."""
     return f"{ESTIMATED}, beta {beta:g}" if beta else ESTIMATED
 
 
 def loudness(s: Settings, kind: str, steps: int, seed: int) -> np.ndarray:
-    """Root mean square of the noise at every step of every copy, shape (copies, steps)."""
+    """Draw the root mean square of the noise by step, shape (copies, steps)."""
     rng = np.random.default_rng([seed, steps])
     loud = np.zeros((s.copies, steps), bool)
     length = round(s.share * steps)
@@ -83,7 +83,7 @@ def loudness(s: Settings, kind: str, steps: int, seed: int) -> np.ndarray:
 
 
 def rates(s: Settings, noise: np.ndarray) -> dict[str, np.ndarray]:
-    """Learning rates that know E|g|^2 = 1 + noise^2 at every step, of the shape of it."""
+    """Return learning rates from the known E|g|^2 = 1 + noise^2, in the same shape."""
     steps = noise.shape[-1]
     size = np.sqrt(1 + noise**2)
     whole = s.distance / np.sqrt(steps)
@@ -96,7 +96,7 @@ def rates(s: Settings, noise: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def error_of(tx: Any, start: jax.Array, noise: jax.Array) -> jax.Array:
-    """F at the mean of the iterates, each weighted by its step over its gradient."""
+    """Return f at the mean of the iterates, each weighted by its step over its gradient."""
 
     def step(carry: Any, noise: jax.Array) -> Any:
         x, state, mean, total = carry
@@ -114,20 +114,20 @@ def error_of(tx: Any, start: jax.Array, noise: jax.Array) -> jax.Array:
 @jax.jit
 @jax.vmap
 def tabled_error(table: jax.Array, start: jax.Array, noise: jax.Array) -> jax.Array:
-    """The error of SGD with a table of learning rates; an axis of runs in front."""
+    """Return the error of SGD with a table of learning rates; an axis of runs in front."""
     tx = sgdw(lambda count: table[count], momentum=None, weight_decay=None)
     return error_of(tx, start, noise)
 
 
 @jax.jit
 def estimated_error(c: Any, beta: Any, floor: Any, start: jax.Array, noise: jax.Array) -> jax.Array:
-    """The error of the steps divided by the estimate; an axis of runs in front."""
+    """Return the error of steps divided by the estimate; an axis of runs in front."""
     tx = norm_adaptive_sgd(c, beta=beta, floor=floor)
     return jax.vmap(lambda x, z: error_of(tx, x, z))(start, noise)
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """The mean error over copies, for every kind of noise and every length."""
+    """Measure the mean error over copies, for every kind of noise and every length."""
     kinds = (PHASE, SCATTERED, STEADY)
     runner.progress.begin("changing noise", len(kinds) * sum(s.horizons))
     rows: Rows = []
@@ -164,7 +164,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the estimate with what knows the noise."""
+    """Compare the estimate with steps that use the known noise."""
     names = (WORST, BEST, ORACLE, *map(label, s.betas))
     table = []
     for kind in (PHASE, SCATTERED, STEADY):

@@ -1,4 +1,4 @@
-"""1cycle against a constant learning rate, in the same number of steps."""
+"""Compare 1cycle with a constant learning rate, in the same number of steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Settings(common.Training):
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains AdamW under both schedules."""
+    """Train AdamW under both schedules."""
 
     def arms(task: str) -> list[Arm]:
         return [
@@ -40,7 +40,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares the two at their best settings."""
+    """Compare the two at their best settings."""
     verdicts = [
         common.compare_groups(
             rows,
@@ -84,7 +84,7 @@ def _curves(s: Settings, rows: Sequence[Row]) -> Figure:
 
 
 def _schedule(s: Settings, rows: Sequence[Row]) -> Figure:
-    """What the two schedules did on the first task."""
+    """Draw the two schedules on the first task."""
     task = s.tasks[0]
     steps = s.plan(task).steps
     curves: dict[str, list[dict[str, Any]]] = {"rate": [], "momentum": []}
@@ -109,7 +109,7 @@ def _schedule(s: Settings, rows: Sequence[Row]) -> Figure:
 
 
 def _head_start(s: Settings, rows: Sequence[Row]) -> list[str]:
-    """When 1cycle overtakes the best that the constant rate ever reaches."""
+    """State when 1cycle passes the best result of the constant rate."""
     out = []
     for task in s.tasks:
         mine, best = common.where(rows, task=task), _best(rows, task)

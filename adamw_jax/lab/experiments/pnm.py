@@ -1,4 +1,4 @@
-"""PNM's noise against b0: in the direction, in the iterates, and what it does to accuracy."""
+"""Measure PNM's noise against b0, in the direction and the iterates, and its accuracy."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ PURE = 0.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Training):
-    """Noise on made-up gradients, then training on noisy labels.
+    """Noise of artificial gradients, then training on noisy labels.
 
     Attributes:
       b0: weights of the negative momentum.
-      compared: the two of them between which the iterates' noise is judged.
+      compared: the two of them for which the noise of the iterates is compared.
       curvatures: lr / norm times the curvature of a quadratic: a soft and a stiff one.
-      noise: deviation of the gradient; its mean is 1 where there is no curvature.
+      noise: deviation of the gradient; its mean is 1 without curvature.
       rates: learning rates of SGD with momentum; PNM has them times norm / (1 - b1), which makes
         the mean step the same.
-      shrinks: lr times weight decay, the share of the weights taken away in a step; per task.
+      shrinks: lr times weight decay, the share of the weights removed in a step; per task.
     """
 
     b0: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -59,19 +59,19 @@ class Settings(common.Training):
 
 
 def norm(b0: Any) -> Any:
-    """sqrt((1 + b0)^2 + b0^2), by which PNM divides."""
+    """Return sqrt((1 + b0)^2 + b0^2), by which PNM divides."""
     return np.sqrt((1 + b0) ** 2 + b0**2)
 
 
 def direction_noise(b0: Any, b1: float, noise: float) -> Any:
-    """Deviation of the direction over its mean, for gradients of mean 1."""
+    """Return deviation / mean of the direction, for gradients of mean 1."""
     return norm(b0) * noise * np.sqrt((1 - b1**2) / (1 + b1**2))
 
 
 def iterate_noise(b0: float, b1: float, curvature: float, noise: float) -> float:
-    """Deviation of theta on curvature/2 theta^2 under white noise, with lr = norm.
+    """Return the deviation of theta on curvature/2 theta^2 under white noise, with lr = norm.
 
-    The stationary covariance of (theta, m now, m before), a linear system.
+    It comes from the stationary covariance of (theta, m now, m before), a linear system.
     """
     keep, take = b1**2, 1 - b1**2
     now = np.array([take * curvature, 0.0, keep])  # the momentum written at this step
@@ -82,7 +82,7 @@ def iterate_noise(b0: float, b1: float, curvature: float, noise: float) -> float
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Watches direction and iterates, then trains."""
+    """Measure direction and iterates, then train."""
     cases = list(itertools.product((PURE, *s.curvatures), s.b0))
     runner.progress.begin("noise", s.steps * len(s.noise_seeds))
     rows: Rows = []
@@ -136,7 +136,7 @@ def _arms(s: Settings, task: str) -> list[Arm]:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares noise with theory, and accuracies."""
+    """Compare noise with theory, and accuracies."""
     noise, lines = where(rows, kind="noise"), []
     for curvature, b0 in itertools.product((PURE, *s.curvatures), s.b0):
         mine = where(noise, curvature=curvature, b0=b0)

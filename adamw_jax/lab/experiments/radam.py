@@ -1,4 +1,4 @@
-"""RAdam without warm-up against AdamW without warm-up, over learning rates."""
+"""Compare RAdam and AdamW without warm-up, over learning rates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _name(optimizer: str, b2: float) -> str:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains both under a cosine that starts at the full learning rate."""
+    """Train both under a cosine that starts at the full learning rate."""
     radam = catalogue("radam")
 
     def arms(task: str) -> list[Arm]:
@@ -55,7 +55,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Judges robustness to the learning rate, and the tuned accuracies."""
+    """Judge robustness to the learning rate, and the tuned accuracies."""
     radam, adamw = (_name(optimizer, s.b2[0]) for optimizer in ("RAdam", "AdamW"))
     verdicts = []
     for task in s.tasks:
@@ -83,7 +83,7 @@ def _robust(s: Settings, task: str, rows: Sequence[Row], radam: str, adamw: str)
     ends = common.at_end(rows)
 
     def over_rates(group: str) -> list[float]:
-        """Test accuracy averaged over all learning rates, per seed."""
+        """Return the test accuracy averaged over all learning rates, per seed."""
         table = [
             common.column(common.where(ends, group=group, learning_rate=rate), "test_accuracy")
             for rate in s.learning_rates

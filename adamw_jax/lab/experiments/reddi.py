@@ -1,4 +1,4 @@
-"""Reddi's counter-example: Adam walks to the wrong end, AMSGrad to the right one."""
+"""Run Reddi's counter-example: Adam goes to the wrong end, AMSGrad to the right one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Runs Adam and AMSGrad; notes x at the end of some periods."""
+    """Run Adam and AMSGrad; record x at the end of some periods."""
     noted = np.unique(np.geomspace(1, s.periods, s.points).astype(int)) - 1
     runner.progress.begin("one number", 2 * s.periods * s.period)
     rows: Rows = []
@@ -77,7 +77,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares ends and paths with theory."""
+    """Compare ends and paths with theory."""
     lines, ends, off = [], {}, {}
     for name in ("Adam", "AMSGrad"):
         mine = where(rows, series=name)

@@ -1,4 +1,4 @@
-"""Small optimizer state: does a language model train as well with 8-bit moments?"""
+"""Test whether a language model trains as well with 8-bit moments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORMATS = {
     UNFLOORED: eight_bit(order="flat", floor=False),
     "4bit": four_bit(order="flat"),
 }
-"""Blocks run on over the rows, as in bitsandbytes: those of so narrow a model would be too easy."""
+"""Blocks continue over rows, as in bitsandbytes; blocks within such short rows are too easy."""
 
 SHARE = 0.5
 TOO_LONG = 2.0
@@ -49,19 +49,19 @@ class Settings:
     """A small transformer and a short training.
 
     Attributes:
-      formats: of the state, names in ``FORMATS``.
-      seeds: of weights and sentences.
-      steps: of AdamW.
-      points: of the curves.
+      formats: formats of the state, names in ``FORMATS``.
+      seeds: seeds of weights and sentences.
+      steps: steps of AdamW.
+      points: points of the curves.
       rate: largest learning rate of the 1cycle.
-      weight_decay: decoupled.
+      weight_decay: decoupled decay.
       min_size: arrays with fewer elements stay in float32.
-      batch_size: sentences a step.
-      length: words that are predicted of each.
-      width: of the model.
-      heads: of its attention.
+      batch_size: sentences per step.
+      length: predicted words per sentence.
+      width: width of the model.
+      heads: attention heads.
       layers: each attention and two feed-forward layers.
-      test_batches: batches that the loss is reported on.
+      test_batches: batches for the reported loss.
     """
 
     formats: tuple[str, ...] = tuple(FORMATS)
@@ -80,7 +80,7 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Trains with every format."""
+    """Train with every format."""
     network = Transformer(Shape(PRE, s.layers, s.width, 4 * s.width, s.heads, WORDS, s.length))
     gradient_of = jax.jit(jax.vmap(jax.value_and_grad(functools.partial(_loss, network))))
     start = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *map(network.init, s.seeds))
@@ -93,13 +93,13 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 
 def _loss(network: Transformer, params: Any, words: jax.Array) -> jax.Array:
-    """Mean cross-entropy of every word but the first, given those before it."""
+    """Return the mean cross-entropy of every word except the first, given those before it."""
     logits = network.apply(params, words[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, words[:, 1:]).mean()
 
 
 def _trained(s: Settings, runner: Runner, name: str, gradient_of: Any, params: Any) -> Rows:
-    """All seeds side by side in one format."""
+    """Train all seeds in parallel in one format."""
     words, test = _sentences(s)
     tx = adamw(_schedule(s), weight_decay=s.weight_decay)
     tx = quantize_state(tx, FORMATS[name], min_size=s.min_size, sequential=False)
@@ -133,7 +133,7 @@ def _trained(s: Settings, runner: Runner, name: str, gradient_of: Any, params: A
 
 
 def _sentences(s: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Batches to train on, different for every seed, and to test on, the same for all."""
+    """Return training batches, different for every seed, and test batches, the same for all."""
     batch, seeds = (s.batch_size, s.length + 1), len(s.seeds)
     drawn = [sentences(s.steps * batch[0], batch[1], seed).reshape(-1, *batch) for seed in s.seeds]
     test = sentences(s.test_batches * batch[0], batch[1], TEST_SEED).reshape(-1, 1, *batch)
@@ -145,14 +145,14 @@ def _schedule(s: Settings) -> Any:
 
 
 def _move(tx: Any, params: Any, state: Any, gradient: Any) -> tuple[Any, Any, jax.Array]:
-    """A step, and the largest change of any parameter in it."""
+    """Make a step; return also the largest change of a parameter."""
     updates, state = tx.update(gradient, state, params)
     changes = [jnp.max(jnp.abs(u)) for u in jax.tree.leaves(updates)]
     return optax.apply_updates(params, updates), state, jnp.max(jnp.stack(changes))
 
 
 def analyse(s: Settings, rows: Rows) -> Result:
-    """Compares every format with float32, seed by seed."""
+    """Compare every format with float32, seed by seed."""
     ends = where(rows, kind="end")
     full = column(where(ends, series=FULL), "loss")
     scatter = spread(full).sd
@@ -210,7 +210,7 @@ LITERATURE = {
 
 
 def _trap(ends: Sequence[Row]) -> Verdict:
-    """How much longer than in float32 the longest step of a run is."""
+    """Judge how much longer the longest step of a run is than in float32."""
     logs = {
         name: list(np.log(column(where(ends, series=name), "longest")))
         for name in (FULL, EIGHT, UNFLOORED)

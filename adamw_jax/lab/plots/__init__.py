@@ -1,1 +1,1 @@
-"""Pictures: one kind of drawing per file, and ``files`` to write them."""
+"""Draw pictures: one kind of drawing per file, and ``files`` to write them."""

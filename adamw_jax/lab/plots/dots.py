@@ -1,4 +1,4 @@
-"""One dot per seed, joined from contender to contender, and the mean beside them.
+"""Draw one dot per seed, joined between contenders, and the mean next to them.
 
 Rows: ``series`` (contender), ``seed``, ``value``.
 """
@@ -15,10 +15,10 @@ from adamw_jax.lab.results import Row
 
 
 def paired_dots(ylabel: str, *, percent: bool = False) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing with one column per contender.
+    """Return a drawing with one column per contender.
 
     Args:
-      ylabel: beside the axis.
+      ylabel: label of the axis.
       percent: print values as per cent.
     """
 

@@ -1,4 +1,4 @@
-"""Draws figures and writes them as PNG, SVG and CSV. Same numbers, same bytes."""
+"""Draw figures and write them as PNG, SVG and CSV. The same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DPI = 160
 
 
 def draw(figure: Figure) -> Canvas:
-    """The figure on a fresh canvas; no global state of matplotlib is touched."""
+    """Draw the figure on a new canvas, without global state of matplotlib."""
     with mpl.rc_context(RC):
         columns = min(figure.columns, len(figure.panels))
         lines = math.ceil(len(figure.panels) / columns)
@@ -38,7 +38,7 @@ def draw(figure: Figure) -> Canvas:
 
 
 def write(figure: Figure, folder: Path) -> dict[str, Path]:
-    """Writes ``name.png``, ``name.svg`` and ``name.csv`` into a folder; returns their paths."""
+    """Write ``name.png``, ``name.svg`` and ``name.csv`` into a folder; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     canvas = draw(figure)
     paths = {kind: folder / f"{figure.name}.{kind}" for kind in ("png", "svg", "csv")}
@@ -56,12 +56,12 @@ def write(figure: Figure, folder: Path) -> dict[str, Path]:
 
 
 def plotted(figure: Figure) -> list[Row]:
-    """All numbers in the picture, panel by panel."""
+    """Return all numbers in the picture, panel by panel."""
     return [{"panel": panel.title, **row} for panel in figure.panels for row in panel.rows]
 
 
 def as_csv(rows: Any) -> str:
-    """Rows as CSV with a heading; numbers in full precision."""
+    """Return rows as CSV with a heading and numbers in full precision."""
     rows = list(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()

@@ -1,4 +1,4 @@
-"""Loss over a growing learning rate, with the suggested rates as labelled vertical lines.
+"""Draw the loss over a growing learning rate, with suggested rates as labelled vertical lines.
 
 Rows: ``kind`` (``"curve"`` or ``"suggestion"``), ``series``, ``x``, ``y``.
 """
@@ -13,7 +13,7 @@ from adamw_jax.lab.results import Row
 
 
 def finder() -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of all curves from below their minimum to well above their start."""
+    """Return a drawing of all curves, from below their minimum to well above their start."""
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
         curves = [row for row in rows if row["kind"] == "curve"]

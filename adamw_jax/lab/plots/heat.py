@@ -1,4 +1,4 @@
-"""A heat map over two hyperparameters: colour says how far below the best of its row a cell is.
+"""Draw a heat map over two hyperparameters; colour shows the gap to the best cell of the row.
 
 Rows: ``x``, ``y``, ``mean``, ``sd``, ``gap`` (row's best minus this, >= 0) and ``best``.
 """
@@ -19,12 +19,12 @@ LIGHT, DARK, RING = "#fdfdfd", "#10151d", "#f2994a"
 
 
 def heat(xlabel: str, ylabel: str, *, most: float) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of one cell per row, with its mean and spread written into it.
+    """Return a drawing of one cell per row, which shows its mean and spread.
 
     Args:
-      xlabel: under the axis.
-      ylabel: beside it.
-      most: the gap from which on the colour stays the same.
+      xlabel: label of the x axis.
+      ylabel: label of the y axis.
+      most: largest gap with a colour of its own.
     """
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:

@@ -1,6 +1,6 @@
-"""Lines with bands or error bars.
+"""Draw lines with bands or error bars.
 
-Rows: ``series``, ``x``, ``y`` and, where there is a spread, ``low`` and ``high``.
+Rows: ``series``, ``x``, ``y`` and, with a spread, ``low`` and ``high``.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def lines(
     ylim: tuple[float | None, float | None] | None = None,
     legend: str | None = "best",
 ) -> Draw:
-    """A drawing of one line per series.
+    """Return a drawing of one line per series.
 
     Args:
-      xlabel: under the axis.
-      ylabel: beside it.
+      xlabel: label of the x axis.
+      ylabel: label of the y axis.
       xscale: ``"linear"`` or ``"log"``.
       yscale: the same.
       percent: print y as per cent.
       spread: ``"band"``, ``"bars"`` or ``"none"``.
       markers: mark the points.
-      ticks_at_data: one tick per x that occurs.
+      ticks_at_data: set one tick per x in the data.
       ylim: range of y.
-      legend: its place, or None for no legend.
+      legend: place of the legend; None for no legend.
     """
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
@@ -54,7 +54,7 @@ def lines(
             ax.set_ylim(*ylim)
         if percent:
             low, high = ax.get_ylim()
-            ax.set_ylim(max(low, -0.02), min(high, 1.02))  # an error bar may leave the possible
+            ax.set_ylim(max(low, -0.02), min(high, 1.02))  # error bars may leave [0, 1]
             ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
         if ticks_at_data:
             values = sorted({row["x"] for row in rows})

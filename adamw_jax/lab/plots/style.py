@@ -1,7 +1,7 @@
-"""How pictures look: a few named colours, one font size ladder, and deterministic files.
+"""Set the style of pictures: named colours, font sizes, deterministic files.
 
-Colours are told apart by line style and marker too. The same picture serves a light and a dark
-page: in the page's SVG each colour below becomes a variable of the style sheet.
+Line style and marker differ in addition to colour. The same picture is used on light and dark
+pages: in the SVG of the page each colour below becomes a variable of the style sheet.
 """
 
 from __future__ import annotations
@@ -71,6 +71,6 @@ RC: Any = {
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour, line style and marker of the series with this number."""
+    """Return colour, line style and marker of the series with this number."""
     i = index % len(SERIES)
     return {"color": SERIES[i], "linestyle": DASHES[i], "marker": MARKERS[i]}

@@ -1,4 +1,4 @@
-"""Measured points with the analytic curve on top.
+"""Draw measured points and the analytic curve.
 
 Rows: ``series``, ``kind`` (``"theory"`` or ``"measured"``), ``x``, ``y``.
 """
@@ -21,7 +21,7 @@ def theory(
     ylim: tuple[float, float] | None = None,
     legend: str = "best",
 ) -> Callable[[Any, Sequence[Row]], None]:
-    """A drawing of measurements as markers (broad pale lines if ``dense``) and theory as lines."""
+    """Return a drawing of measurements as markers (``dense``: pale lines) and theory as lines."""
 
     def draw(ax: Any, rows: Sequence[Row]) -> None:
         names = list(dict.fromkeys(row["series"] for row in rows))
