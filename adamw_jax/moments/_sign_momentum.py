@@ -21,7 +21,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Domain, ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_gradient
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -79,6 +79,11 @@ def sign_momentum(
         direction, average = (jax.tree.map(lambda _, x, i=i: x[i], gradient, both) for i in (0, 1))
         return direction, SignMomentumState(average)
 
+    def slopes(gradient: Tree, state: SignMomentumState, step: Step) -> Tree:
+        del gradient, step  # 1 / |m|: a sign is a momentum over its magnitude
+        sizes = jax.tree.map(lambda m: lax.abs(numerics.widen(m)), state.average)
+        return jax.tree.map(lambda size: 1.0 / numerics.nonzero(size), sizes)
+
     return stage(
         "sign_momentum",
         Kind.GRADIENT,
@@ -86,4 +91,5 @@ def sign_momentum(
         apply,
         init=init,
         hyperparams=declare(b1=decay_rate(b1), b2=Domain(0, 1, "()")(b2)),
+        slopes=Slopes(slopes, needs_loss=False),
     )

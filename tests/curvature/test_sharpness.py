@@ -404,7 +404,7 @@ def test_errors() -> None:
         curvature.preconditioner(aj.sgdw(LR), state, params)
     with pytest.raises(ValueError, match="opt_state has 2 recipes"):
         curvature.preconditioner(tx, (state, state), params)
-    with pytest.raises(ValueError, match="expected one optax state"):
+    with pytest.raises(ValueError, match="expected one state of optax's Adam family"):
         curvature.preconditioner(tx, (), params)
     with pytest.raises(ValueError, match="optimizer must be one of"):
         curvature.stability_threshold("adamw", LR, 0.9)

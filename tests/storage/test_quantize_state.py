@@ -97,7 +97,7 @@ def test_every_optimizer_takes_storage(name: str) -> None:
     """As many arrays are encoded as the full state counts, averages of parameters excepted."""
     row = aj.info(name)
     if "storage" in row.refuses:
-        with pytest.raises(ValueError, match="storage"):
+        with pytest.raises(TypeError, match="does not take storage"):
             aj.create(name, 0.01, **row.example, storage="8bit")
         return
     extra = {"value": jnp.float32(1.0)}
