@@ -34,7 +34,7 @@ from tests.catalogue import (
     sample_params,
 )
 
-NO_MOMENTS = ("koala_m", "koala_v", "norm_adaptive_sgd")
+NO_MOMENTS = ("koala_m", "koala_v", "lion", "norm_adaptive_sgd")
 PACKABLE = [e for e in PLAIN if e.name not in (*NO_MOMENTS, "adafactor")]
 packable = pytest.mark.parametrize("entry", PACKABLE, ids=label)
 
