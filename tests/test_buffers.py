@@ -143,3 +143,14 @@ def test_tails_copy_the_parameters(tail: Any) -> None:
     alpha = {"slow_step_size": jnp.float32(0.5)} if tail is aj.lookahead else {}
     tx = aj.compose(aj.adamw(0.05), tail(**alpha))
     check(tx, tx.init(params), params, *alpha.values())
+
+
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_an_eager_step_keeps_no_array_of_the_caller(name: str) -> None:
+    """Some states hold the previous gradient: it is a copy, so a donated state deletes nothing."""
+    row, params, gradient = aj.info(name), {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.5)}
+    tx, loss = row.factory(0.1, **row.example), {"value": jnp.float32(1.0)}
+    extra = {key: loss[key] for key in row.needs}
+    _, state = tx.update(gradient, tx.init(params), params, **extra)
+    held = {id(x) for x in jax.tree.leaves(state)}
+    assert not held & {id(x) for x in jax.tree.leaves((gradient, params, extra))}

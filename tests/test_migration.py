@@ -209,6 +209,24 @@ def test_what_no_recipe_goes_on_with_is_refused(saved: Any, tx: Any, lost: str) 
         aj.from_optax(state, tx, params)
 
 
+def test_what_optax_has_no_place_for_is_refused() -> None:
+    """Also scalars outside the recipe, and states of classes that are not optax's."""
+    params = sample_params()
+    tx = optax.chain(aj.adam(0.1), optax.contrib.reduce_on_plateau())
+    with pytest.raises(ValueError, match="no place for '1/scale'"):
+        aj.to_optax(tx.init(params), optax.adam(0.1), params)
+    mine = optax.GradientTransformation(Mine, lambda updates, state, params=None: (updates, state))
+    saved = optax.chain(mine, optax.adam(0.1)).init(params)
+    with pytest.raises(ValueError, match=r"has a Mine, .* would be lost"):
+        aj.from_optax(saved, aj.adam(0.1), params)
+
+
+class Mine(NamedTuple):
+    """A state of the user."""
+
+    average: Any
+
+
 def test_what_stands_beside_a_recipe_goes_to_optax_with_it() -> None:
     ours, theirs = (
         optax.MultiSteps(tx, 4).gradient_transformation() for tx in (aj.adam(0.1), optax.adam(0.1))
@@ -217,7 +235,7 @@ def test_what_stands_beside_a_recipe_goes_to_optax_with_it() -> None:
     got = aj.to_optax(state, theirs, params)
     assert (int(got.mini_step), int(got.gradient_step)) == (2, 1)
     assert_equal(got.acc_grads, state.acc_grads)
-    with pytest.raises(ValueError, match=r"no place for 'acc_grads/.*outside the recipe"):
+    with pytest.raises(ValueError, match=r"no place for 'mini_step'.*outside the recipe"):
         aj.to_optax(state, optax.adam(0.1), params)
 
 

@@ -170,7 +170,8 @@ def compose(
         updates, params = entering(updates, params)
         check_widths(state, specs, updates)
         with step_of(norm_axes, updates, params), switched(sequential):
-            return without_frozen(updates, state, params, extra)
+            moved, new = without_frozen(updates, state, params, extra)
+        return moved, numerics.owned(new, updates, params, extra)
 
     def without_frozen(
         updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 Tree = Any
 
@@ -220,3 +221,16 @@ def owners_in(
 def leaf_name(path: tuple[Any, ...]) -> str:
     """Return a key path as a slash-separated name, ``dense/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def owned(state: Tree, *given: Tree) -> Tree:
+    """Return ``state`` with copies of the arrays that are also in ``given``.
+
+    An eager step may store an array of the caller as it is. If the caller then donates the state,
+    the array would be deleted. A traced step has no such arrays.
+    """
+    arrays = [x for x in jax.tree.leaves(given) if isinstance(x, jax.Array)]
+    theirs = {id(x) for x in arrays if not isinstance(x, Tracer)}
+    if not theirs:
+        return state
+    return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in theirs else x, state)

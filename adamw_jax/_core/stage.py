@@ -325,6 +325,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
             flow, memory = spec.apply(gradient if record is None else record, state.memory, step)
         if spec.gives is not Kind.MOMENTS:
             flow = numerics.leaving(flow, gradient, params)
+        memory = numerics.owned(memory, gradient, params, extra)
         return flow, StageState(increment(state.count), memory)
 
     return init_fn, update_fn

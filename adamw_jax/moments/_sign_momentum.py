@@ -20,7 +20,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Domain, ScalarOrSchedule, decay_rate, declare, storage_dtype
-from adamw_jax._core.gradients import check_gradient
+from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
@@ -56,12 +56,13 @@ def sign_momentum(
     dtype = storage_dtype("dtype", dtype)
 
     def init(params: Tree) -> SignMomentumState:
+        check_floating(params, "parameter")
         return SignMomentumState(zeros(params, dtype))
 
     def apply(
         gradient: Tree, state: SignMomentumState, step: Step
     ) -> tuple[Tree, SignMomentumState]:
-        check_gradient(gradient, step.params)
+        check_gradient(gradient, state.average)
 
         b1, b2 = step["b1"], step["b2"]
         old = b1 / b2

@@ -185,11 +185,12 @@ def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, 
     """Return the leaves outside the recipe in ``state`` with the same place in ``target``, by path.
 
     Raises:
-      ValueError: a nonzero array like a parameter has no place.
+      ValueError: a nonzero array has no place, and is not only a schedule's or a wrapper's.
     """
     places = dict(jax.tree_util.tree_leaves_with_path(target))
     owners = dict(jax.tree_util.tree_leaves_with_path(params))
     kept: dict[Any, Any] = {}
+    holders = _holders(state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     starts = numerics.owners_in([path for path, _ in leaves], owners)
     for (path, leaf), start in zip(leaves, starts, strict=True):
@@ -199,7 +200,9 @@ def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, 
         place = places.get(path)
         if place is not None and (place.shape, place.dtype) == (leaf.shape, leaf.dtype):
             kept[path] = jnp.array(leaf, copy=True)
-        elif owner is not None and leaf.shape == jnp.shape(owner) and not _is_zero(leaf):
+            continue
+        like_a_parameter = owner is not None and leaf.shape == jnp.shape(owner)
+        if not _is_zero(leaf) and (like_a_parameter or not _fields(_holder(holders, path)).wraps):
             raise ValueError(
                 f"optax's state has no place for {numerics.leaf_name(path)!r}, which is outside "
                 "the recipe: wrap tx in the same way, or read averaged weights with eval_params."
@@ -236,13 +239,21 @@ def _known(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return moments, maximum
 
 
+def _holders(state: State) -> dict[Any, Any]:
+    """Return the named tuples in a state by path."""
+    return {path: node for path, node in states.nodes(state, tuple) if hasattr(node, "_fields")}
+
+
+def _holder(holders: Mapping[Any, Any], path: Any) -> Any:
+    """Return the innermost named tuple around a leaf, or None."""
+    starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
+    return holders[starts[-1]] if starts else None
+
+
 def _of_optax(state: State) -> list[tuple[Any, Any]]:
     """Find the named tuples of optax in a state, with their paths."""
-    return [
-        (path, node)
-        for path, node in states.nodes(state, tuple)
-        if hasattr(node, "_fields") and type(node).__module__.partition(".")[0] == "optax"
-    ]
+    found = _holders(state).items()
+    return [(path, node) for path, node in found if optax_states.fields_of(type(node)) is not None]
 
 
 def _schedule_count(state: State) -> jax.Array | None:
@@ -271,10 +282,9 @@ def _with_schedule_count(state: State, count: jax.Array) -> State:
 
 def _check_understood(saved: State) -> None:
     """Raise if a state of optax holds more than moments, schedules and empty sums."""
-    holders = dict(_of_optax(saved))
+    holders = _holders(saved)
     for path, _ in jax.tree_util.tree_leaves_with_path(saved):
-        starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
-        holder = holders[starts[-1]] if starts else None
+        holder = _holder(holders, path)
         empty = isinstance(holder, optax.MultiStepsState) and _is_zero(holder.mini_step)
         if holder is None or empty or _fields(holder).wraps or _is_known(holder):
             continue
