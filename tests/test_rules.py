@@ -304,3 +304,17 @@ def test_rules_work_with_amsgrad_under_jit_and_lookahead() -> None:
     assert_equal(got["dense"]["bias"], params["dense"]["bias"])
     assert_close(got["dense"]["kernel"], slow["dense"]["kernel"])
     assert_close(got["scale"], still["scale"])
+
+
+@pytest.mark.parametrize("rest", [Rule(), Rule(learning_rate=0.5), Rule(freeze=True)])
+@pytest.mark.parametrize("named", [Rule(freeze=True), Rule(weight_decay=0.0)])
+def test_a_default_is_the_rule_of_the_leaves_that_match_no_pattern(named: Rule, rest: Rule) -> None:
+    short = parameter_rules({"*/bias": named}, default=rest)
+    whole = parameter_rules({"*/bias": named, "*/kernel": rest, "scale": rest})
+    params, gradients = sample_params(), sample_gradients(STEPS)
+    for make in (adamw, sgdw):
+        got, _ = run(make(RATE, weight_decay=DECAY, rules=short), params, gradients)
+        expected, _ = run(make(RATE, weight_decay=DECAY, rules=whole), params, gradients)
+        assert_equal(got, expected)
+    with pytest.raises(TypeError, match="default must be a Rule"):
+        parameter_rules({}, default=0.1)  # type: ignore[arg-type]

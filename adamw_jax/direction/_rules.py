@@ -55,9 +55,11 @@ class ParameterRules:
 
     Attributes:
       table: the rule of each shell-style pattern.
+      default: the rule of the leaves that match no pattern; None if every leaf must match one.
     """
 
     table: Mapping[str, Rule]
+    default: Rule | None = None
 
     def for_tree(self, tree: Tree) -> Tree:
         """Return the rule of each leaf.
@@ -73,15 +75,17 @@ class ParameterRules:
         """
         names = numerics.leaf_names(tree)
         hits = {n: [p for p in self.table if masks.matches(n, p)] for n in names}
-        unmatched = [n for n, found in hits.items() if not found]
+        unmatched = [n for n, found in hits.items() if not found and self.default is None]
         doubled = {n: found for n, found in hits.items() if len(found) > 1}
         idle = [p for p in self.table if names and not any(p in found for found in hits.values())]
         if unmatched or doubled or idle:
             raise ValueError(
                 f"rules must match every parameter exactly once. Not matched: {unmatched}; "
-                f"matched more than once: {doubled}; patterns that match nothing: {idle}."
+                f"matched more than once: {doubled}; patterns that match nothing: {idle}. "
+                "parameter_rules(..., default=Rule()) is for the parameters that match none."
             )
-        return numerics.map_named(lambda name, _: self.table[hits[name][0]], tree)
+        rules = {n: self.table[found[0]] if found else self.default for n, found in hits.items()}
+        return numerics.map_named(lambda name, _: rules[name], tree)
 
     def frozen(self, tree: Tree) -> Tree:
         """Return the mask of frozen leaves, a tree of bools.
@@ -91,27 +95,38 @@ class ParameterRules:
         """
         return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
 
+    def __bool__(self) -> bool:
+        """Whether there is any rule."""
+        return bool(self.table) or self.default is not None
+
     @property
     def freezes(self) -> bool:
         """Whether any rule freezes leaves."""
-        return any(rule.freeze for rule in self.table.values())
+        return any(rule.freeze for rule in (*self.table.values(), self.default) if rule)
 
     def without_frozen(self) -> ParameterRules:
         """Return the rules that do not freeze."""
-        return ParameterRules({p: rule for p, rule in self.table.items() if not rule.freeze})
+        moving = {p: rule for p, rule in self.table.items() if not rule.freeze}
+        return ParameterRules(
+            moving, None if self.default and self.default.freeze else self.default
+        )
 
     def of_decay(self) -> ParameterRules:
         """Return the rules with only their multipliers of the decay."""
-        return ParameterRules({p: Rule(weight_decay=r.weight_decay) for p, r in self.table.items()})
+        default = self.default and Rule(weight_decay=self.default.weight_decay)
+        decays = {p: Rule(weight_decay=r.weight_decay) for p, r in self.table.items()}
+        return ParameterRules(decays, default)
 
 
-def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
+def parameter_rules(table: Mapping[str, Rule], default: Rule | None = None) -> ParameterRules:
     """Make the ``rules=`` of an optimizer from patterns on leaf names.
 
     Args:
       table: a ``Rule`` for each pattern. Patterns are shell-style, on slash-separated names; ``*``
         also matches slashes: ``"encoder/*/kernel"``. Every parameter must match exactly one
         pattern, and every pattern at least one parameter. The first step checks this.
+      default: the rule of the parameters that match no pattern, ``Rule()`` to leave them as they
+        are; None if every parameter must match one.
 
     Returns:
       The rules, with a copy of the table.
@@ -119,7 +134,9 @@ def parameter_rules(table: Mapping[str, Rule]) -> ParameterRules:
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):
             raise TypeError(f"rules must map patterns to Rule(...), got {pattern!r}: {rule!r}.")
-    return ParameterRules(dict(table))
+    if default is not None and not isinstance(default, Rule):
+        raise TypeError(f"default must be a Rule(...) or None, got {default!r}.")
+    return ParameterRules(dict(table), default)
 
 
 def scale_by_rules(rules: ParameterRules) -> Stage:

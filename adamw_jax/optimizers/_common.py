@@ -217,7 +217,7 @@ def finish(
         scale_gradient(rate) if schedule_inside else None,
         store(compose(*direction), options.storage),
         decayed if decay == "learning_rate" else None,
-        None if rules is None or not rules.table else scale_by_rules(rules),
+        scale_by_rules(rules) if rules else None,
         step or (descend() if schedule_inside else scale_by_learning_rate(rate)),
         None if decay == "learning_rate" else decayed,
         frozen=options.frozen,

@@ -114,6 +114,6 @@ def koala_m(
       average after it: they would average predictions, and ``eval_params`` raises an error.
     """
     o = CommonOptions(rules=rules, state_dtype=state_dtype)
-    moving = o.moving_rules if o.moving_rules and o.moving_rules.table else None
+    moving = o.moving_rules or None
     filtered = momentum_filter(plain(learning_rate), moving, o.state_dtype, **own)
     return compose(store(filtered, storage), frozen=o.frozen)
