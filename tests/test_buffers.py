@@ -145,12 +145,11 @@ def test_tails_copy_the_parameters(tail: Any) -> None:
     check(tx, tx.init(params), params, *alpha.values())
 
 
-@pytest.mark.parametrize("name", aj.list_optimizers())
-def test_an_eager_step_keeps_no_array_of_the_caller(name: str) -> None:
+@pytest.mark.parametrize("entry", rows(PLAIN))
+def test_an_eager_step_keeps_no_array_of_the_caller(entry: Entry) -> None:
     """Some states hold the previous gradient: it is a copy, so a donated state deletes nothing."""
-    row, params, gradient = aj.info(name), {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.5)}
-    tx, loss = row.factory(0.1, **row.example), {"value": jnp.float32(1.0)}
-    extra = {key: loss[key] for key in row.needs}
+    params, gradient = {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.5)}
+    tx, extra = entry.make(), {"value": jnp.float32(1.0)}
     _, state = tx.update(gradient, tx.init(params), params, **extra)
     held = {id(x) for x in jax.tree.leaves(state)}
     assert not held & {id(x) for x in jax.tree.leaves((gradient, params, extra))}

@@ -102,8 +102,15 @@ def takes_norms(entry: Entry) -> bool:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("of_params", [1e20, 1e30])
-@pytest.mark.parametrize("entry", [e for e in [*PLAIN, *VARIANTS] if takes_norms(e)], ids=label)
+@pytest.mark.parametrize("of_params", [1e20, pytest.param(1e30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *filter(takes_norms, PLAIN),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in VARIANTS if takes_norms(e)),
+    ],
+    ids=label,
+)
 def test_optimizers(entry: Entry, of_params: float) -> None:
     """Of parameters of any size; and of gradients, where no second moment squares the elements."""
     params, gradient = scaled(sample_params(), of_params), at(sample_gradients(1), 0)
