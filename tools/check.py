@@ -32,6 +32,7 @@ STEPS = {
     "both-ways": (PYTHON, "tools/run_tests.py", "--both", "tests"),
 }
 ALONE = ("slow", "both-ways")
+LONG = ("both-ways",)  # runs only if named
 
 
 def main(names: list[str]) -> int:
@@ -41,7 +42,7 @@ def main(names: list[str]) -> int:
         raise SystemExit(f"unknown step {unknown[0]!r}; choose from {', '.join(STEPS)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     begin = time.perf_counter()
-    chosen = names or list(STEPS)
+    chosen = names or [name for name in STEPS if name not in LONG]
     with futures.ThreadPoolExecutor(max_workers=2) as pool:
         runs = [pool.submit(run, name) for name in chosen if name not in ALONE]
         for done in futures.as_completed(runs):
