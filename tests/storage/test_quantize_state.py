@@ -764,7 +764,7 @@ def test_sharded_as_the_parameters_without_a_word_between_devices() -> None:
         ("4bit", (64, 768), (None, "x"), "192 columns, .* block_size=64"),
         (four_bit(64), (64, 768), (None, "x"), None),
         ("8bit", (64, 780), (None, "x"), "195 columns, .* block_size=195"),
-        ({"second": "4bit"}, (64, 780), (None, "x"), "195 columns, .* two codes .* 8 bits"),
+        ({"second": "4bit"}, (64, 780), (None, "x"), "195 columns, .* two 4-bit codes .* 8 bits"),
         ("8bit", (64, 300), ("x", None), None),
         ("bfloat16", (64, 780), (None, "x"), None),
         (eight_bit(order="flat"), (64, 1024), (None, "x"), "order='rows'"),
