@@ -1,4 +1,4 @@
-"""Rows of the golden table for Adafactor: set a."""
+"""Rows of the golden table for Adafactor."""
 
 from __future__ import annotations
 

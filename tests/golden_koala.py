@@ -1,4 +1,4 @@
-"""Rows of the golden table for KOALA: set b, the authors' code.
+"""Rows of the golden table for KOALA, from the authors' code.
 
 The recorded parameters of KOALA-M are those after a measurement; ours are the predicted ones, and
 ``eval_params`` gives the recorded. So the rows replay an optimizer by what ``eval_params`` makes

@@ -1,4 +1,4 @@
-"""Rows of the golden table for the optimizers beyond the Adam family: set b, the authors' code."""
+"""Rows of the golden table for the optimizers beyond the Adam family, from the authors' code."""
 
 from __future__ import annotations
 

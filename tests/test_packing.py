@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamw_jax as aj
+from adamw_jax.extend import Kind
 from adamw_jax.packing import pack_small_leaves, repack_state
 from adamw_jax.packing._buffers import Packer
 from adamw_jax.packing._elementwise import programs
@@ -34,7 +35,11 @@ from tests.catalogue import (
     sample_params,
 )
 
-NO_MOMENTS = ("koala_m", "koala_v", "lion", "norm_adaptive_sgd")
+NO_MOMENTS = [
+    entry.name
+    for entry in PLAIN
+    if not any(spec.gives is Kind.MOMENTS for spec in entry.make().specs)
+]
 PACKABLE = [e for e in PLAIN if e.name not in (*NO_MOMENTS, "adafactor")]
 packable = pytest.mark.parametrize("entry", PACKABLE, ids=label)
 
