@@ -20,6 +20,7 @@ from adamw_jax import (
     update,
 )
 from adamw_jax._core.compose import Composed as Composed, compose
+from adamw_jax._core.foreign import as_direction, as_optimizer
 from adamw_jax._core.masks import except_named, matrices_only
 from adamw_jax._core.only import only
 from adamw_jax.diagnostics import probe, read_probe
@@ -38,6 +39,8 @@ from adamw_jax.update import *
 __all__ = [
     # Recipes
     "compose",
+    "as_direction",
+    "as_optimizer",
     "only",
     "summary",
     "estimate_moments",

@@ -151,13 +151,14 @@ def run_page(page: pathlib.Path, root: pathlib.Path = ROOT) -> int:
     return len(run)
 
 
-def main() -> int:
-    """Run every page; fail if there is no page or no code."""
+def main(names: list[str]) -> int:
+    """Run the named pages, or every page; fail if there is no page or no code."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [(ROOT / name).resolve(strict=True) for name in names] or pages
     if not sum([run_page(page) for page in pages]):
         raise SystemExit("no code block found in README.md, CONTRIBUTING.md and docs/")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

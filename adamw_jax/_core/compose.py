@@ -34,6 +34,7 @@ from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import Domain, Hyperparameter
 from adamw_jax._core.encoded import decode_state
 from adamw_jax._core.encoding import check_encoded, update_encoded
+from adamw_jax._core.foreign import foreign
 from adamw_jax._core.gradients import entering, norms_of, step_of
 from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams, twice
 from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
@@ -48,7 +49,6 @@ from adamw_jax._core.stage import (
     increment,
     require_params,
     stage_of,
-    transformation,
 )
 from adamw_jax._core.state import ComposeState, Hyperparams, check_hyperparams, check_owners
 
@@ -296,10 +296,8 @@ def _specs_of(entry: Any) -> tuple[Spec, ...]:
         return entry.specs
     if isinstance(entry, Stage):
         return (entry.spec,)
-    if isinstance(entry, optax.MultiSteps):
-        return (_foreign("multi_steps", transformation(entry, "a stage")),)
-    if isinstance(entry, optax.GradientTransformation):
-        return (_foreign(_name_of(entry), transformation(entry, "a stage")),)
+    if isinstance(entry, optax.MultiSteps | optax.GradientTransformation):
+        return (foreign(entry),)
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
         name, inner = entry
         specs = _specs_of(inner)
@@ -312,32 +310,13 @@ def _specs_of(entry: Any) -> tuple[Spec, ...]:
     )
 
 
-def _name_of(tx: optax.GradientTransformation) -> str:
-    """Name the optax function that built ``tx``, from its closures: ``clip``, ``chain``, ..."""
-    for function in (tx.update, tx.init):
-        qualified = getattr(function, "__qualname__", "")
-        if ".<locals>" in qualified:
-            return qualified.split(".<locals>")[0].rsplit(".", 1)[-1]
-    return "transformation"
-
-
-def _foreign(name: str, inner: optax.GradientTransformationExtraArgs) -> Spec:
-    """Declare an optax transformation as a stage whose output has the kind of its input."""
-
-    def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        return inner.update(flow, state, step.params, **step.extra)
-
-    return Spec(name, None, None, apply, inner.init, {}, False, False)
-
-
 def _has_slot(spec: Spec, memory: Any) -> bool:
     """Return whether a stage has a state; for a foreign one, whether ``init`` made arrays."""
-    foreign = spec.takes is None
-    return bool(jax.tree.leaves(memory)) if foreign else spec.init is not None
+    return bool(jax.tree.leaves(memory)) if spec.foreign else spec.init is not None
 
 
 def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) -> Any:
-    if spec.name in memories or spec.takes is not None or spec.init is None:
+    if spec.name in memories or not spec.foreign or spec.init is None:
         return memories.get(spec.name, optax.EmptyState())
     memory = spec.init(flow if step.params is None else step.params)
     if jax.tree.leaves(memory):
@@ -376,10 +355,10 @@ def check_state(
             "returns; a checkpoint restored without a target loses its types: restore into "
             "tx.init(params), or use migrate_state(saved, tx, params)."
         )
-    expected = {spec.name for spec in specs if spec.init is not None and spec.takes is not None}
-    foreign = {spec.name for spec in specs if spec.takes is None}
+    expected = {spec.name for spec in specs if spec.init is not None and not spec.foreign}
+    others = {spec.name for spec in specs if spec.foreign}
     found = check_hyperparams(state.hyperparams)
-    if set(state.stages) - foreign != expected or found.names != tuple(sorted(declared)):
+    if set(state.stages) - others != expected or found.names != tuple(sorted(declared)):
         raise ValueError(
             f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
             f"hyperparameters {[*found.names]}, this recipe has {sorted(expected)} and "
@@ -393,5 +372,5 @@ def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -
     held = state.hyperparams
     check_width("this recipe", [held.value(name) for name in held.names[:1]], gradient)
     for spec in specs:
-        if spec.takes is not None:
+        if not spec.foreign:
             check_width(spec.name, state.stages.get(spec.name), gradient)

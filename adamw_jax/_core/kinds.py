@@ -14,7 +14,7 @@ from adamw_jax._core.stage import Kind, Spec
 
 def check_kinds(specs: tuple[Spec, ...]) -> None:
     """Raise if a stage takes another kind than the stage before it gives; name the remedy."""
-    kind, before = Kind.GRADIENT, "the gradient"
+    kind, before, foreign = Kind.GRADIENT, "the gradient", None
     for spec in specs:
         if spec.takes is None:
             if kind is Kind.MOMENTS:
@@ -23,14 +23,17 @@ def check_kinds(specs: tuple[Spec, ...]) -> None:
                     "allowed: put it before estimate_moments or after precondition, or use "
                     "only(stage, where) to mask one stage."
                 )
+            foreign = spec.name
             continue
         if spec.takes is not kind:
+            remedy = _REMEDY[kind, spec.takes]
+            if foreign is not None and kind is Kind.GRADIENT and spec.takes is not Kind.MOMENTS:
+                remedy = _OF_FOREIGN.format(foreign)
             raise ValueError(
-                f"{spec.name} takes {spec.takes.value}, but {before} gives {kind.value}. "
-                f"{_REMEDY[kind, spec.takes]}"
+                f"{spec.name} takes {spec.takes.value}, but {before} gives {kind.value}. {remedy}"
             )
         assert spec.gives is not None
-        kind, before = spec.gives, spec.name
+        kind, before, foreign = spec.gives, spec.name, None
     if kind is Kind.MOMENTS:
         raise ValueError(
             f"the recipe ends with {before}, which gives moments: add precondition(), which turns "
@@ -38,6 +41,12 @@ def check_kinds(specs: tuple[Spec, ...]) -> None:
         )
 
 
+_OF_FOREIGN = (
+    "compose() takes the output of {}, an optax transformation, for the same kind as its input. "
+    "If it is a complete optimizer, such as optax.lion(1e-3), write as_optimizer(...) around it; "
+    "if it returns a direction without a learning rate, such as optax.scale_by_lion(), "
+    "as_direction(...). Put optax.MultiSteps around the whole recipe."
+)
 _LATE = "Move it before the stages that already turned the gradient into something else."
 _REMEDY = {
     (Kind.GRADIENT, Kind.MOMENTS): "Put estimate_moments(...) before it.",
@@ -60,7 +69,7 @@ def check_names(specs: tuple[Spec, ...]) -> None:
     """Raise if two stages with state have the same name."""
     seen: set[str] = set()
     for spec in specs:
-        if spec.init is None or spec.takes is None:  # foreign: known only in init
+        if spec.init is None or spec.foreign:  # the latter's state is known only in init
             continue
         if spec.name in seen:
             raise ValueError(twice(spec.name))

@@ -54,6 +54,16 @@ def like(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)
 
 
+def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
+    """Reshape a scalar of the state so that it broadcasts against a leaf.
+
+    In a state under ``vmap`` scalar and leaf begin with the mapped axes. A box of Flax NNX around
+    the scalar is removed.
+    """
+    (array,) = jax.tree.leaves(scalar)
+    return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
+
+
 def scaled(scale: jax.Array, x: jax.Array) -> jax.Array:
     """Multiply a leaf by a real scalar.
 

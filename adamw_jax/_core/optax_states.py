@@ -10,7 +10,16 @@ Classes of this library declare the same facts in class attributes: ``nonnegativ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamw_jax._core import numerics
+
+Evaluate = Callable[[jax.Array, jax.Array], jax.Array]
+"""A function of a leaf of the weights in the state and of the parameter."""
 
 
 class Fields(NamedTuple):
@@ -26,6 +35,9 @@ class Fields(NamedTuple):
       restarts: whether the state consists of moments and their count alone.
       schedules: whether its ``count`` is that of schedules.
       wraps: whether a recipe can ignore the state, apart from the states inside it.
+      eval_params: for a state with other weights than the parameters, a function of the state as
+        the method ``eval_params`` of a class of this library (see there); it returns None if this
+        state has none.
     """
 
     momentum: str = ""
@@ -36,6 +48,28 @@ class Fields(NamedTuple):
     restarts: bool = False
     schedules: bool = False
     wraps: bool = False
+    eval_params: Callable[[Any], tuple[Any, Evaluate] | None] | None = None
+
+
+def _of_schedule_free(state: Any) -> tuple[Any, Evaluate]:
+    """Return z, and x = (y - (1 - b1) z) / b1, where y are the parameters."""
+
+    def evaluate(z: jax.Array, y: jax.Array) -> jax.Array:
+        z, y = numerics.widen(z), numerics.widen(y)
+        b1 = numerics.broadcastable(state.b1, y).astype(y.dtype)
+        return (y - (1 - b1) * z) / b1
+
+    return state.z, evaluate
+
+
+def _of_sam(state: Any) -> tuple[Any, Evaluate] | None:
+    """Return the weights before the adversarial steps, the parameters if there was none."""
+
+    def evaluate(cached: jax.Array, adversarial: jax.Array) -> jax.Array:
+        synced = numerics.broadcastable(state.steps_since_sync, cached) == 0
+        return jnp.where(synced, adversarial, cached)
+
+    return None if state.cache is None else (state.cache, evaluate)
 
 
 def _moments(**fields: Any) -> Fields:
@@ -71,7 +105,7 @@ TABLE = {
     "PerElementMeanAndSumSqDiffGradsState": Fields(exact=("mean_grads", "sum_sq_diff_grads")),
     "PerElementMeanAndVarianceEMAState": Fields(nonnegative=("variance_grads_ema",)),
     "ProdigyState": Fields(nonnegative=("exp_avg_sq",), exact=("params0",)),
-    "SAMState": Fields(exact=("cache",)),
+    "SAMState": Fields(exact=("cache",), eval_params=_of_sam),
     "ScaleByAdaDeltaState": _moments(nonnegative=("e_g", "e_x")),
     "ScaleByAdamState": _moments(momentum="mu", second="nu", nonnegative=("nu",)),
     "ScaleByAdanState": _moments(nonnegative=("n",)),
@@ -95,7 +129,7 @@ TABLE = {
     "ScaleByScheduleState": _SCHEDULE,
     "ScaleBySimplifiedAdEMAMixState": _moments(nonnegative=("n",)),
     "ScaleByZoomLinesearchState": Fields(exact=("grad",)),
-    "ScheduleFreeState": Fields(exact=("z",)),
+    "ScheduleFreeState": Fields(exact=("z",), eval_params=_of_schedule_free),
     "SnapshotState": Fields(exact=("measurement",)),
     "SophiaState": _moments(),
     "TraceState": _moments(momentum="trace"),

@@ -137,6 +137,7 @@ class Spec(NamedTuple):
     reduces: bool = False  # whether it reduces over a whole leaf before the result can be used
     clips: bool = False  # whether it may shorten its input, which ``probe`` counts
     reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the old v
+    foreign: bool = False  # whether its state is made by a transformation of another library
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """Declare a stage that wraps this one and has another state."""

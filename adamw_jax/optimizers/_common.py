@@ -62,17 +62,9 @@ class Ending(TypedDict, total=False):
     ]
 
 
-class Storage(TypedDict, total=False):
-    """Storage of the accumulators."""
+class Encoding(TypedDict, total=False):
+    """Encoded storage of the accumulators."""
 
-    state_dtype: Annotated[
-        Any,
-        Option(
-            None,
-            "storage dtype of the accumulators; None for float32 (float64 under x64).",
-            in_direction=True,
-        ),
-    ]
     storage: Annotated[
         Any,
         Option(
@@ -81,6 +73,19 @@ class Storage(TypedDict, total=False):
             "such as ``storage.eight_bit(block_size=128)``, or a mapping such as "
             '``{"second": "8bit"}``; None for arrays of ``state_dtype``. It applies to arrays of '
             "4096 elements or more; ``quantize_state`` has more options.",
+        ),
+    ]
+
+
+class Storage(Encoding, total=False):
+    """Storage of the accumulators."""
+
+    state_dtype: Annotated[
+        Any,
+        Option(
+            None,
+            "storage dtype of the accumulators; None for float32 (float64 under x64).",
+            in_direction=True,
         ),
     ]
 
@@ -116,6 +121,10 @@ class Moments(TypedDict, total=False):
 
 class Unstored(Decay, Ending, total=False):
     """Keywords of an optimizer with hardly any state."""
+
+
+class AroundDirection(Unstored, Encoding, total=False):
+    """Keywords around a direction that is made already."""
 
 
 class Plain(Unstored, Storage, total=False):

@@ -15,16 +15,23 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Unpack
 
 import optax
 
 from adamw_jax._core.checks import one_of, switch
 from adamw_jax._core.compose import Composed, compose, composed_like
+from adamw_jax._core.declare import LearningRate
 from adamw_jax._core.options import Option, entry, full_signature
-from adamw_jax._core.stage import Kind
+from adamw_jax._core.stage import Declared, Kind, Stage
 from adamw_jax.moments._correct_bias import CONVENTIONS
-from adamw_jax.optimizers._common import COMMON, RENAMED
+from adamw_jax.optimizers._common import (
+    COMMON,
+    RENAMED,
+    AroundDirection,
+    CommonOptions,
+    finish,
+)
 from adamw_jax.update import lookahead
 
 Factory = Callable[..., Composed]
@@ -204,26 +211,35 @@ def info(name: str) -> OptimizerInfo:
     return _REGISTRY[name]
 
 
-def create(name: str, learning_rate: Any, **options: Any) -> Any:
-    """Make an optimizer by name; the prefix ``lookahead_`` adds Lookahead at its end.
+def create(name: str | Declared, learning_rate: Any, **options: Any) -> Any:
+    """Make an optimizer by name or from a direction; ``lookahead_`` before a name adds Lookahead.
 
     Args:
-      name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name.
+      name: a name of ``list_optimizers()``, or ``lookahead_`` and such a name. Or a direction: a
+        recipe or stage of this library, or ``as_direction(tx)`` of an optax transformation.
       learning_rate: as for the optimizer.
       **options: keyword arguments of the optimizer, and with the prefix also ``sync_period``,
-        ``slow_step_size`` and ``inner_state`` of ``lookahead``.
+        ``slow_step_size`` and ``inner_state`` of ``lookahead``. A direction takes
+        ``weight_decay``, ``mask``, ``decay``, ``base_learning_rate``, ``l2``, ``rules`` and
+        ``storage``, with the meaning that they have in ``sgdw``.
 
     Returns:
       A ``Composed`` recipe; with ``inner_state``, ``lookahead(...)`` around one.
 
     Raises:
       ValueError: there is no optimizer of that name.
-      TypeError: it does not have such an argument.
+      TypeError: it does not have such an argument, or ``name`` is neither a name nor a direction.
 
     >>> import jax.numpy as jnp
     >>> sorted(create("lookahead_radam", 1e-3, sync_period=6).init(jnp.zeros(2)).stages)
     ['estimate_moments', 'lookahead']
+    >>> from adamw_jax import as_direction
+    >>> tx = create(as_direction(optax.scale_by_lion()), 1e-4, weight_decay=0.1)
+    >>> [spec.name for spec in tx.specs]
+    ['scale_by_lion', 'decoupled_decay', 'scale_by_learning_rate']
     """
+    if not isinstance(name, str):
+        return _from_direction(name, learning_rate, options)
     inner = name.removeprefix("lookahead_")
     if inner == name:
         return info(name).factory(learning_rate, **options)
@@ -233,6 +249,25 @@ def create(name: str, learning_rate: Any, **options: Any) -> Any:
     if "inner_state" in given:
         return lookahead(made, **given)
     return compose(made, lookahead(**given))
+
+
+def _from_direction(direction: Any, learning_rate: Any, options: dict[str, Any]) -> Composed:
+    specs = compose(direction).specs if isinstance(direction, Composed | Stage) else ()
+    if not specs or specs[-1].gives is not Kind.DIRECTION:
+        raise TypeError(
+            "create() takes the name of an optimizer or a direction of adamw_jax, got "
+            f"{direction!r}: write as_direction(...) around an optax transformation such as "
+            "optax.scale_by_lion()."
+        )
+
+    def optimizer(learning_rate: LearningRate, **common: Unpack[AroundDirection]) -> Composed:
+        return finish(CommonOptions(common), learning_rate, direction)
+
+    signature, _ = full_signature(optimizer)
+    lacks = "the direction is made already"
+    given = {"learning_rate": learning_rate, **options}
+    given = _bound("create", signature, (), given, lambda _: lacks)
+    return optimizer(**_unpacked("create", signature, "b2", given))
 
 
 def _bound(

@@ -33,7 +33,6 @@ from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonne
 from adamw_jax._core.sequential import after
 from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
 from adamw_jax.moments._parts import zeros
-from adamw_jax.update._eval_params import broadcastable
 
 Tree = Any
 
@@ -75,8 +74,11 @@ class IterateAverageState(NamedTuple):
 
         def evaluate(mean: jax.Array, theta: jax.Array) -> jax.Array:
             wide = numerics.widen(theta)
-            due, collected = broadcastable(self.due, wide), broadcastable(self.collected, wide)
-            share, slot = (broadcastable(x, wide) for x in self.next)
+            due, collected = (
+                numerics.broadcastable(self.due, wide),
+                numerics.broadcastable(self.collected, wide),
+            )
+            share, slot = (numerics.broadcastable(x, wide) for x in self.next)
             if mean.ndim > theta.ndim:
                 axis = jax.tree.leaves(self.due)[0].ndim  # after the axes of a mapped state
                 return _last(mean, wide, axis, due, collected, slot)

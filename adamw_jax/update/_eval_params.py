@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax import lax
 
-from adamw_jax._core import numerics
+from adamw_jax._core import numerics, optax_states
 from adamw_jax._core.encoded import decode_state
 
 Tree = Any
@@ -28,9 +29,10 @@ def eval_params(state: Any, params: Tree) -> Tree:
     with the structure of the parameters, and a function of a leaf of this tree and the parameter.
 
     Args:
-      state: state of any optax transformation, under any number of wrappers.
+      state: state of any optax transformation, under any number of wrappers. Those of
+        ``optax.contrib.schedule_free`` and ``optax.contrib.sam`` are known, too.
       params: the current parameters, which give structure and dtypes, and the leaves without an
-        average (masked ones).
+        average (masked ones). Of an ``optax.LookaheadParams`` the slow weights count.
 
     Returns:
       A tree like ``params``; ``params`` itself if the state has no average.
@@ -39,11 +41,13 @@ def eval_params(state: Any, params: Tree) -> Tree:
       ValueError: the state has two averages of a parameter, or the average of a parameter that
         ``params`` lacks.
     """
+    if isinstance(params, optax.LookaheadParams):
+        params = params.slow
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
     for node in jax.tree.leaves(state, is_leaf=_averages):
         if not _averages(node):
             continue
-        kept, evaluate = node.eval_params()
+        kept, evaluate = _other_weights(node)
         kept = decode_state(kept)
         for name, leaf in numerics.named_leaves(kept):
             if name in found:
@@ -68,15 +72,13 @@ def eval_params(state: Any, params: Tree) -> Tree:
     return numerics.map_named(choose, params) if found else params
 
 
-def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
-    """Reshape a scalar of the state so that it broadcasts against a leaf.
-
-    In a state under ``vmap`` scalar and leaf begin with the mapped axes. A box of Flax NNX around
-    the scalar is removed.
-    """
-    (array,) = jax.tree.leaves(scalar)
-    return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
-
-
 def _averages(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "eval_params")
+    return isinstance(node, tuple) and _other_weights(node) is not None
+
+
+def _other_weights(node: Any) -> Any:
+    """Return what ``eval_params()`` of a state returns, None if it has no such method."""
+    if hasattr(node, "eval_params"):
+        return node.eval_params()
+    theirs = optax_states.fields_of(type(node))
+    return theirs and theirs.eval_params and theirs.eval_params(node)

@@ -41,7 +41,6 @@ from adamw_jax._core.stage import (
     tail,
     transformation,
 )
-from adamw_jax.update._eval_params import broadcastable
 from adamw_jax.update._inner_state import (
     INNER_STATES,
     check_restart,
@@ -76,7 +75,7 @@ class LookaheadState(NamedTuple):
         def evaluate(slow: jax.Array, fast: jax.Array) -> jax.Array:
             if slow.dtype != fast.dtype:
                 return slow
-            return jnp.where(broadcastable(self.since_sync, fast) == 0, fast, slow)
+            return jnp.where(numerics.broadcastable(self.since_sync, fast) == 0, fast, slow)
 
         return self.slow, evaluate
 
