@@ -49,6 +49,17 @@ def widen(x: jax.Array) -> jax.Array:
     return cast(x, compute_dtype(x))
 
 
+def copied(params: Tree) -> Tree:
+    """Copy parameters in their compute dtype, for a state; the caller's buffers may be donated."""
+
+    def copy(p: Any) -> jax.Array:
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.zeros_like(p, dtype=compute_dtype(p))
+        return jnp.array(p, dtype=compute_dtype(p), copy=True)
+
+    return jax.tree.map(copy, params)
+
+
 def like(scale: jax.Array, x: jax.Array) -> jax.Array:
     """Convert a real scalar to the dtype of ``x``, which may be complex."""
     return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)

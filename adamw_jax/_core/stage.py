@@ -44,6 +44,7 @@ class Facts:
     Attributes:
       skip_step: if true, this step does not move or decay anything; a bool array, or a tree with
         one for every leaf. None if no stage set it.
+      rectifier: the factor r_t from ``rectify_variance``, a scalar; 0 in a step that it skips.
       step_size: the factor on the gradient in this step, a scalar, from a stage that estimates it.
       parameter_scale: the factor of each leaf by which the step was scaled.
       leaf_scalars: for some leaves or all, a scalar that is available only after the whole
@@ -59,6 +60,7 @@ class Facts:
     """
 
     skip_step: Tree | None = None
+    rectifier: jax.Array | None = None
     step_size: jax.Array | None = None
     parameter_scale: Tree | None = None
     leaf_scalars: Tree | None = None

@@ -68,7 +68,10 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
                 short = jax.tree.map(lambda use: short & use, record.adaptive)
             step.facts.skip_step = short
         fallback = "momentum" if below == "momentum" else "zero"
-        return record.scaled(rectifier(length, limit)).only_where(adaptive, fallback), state
+        factor = rectifier(length, limit)
+        plain = lax.full_like(factor, 1.0 if below == "momentum" else 0.0)
+        step.facts.rectifier = lax.select(adaptive, factor, plain)
+        return record.scaled(factor).only_where(adaptive, fallback), state
 
     return stage(
         "rectify_variance",

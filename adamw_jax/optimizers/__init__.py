@@ -21,6 +21,7 @@ from adamw_jax.optimizers._padam import padam
 from adamw_jax.optimizers._pnm import adapnm, pnm
 from adamw_jax.optimizers._radam import radam
 from adamw_jax.optimizers._registry import OptimizerInfo, create, info, list_optimizers
+from adamw_jax.optimizers._schedule_free import schedule_free_adamw, schedule_free_radam
 from adamw_jax.optimizers._sgdw import sgdw
 
 # What is registered above has its direction below.
@@ -56,5 +57,7 @@ __all__ = [
     "padam",
     "pnm",
     "radam",
+    "schedule_free_adamw",
+    "schedule_free_radam",
     "sgdw",
 ]

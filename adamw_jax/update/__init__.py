@@ -8,6 +8,7 @@ from adamw_jax.update._eval_params import eval_params
 from adamw_jax.update._learning_rate import scale_by_learning_rate
 from adamw_jax.update._lookahead import LookaheadState, lookahead
 from adamw_jax.update._relative_step import scale_by_relative_step
+from adamw_jax.update._schedule_free import ScheduleFreeState, schedule_free
 from adamw_jax.update._stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CompensatedRoundingState",
     "IterateAverageState",
     "LookaheadState",
+    "ScheduleFreeState",
     "StochasticRoundingState",
     "average_iterates",
     "average_updates",
@@ -24,5 +26,6 @@ __all__ = [
     "refresh_batch_stats",
     "scale_by_learning_rate",
     "scale_by_relative_step",
+    "schedule_free",
     "stochastic_rounding",
 ]

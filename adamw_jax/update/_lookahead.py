@@ -152,13 +152,7 @@ def lookahead(
 
 
 def _start(params: Tree) -> LookaheadState:
-    def copy(p: Any) -> jax.Array:
-        dtype = numerics.compute_dtype(p)
-        if isinstance(p, jax.ShapeDtypeStruct):
-            return jnp.zeros_like(p, dtype=dtype)
-        return jnp.array(p, dtype=dtype, copy=True)  # the caller's buffer may be donated
-
-    return LookaheadState(jax.tree.map(copy, params), jnp.zeros([], jnp.int32))
+    return LookaheadState(numerics.copied(params), jnp.zeros([], jnp.int32))
 
 
 def _advanced(

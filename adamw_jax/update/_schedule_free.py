@@ -1,0 +1,132 @@
+"""Train without a schedule (Defazio et al., The Road Less Scheduled, 2024, arXiv 2405.15682).
+
+    z <- z + u(y);   c = w_t / sum of w;   x <- (1 - c) x + c z;   y <- (1 - b) z + b x
+    w_t = t^step_power max(lr_1 .. lr_t)^rate_power
+
+u is the update of the optimizer before this stage, for the gradient at the parameters y. The state
+keeps z. The average x, which ``eval_params`` gives, follows from both: x = (y - (1 - b) z) / b.
+
+>>> import jax.numpy as jnp
+>>> from adamw_jax import compose, eval_params, sgdw
+>>> tx = compose(sgdw(0.1, momentum=None), schedule_free(0.1))
+>>> params = jnp.ones(2)
+>>> eval_params(tx.init(params), params)
+Array([1., 1.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import number
+from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
+
+Tree = Any
+
+NAME = tail("schedule_free")
+
+
+class ScheduleFreeState(NamedTuple):
+    """State of ``schedule_free``; ``eval_params`` gives the average x at any step.
+
+    Attributes:
+      z: the weights that the optimizer alone would reach, params-shaped, float32 at least.
+      interpolation: b of the step that made the present parameters.
+      weight_sum: sum of the weights of the steps.
+      largest_rate: largest learning rate so far.
+    """
+
+    z: Tree
+    interpolation: jax.Array
+    weight_sum: jax.Array
+    largest_rate: jax.Array
+    exact = ("z",)
+
+    owns = "z"
+
+    def eval_params(self) -> tuple[Tree, Any]:
+        """Return z, and x = z + (y - z) / b, where y are the parameters."""
+
+        def evaluate(z: jax.Array, y: jax.Array) -> jax.Array:
+            wide = lax.convert_element_type(y, z.dtype)
+            return z + (wide - z) / numerics.broadcastable(self.interpolation, wide)
+
+        return self.z, evaluate
+
+
+def schedule_free(
+    learning_rate: ScalarOrSchedule,
+    interpolation: ScalarOrSchedule = 0.9,
+    *,
+    rate_power: float = 2.0,
+    step_power: float = 0.0,
+) -> Stage:
+    """Take gradients between the last iterate and the average, and evaluate at the average.
+
+    Put it at the end of a recipe without momentum: ``interpolation`` takes the place of b1. The
+    learning rate may warm up, and need not decay. ``schedule_free_adamw`` and
+    ``schedule_free_radam`` are complete. If the model has batch norm, refresh its statistics for
+    the averaged weights with ``refresh_batch_stats``.
+
+    Args:
+      learning_rate: that of the recipe, which weighs the average; a number or schedule.
+      interpolation: b in (0, 1], or a schedule of it; 0.9 (paper; ``b1`` in optax). At 1 gradients
+        are taken at the average.
+      rate_power: power of the largest learning rate in the weight of a step, >= 0; 2 (code).
+      step_power: power r of the step number t in the weight, >= 0; 0 (code).
+
+    Returns:
+      A stage *update -> update* with one value of state per parameter; it needs the parameters. A
+      step that ``rectify_variance`` rectifies weighs by the rectified rate; a skipped step has the
+      weight 0 as long as no step moved.
+    """
+    rate_power = number("rate_power", rate_power, least=0)
+    step_power = number("step_power", step_power, least=0)
+    declared = declare(learning_rate=length(learning_rate), interpolation=exponent(interpolation))
+
+    def init(params: Tree) -> ScheduleFreeState:
+        none = jnp.zeros([], numerics.default_float())
+        return ScheduleFreeState(
+            numerics.copied(params), declared["interpolation"].at(0), none, none + 0
+        )
+
+    def apply(update: Tree, state: ScheduleFreeState, step: Step) -> tuple[Tree, ScheduleFreeState]:
+        rate, new = step["learning_rate"], step["interpolation"]
+        if step.facts.rectifier is not None:
+            rate = rate * step.facts.rectifier
+        largest = lax.max(state.largest_rate, rate)
+        number_of_step = numerics.scalar(step.count + 1)
+        weight = number_of_step**step_power * largest**rate_power
+        total = state.weight_sum + weight
+        share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.zeros_like(total))
+        ratio = new / state.interpolation
+        of_update, back = 1 - new * (1 - share), share * ratio + (1 - ratio)
+        update = numerics.leaving(update, update, step.params)
+
+        # y' - y, with x = z + (y - z) / b inserted.
+        def moved(u: jax.Array, z: jax.Array, p: jax.Array) -> jax.Array:
+            to_z = lax.sub(z, numerics.widen(p))
+            step = lax.add(
+                numerics.scaled(of_update, numerics.widen(u)), numerics.scaled(back, to_z)
+            )
+            return lax.convert_element_type(step, u.dtype)
+
+        z = jax.tree.map(lambda z, u: lax.add(z, numerics.widen(u)), state.z, update)
+        out = jax.tree.map(moved, update, state.z, step.params)
+        return out, ScheduleFreeState(z, new, total, largest)
+
+    return stage(
+        NAME,
+        Kind.UPDATE,
+        Kind.UPDATE,
+        apply,
+        init=init,
+        hyperparams=declared,
+        needs_params=True,
+    )
