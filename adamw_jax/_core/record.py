@@ -8,6 +8,8 @@ an opaque record such a recipe fails, and the error says what to write instead.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import field
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jax
@@ -17,6 +19,7 @@ from jax import lax
 from adamw_jax._core import numerics
 
 Tree = Any
+Change = Callable[..., Tree]
 
 _MISPLACED = (
     "the moments record reached a transformation that cannot read it. Between "
@@ -139,6 +142,35 @@ class Reading(NamedTuple):
         return self.divisor if self.pending else None
 
 
+def _map_tree(change: Change, *trees: Tree | None) -> Tree | None:
+    return None if trees[0] is None else change(*trees)
+
+
+def _map_moment(change: Change, *moments: Reading | None) -> Reading | None:
+    if moments[0] is None:
+        return None
+    raw = change(*(moment.raw for moment in moments if moment is not None))
+    return moments[0]._replace(raw=raw, inverse_root=None)
+
+
+def _map_factor(change: Change, *factors: Any) -> Any:
+    is_scalar = factors[0] is None or isinstance(factors[0], jax.Array)
+    return factors[0] if is_scalar else change(*factors)
+
+
+def _map_pairs(change: Change, *pairs: Any) -> Any:
+    return tuple(
+        (_map_factor(change, *(where for where, _ in alike)), alike[0][1])
+        for alike in zip(*pairs, strict=True)
+    )
+
+
+# How ``Moments.map_leaves`` finds the trees in a field.
+_TREE, _MOMENT, _FACTOR, _PAIRS = (
+    {"map": mapping} for mapping in (_map_tree, _map_moment, _map_factor, _map_pairs)
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
     """Gradient, first and second moment of one step.
@@ -160,16 +192,32 @@ class Moments:
 
     is_moments_record: ClassVar[bool] = True
 
-    gradient: Tree
+    gradient: Tree = field(metadata=_TREE)
     count: jax.Array
-    first: Reading
-    second: Reading | None
-    prior_second: Reading | None
+    first: Reading = field(metadata=_MOMENT)
+    second: Reading | None = field(metadata=_MOMENT)
+    prior_second: Reading | None = field(metadata=_MOMENT)
     magnitude: bool = False
-    numerator: Tree | None = None
-    gain: Any = None
-    exceptions: tuple[tuple[Any, str], ...] = ()
+    numerator: Tree | None = field(default=None, metadata=_TREE)
+    gain: Any = field(default=None, metadata=_FACTOR)
+    exceptions: tuple[tuple[Any, str], ...] = field(default=(), metadata=_PAIRS)
     restarted: jax.Array | None = None
+
+    def map_leaves(self, change: Change, *others: Moments) -> Moments:
+        """Return a record with ``change`` applied to every tree that has an entry for each leaf.
+
+        Args:
+          change: a function of such a tree, and of the trees at its place in the other records.
+          *others: records with the same fields given, as scalars or trees.
+        """
+        changed = {
+            entry.name: entry.metadata["map"](
+                change, *(getattr(record, entry.name) for record in (self, *others))
+            )
+            for entry in dataclasses.fields(self)
+            if "map" in entry.metadata
+        }
+        return dataclasses.replace(self, **changed)
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
         """Return a record with another first moment.
