@@ -194,7 +194,7 @@ FURTHER_APART = 1e-3
 
 The gradients are exact in bfloat16, so that many first moments lie exactly between two levels and
 the last bit of 1 - b1 decides. The source rounds 1 - b1 from double precision, this library takes
-it from the rounded b1, so that mass and moment have the same weights. A code that is one apart
+it from the rounded b1, so that divisor and moment have the same weights. A code one apart
 becomes several when the next gradient nearly cancels it, which the manifest's "never" leaves out: a
 replica of the source with our 1 - b1 is as far apart. From a recorded state one step is never.
 """

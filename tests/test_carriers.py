@@ -179,15 +179,15 @@ def decayed(form: str, p: Any, direction: Any, n: dict[str, float]) -> Any:
 
 def by_hand(form: str, adaptive: bool) -> np.ndarray:
     """Adam, with sums of weights for the bias, or SGD with momentum, under the plan."""
-    p, (m, v, mass, mass2) = START, np.zeros((4, START.size))
+    p, (m, v, w, w2) = START, np.zeros((4, START.size))
     rows = []
     for count, gradient in enumerate(GRADIENTS):
         n = numbers_at(count)
         g = gradient + n["l2"] * p
         if adaptive:
-            m, mass = n["b1"] * m + (1 - n["b1"]) * g, n["b1"] * mass + 1 - n["b1"]
-            v, mass2 = n["b2"] * v + (1 - n["b2"]) * g**2, n["b2"] * mass2 + 1 - n["b2"]
-            direction = (m / mass) / (np.sqrt(v / mass2) + 1e-8)
+            m, w = n["b1"] * m + (1 - n["b1"]) * g, n["b1"] * w + 1 - n["b1"]
+            v, w2 = n["b2"] * v + (1 - n["b2"]) * g**2, n["b2"] * w2 + 1 - n["b2"]
+            direction = (m / w) / (np.sqrt(v / w2) + 1e-8)
         else:
             m = n["b1"] * m + g
             direction = m

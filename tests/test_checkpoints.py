@@ -192,8 +192,8 @@ def test_a_maximum_is_not_taken_for_the_other() -> None:
         aj.migrate_state(saved, aj.amsgrad(0.1, maximum="corrected"), PARAMS)
 
 
-def test_a_sum_of_weights_is_not_taken_for_a_mass() -> None:
-    """From a weighted average to a debiased one: its mass is at most 1, and begins anew."""
+def test_a_total_is_not_taken_for_a_weight_sum() -> None:
+    """From a weighted average to a debiased one, whose weight sum is at most 1 and begins anew."""
     weighted, debiased = (
         aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind, **options))
         for kind, options in (("weighted", {}), ("ema", {"debias": True}))
@@ -201,9 +201,9 @@ def test_a_sum_of_weights_is_not_taken_for_a_mass() -> None:
     params, saved = train(weighted, PARAMS, weighted.init(PARAMS), range(4))
     assert float(saved.stages["average_iterates"].total) == 10
     state, report = aj.migrate_state(saved, debiased, params)
-    assert "stages/average_iterates/mass" in report.started
+    assert "stages/average_iterates/weight_sum" in report.started
     _, state = train(debiased, params, state, range(4, 6))
-    assert 0 < float(state.stages["average_iterates"].mass) <= 1
+    assert 0 < float(state.stages["average_iterates"].weight_sum) <= 1
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -450,8 +450,8 @@ def test_from_optax_needs_the_saved_rate_where_ours_is_a_schedule() -> None:
     with pytest.raises(ValueError, match="b1 of tx is a schedule"):
         aj.from_optax(state, tx, params)
     carried = aj.from_optax(state, tx, params, b1=0.8)
-    mass = carried.stages["estimate_moments"].first.clock.mass
-    np.testing.assert_allclose(mass, 1 - 0.8**3, rtol=1e-6)
+    weight_sum = carried.stages["estimate_moments"].first.clock.weight_sum
+    np.testing.assert_allclose(weight_sum, 1 - 0.8**3, rtol=1e-6)
 
 
 def test_migrates_parameters_called_stages() -> None:
@@ -476,4 +476,4 @@ def test_the_age_of_a_young_average_is_exact(b2: float) -> None:
         counted = optax.tree.set(state, count=jnp.asarray(t, jnp.int32))
         clock = aj.from_optax(counted, ours, PARAMS).stages["estimate_moments"].second.clock
         expected = (1 - rate) * sum(k * rate**k for k in range(t))
-        np.testing.assert_allclose(clock.age, expected, rtol=1e-6)
+        np.testing.assert_allclose(clock.weighted_age, expected, rtol=1e-6)

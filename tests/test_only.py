@@ -31,6 +31,7 @@ from adamw_jax import (
     scale_by_parameter_rms,
     scale_by_sgdw,
 )
+from adamw_jax.extend import Kind, Step, stage
 from adamw_jax.update._effective_decay import effective_decay
 from tests.catalogue import (
     assert_close,
@@ -115,11 +116,11 @@ def test_only_some_decay_and_some_momentum() -> None:
     """On directions, gradients and updates too."""
     arguments = sample_params(), sample_gradients()
     masked = adamw(0.05, weight_decay=0.1, mask="*/kernel")
-    for stage in (
+    for decay in (
         only(decoupled_decay(0.1), "*/kernel"),
         decoupled_decay(0.1, "*/kernel"),
     ):
-        tx = compose(scale_by_adam(), stage, scale_by_learning_rate(0.05))
+        tx = compose(scale_by_adam(), decay, scale_by_learning_rate(0.05))
         assert_close(run(tx, *arguments)[0], run(masked, *arguments)[0])
     coupled = compose(only(l2_decay(0.1), "*/kernel"), adam(0.05))
     assert_close(
@@ -212,3 +213,28 @@ def test_a_maximum_for_some_is_emptied_at_a_restart() -> None:
     assert_close(partial["b"], plain["b"])
     both = after(only(amsgrad_max(), "a"), ("other", only(amsgrad_max(), "b")))
     assert_close(both, whole)
+
+
+def test_a_hidden_leaf_is_hidden_in_every_field_of_the_record() -> None:
+    """A field with a tree that does not declare how to map its leaves would show leaf ``b``."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(5)}
+    seen: list[Any] = []
+
+    def look(record: Any, state: Any, step: Step) -> tuple[Any, Any]:
+        del step
+        seen.append(vars(record))
+        return record, state
+
+    spy = stage("spy", Kind.MOMENTS, Kind.MOMENTS, look)
+    tx = compose(
+        estimate_moments(), delay_second(), correct_bias(), only(rectify_variance(), "b"),
+        only(spy, "a"), precondition(),
+    )  # fmt: skip
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["b"].shape == (5,)
+    (fields,) = seen
+    assert all(fields[name] is not None for name in ("numerator", "gain", "exceptions"))
+    shown = [x for x in jax.tree.leaves(fields) if isinstance(x, jax.Array)]
+    assert {x.shape for x in shown} == {(), (2,)}
+    assert fields["gain"]["b"] == optax.MaskedNode()
+    assert all(where["b"] == optax.MaskedNode() for where, _ in fields["exceptions"][1:])

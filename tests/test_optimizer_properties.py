@@ -228,10 +228,10 @@ def test_a_clock_does_not_stop_short(b: float, steps: int) -> None:
         return jax.lax.fori_loop(0, steps, lambda _, c: c.tick(jnp.float32(rate)), Clock.start())
 
     clock, rate = after(), np.float64(rate)
-    mass = 1.0 - rate**steps
-    np.testing.assert_allclose(clock.mass, mass, rtol=3e-6)
-    age = rate * mass / (1 - rate) - steps * rate**steps
-    np.testing.assert_allclose(clock.age, age, rtol=3e-4, atol=1e-9)
+    weight_sum = 1.0 - rate**steps
+    np.testing.assert_allclose(clock.weight_sum, weight_sum, rtol=3e-6)
+    weighted_age = rate * weight_sum / (1 - rate) - steps * rate**steps
+    np.testing.assert_allclose(clock.weighted_age, weighted_age, rtol=3e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("b2", [0.9, 0.99, 0.999, 0.9999])
@@ -243,7 +243,7 @@ def test_the_rectifier_is_exact_in_float32(b2: float) -> None:
     def single() -> Any:
         def tick(clock: Clock, _: None) -> Any:
             clock = clock.tick(jnp.float32(rate))
-            length = 2.0 * clock.age / clock.mass + 1.0
+            length = 2.0 * clock.weighted_age / clock.weight_sum + 1.0
             return clock, (length, rectifier(length, 2.0 / (1.0 - jnp.float32(rate)) - 1.0))
 
         return jax.lax.scan(tick, Clock.start(), None, 3000)[1]

@@ -258,7 +258,7 @@ def test_storage_dtype(option: str) -> None:
     assert {x.dtype for x in jax.tree.leaves(moments.first.moment)} == {jnp.dtype(jnp.bfloat16)}
     second = jnp.bfloat16 if option == "state_dtype" else jnp.float32
     assert {x.dtype for x in jax.tree.leaves(moments.second.moment)} == {jnp.dtype(second)}
-    assert state.stages["estimate_moments"].first.clock.mass.dtype == jnp.float32
+    assert state.stages["estimate_moments"].first.clock.weight_sum.dtype == jnp.float32
     exact, _ = run(adam(0.05), sample_params(), sample_gradients(8))
     assert_close(params, exact, rtol=0.05, atol=0.02)
 

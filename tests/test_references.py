@@ -4,7 +4,7 @@ An average is written as what it means: a sum of all values so far with their we
 
     average_t = sum_i w_ti value_i,    w_ti = (1 - b_i) b_{i+1} ... b_t,
 
-whose sum is the mass and whose mean age gives the length of the average.
+whose sum corrects the bias and whose mean age gives the length of the average.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ BETAS = {"steady": STEADY, "moving": MOVING}
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """Weighted sums over the past, one row a step; ``mass`` and ``age`` are columns."""
+    """Weighted sums over the past, one row a step; the two sums are columns."""
 
     value: np.ndarray
-    mass: np.ndarray
-    age: np.ndarray
+    weight_sum: np.ndarray
+    weighted_age: np.ndarray
     rate: np.ndarray
 
     @property
     def hat(self) -> np.ndarray:
-        return self.value / self.mass
+        return self.value / self.weight_sum
 
     @property
     def length(self) -> np.ndarray:
-        return 2 * self.age / self.mass + 1
+        return 2 * self.weighted_age / self.weight_sum + 1
 
 
 def average(values: np.ndarray, b: np.ndarray, floor: float = 0.0) -> Average:
@@ -124,7 +124,7 @@ def test_adam_divides_by_the_sum_of_the_weights(betas: Any, eps_root: float) -> 
 @with_betas
 def test_adam_with_eps_hat(betas: Any) -> None:
     m, v = moments(betas)
-    direction = m.hat * np.sqrt(v.mass) / (np.sqrt(v.value) + 1e-3)
+    direction = m.hat * np.sqrt(v.weight_sum) / (np.sqrt(v.value) + 1e-3)
     assert_same(
         aj.adam(schedule(RATE), eps=1e-3, eps_hat=True, **scheduled(betas)), descend(direction)
     )
@@ -205,10 +205,10 @@ def largest(values: np.ndarray) -> np.ndarray:
 
 EPS = 1e-3
 AMSGRAD: dict[str, tuple[dict[str, Any], Callable[[Average, Average], np.ndarray]]] = {
-    "PyTorch": ({}, lambda m, v: m.hat / (np.sqrt(largest(v.value) / v.mass) + EPS)),
+    "PyTorch": ({}, lambda m, v: m.hat / (np.sqrt(largest(v.value) / v.weight_sum) + EPS)),
     "Keras": (
         {"eps_hat": True},
-        lambda m, v: m.hat * np.sqrt(v.mass) / (np.sqrt(largest(v.value)) + EPS),
+        lambda m, v: m.hat * np.sqrt(v.weight_sum) / (np.sqrt(largest(v.value)) + EPS),
     ),
     "optax": (
         {"maximum": "corrected"},
@@ -228,7 +228,7 @@ AMSGRAD: dict[str, tuple[dict[str, Any], Callable[[Average, Average], np.ndarray
     ),
     "second corrected": (
         {"bias_correction_mu": False},
-        lambda m, v: m.value / (np.sqrt(largest(v.value) / v.mass) + EPS),
+        lambda m, v: m.value / (np.sqrt(largest(v.value) / v.weight_sum) + EPS),
     ),
 }
 
@@ -263,7 +263,7 @@ def test_radam(below: str, threshold: float, eps_hat: bool, betas: Any) -> None:
     top, bottom = (rho - 4) * (rho - 2) * limit, (limit - 4) * (limit - 2) * rho
     gain = np.sqrt(np.where(short, 0.0, top / bottom))
     root = np.sqrt(v.value) if eps_hat else np.sqrt(v.hat)
-    adaptive = gain * m.hat * (np.sqrt(v.mass) if eps_hat else 1.0) / (root + EPS)
+    adaptive = gain * m.hat * (np.sqrt(v.weight_sum) if eps_hat else 1.0) / (root + EPS)
     direction = np.where(short, m.hat if below == "momentum" else 0.0, adaptive)
     tx = aj.radam(
         schedule(RATE),

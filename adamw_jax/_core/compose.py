@@ -22,47 +22,20 @@ Array([-0.1,  0.1], dtype=float32)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from jax import lax
 
-from adamw_jax._core import masks, numerics
+from adamw_jax._core import masks
 from adamw_jax._core.checks import switch
-from adamw_jax._core.declare import Domain, Hyperparameter
-from adamw_jax._core.encoded import decode_state
-from adamw_jax._core.encoding import check_encoded, update_encoded
+from adamw_jax._core.declare import Hyperparameter
 from adamw_jax._core.foreign import foreign
-from adamw_jax._core.gradients import entering, norms_of, step_of
-from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams, twice
-from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
-from adamw_jax._core.stage import (
-    Declared,
-    Facts,
-    Kind,
-    Spec,
-    Stage,
-    Step,
-    check_width,
-    increment,
-    require_params,
-    stage_of,
-)
-from adamw_jax._core.state import ComposeState, Hyperparams, check_hyperparams, check_owners
+from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams
+from adamw_jax._core.passes import Recipe, start, take_step
+from adamw_jax._core.stage import Declared, Spec, Stage, stage_of
+from adamw_jax._core.state import ComposeState
 
 Tree = Any
-
-
-class Recipe(NamedTuple):
-    """The checked arguments of ``compose``."""
-
-    specs: tuple[Spec, ...]
-    hyperparams: Mapping[str, Hyperparameter]
-    frozen: masks.Mask
-    norm_axes: tuple[str, ...] | None
-    sequential: bool | None
 
 
 class Composed(Declared):
@@ -141,101 +114,15 @@ def compose(
     frozen = _frozen_of(stages, frozen)
     norm_axes = _norm_axes_of(stages, norm_axes)
     sequential = _sequential_of(stages, sequential)
-    stores = [spec.storage.sequential for spec in specs if spec.storage is not None]
-    store_sequential = next((choice for choice in stores if choice is not None), None)
-    reduces = any(spec.reduces for spec in specs[1:])  # the input of the first exists already
+    recipe = Recipe(specs, names, declared, frozen, norm_axes, sequential)
 
     def init(params: Tree) -> ComposeState:
-        whole = params = numerics.as_arrays(params)
-        if frozen is not None:
-            params = masks.hide(params, masks.resolve(frozen, params, "frozen"))
-        count = jnp.zeros([], jnp.int32)
-        hyperparams = live_at(None, count, declared)
-        memories: dict[str, Any] = {}
-        for spec in specs:
-            memory = optax.EmptyState() if spec.init is None else spec.init(params)
-            if not _has_slot(spec, memory):
-                continue
-            if spec.name in memories:
-                raise ValueError(twice(spec.name))
-            memories[spec.name] = memory
-        check_owners(memories)
-        for choice in {spec.storage: None for spec in specs if spec.storage is not None}:
-            under = {s.name: memories[s.name] for s in specs if s.storage == choice}
-            choice.check_names(under, whole)
-        return ComposeState(count, hyperparams, memories)
+        return start(recipe, params)
 
     def update(updates: Tree, state: ComposeState, params: Tree | None = None, **extra: Any):
-        check_state(state, declared, specs)
-        updates, params = entering(updates, params)
-        check_widths(state, specs, updates)
-        with step_of(norm_axes, updates, params), switched(sequential):
-            moved, new = without_frozen(updates, state, params, extra)
-        return moved, numerics.owned(new, updates, params, extra)
+        return take_step(recipe, updates, state, params, extra)
 
-    def without_frozen(
-        updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]
-    ) -> tuple[Tree, ComposeState]:
-        if frozen is not None:
-            still = masks.resolve(frozen, updates if params is None else params, "frozen")
-            moving = masks.hide(updates, still)
-            theirs = None if params is None else masks.hide(params, still)
-            some, new_state = run(moving, state, theirs, extra)
-            whole = numerics.leaving(jax.tree.map(jnp.zeros_like, updates), updates, params)
-            return masks.merge(jax.tree.map(lambda f: not f, still), some, whole), new_state
-        return run(updates, state, params, extra)
-
-    def run(updates: Tree, state: ComposeState, params: Tree | None, extra: dict[str, Any]) -> Any:
-        for spec in specs:
-            if spec.storage is not None and spec.init is not None:
-                memory = state.stages[spec.name]
-                like = updates if params is None else params
-                check_encoded(spec.name, memory, spec.init, like, spec.storage.min_size)
-        with switched(store_sequential):
-            return update_encoded(update_moving, updates, state, params, extra, decode=decode)
-
-    def decode(state: ComposeState) -> ComposeState:
-        memories = dict(state.stages)
-        for spec in specs:
-            if spec.storage is not None:  # a foreign transformation decodes its own
-                memories[spec.name] = decode_state(memories[spec.name])
-        return state._replace(stages=memories)
-
-    def update_moving(updates: Tree, state: ComposeState, params: Tree | None, **extra: Any):
-        def step(updates: Tree, state: ComposeState) -> tuple[Tree, ComposeState, Tree]:
-            return through_stages(updates, state, params, extra, in_sequence=True)
-
-        if reduces and is_due(updates, state):
-            return leaf_by_leaf(step, updates, state)
-        return through_stages(updates, state, params, extra, in_sequence=False)[:2]
-
-    def through_stages(
-        updates: Tree, state: ComposeState, params: Tree | None, extra: Any, *, in_sequence: bool
-    ) -> tuple[Tree, ComposeState, Tree]:
-        used = live_at(state.hyperparams, state.count, declared)
-        values = {name: used.value(name) for name in declared}
-        flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
-        for spec, own in zip(specs, names, strict=True):
-            if spec.needs_params:
-                require_params(spec.name, params)
-            own_values = {name: values[key] for name, key in own.items()}
-            step = Step(state.count, own_values, params, extra, facts, in_sequence)
-            if spec.takes is None and flow is not updates:
-                flow = numerics.leaving(flow, updates, params)
-            with norms_of(spec.name), jax.named_scope(spec.name):
-                flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
-            if spec.name in memories:
-                memories[spec.name] = memory
-            if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
-                for early in specs:
-                    if early.write_after_read is not None:
-                        with jax.named_scope(early.name):
-                            memory = early.write_after_read(memories[early.name], flow, step)
-                        memories[early.name] = memory
-        new_state = ComposeState(increment(state.count), used, memories)
-        return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
-
-    return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
+    return Composed.of(recipe, init, update)
 
 
 def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:
@@ -308,69 +195,3 @@ def _specs_of(entry: Any) -> tuple[Spec, ...]:
         f"compose() takes stages and optax transformations, got {entry!r}; did you forget to call "
         "the function that makes the stage?"
     )
-
-
-def _has_slot(spec: Spec, memory: Any) -> bool:
-    """Return whether a stage has a state; for a foreign one, whether ``init`` made arrays."""
-    return bool(jax.tree.leaves(memory)) if spec.foreign else spec.init is not None
-
-
-def _memory_of(spec: Spec, memories: Mapping[str, Any], step: Step, flow: Tree) -> Any:
-    if spec.name in memories or not spec.foreign or spec.init is None:
-        return memories.get(spec.name, optax.EmptyState())
-    memory = spec.init(flow if step.params is None else step.params)
-    if jax.tree.leaves(memory):
-        raise ValueError(
-            f"the state has no entry for {spec.name!r}, which needs one for these parameters. "
-            "Convert it with migrate_state(saved, tx, params)."
-        )
-    return memory
-
-
-def live_at(
-    old: Hyperparams | None, count: jax.Array, declared: Mapping[str, Hyperparameter]
-) -> Hyperparams:
-    """Return the hyperparameters of the next step: pinned values, and the code's for the others."""
-    names = sorted(declared)
-    given = [declared[name].at(count) for name in names]
-    code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
-    domains = _domains(declared)
-    injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
-    if old is None or not names:
-        return Hyperparams(domains, code, jnp.zeros(code.shape, jnp.bool_), injected)
-    return Hyperparams(domains, lax.select(old.pins, old.array, code), old.pins, injected)
-
-
-def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
-    return {name: declared[name].domain for name in sorted(declared)}
-
-
-def check_state(
-    state: Any, declared: Mapping[str, Hyperparameter], specs: tuple[Spec, ...]
-) -> None:
-    """Raise unless ``state`` belongs to the recipe of these hyperparameters and stages."""
-    if not isinstance(state, ComposeState):
-        raise TypeError(
-            f"the state is a {type(state).__name__}, not the ComposeState that init of this recipe "
-            "returns; a checkpoint restored without a target loses its types: restore into "
-            "tx.init(params), or use migrate_state(saved, tx, params)."
-        )
-    expected = {spec.name for spec in specs if spec.init is not None and not spec.foreign}
-    others = {spec.name for spec in specs if spec.foreign}
-    found = check_hyperparams(state.hyperparams)
-    if set(state.stages) - others != expected or found.names != tuple(sorted(declared)):
-        raise ValueError(
-            f"the state belongs to another recipe: it has stages {sorted(state.stages)} and "
-            f"hyperparameters {[*found.names]}, this recipe has {sorted(expected)} and "
-            f"{sorted(declared)}. Convert it with migrate_state(saved, tx, params)."
-        )
-    found.check_pins(_domains(declared))
-
-
-def check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
-    """Raise if scalars of a state have another float dtype than the present default."""
-    held = state.hyperparams
-    check_width("this recipe", [held.value(name) for name in held.names[:1]], gradient)
-    for spec in specs:
-        if not spec.foreign:
-            check_width(spec.name, state.stages.get(spec.name), gradient)

@@ -46,6 +46,8 @@ class Domain(NamedTuple):
       brackets: starts with ``"["`` if the lower end is allowed, ends with ``"]"`` if the upper is.
       infinite: whether infinity is allowed, for a bound that may be switched off.
       remedy: a sentence at the end of the error.
+      reshapes_step: whether the step of SGD with this hyperparameter is another than the learning
+        rate times the momentum; ``learn_rates`` then refuses it.
     """
 
     low: float = -math.inf
@@ -53,6 +55,7 @@ class Domain(NamedTuple):
     brackets: str = "[]"
     infinite: bool = False
     remedy: str = ""
+    reshapes_step: bool = False
 
     def __call__(self, value: ScalarOrSchedule) -> Ranged:
         """Return the value with this range, for ``declare``."""

@@ -8,6 +8,8 @@ an opaque record such a recipe fails, and the error says what to write instead.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import field
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jax
@@ -17,6 +19,7 @@ from jax import lax
 from adamw_jax._core import numerics
 
 Tree = Any
+Change = Callable[..., Tree]
 
 _MISPLACED = (
     "the moments record reached a transformation that cannot read it. Between "
@@ -29,21 +32,21 @@ _MISPLACED = (
 class Clock(NamedTuple):
     """Two scalars of a moving average that make bias correction exact, also if b changes.
 
-        mass' = b mass + (1 - b),    age' = b (age + mass)
+        W' = b W + (1 - b),    A' = b (A + W)
 
-    b is the decay rate, ``mass`` the sum of the weights of all entries, ``age`` the sum of weight
-    times age in steps. Stored directly, both would stop before their limits, the mass at a distance
-    of 3e-8 / (1 - b) from 1 in float32. So a mass near 1 is stored as its difference from 1, which
-    follows 1 - mass' = b (1 - mass), and a step that rounding would lose changes the age by one
-    unit in the last place.
+    b is the decay rate, W = ``weight_sum`` the sum of the weights of all entries, A =
+    ``weighted_age`` the sum of weight times age in steps. Stored directly, both would stop before
+    their limits, W at a distance of 3e-8 / (1 - b) from 1 in float32. So W near 1 is stored as its
+    difference from 1, which follows 1 - W' = b (1 - W), and a step that rounding would lose changes
+    A by one unit in the last place.
 
     Attributes:
-      level: the mass if it is below 1/2, otherwise mass - 1; 0 for an empty average.
-      age: the sum of weight times age. Both have the default float dtype.
+      level: W if it is below 1/2, otherwise W - 1; 0 for an empty average.
+      weighted_age: A. Both have the default float dtype.
     """
 
     level: jax.Array
-    age: jax.Array
+    weighted_age: jax.Array
 
     @staticmethod
     def start() -> Clock:
@@ -52,20 +55,23 @@ class Clock(NamedTuple):
         return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     @staticmethod
-    def of(mass: jax.Array, age: jax.Array, missing: jax.Array | None = None) -> Clock:
-        """Make a clock from its mass and age.
+    def of(
+        weight_sum: jax.Array, weighted_age: jax.Array, missing: jax.Array | None = None
+    ) -> Clock:
+        """Make a clock from its two sums.
 
         Args:
-          mass: the sum of the weights.
-          age: the sum of weight times age.
-          missing: 1 - mass, if it is known more exactly; None to compute it.
+          weight_sum: the sum of the weights.
+          weighted_age: the sum of weight times age.
+          missing: 1 - weight_sum, if it is known more exactly; None to compute it.
         """
-        missing = 1.0 - mass if missing is None else missing
-        least = jnp.finfo(mass.dtype).tiny  # 0 means an empty average
-        return Clock(jnp.where(missing > 0.5, mass, -jnp.maximum(missing, least)), age)
+        missing = 1.0 - weight_sum if missing is None else missing
+        least = jnp.finfo(weight_sum.dtype).tiny  # 0 means an empty average
+        level = jnp.where(missing > 0.5, weight_sum, -jnp.maximum(missing, least))
+        return Clock(level, weighted_age)
 
     @property
-    def mass(self) -> jax.Array:
+    def weight_sum(self) -> jax.Array:
         """The sum of the weights of the average."""
         return jnp.where(self.level < 0, 1.0 + self.level, self.level)
 
@@ -75,14 +81,13 @@ class Clock(NamedTuple):
         Args:
           b: decay rate of the average in this step, a scalar in [0, 1).
         """
-        mass, rest = self.mass, 1.0 - b
+        weight_sum, old, rest = self.weight_sum, self.weighted_age, 1.0 - b
         missing = b * jnp.where(self.level < 0, -self.level, 1.0 - self.level)
-        more = b * mass - rest * self.age
-        age = self.age + more
+        more = b * weight_sum - rest * old
+        new = old + more
         # If rounding loses the change, move by one unit in the last place towards the limit.
-        unit = jnp.sign(more) * self.age * jnp.finfo(mass.dtype).eps
-        age = jnp.where(age == self.age, self.age + unit, age)
-        return Clock.of(b * mass + rest, age, missing)
+        unit = jnp.sign(more) * old * jnp.finfo(weight_sum.dtype).eps
+        return Clock.of(b * weight_sum + rest, jnp.where(new == old, old + unit, new), missing)
 
     def mixed(self, old: Clock, share: jax.Array) -> Clock:
         """Return the clock of the average ``share * new + (1 - share) * old``, this being the new.
@@ -91,10 +96,11 @@ class Clock(NamedTuple):
           old: the clock of the other average.
           share: a scalar in [0, 1].
         """
-        mass, age = (
-            share * x + (1.0 - share) * y for x, y in ((self.mass, old.mass), (self.age, old.age))
+        rest = 1.0 - share
+        return Clock.of(
+            share * self.weight_sum + rest * old.weight_sum,
+            share * self.weighted_age + rest * old.weighted_age,
         )
-        return Clock.of(mass, age)
 
 
 class Reading(NamedTuple):
@@ -139,6 +145,35 @@ class Reading(NamedTuple):
         return self.divisor if self.pending else None
 
 
+def _map_tree(change: Change, *trees: Tree | None) -> Tree | None:
+    return None if trees[0] is None else change(*trees)
+
+
+def _map_moment(change: Change, *moments: Reading | None) -> Reading | None:
+    if moments[0] is None:
+        return None
+    raw = change(*(moment.raw for moment in moments if moment is not None))
+    return moments[0]._replace(raw=raw, inverse_root=None)
+
+
+def _map_factor(change: Change, *factors: Any) -> Any:
+    is_scalar = factors[0] is None or isinstance(factors[0], jax.Array)
+    return factors[0] if is_scalar else change(*factors)
+
+
+def _map_pairs(change: Change, *pairs: Any) -> Any:
+    return tuple(
+        (_map_factor(change, *(where for where, _ in alike)), alike[0][1])
+        for alike in zip(*pairs, strict=True)
+    )
+
+
+# How ``Moments.map_leaves`` finds the trees in a field.
+_TREE, _MOMENT, _FACTOR, _PAIRS = (
+    {"map": mapping} for mapping in (_map_tree, _map_moment, _map_factor, _map_pairs)
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
     """Gradient, first and second moment of one step.
@@ -160,16 +195,32 @@ class Moments:
 
     is_moments_record: ClassVar[bool] = True
 
-    gradient: Tree
+    gradient: Tree = field(metadata=_TREE)
     count: jax.Array
-    first: Reading
-    second: Reading | None
-    prior_second: Reading | None
+    first: Reading = field(metadata=_MOMENT)
+    second: Reading | None = field(metadata=_MOMENT)
+    prior_second: Reading | None = field(metadata=_MOMENT)
     magnitude: bool = False
-    numerator: Tree | None = None
-    gain: Any = None
-    exceptions: tuple[tuple[Any, str], ...] = ()
+    numerator: Tree | None = field(default=None, metadata=_TREE)
+    gain: Any = field(default=None, metadata=_FACTOR)
+    exceptions: tuple[tuple[Any, str], ...] = field(default=(), metadata=_PAIRS)
     restarted: jax.Array | None = None
+
+    def map_leaves(self, change: Change, *others: Moments) -> Moments:
+        """Return a record with ``change`` applied to every tree that has an entry for each leaf.
+
+        Args:
+          change: a function of such a tree, and of the trees at its place in the other records.
+          *others: records with the same fields given, as scalars or trees.
+        """
+        changed = {
+            entry.name: entry.metadata["map"](
+                change, *(getattr(record, entry.name) for record in (self, *others))
+            )
+            for entry in dataclasses.fields(self)
+            if "map" in entry.metadata
+        }
+        return dataclasses.replace(self, **changed)
 
     def with_first(self, value: Tree, divisor: jax.Array | None = None) -> Moments:
         """Return a record with another first moment.

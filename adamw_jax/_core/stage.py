@@ -37,6 +37,10 @@ class Kind(enum.Enum):
     UPDATE = "update"
 
 
+# Facts about each leaf: their value for the leaves that ``only`` hides from the stage that sets it.
+_FALSE, _ONE = {"elsewhere": False}, {"elsewhere": 1.0}
+
+
 @dataclasses.dataclass
 class Facts:
     """Messages from a stage to later stages of the same step: one sets a field, others read it.
@@ -59,10 +63,10 @@ class Facts:
         them.
     """
 
-    skip_step: Tree | None = None
-    rectifier: jax.Array | None = None
-    step_size: jax.Array | None = None
-    parameter_scale: Tree | None = None
+    skip_step: Tree | None = dataclasses.field(default=None, metadata=_FALSE)
+    rectifier: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
+    step_size: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
+    parameter_scale: Tree | None = dataclasses.field(default=None, metadata=_ONE)
     leaf_scalars: Tree | None = None
     delayed: bool = False
     decoded: bool = False

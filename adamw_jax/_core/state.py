@@ -65,6 +65,11 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def _fill(self, names: _Names, array: Any, pins: Any) -> None:
         self.names, self.array, self.pins = names, array, pins
 
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """The declared ranges by name."""
+        return self.names.domains
+
     def value(self, name: str) -> jax.Array:
         """Return the value of the last step."""
         return self._read(self.array, name)
@@ -97,7 +102,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         old, here = self.value(name), self._here(name)
         given = real_number(value, f"{name} must be a number, got", old.shape)
         if not isinstance(given, jax.core.Tracer):
-            domain = self.names.domains[name]
+            domain = self.domains[name]
             for one in np.ravel(given):
                 in_domain(one, domain, f"{name} must be {domain.words}")
         new = jnp.asarray(given, old.dtype)[..., None]

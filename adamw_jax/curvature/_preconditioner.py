@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import optax
 
 from adamw_jax._core import masks, numerics
-from adamw_jax._core.compose import Composed, check_state, live_at
+from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state
+from adamw_jax._core.passes import check_state, live_at
 from adamw_jax._core.record import Moments, Reading
 from adamw_jax._core.stage import Facts, Kind, Spec, Step
 from adamw_jax._core.state import ComposeState, find

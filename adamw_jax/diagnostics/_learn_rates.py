@@ -37,9 +37,6 @@ from adamw_jax.state import hyperparams, set_hyperparams
 
 Tree = Any
 
-OTHER_STEPS = {"trust_coefficient", "max_step", "b0"}
-"""Hyperparameters of steps other than -lr m: of LARS, of steps clipped to a length, of PNM."""
-
 
 def learn_rates(
     state: Any,
@@ -102,7 +99,9 @@ def _check_plain(state: Any, learning_rate: str) -> None:
     for recipe in named or [node for _, node in recipes]:
         moments = [node for _, node in find(recipe, MomentsState)]
         plain = moments and not any(jax.tree.leaves(node.second) for node in moments)
-        if plain and not {name.split(".")[-1] for name in recipe.hyperparams} & OTHER_STEPS:
+        if plain and not any(
+            domain.reshapes_step for domain in recipe.hyperparams.domains.values()
+        ):
             continue
         raise ValueError(
             "learn_rates is for SGD, sgdw(...), whose step is -lr m with m <- momentum m + g; the "

@@ -54,14 +54,14 @@ class NoiseMeterState(NamedTuple):
     """State of ``measure_noise_scale``, three scalars of the default float dtype.
 
     Attributes:
-      gradient_square: the average of |G|^2, times ``mass``.
-      noise_trace: the average of tr Sigma, times ``mass``.
-      mass: the sum of the weights in both averages; it starts at 0 and approaches 1.
+      gradient_square: the average of |G|^2, times ``weight_sum``.
+      noise_trace: the average of tr Sigma, times ``weight_sum``.
+      weight_sum: the sum of the weights in both averages; it starts at 0 and approaches 1.
     """
 
     gradient_square: jax.Array
     noise_trace: jax.Array
-    mass: jax.Array
+    weight_sum: jax.Array
 
 
 class MicroNormsState(NamedTuple):
@@ -114,7 +114,7 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
             )
         seen = lax.stop_gradient((numerics.scalar(square), square_norm_of_tree(gradient)))
         found = gradient_noise_scale(*seen, small, big)
-        measured = NoiseMeterState(*found, jnp.ones_like(state.mass))
+        measured = NoiseMeterState(*found, jnp.ones_like(state.weight_sum))
         usable = jnp.isfinite(found.gradient_square) & jnp.isfinite(found.noise_trace)
         return gradient, jax.tree.map(
             lambda old, new: lax.select(usable, keep * old + (1.0 - keep) * new, old),
@@ -142,8 +142,8 @@ def read_noise_scale(state: Any) -> NoiseScale:
             "compose(measure_noise_scale(...), ...), or pass the part of the state with one."
         )
     ((_, kept),) = found
-    mass = numerics.nonzero(kept.mass)
-    return NoiseScale(kept.gradient_square / mass, kept.noise_trace / mass)
+    weight_sum = numerics.nonzero(kept.weight_sum)
+    return NoiseScale(kept.gradient_square / weight_sum, kept.noise_trace / weight_sum)
 
 
 def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformationExtraArgs:

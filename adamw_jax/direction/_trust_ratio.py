@@ -82,7 +82,7 @@ def scale_by_trust_ratio(
     """
     one_of("of", of, OF)
     declared = declare(
-        trust_coefficient=positive.if_given(trust_coefficient),
+        trust_coefficient=positive._replace(reshapes_step=True).if_given(trust_coefficient),
         eps=nonnegative.if_given(eps),
         min_norm=nonnegative.if_given(min_norm),
         min_weight_norm=nonnegative.if_given(min_weight_norm),

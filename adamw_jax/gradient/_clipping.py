@@ -81,7 +81,8 @@ def clip_step(
 
         return _scaled_by_norm(per_leaf, factor, direction), state
 
-    declared = declare(learning_rate=length(learning_rate), max_step=bound(max_step))
+    most = bound._replace(reshapes_step=True)
+    declared = declare(learning_rate=length(learning_rate), max_step=most(max_step))
     return stage(
         "clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
     )

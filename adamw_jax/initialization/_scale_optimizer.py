@@ -1,18 +1,18 @@
 """Optimize the scales by Adam, with a first moment for each of the two kinds of step.
 
     m_k <- b1 m_k + (1 - b1) d,    v <- b2 v + (1 - b2) d^2,    d = the slope, clipped to [-c, c]
-    scale <- scale - lr (m_k / mass) / (sqrt(v / mass) + eps)
+    scale <- scale - lr (m_k / W_m) / (sqrt(v / W_v) + eps)
 
 k is 0 for steps on the loss and 1 for steps on the norm of the gradient. Both kinds share one v
-(the authors' code for vision) or have one each (for translation). The mass of an average is the sum
-of its weights; dividing by it corrects the bias towards 0. Zhu et al. 2021, arXiv 2102.08098, and
-their code.
+(the authors' code for vision) or have one each (for translation). W is the sum of the weights of an
+average; dividing by it corrects the bias towards 0. Zhu et al. 2021, arXiv 2102.08098, and their
+code.
 
 >>> import jax.numpy as jnp
 >>> moments = ScaleMoments.zeros(2, shared=True)
 >>> slope, kind = jnp.array([2.0, -0.5]), jnp.int32(1)
 >>> step, moments = direction(slope, moments, kind, betas=(0.9, 0.999), clip=1.0)
->>> print(step.round(3), moments.first.mass.round(3))
+>>> print(step.round(3), moments.first.weight_sum.round(3))
 [ 1. -1.] [0.  0.1]
 """
 
@@ -31,10 +31,10 @@ KINDS = 2
 
 
 class Averages(NamedTuple):
-    """Moving averages, one per row; ``mass`` holds the sums of their weights."""
+    """Moving averages, one per row; ``weight_sum`` holds the sums of their weights."""
 
     mean: jax.Array
-    mass: jax.Array
+    weight_sum: jax.Array
 
     @classmethod
     def zeros(cls, rows: int, size: int) -> Averages:
@@ -47,12 +47,12 @@ class Averages(NamedTuple):
         b = numerics.scalar(rate)
         return Averages(
             self.mean.at[row].set(b * self.mean[row] + (1.0 - b) * value),
-            self.mass.at[row].set(b * self.mass[row] + (1.0 - b)),
+            self.weight_sum.at[row].set(b * self.weight_sum[row] + (1.0 - b)),
         )
 
     def corrected(self, row: jax.Array) -> jax.Array:
         """Return a row without the bias towards 0; it needs at least one value."""
-        return self.mean[row] / self.mass[row]
+        return self.mean[row] / self.weight_sum[row]
 
 
 class ScaleMoments(NamedTuple):
@@ -97,7 +97,7 @@ def direction(
     """
     bound = jnp.asarray(clip, slope.dtype)
     clipped = lax.clamp(-bound, slope, bound)
-    row = kind if len(moments.second.mass) == KINDS else jnp.zeros_like(kind)
+    row = kind if len(moments.second.weight_sum) == KINDS else jnp.zeros_like(kind)
     first = moments.first.enter(kind, clipped, betas[0])
     second = moments.second.enter(row, clipped * clipped, betas[1])
     step = first.corrected(kind) / (lax.sqrt(second.corrected(row)) + EPS)

@@ -1,9 +1,9 @@
 """Correct the bias of averages, dividing them by the sum of their weights.
 
-    exact:    m / mass,     mass' = b mass + (1 - b)      (also right if b changes)
+    exact:    m / W,     W' = b W + (1 - b)      (also right if b changes)
     current:  m / (1 - b_t^t)                             (PyTorch, fastai)
 
-b is the decay rate, b_t that of step t; mass is the sum of the weights. For a constant b both
+b is the decay rate, b_t that of step t; W is the sum of the weights. For a constant b both
 divide by 1 - b^t, as Adam does (Kingma & Ba 2014, arXiv 1412.6980).
 
 >>> correct_bias().spec.kinds
@@ -56,7 +56,7 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
         if reading.clock is None or reading.divisor is not None:
             return reading
         if convention == "exact":
-            divisor = reading.clock.mass
+            divisor = reading.clock.weight_sum
         else:
             assert reading.rate is not None
             divisor = one_minus_power(

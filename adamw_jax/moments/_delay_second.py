@@ -1,8 +1,8 @@
 """Divide by the second moment of the previous step, as ACProp does.
 
-    direction_t = g_t / (sqrt(s_{t-1} / mass_{t-1}) + eps)
+    direction_t = g_t / (sqrt(s_{t-1} / W_{t-1}) + eps)
 
-s is the average of |g - m|^2 plus eps, mass the sum of its weights. Given the past, numerator and
+s is the average of |g - m|^2 plus eps, W the sum of its weights. Given the past, numerator and
 denominator are independent ("asynchronous"). The learning rate does not bound the step: if a large
 gradient follows small ones, the denominator is still small. Zhuang et al., NeurIPS 2021, arXiv
 2110.05454, in the form of the authors' code.
@@ -65,7 +65,7 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
         elif prior.clock is not None:
             level = numerics.nonzero(prior.clock.level)  # 0 at the first step, where it is unused
             before = lax.max(record.count - 1, jnp.ones_like(record.count))
-            second = second._replace(clock=Clock(level, prior.clock.age), count=before)
+            second = second._replace(clock=Clock(level, prior.clock.weighted_age), count=before)
         record = dataclasses.replace(record, second=second)
         if numerator == "gradient":
             wide = jax.tree.map(numerics.widen, record.gradient)

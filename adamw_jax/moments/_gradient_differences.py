@@ -2,9 +2,9 @@
 
     d  = g - g_previous                    (0 at the first step)
     m' = b1 m + (1 - b1) g        v' = b2 v + (1 - b2) d
-    read: m' / mass_m + b2 v' / mass_v     (the second moment squares g + b2 d)
+    read: m' / W_m + b2 v' / W_v           (the second moment squares g + b2 d)
 
-mass is the sum of the weights of an average. Xie et al. 2022, arXiv 2208.06677, in the form of the
+W is the sum of the weights of an average. Xie et al. 2022, arXiv 2208.06677, in the form of the
 authors' code: b1 and b2 are decay rates (the paper's betas are 1 - b), and averages start at 0 and
 are corrected.
 
@@ -88,12 +88,12 @@ def gradient_differences(
 
     def update(gradient: Tree, state: DifferencesState, step: Step, first: Reading | None):
         del first
-        difference = changes(gradient, state.previous, state.clock.mass == 0)
+        difference = changes(gradient, state.previous, state.clock.weight_sum == 0)
         b1, b2 = step["b1"], step["b2"]
         if from_first:
             # The first step has no difference: a rate of 1 leaves that average empty.
             b2 = started(b2, state.difference_clock)
-            b2 = lax.select(state.clock.mass == 0, lax.full_like(b2, 1), b2)
+            b2 = lax.select(state.clock.weight_sum == 0, lax.full_like(b2, 1), b2)
             b1 = started(b1, state.clock)
 
         def mixed(rate: jax.Array, old: Tree, new: Tree) -> Tree:
@@ -120,9 +120,9 @@ def gradient_differences(
 
     def read(state: DifferencesState, gradient: Tree, step: Step) -> Reading:
         del gradient
-        weight = step["b2"] / numerics.nonzero(state.difference_clock.mass)
+        weight = step["b2"] / numerics.nonzero(state.difference_clock.weight_sum)
         first = divided(
-            jax.tree.map(numerics.widen, state.moment), numerics.nonzero(state.clock.mass)
+            jax.tree.map(numerics.widen, state.moment), numerics.nonzero(state.clock.weight_sum)
         )
         value = jax.tree.map(
             lambda m, v: lax.add(m, numerics.scaled(weight, numerics.widen(v))),
@@ -133,7 +133,7 @@ def gradient_differences(
         return Reading(value, state.clock, step["b1"], divisor=one)
 
     def entry(state: DifferencesState, gradient: Tree, step: Step) -> Tree:
-        change = changes(gradient, state.previous, state.clock.mass == 0)
+        change = changes(gradient, state.previous, state.clock.weight_sum == 0)
         return jax.tree.map(
             lambda g, d: lax.add(numerics.widen(g), numerics.scaled(step["b2"], d)),
             gradient,

@@ -1,8 +1,8 @@
 """Look ahead with the first moment, as NAdam does (Dozat 2016, in optax's form).
 
-    m_hat = b1 m / mass_next + (1 - b1) g / mass        mass_next = b1 mass + (1 - b1)
+    m_hat = b1 m / W' + (1 - b1) g / W        W' = b1 W + (1 - b1)
 
-mass is the sum of the weights of the average m.
+W is the sum of the weights of the average m.
 
 >>> nesterov().spec.name
 'nesterov'
@@ -44,13 +44,13 @@ def nesterov() -> Stage:
             )
         if reading.divisor is not None:
             raise ValueError("nesterov() must come before correct_bias(): exchange them.")
-        b, mass = reading.rate, reading.clock.mass
+        b, weight_sum = reading.rate, reading.clock.weight_sum
         rest = jnp.ones([], b.dtype) - b
-        ahead = divided(reading.value, b * mass + rest)
-        now = divided(jax.tree.map(numerics.widen, record.gradient), mass)
+        ahead = divided(reading.value, b * weight_sum + rest)
+        now = divided(jax.tree.map(numerics.widen, record.gradient), weight_sum)
         value = jax.tree.map(
             lambda m, g: lax.add(numerics.scaled(b, m), numerics.scaled(rest, g)), ahead, now
         )
-        return record.with_first(value, divisor=mass), state
+        return record.with_first(value, divisor=weight_sum), state
 
     return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply, reads="gradient")

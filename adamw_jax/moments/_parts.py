@@ -143,7 +143,7 @@ def average(
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:
     """Return the decay rate, 0 at the first step, so that the average starts at its first entry."""
-    return lax.select(clock.mass == 0, jnp.zeros_like(b), b)
+    return lax.select(clock.weight_sum == 0, jnp.zeros_like(b), b)
 
 
 def no_moment() -> Part:

@@ -111,7 +111,7 @@ def positive_negative(
 
     part = Part(
         "positive_negative",
-        declare(b1=decay_rate(b1), b0=real(b0)),
+        declare(b1=decay_rate(b1), b0=real._replace(reshapes_step=True)(b0)),
         init,
         update,
         read,

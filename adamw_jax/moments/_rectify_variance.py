@@ -1,11 +1,11 @@
 """Rectify the variance of early steps, as RAdam does (Liu et al., ICLR 2020, arXiv 1908.03265).
 
     rho_inf = 2 / (1 - b2) - 1
-    rho_t   = 2 age / mass + 1                  (= rho_inf - 2 t b2^t / (1 - b2^t), constant b2)
+    rho_t   = 2 A / W + 1                         (= rho_inf - 2 t b2^t / (1 - b2^t), constant b2)
     r_t     = sqrt( (rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t) )
 
-rho_t is the effective length of the average. mass is the sum of its weights, age the sum of the
-weights times the ages of their entries. Both give rho_t without the cancellation of the closed form
+rho_t is the effective length of the average. W is the sum of its weights, A the sum of the weights
+times the ages of their entries. Both give rho_t without the cancellation of the closed form
 in float32, and also for a scheduled b2.
 
 >>> rectify_variance().spec.kinds
@@ -59,7 +59,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
                 "rectify_variance() needs a moving average as second moment, such as "
                 "ema_of_squares(0.999)."
             )
-        length = 2.0 * second.clock.age / numerics.nonzero(second.clock.mass) + 1.0
+        length = 2.0 * second.clock.weighted_age / numerics.nonzero(second.clock.weight_sum) + 1.0
         limit = 2.0 / (1.0 - second.rate) - 1.0
         adaptive = length >= step["threshold"]
         if below == "skip":

@@ -38,8 +38,7 @@ _CITATION = "Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky, The Road Less 
     arxiv="2405.15682",
     state_values=2,
     direction=None,
-    lacks="its second moment is that of the authors; compose(adam(..., b1=0.0), schedule_free(...)) "
-    "takes every option of Adam",
+    lacks="its moments are the authors'; compose(adam(..., b1=0.0), schedule_free(...)) takes it",
     differs="as optax.contrib.schedule_free_adamw, but z and the average are float32 at least, "
     "warm-up is a schedule of the learning rate, and evaluation is eval_params.",
 )
@@ -87,7 +86,7 @@ def schedule_free_adamw(
     arxiv="2405.15682",
     state_values=2,
     direction=None,
-    lacks="its second moment is that of the authors",
+    lacks="its moments are the authors'; compose(adam(..., b1=0.0), schedule_free(...)) takes it",
     differs="optax does not have it. In the authors' code the rectifier multiplies the decay, too.",
 )
 def schedule_free_radam(
@@ -129,6 +128,8 @@ def schedule_free_radam(
     return _free(made, learning_rate, b1, rate_power, step_power)
 
 
-def _free(made: Composed, rate: LearningRate, b1: Any, rate_power: float, step_power: float):
+def _free(
+    made: Composed, rate: LearningRate, b1: Any, rate_power: float, step_power: float
+) -> Composed:
     tail = schedule_free(plain(rate), b1, rate_power=rate_power, step_power=step_power)
     return compose(made, tail)

@@ -2,8 +2,8 @@
 
 Accumulators with the same meaning are the same arrays under other names. The scalars of bias
 correction (``Clock``) follow from optax's count t of the moments, if the decay rate b is constant:
-mass = 1 - b^t, age = b (1 - b^t) / (1 - b) - t b^t. Schedules have a count of their own, which a
-restart of the moments does not reset.
+weight_sum = 1 - b^t, weighted_age = b (1 - b^t) / (1 - b) - t b^t. Schedules have a count of their
+own, which a restart of the moments does not reset.
 
 >>> import jax.numpy as jnp, optax
 >>> from adamw_jax import adamw
@@ -358,13 +358,15 @@ def _filled(
 
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:
     """Return the clock of an average with constant rate ``b`` after ``count`` entries."""
-    mass = one_minus_power(b, count)
+    weight_sum = one_minus_power(b, count)
     if isinstance(b, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
-        return Clock.of(mass, b * mass / (1 - b) - numerics.scalar(count) * (1 - mass))
+        lost = numerics.scalar(count) * (1 - weight_sum)
+        return Clock.of(weight_sum, b * weight_sum / (1 - b) - lost)
     # Early on the age is a small difference of large terms: compute it on the host in float64.
     rate, steps = np.asarray(b, np.float64), np.asarray(count, np.float64)
     kept = rate**steps
-    return Clock.of(mass, jnp.asarray(rate * (1 - kept) / (1 - rate) - steps * kept, mass.dtype))
+    weighted_age = rate * (1 - kept) / (1 - rate) - steps * kept
+    return Clock.of(weight_sum, jnp.asarray(weighted_age, weight_sum.dtype))
 
 
 def _fit(values: Tree, like: Tree, what: str) -> Tree:

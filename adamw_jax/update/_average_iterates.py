@@ -58,7 +58,7 @@ class IterateAverageState(NamedTuple):
       due: whether the current parameters are still to be collected.
       next: weight and slot of the next collection.
       total: sum of the weights so far, of kind ``"weighted"``, else None.
-      mass: sum of the weights of a debiased ``"ema"``, at most 1, else None.
+      weight_sum: sum of the weights of a debiased ``"ema"``, at most 1, else None.
     """
 
     mean: Tree
@@ -66,7 +66,7 @@ class IterateAverageState(NamedTuple):
     due: jax.Array
     next: Weights
     total: jax.Array | None = None
-    mass: jax.Array | None = None
+    weight_sum: jax.Array | None = None
     exact = ("mean",)
 
     def eval_params(self) -> tuple[Tree, Any]:
@@ -170,14 +170,14 @@ def average_iterates(
         share = jnp.ones([], numerics.default_float())
         due = jnp.zeros([], jnp.bool_)
         total = jnp.zeros_like(share) if kind == "weighted" else None
-        mass = jnp.zeros_like(share) if debias else None
+        weight_sum = jnp.zeros_like(share) if debias else None
         todo = Weights(share, jnp.zeros([], jnp.int32))
-        return IterateAverageState(mean, none, due, todo, total, mass)
+        return IterateAverageState(mean, none, due, todo, total, weight_sum)
 
     def apply(
         update: Tree, state: IterateAverageState, step: Step
     ) -> tuple[Tree, IterateAverageState]:
-        share, total, mass = state.next.share, state.total, state.mass
+        share, total, weight_sum = state.next.share, state.total, state.weight_sum
         if by_step:
             assert total is not None
             size = _step_size(step)
@@ -221,16 +221,16 @@ def average_iterates(
                 number = numerics.scalar(collected)
                 rate = lax.min(rate, (1.0 + number) / (10.0 + number))
             share = 1.0 - rate
-            if mass is None:
+            if weight_sum is None:
                 share = lax.select(collected == 0, jnp.ones_like(share), share)
             else:
-                seen = rate * mass + share
-                share, mass = share / seen, lax.select(due, seen, mass)
+                seen = rate * weight_sum + share
+                share, weight_sum = share / seen, lax.select(due, seen, weight_sum)
         else:
             share = 1.0 / (numerics.scalar(collected) + 1.0)
         slot = lax.rem(collected, lax.full_like(collected, window))
         todo = Weights(share, slot)
-        return update, IterateAverageState(mean, collected, due, todo, total, mass)
+        return update, IterateAverageState(mean, collected, due, todo, total, weight_sum)
 
     return stage(
         NAME,

@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 import adamw_jax as aj
 from adamw_jax.curvature import lr_momentum_from_spectrum
 from adamw_jax.diagnostics import learn_rates
+from adamw_jax.extend import Domain, Kind, Stage, Step, declare, stage
 
 pytestmark = pytest.mark.quick
 
@@ -114,6 +115,16 @@ def test_without_momentum() -> None:
         learn_rates(state, loss_fn, params, 0.0 * batch, key=KEY, mu=LEAST)
 
 
+def own_step(longest: float) -> Stage:
+    """A stage whose hyperparameter declares that the step is not -lr m."""
+
+    def apply(gradient: Any, state: Any, step: Step) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g: jnp.tanh(g / step["longest"]), gradient), state
+
+    declared = declare(longest=Domain(0.0, brackets="(]", reshapes_step=True)(longest))
+    return stage("own_step", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared)
+
+
 @pytest.mark.parametrize(
     "tx",
     [
@@ -126,10 +137,11 @@ def test_without_momentum() -> None:
         aj.lars(0.1),
         aj.pnm(0.1),
         aj.clipped_sgd(0.1, max_step=1.0),
+        aj.compose(own_step(2.0), aj.sgdw(0.1)),
     ],
     ids=[
         *("adam", "adafactor", "koala_v", "norm_adaptive_sgd", "quantized adamax", "chained lamb"),
-        *("lars", "pnm", "clipped_sgd"),
+        *("lars", "pnm", "clipped_sgd", "a stage of the user"),
     ],
 )
 def test_not_into_another_method(tx: Any) -> None:

@@ -175,9 +175,9 @@ def test_kinds_of_step_have_moments_of_their_own() -> None:
         assert first.constrained
         assert not second.constrained
         np.testing.assert_array_equal(after.moments.first.mean[1], state.moments.first.mean[1])
-        np.testing.assert_allclose(after.moments.first.mass, [0.1, 0.1], rtol=1e-6)
-        mass = [1 - 0.999**2] if shared else [1e-3, 1e-3]
-        np.testing.assert_allclose(after.moments.second.mass, mass, rtol=1e-4)
+        np.testing.assert_allclose(after.moments.first.weight_sum, [0.1, 0.1], rtol=1e-6)
+        weight_sum = [1 - 0.999**2] if shared else [1e-3, 1e-3]
+        np.testing.assert_allclose(after.moments.second.weight_sum, weight_sum, rtol=1e-4)
 
 
 def test_what_is_not_a_number_changes_nothing() -> None:
