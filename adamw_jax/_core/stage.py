@@ -308,8 +308,8 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make ``init`` and ``update`` of a stage that is used alone."""
 
     def init_fn(params: Tree) -> StageState:
-        params = numerics.as_arrays(params)
-        memory = optax.EmptyState() if spec.init is None else spec.init(params)
+        make = spec.init
+        memory = optax.EmptyState() if make is None else make(numerics.as_arrays(params))
         return StageState(jnp.zeros([], jnp.int32), memory)
 
     def update_fn(updates: Any, state: StageState, params: Tree | None = None, **extra: Any):
