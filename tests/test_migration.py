@@ -388,6 +388,31 @@ def test_serializers_keep_every_storage(name: str) -> None:
     assert not report.dropped
 
 
+@pytest.mark.parametrize("old", STORED)
+def test_a_state_of_another_layout_is_refused_with_the_remedy(old: str) -> None:
+    """By every recipe, in both directions, and converted by what the error names."""
+    state = STORED[old].init(LARGE)
+    for new, tx in STORED.items():
+        if new == old or "quantized optax" in (old, new):  # which is another optimizer
+            continue
+        codes_alike = "packed" in (old, {"float32": new}.get(old))
+        remedy = "repack_state" if codes_alike else r"storage=.*migrate_state"
+        with pytest.raises(ValueError, match=remedy):
+            tx.update(LARGE, state, LARGE)
+        if "packed" not in (old, new):
+            moved, _ = aj.migrate_state(state, tx, LARGE)
+            tx.update(LARGE, moved, LARGE)
+
+
+def test_a_stage_alone_is_refused_codes_that_it_did_not_store() -> None:
+    coded, plain = (aj.estimate_moments(aj.ema(0.9, storage=word)) for word in ("8bit", None))
+    record = optax.chain(plain, aj.correct_bias(), aj.precondition())
+    state = optax.chain(coded, aj.correct_bias(), aj.precondition()).init(LARGE)
+    with pytest.raises(ValueError, match=r"dynamic8.*no storage=.*decode_state\(state\)"):
+        record.update(LARGE, state, LARGE)
+    record.update(LARGE, aj.storage.decode_state(state), LARGE)
+
+
 def test_plain_states_without_hyperparameters_or_without_their_node() -> None:
     bare = aj.compose(optax.trace(0.9), optax.scale(-0.1))
     moved, _ = aj.migrate_state(untyped(bare.init(LARGE)), bare, LARGE)

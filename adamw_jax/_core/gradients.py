@@ -268,7 +268,8 @@ def check_gradient(gradient: Tree, like: Tree | None) -> None:
         raise ValueError(
             "the gradients do not have the structure of the parameters given to init: "
             f"{_difference(gradient, like)}. Call init again for a changed tree; for parameters "
-            "without a gradient give zeros, or None in both trees."
+            "without a gradient give zeros, or None in both trees. If the state was made with, or "
+            "without, pack_small_leaves, convert it with repack_state."
         )
     for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(like), strict=True):
         if g.shape != p.shape:
