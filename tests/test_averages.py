@@ -77,6 +77,23 @@ def test_weights_of_a_mapped_state_are_those_of_its_members(name: str, mapped: s
         assert_close(got, members)
 
 
+@pytest.mark.parametrize("name", AVERAGES)
+def test_flattened_weights_have_the_shapes_of_the_parameters(name: str) -> None:
+    """``optax.flatten`` keeps one vector; also of a single leaf, with or without a name."""
+    matrix = jnp.arange(6.0).reshape(2, 3)
+    for params in ({"w": matrix, "s": matrix[0, 1], "b": matrix[0]}, {"w": matrix[0]}, matrix):
+        results = []
+        for tx in (AVERAGES[name](), optax.flatten(AVERAGES[name]())):
+            now, state = params, tx.init(params)
+            for _ in range(3):
+                updates, state = tx.update(jax.tree.map(jnp.cos, now), state, now)
+                now = optax.apply_updates(now, updates)
+            results.append(aj.eval_params(state, now))
+        assert_close(*reversed(results))
+    with pytest.raises(ValueError, match=r"averages of \[''\].*the parameters of that part"):
+        aj.eval_params(state, {"other": matrix, "more": matrix})
+
+
 BOXED = {
     "last": lambda: aj.compose(aj.adamw(0.1), aj.average_iterates(kind="last", window=4)),
     "adafactor": lambda: aj.adafactor(0.1),

@@ -17,6 +17,7 @@ import adamw_jax as aj
 from adamw_jax._core.encoded import encoded_like_names, is_encoded
 from adamw_jax._core.state import Hyperparams
 from tests.catalogue import (
+    EXTRA,
     PLAIN,
     Entry,
     assert_close,
@@ -242,18 +243,43 @@ def test_what_stands_beside_a_recipe_goes_to_optax_with_it() -> None:
 # One optimizer's accumulators are not another's.
 
 
+def kept(tx: Any, state: Any) -> dict[str, Any]:
+    """The states of the stages, also those without an array, but not those of tails."""
+    tails = {spec.name for spec in tx.specs if spec.tail}
+    return {stage: memory for stage, memory in state.stages.items() if stage not in tails}
+
+
 def accumulators(name: str) -> tuple[str, ...]:
     """What an optimizer of the catalogue keeps, by the paths in its checkpoint."""
     tx = Entry(name, name).make()
-    tails = {spec.name for spec in tx.specs if spec.tail}
-    state = jax.eval_shape(tx.init, sample_params())
-    kept = {stage: memory for stage, memory in state.stages.items() if stage not in tails}
-    paths = jax.tree_util.tree_leaves_with_path(kept)
-    stages = {jax.tree_util.keystr(path[:3]) for path, leaf in paths if leaf.ndim}
-    return (*sorted(stages), *sorted({"scale_gradient"} & {*state.stages}))
+    held = kept(tx, jax.eval_shape(tx.init, sample_params()))
+    paths = jax.tree_util.tree_leaves_with_path(held)
+    arrays = {jax.tree_util.keystr(path[:3]) for path, leaf in paths if leaf.ndim}
+    return (*sorted(arrays), *sorted(held))
 
 
 SAME = {name: accumulators(name) for name in aj.list_optimizers()}
+FORMS = [{}, {"amsgrad": True}, {"schedule_inside": True}, {"schedule_inside": False}]
+RATES = {"b0": 0.5, "b1": 0.8, "b2": 0.9, "b3": 0.9, "momentum": 0.8, "eps": 1e-3, "eps_root": 0.01}
+
+
+@pytest.mark.slow
+def test_states_of_one_structure_hold_the_same_accumulators() -> None:
+    """In numbers, after equal gradients under equal hyperparameters, for every two optimizers."""
+    params, found = sample_params(), {}
+    entries = [Entry(name, name, form) for form in FORMS for name in aj.list_optimizers()]
+    entries = [entry for entry in entries if {*entry.options} <= {*entry.keywords}]
+    for entry in entries:
+        tx = entry.make()
+        state = tx.init(params)
+        rates = {key: RATES[key] for key in RATES.keys() & {*aj.hyperparams(state)}}
+        state = aj.set_hyperparams(state, rates) if rates else state
+        for step in range(4):
+            _, state = tx.update(at(GRADIENTS, step), state, params, **EXTRA)
+        held = kept(tx, state)
+        structure = str(jax.tree.structure(held)), str(jax.tree.map(jnp.shape, held))
+        assert_close(held, found.setdefault(structure, held), rtol=1e-4)
+    assert len(found) < len(entries)
 
 
 @pytest.mark.parametrize("old", aj.list_optimizers())
@@ -386,6 +412,31 @@ def test_serializers_keep_every_storage(name: str) -> None:
     assert_equal(moved, state)
     assert not report.started
     assert not report.dropped
+
+
+@pytest.mark.parametrize("old", STORED)
+def test_a_state_of_another_layout_is_refused_with_the_remedy(old: str) -> None:
+    """By every recipe, in both directions, and converted by what the error names."""
+    state = STORED[old].init(LARGE)
+    for new, tx in STORED.items():
+        if new == old or "quantized optax" in (old, new):  # which is another optimizer
+            continue
+        codes_alike = "packed" in (old, {"float32": new}.get(old))
+        remedy = "repack_state" if codes_alike else r"storage=.*migrate_state"
+        with pytest.raises(ValueError, match=remedy):
+            tx.update(LARGE, state, LARGE)
+        if "packed" not in (old, new):
+            moved, _ = aj.migrate_state(state, tx, LARGE)
+            tx.update(LARGE, moved, LARGE)
+
+
+def test_a_stage_alone_is_refused_codes_that_it_did_not_store() -> None:
+    coded, plain = (aj.estimate_moments(aj.ema(0.9, storage=word)) for word in ("8bit", None))
+    record = optax.chain(plain, aj.correct_bias(), aj.precondition())
+    state = optax.chain(coded, aj.correct_bias(), aj.precondition()).init(LARGE)
+    with pytest.raises(ValueError, match=r"dynamic8.*no storage=.*decode_state\(state\)"):
+        record.update(LARGE, state, LARGE)
+    record.update(LARGE, aj.storage.decode_state(state), LARGE)
 
 
 def test_plain_states_without_hyperparameters_or_without_their_node() -> None:

@@ -70,6 +70,17 @@ def test_injected_hyperparameters_are_found_once() -> None:
     assert moved(tx, state) == pytest.approx(-0.25)
 
 
+def test_arrays_are_hidden_from_get_and_read_by_ours() -> None:
+    """The recipe cannot know whether ``inject_hyperparams`` gave an array, which keeps it, too."""
+    state = aj.adam(jnp.float32(0.25), b1=0.5).init(PARAMS)
+    assert optax.tree.get(state, "learning_rate") is None
+    assert float(optax.tree.get(state, "b1")) == 0.5
+    for read in (aj.hyperparams(state), state.hyperparams):
+        assert float(read["learning_rate"]) == 0.25
+    with pytest.raises(ValueError, match=r"learning_rate must be a scalar.* jax\.vmap"):
+        aj.adam(jnp.ones(3))
+
+
 SEARCHES = {
     "backtracking": lambda: optax.scale_by_backtracking_linesearch(15, store_grad=True),
     "zoom": lambda: optax.scale_by_zoom_linesearch(15),

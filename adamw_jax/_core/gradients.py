@@ -225,12 +225,7 @@ def check_floating(tree: Tree, what: str) -> None:
     for name, leaf in numerics.named_leaves(tree):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-            kind = f"is a {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
-            raise TypeError(
-                f"the {what} {name!r} {kind}; only floating-point arrays can be optimized: keep it "
-                "out of the tree (in Equinox, eqx.filter(model, eqx.is_inexact_array)) or wrap the "
-                "optimizer in optax.masked."
-            )
+            raise numerics.not_floating(what, name, leaf)
 
 
 def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
@@ -239,7 +234,7 @@ def entering(gradient: Tree, params: Tree | None) -> tuple[Tree, Tree | None]:
     Equinox gives the whole model as parameters, and None as the gradient of leaves that are not
     arrays. These leaves become None in both trees.
     """
-    gradient = numerics.as_arrays(gradient)
+    gradient = numerics.as_arrays(gradient, "gradient of")
     if params is None:
         return gradient, None
     structure = jax.tree.structure(gradient)
@@ -273,7 +268,8 @@ def check_gradient(gradient: Tree, like: Tree | None) -> None:
         raise ValueError(
             "the gradients do not have the structure of the parameters given to init: "
             f"{_difference(gradient, like)}. Call init again for a changed tree; for parameters "
-            "without a gradient give zeros, or None in both trees."
+            "without a gradient give zeros, or None in both trees. If the state was made with, or "
+            "without, pack_small_leaves, convert it with repack_state."
         )
     for (name, g), p in zip(numerics.named_leaves(gradient), jax.tree.leaves(like), strict=True):
         if g.shape != p.shape:

@@ -98,7 +98,7 @@ def matrices_only(tree: Tree) -> Tree:
     Returns:
       A tree of bools like ``tree``.
     """
-    return jax.tree.map(lambda p: p.ndim > 1, tree)
+    return jax.tree.map(lambda p: np.ndim(p) > 1, tree)
 
 
 def show(tree: Tree, chosen: Tree) -> Tree:

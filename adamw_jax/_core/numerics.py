@@ -131,11 +131,28 @@ def leaving(tree: Tree, gradient: Tree, params: Tree | None) -> Tree:
     return cast_like(tree, jax.tree.map(wider, gradient, params))
 
 
-def as_arrays(tree: Tree) -> Tree:
-    """Replace Python numbers in ``tree`` by arrays."""
-    if not any(isinstance(x, bool | int | float | complex) for x in jax.tree.leaves(tree)):
+def as_arrays(tree: Tree, what: str = "parameter") -> Tree:
+    """Replace Python numbers in ``tree`` by arrays; raise if a leaf is neither.
+
+    ``what`` precedes the name of the leaf in the error.
+    """
+    if all(hasattr(x, "dtype") for x in jax.tree.leaves(tree)):
         return tree
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise not_floating(what, name, leaf)
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
+
+
+def not_floating(what: str, name: str, leaf: Any) -> TypeError:
+    """Make the error for a leaf that is not a floating-point array."""
+    dtype = getattr(leaf, "dtype", None)
+    kind = f"is a {type(leaf).__name__}" if dtype is None else f"has dtype {dtype}"
+    return TypeError(
+        f"the {what} {name!r} {kind}; only floating-point arrays can be optimized: keep it "
+        "out of the tree (in Equinox, eqx.filter(model, eqx.is_inexact_array)) or wrap the "
+        "optimizer in optax.masked."
+    )
 
 
 def named_leaves(

@@ -226,9 +226,10 @@ def check_state(
 
 
 def _check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
-    """Raise if scalars of a state have another float dtype than the present default."""
+    """Raise if a state has scalars of another float dtype, or codes without a ``storage``."""
     held = state.hyperparams
     check_width("this recipe", [held.value(name) for name in held.names[:1]], gradient)
     for spec in specs:
         if not spec.foreign:
+            check_stored(spec, state.stages.get(spec.name))
             check_width(spec.name, state.stages.get(spec.name), gradient)

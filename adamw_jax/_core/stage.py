@@ -23,6 +23,7 @@ import optax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter
+from adamw_jax._core.encoded import is_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
 
 Tree = Any
@@ -297,6 +298,20 @@ def check_width(name: str, memory: Any, gradient: Tree) -> None:
             )
 
 
+def check_stored(spec: Spec, memory: Any) -> None:
+    """Raise if a state is encoded, and its stage has no ``storage``."""
+    if spec.storage is not None:
+        return
+    for path, node in jax.tree_util.tree_leaves_with_path(memory, is_leaf=is_encoded):
+        if is_encoded(node):
+            raise ValueError(
+                f"the state of {spec.name} has {jax.tree_util.keystr(path)} stored as "
+                f"{node.layout.name}, but the recipe has no storage=. Give the storage= or the "
+                "quantize_state that wrote the state, or convert it with migrate_state(saved, tx, "
+                "params), that of a stage alone with adamw_jax.storage.decode_state(state)."
+            )
+
+
 def require_params(spec_name: str, params: Tree | None) -> None:
     """Raise if a stage needs the parameters and did not get them."""
     if params is None:
@@ -315,8 +330,8 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make ``init`` and ``update`` of a stage that is used alone."""
 
     def init_fn(params: Tree) -> StageState:
-        params = numerics.as_arrays(params)
-        memory = optax.EmptyState() if spec.init is None else spec.init(params)
+        make = spec.init
+        memory = optax.EmptyState() if make is None else make(numerics.as_arrays(params))
         return StageState(jnp.zeros([], jnp.int32), memory)
 
     def update_fn(updates: Any, state: StageState, params: Tree | None = None, **extra: Any):
@@ -325,6 +340,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         check_flow(spec, updates)
         record = updates if spec.takes is Kind.MOMENTS else None
         gradient, params = entering(updates if record is None else record.gradient, params)
+        check_stored(spec, state.memory)
         check_width(spec.name, state.memory, gradient)
         values = {name: hyper.at(state.count) for name, hyper in spec.hyperparams.items()}
         step = Step(state.count, values, params, extra)

@@ -134,8 +134,9 @@ def spectral_density(
     k, num_probes = whole_number("k", k), whole_number("num_probes", num_probes)
     if kernel_variance is not None:
         kernel_variance = number("kernel_variance", kernel_variance, above=0.0)
+    params = real_params(params)
     nodes, weights = _sampled(loss_fn, params, batch, key, k=k, num=num_probes, product=product)
-    size = sum(x.size for x in jax.tree.leaves(real_params(params)))
+    size = sum(x.size for x in jax.tree.leaves(params))
     return smoothed(nodes, weights, size, kernel_variance=kernel_variance, grid=grid)
 
 

@@ -63,6 +63,7 @@ def hessian_diag(
       A tree like ``params``, in float32 or wider.
     """
     one_of("method", method, METHODS)
+    params = real_params(params)
     chunk = whole_number("chunk", chunk)
     if method == "exact":
         if num is not None or key is not None:
@@ -78,7 +79,7 @@ def hessian_diag(
     num = whole_number("num", num)
     if method == "hutchinson":
         return _hutchinson(loss_fn, params, batch, key, num=num, chunk=chunk, product=product)
-    size = sum(x.size for x in jax.tree.leaves(real_params(params)))
+    size = sum(x.size for x in jax.tree.leaves(params))
     if num > size:
         raise ValueError(f"num must be at most {size}, the number of parameters, got {num}.")
     if 2 * num >= size:

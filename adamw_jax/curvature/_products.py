@@ -185,7 +185,7 @@ def _reshard(x: jax.Array, sharding: Any) -> jax.Array:
 
 def real_params(params: Tree) -> Tree:
     """Return ``params`` as arrays, checked to be real floating-point and at least one."""
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(jnp.asarray, numerics.as_arrays(params))
     for name, leaf in numerics.named_leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(

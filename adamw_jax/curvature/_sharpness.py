@@ -105,7 +105,7 @@ def preconditioned_sharpness(
       (KOALA-V, ``norm_adaptive_sgd``). KOALA-M and recipes that scale the direction later (trust
       ratios, clipping) have other thresholds.
     """
-    steps = whole_number("steps", steps)
+    steps, params = whole_number("steps", steps), real_params(params)
     value = gradient = None
     if measures_loss(tx):
         value, gradient = _loss_and_gradient(loss_fn, params, batch)
@@ -116,7 +116,7 @@ def preconditioned_sharpness(
 
 @functools.partial(jax.jit, static_argnames="loss_fn")
 def _loss_and_gradient(loss_fn: LossFn, params: Tree, batch: Any) -> tuple[jax.Array, Tree]:
-    gradient_of = functools.partial(jax.value_and_grad(loss_fn), real_params(params))
+    gradient_of = functools.partial(jax.value_and_grad(loss_fn), params)
     return batch.mean(gradient_of) if isinstance(batch, Batches) else gradient_of(batch)
 
 
@@ -137,9 +137,7 @@ def _scaled_sharpness(
     def scaled(v: Tree) -> Tree:
         return jax.tree.map(lambda r, x: r * numerics.widen(x), roots, v)
 
-    pairs = extreme_pairs(
-        lambda v: scaled(linear(scaled(v))), real_params(params), key, 1, "largest", steps
-    )
+    pairs = extreme_pairs(lambda v: scaled(linear(scaled(v))), params, key, 1, "largest", steps)
     return pairs[0][0]
 
 

@@ -26,7 +26,7 @@ from jax import lax
 
 from adamw_jax._core.checks import whole_number
 from adamw_jax.curvature._lanczos import at_present_precision, matfree
-from adamw_jax.curvature._products import LinearMap, LossFn, Product, flat_map, hvp_fn
+from adamw_jax.curvature._products import LinearMap, LossFn, Product, flat_map, hvp_fn, real_params
 
 Tree = Any
 Estimate = tuple[jax.Array, jax.Array]
@@ -57,7 +57,7 @@ def hessian_trace(
       The estimate and its standard error, scalars in float32 or wider.
     """
     num, chunk = whole_number("num", num, least=2), whole_number("chunk", chunk)
-    return _trace(loss_fn, params, batch, key, num=num, chunk=chunk, product=product)
+    return _trace(loss_fn, real_params(params), batch, key, num=num, chunk=chunk, product=product)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "num", "chunk", "product"))

@@ -30,7 +30,7 @@ from adamw_jax._core.checks import one_of
 from adamw_jax._core.state import ComposeState, find
 from adamw_jax.curvature import Rates, hvp_fn, lanczos, lr_momentum_from_spectrum
 from adamw_jax.curvature._arrays import random_direction
-from adamw_jax.curvature._products import LossFn, Product
+from adamw_jax.curvature._products import LossFn, Product, real_params
 from adamw_jax.curvature._spectrum_rates import METHODS, SMALLEST
 from adamw_jax.moments import MomentsState
 from adamw_jax.state import hyperparams, set_hyperparams
@@ -80,7 +80,7 @@ def learn_rates(
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)
     _check_plain(state, learning_rate)
-    rates = _rates(loss_fn, product, method, mu, num_steps, params, batch, key)
+    rates = _rates(loss_fn, product, method, mu, num_steps, real_params(params), batch, key)
     if not all(bool(jnp.isfinite(x)) for x in rates):
         raise ValueError(
             f"the curvature gives no learning rate, got {rates}: it is zero or not finite at these "

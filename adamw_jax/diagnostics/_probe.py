@@ -117,7 +117,7 @@ def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
             "probe(clip_gradient(1.0), adamw(1e-3))."
         )
     prefixes = [f"{path}/" if len(found) > 1 else "" for path, _ in found]
-    names = None if params is None else numerics.leaf_names(params)
+    names = None if params is None else numerics.leaf_names(numerics.as_arrays(params))
     return {
         prefix + name: _named(value, names)
         for prefix, (_, node) in zip(prefixes, found, strict=True)

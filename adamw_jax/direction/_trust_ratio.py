@@ -16,7 +16,7 @@ Array([0., 5.], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,10 @@ from adamw_jax.direction._rules import ParameterRules
 Tree = Any
 
 OF = ("direction", "gradient")
+
+
+class RatioOfGradientState(NamedTuple):
+    """Marks a state, without an array, whose moments are of gradients scaled by trust ratios."""
 
 
 def scale_by_trust_ratio(
@@ -77,8 +81,8 @@ def scale_by_trust_ratio(
       of: ``"direction"``, or ``"gradient"`` to put the stage before the moments, as in LARS.
 
     Returns:
-      A stage *direction -> direction* or *gradient -> gradient*, without state. It needs the
-      parameters.
+      A stage *direction -> direction*, without state, or *gradient -> gradient*, which marks the
+      state but has no array. It needs the parameters.
     """
     one_of("of", of, OF)
     declared = declare(
@@ -156,6 +160,7 @@ def scale_by_trust_ratio(
         kind,
         kind,
         apply,
+        init=(lambda params: RatioOfGradientState()) if of == "gradient" else None,
         hyperparams=declared,
         needs_params=True,
         reduces=True,

@@ -60,7 +60,7 @@ class Blocks:
           is_bias: which leaves are biases: a tree of bools, a function of the parameters, or a
             pattern for names of leaves; None for leaves named ``bias`` or ``b``.
         """
-        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, numerics.as_arrays(params)))
         names = numerics.leaf_names(params)
         biases = jax.tree.leaves(_biases(is_bias, params))
         numbers: dict[Hashable, int] = {}

@@ -4,6 +4,7 @@ from adamw_jax._core.record import Clock, Moments, Reading
 from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState, amsgrad_max
 from adamw_jax.moments._averages import (
     CenteredSquaresState,
+    FlooredSquaresState,
     SquaresState,
     ema,
     ema_of_centered_squares,
@@ -35,6 +36,7 @@ __all__ = [
     "Clock",
     "CorrectedMaximumState",
     "DifferencesState",
+    "FlooredSquaresState",
     "FrictionState",
     "HeavyBallState",
     "InfinityNormState",

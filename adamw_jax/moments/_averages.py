@@ -167,6 +167,19 @@ class CenteredSquaresState(NamedTuple):
     moment = property(operator.itemgetter(0))
 
 
+class FlooredSquaresState(NamedTuple):
+    """State of ``ema_of_centered_squares(from_floor=True)``.
+
+    Attributes:
+      floored_squares: the average, which started at ``eps_root``, params-shaped.
+      clock: its weights.
+    """
+
+    floored_squares: Tree
+    clock: Clock
+    moment = property(operator.itemgetter(0))
+
+
 def ema_of_centered_squares(
     b2: ScalarOrSchedule = 0.999,
     eps_root: ScalarOrSchedule = 1e-16,
@@ -183,7 +196,8 @@ def ema_of_centered_squares(
     Args:
       b2: decay rate in [0, 1), or a schedule of it; 0.999.
       eps_root: added at every step, >= 0; 1e-16, as in ``adabelief``.
-      from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad).
+      from_floor: start the accumulator at ``eps_root`` instead of 0 (ACProp with AMSGrad). The two
+        accumulators have states of different classes.
       dtype: storage dtype; the default is float32 (float64 under x64).
       storage: how the arrays are stored, as for ``ema``.
 
@@ -209,7 +223,7 @@ def ema_of_centered_squares(
         residual,
         dtype=dtype,
         real=True,
-        kind=CenteredSquaresState,
+        kind=FlooredSquaresState if from_floor else CenteredSquaresState,
         floor=floor,
         storage=storage,
     )

@@ -50,7 +50,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Raises:
       ValueError: the states differ by more than packing.
     """
-    tx, plain = transformation(tx, "tx"), numerics.unbox(params)
+    tx, plain = transformation(tx, "tx"), numerics.unbox(numerics.as_arrays(params))
     want, structure = jax.tree_util.tree_flatten_with_path(
         jax.eval_shape(tx.init, plain), is_leaf=_is_absent
     )

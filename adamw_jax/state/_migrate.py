@@ -85,7 +85,7 @@ def migrate_state(
     """
     tx = transformation(tx, "tx")
     plain = numerics.unbox(saved)
-    target = stored = tx.init(numerics.unbox(params))
+    target = stored = tx.init(numerics.unbox(numerics.as_arrays(params)))
     if _must_decode(plain, target):
         plain, target = decode_state(plain), decode_state(target)
     old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")

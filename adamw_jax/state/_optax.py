@@ -84,7 +84,7 @@ def from_optax(
     plain = numerics.unbox(saved)
     theirs = _their_state(plain)
     _check_understood(plain)
-    target = tx.init(numerics.unbox(params))
+    target = tx.init(numerics.unbox(numerics.as_arrays(params)))
     ours: Any = decode_state(target)
     scheduled = _schedule_count(plain)
     steps = _their_count(theirs, scheduled)
@@ -134,7 +134,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         has no place, such as averaged weights: read them with ``eval_params`` first.
     """
     tx = transformation(tx, "tx")
-    plain, target = numerics.unbox(state), tx.init(numerics.unbox(params))
+    plain, target = numerics.unbox(state), tx.init(numerics.unbox(numerics.as_arrays(params)))
     found = states.nodes(plain, ComposeState)
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamw_jax._core.encoded import Encoded, encoded, is_encoded
-from adamw_jax._core.numerics import leaf_names, owners_in, unbox
+from adamw_jax._core.numerics import as_arrays, leaf_names, owners_in, unbox
 from adamw_jax._core.stage import transformation
 from adamw_jax.storage._shards import placed
 
@@ -51,6 +51,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
         the blocks of its codes, or a leaf that is packed with others.
     """
     tx = transformation(tx, "tx")
+    params = as_arrays(params)
     whole = _leaves(params, shardings)
     kinds = {each.memory_kind for each in whole}
     everywhere = NamedSharding(

@@ -20,6 +20,7 @@ import optax
 
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import Hyperparameter
+from adamw_jax._core.numerics import as_arrays
 from adamw_jax._core.stage import transformation
 
 HEADER = ("stage", "kinds", "hyperparameters", "state", "bytes/param")
@@ -37,7 +38,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
       of bias correction) are counted in the sum only.
     """
     tx = transformation(tx, "tx")
-    shapes = jax.eval_shape(lambda p: p, params)
+    shapes = jax.eval_shape(lambda p: p, as_arrays(params))
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     state = jax.eval_shape(tx.init, shapes)
     rows = []

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from adamw_jax._core import numerics, optax_states
 from adamw_jax._core.encoded import decode_state
@@ -27,6 +28,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
 
     A state with other weights than the parameters has a method ``eval_params()``. It returns a tree
     with the structure of the parameters, and a function of a leaf of this tree and the parameter.
+    Under ``optax.flatten`` this tree is one vector; it is cut into the leaves of ``params``.
 
     Args:
       state: state of any optax transformation, under any number of wrappers. Those of
@@ -64,12 +66,23 @@ def eval_params(state: Any, params: Tree) -> Tree:
         kept, evaluate = found[name]
         return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
 
+    if [*found] == [""] and _joined(found[""][0], params):
+        vector, cut = ravel_pytree(params)
+        return cut(choose("", vector))
     if unknown := sorted(set(found) - set(numerics.leaf_names(params))):
         raise ValueError(
             f"the state holds averages of {unknown}, which params does not have (its leaves are "
-            f"{numerics.leaf_names(params)}): give the tree that init was given."
+            f"{numerics.leaf_names(params)}): give the tree that init was given, or for a part of "
+            "the state the parameters of that part."
         )
     return numerics.map_named(choose, params) if found else params
+
+
+def _joined(kept: jax.Array, params: Tree) -> bool:
+    """Return whether ``kept`` is of all leaves of ``params``, joined by ``optax.flatten``."""
+    leaves = numerics.named_leaves(numerics.as_arrays(params))
+    itself = any(not name and kept.shape[kept.ndim - x.ndim :] == x.shape for name, x in leaves)
+    return kept.shape[-1:] == (sum(x.size for _, x in leaves),) and not itself
 
 
 def _averages(node: Any) -> bool:

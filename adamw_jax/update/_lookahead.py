@@ -118,7 +118,9 @@ def lookahead(
 
     Returns:
       A stage *update -> update*, or the wrapping transformation. Both take ordinary parameters,
-      unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights.
+      unlike ``optax.lookahead``, and ``eval_params(state, params)`` gives the slow weights. A
+      parameter can have only one Lookahead: of two, the inner one would not know that the outer one
+      has moved the parameter at a sync, and would go part of the way back at its own next sync.
 
     Raises:
       ValueError: ``inner_state`` is given without ``inner``, or (in ``init``) the inner optimizer
