@@ -21,7 +21,16 @@ from adamw_jax._core.encoding import check_encoded, update_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
 from adamw_jax._core.kinds import twice
 from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
-from adamw_jax._core.stage import Facts, Kind, Spec, Step, check_width, increment, require_params
+from adamw_jax._core.stage import (
+    Facts,
+    Kind,
+    Spec,
+    Step,
+    check_stored,
+    check_width,
+    increment,
+    require_params,
+)
 from adamw_jax._core.state import ComposeState, Hyperparams, check_hyperparams, check_owners
 
 Tree = Any

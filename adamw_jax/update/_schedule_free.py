@@ -91,10 +91,9 @@ def schedule_free(
     declared = declare(learning_rate=length(learning_rate), interpolation=exponent(interpolation))
 
     def init(params: Tree) -> ScheduleFreeState:
+        start = declared["interpolation"].at(jnp.zeros([], jnp.int32))
         none = jnp.zeros([], numerics.default_float())
-        return ScheduleFreeState(
-            numerics.copied(params), declared["interpolation"].at(0), none, none + 0
-        )
+        return ScheduleFreeState(numerics.copied(params), start, none, jnp.zeros_like(none))
 
     def apply(update: Tree, state: ScheduleFreeState, step: Step) -> tuple[Tree, ScheduleFreeState]:
         rate, new = step["learning_rate"], step["interpolation"]
