@@ -6,6 +6,7 @@ this library. ``s`` is the state of the leaf, ``t`` counts from 1.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -300,6 +301,26 @@ def gadam(p, g, s, t, decoupled_wd=False, **h):
     return torch_adam(p, g, s, t, decoupled_weight_decay=decoupled_wd, **h)
 
 
+def schedule_free(
+    p, g, s, t, lr, betas, eps, weight_decay, r, weight_lr_power, rectify=False,
+    warmup_steps=0, silent_sgd_phase=True,
+):  # fmt: skip
+    """Keeps x, y and z; the library computes x from the others."""
+    (b1, b2), z, x = betas, s.setdefault("z", p), s.setdefault("avg", p)
+    v = average(s, "v", g * g, b2) / (1 - b2**t)
+    lr, adaptive = lr * min(t / max(warmup_steps, 1), 1), True
+    if rectify:
+        adaptive = rho(t, b2) > 4
+        lr = lr * (rectifier(t, b2) if adaptive else float(not silent_sgd_phase))
+    top = s["top"] = max(lr, s.get("top", 0.0))
+    weight = t**r * top**weight_lr_power
+    total = s["total"] = s.get("total", 0.0) + weight
+    c = weight / total if total else 0.0
+    z = s["z"] = z - lr * ((g / (v**0.5 + eps) if adaptive else g) + weight_decay * p)
+    x = s["avg"] = (1 - c) * x + c * z
+    return (1 - b1) * z + b1 * x
+
+
 FORMULAS: dict[tuple[str, str], Formula] = {
     ("adam", "torch"): torch_adam,
     ("adam", "fairseq"): fairseq_adam,
@@ -326,6 +347,8 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("Gadam", ""): averaged(gadam),
     ("GadamX", ""): averaged(padam),
     ("SWA", ""): averaged(sgd),
+    ("AdamWScheduleFree", ""): schedule_free,
+    ("RAdamScheduleFree", ""): functools.partial(schedule_free, rectify=True),
 }
 
 

@@ -167,6 +167,20 @@ def gadam_row(function: Callable[..., Any], names: Mapping[str, Name], **default
     return Row(function, scheduled_names, {}, defaults, {"learning_rate": scheduled})
 
 
+def warmed_up(case: Case) -> np.ndarray:
+    """The learning rate at each step of a linear warm-up."""
+    steps = np.arange(1, case.steps + 1) / max(case.hyperparameters["warmup_steps"], 1)
+    return case.hyperparameters["lr"] * np.minimum(steps, 1.0)
+
+
+FREE: dict[str, Name] = {
+    **PLAIN,
+    **same("weight_decay"),
+    "r": "step_power",
+    "weight_lr_power": "rate_power",
+    "silent_sgd_phase": where(below={True: "skip", False: "momentum"}),
+}
+
 ROWS: dict[tuple[str, str], list[Row]] = {
     ("PNM", ""): [Row(aj.pnm, PNM, defaults=ALWAYS)],
     ("AdaPNM", ""): [Row(aj.adapnm, ADAPNM, defaults={"lr": 1e-3, **ALWAYS})],
@@ -204,6 +218,14 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("Lion", ""): [
         Row(aj.lion, {**same("learning_rate", "b1", "b2", "weight_decay"), **labels("_seed")})
     ],
+    ("AdamWScheduleFree", ""): [
+        Row(
+            aj.schedule_free_adamw,
+            {**FREE, "lr": None, "warmup_steps": None},
+            recorded={"learning_rate": warmed_up},
+        )
+    ],
+    ("RAdamScheduleFree", ""): [Row(aj.schedule_free_radam, FREE)],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],
