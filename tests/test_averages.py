@@ -78,6 +78,15 @@ def test_weights_of_a_mapped_state_are_those_of_its_members(name: str, mapped: s
 
 
 @pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("shape", [(3,), (), (1, 4)])
+def test_parameters_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    tx, params = AVERAGES[name](), {"w": jnp.ones((2, 4))}
+    _, state = tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"average of 'w' has shape .* the tree that init was"):
+        aj.eval_params(state, {"w": jnp.ones(shape)})
+
+
+@pytest.mark.parametrize("name", AVERAGES)
 def test_flattened_weights_have_the_shapes_of_the_parameters(name: str) -> None:
     """``optax.flatten`` keeps one vector; also of a single leaf, with or without a name."""
     matrix = jnp.arange(6.0).reshape(2, 3)

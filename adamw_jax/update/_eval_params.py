@@ -9,6 +9,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
 
     Raises:
       ValueError: the state has two averages of a parameter, or the average of a parameter that
-        ``params`` lacks.
+        ``params`` lacks or has in another shape.
     """
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
@@ -63,8 +64,15 @@ def eval_params(state: Any, params: Tree) -> Tree:
         if name not in found:
             return leaf
         leaf = numerics.as_arrays(leaf)
-        kept, evaluate = found[name]
-        return lax.convert_element_type(evaluate(kept, leaf), leaf.dtype)
+        (kept, evaluate), average = found[name], None
+        with contextlib.suppress(TypeError, ValueError):  # shapes that cannot be broadcast
+            average = evaluate(kept, leaf)
+        if average is None or average.shape != leaf.shape:
+            raise ValueError(
+                f"the average of {name!r} has shape {kept.shape}, the parameter in params "
+                f"{leaf.shape}: give the tree that init was given."
+            )
+        return lax.convert_element_type(average, leaf.dtype)
 
     if [*found] == [""] and _joined(found[""][0], params):
         vector, cut = ravel_pytree(params)
