@@ -118,7 +118,7 @@ TAKES = {
     "probe": lambda tx: aj.probe(tx),
     "lookahead": lambda tx: aj.lookahead(tx),
     "quantize_state": lambda tx: aj.quantize_state(tx),
-    "pack_small_leaves": lambda tx: aj.pack_small_leaves(tx),
+    "pack_small_leaves": lambda tx: aj.pack_small_leaves(tx, elementwise=True),
     "state_shardings": lambda tx: aj.state_shardings(tx, PARAMS, _spread()),
     "summary": lambda tx: aj.summary(tx, PARAMS),
     "migrate_state": lambda tx: aj.migrate_state(aj.adamw(1e-3).init(PARAMS), tx, PARAMS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import pathlib
 from typing import Any
@@ -16,10 +17,9 @@ from hypothesis import given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamw_jax as aj
-from adamw_jax.extend import Kind
+from adamw_jax.extend import Kind, Part, Stage, Step, average, decay_rate, declare, stage
 from adamw_jax.packing import pack_small_leaves, repack_state
 from adamw_jax.packing._buffers import Packer
-from adamw_jax.packing._elementwise import programs
 from tests.catalogue import (
     PLAIN,
     Entry,
@@ -35,12 +35,31 @@ from tests.catalogue import (
     sample_params,
 )
 
-NO_MOMENTS = [
-    entry.name
-    for entry in PLAIN
-    if not any(spec.gives is Kind.MOMENTS for spec in entry.make().specs)
+OPTIONS = [
+    Entry("adam-nesterov", "adam", {"nesterov": True}),
+    Entry("adam-rectify", "adam", {"rectify": True, "amsgrad": True, "eps_hat": True}),
+    Entry("amsgrad-corrected", "amsgrad", {"maximum": "corrected"}),
+    Entry("acprop-rectify", "acprop", {"rectify": True, "numerator": "momentum"}),
+    Entry("adan-restart", "adan", {"restart_period": 2, "start": "first_gradient"}),
+    Entry("sgdw-plain", "sgdw", {"momentum": None}),
+    Entry("sgdw-nesterov", "sgdw", {"nesterov": True, "dampening": 0.5}),
 ]
-PACKABLE = [e for e in PLAIN if e.name not in (*NO_MOMENTS, "adafactor")]
+
+
+def on_moments(entry: Entry) -> list[Any]:
+    """The declarations of its stages from the moments to the direction."""
+    return [s for s in entry.make().specs if Kind.MOMENTS in (s.takes, s.gives)]
+
+
+def unpacked(entry: Entry) -> tuple[Any, Any]:
+    """Parameters and state after some steps without packing."""
+    known = entry in PLAIN
+    return reference(entry) if known else run(entry.make(), sample_params(), sample_gradients())
+
+
+WITH_MOMENTS = [entry for entry in [*PLAIN, *OPTIONS] if on_moments(entry)]
+PACKABLE = [e for e in WITH_MOMENTS if all(spec.elementwise for spec in on_moments(e))]
+NO_MOMENTS = [entry.name for entry in PLAIN if not on_moments(entry)]
 packable = pytest.mark.parametrize("entry", PACKABLE, ids=label)
 
 
@@ -53,14 +72,35 @@ def test_the_catalogue_steps_as_unpacked(entry: Entry) -> None:
     """Every optimizer with moments: the same parameters, and a state that unpacks to the same."""
     tx = pack_small_leaves(entry.make())
     got, state = run(tx, sample_params(), sample_gradients())
-    expected, plain = reference(entry)
+    expected, plain = unpacked(entry)
     assert_close(got, expected)
     assert_close(repack_state(state, entry.make(), got), plain)
 
 
+def test_the_catalogue_has_every_stage_and_part_that_declares_elementwise() -> None:
+    """So the test above shows that each declaration is true."""
+    made = []
+    for function in vars(aj.moments).values():
+        if inspect.isfunction(function) and not _required(function):
+            made.append(function())
+    stages = {x.spec.name for x in made if isinstance(x, Stage) and x.spec.elementwise}
+    kinds = {x.kind for x in made if isinstance(x, Part) and x.elementwise and x.kind}
+    assert len(stages) > 7
+    assert len(kinds) > 6
+    states = [unpacked(entry)[1].stages["estimate_moments"] for entry in PACKABLE]
+    assert stages <= {spec.name for entry in PACKABLE for spec in on_moments(entry)}
+    assert kinds <= {type(part) for state in states for part in (state.first, state.second)}
+    assert {e.name for e in WITH_MOMENTS} - {e.name for e in PACKABLE} == {"adafactor"}
+
+
+def _required(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
+
+
 @packable
 def test_three_leaves_of_state_become_one(entry: Entry) -> None:
-    state, plain = pack_small_leaves(entry.make()).init(sample_params()), reference(entry)[1]
+    state, plain = pack_small_leaves(entry.make()).init(sample_params()), unpacked(entry)[1]
     parts = jax.tree.leaves(
         plain.stages.get("estimate_moments"), is_leaf=lambda x: isinstance(x, dict)
     )
@@ -248,76 +288,85 @@ FOREIGN = {
 def test_other_transformations(name: str) -> None:
     tx, params = FOREIGN[name], sample_params()
     with jax.numpy_dtype_promotion("standard"):  # optax itself is not strict
-        got, state = run(pack_small_leaves(tx), params, sample_gradients())
+        got, state = run(pack_small_leaves(tx, elementwise=True), params, sample_gradients())
         expected, plain = run(tx, params, sample_gradients())
     assert_close(got, expected)
     assert_close(repack_state(state, tx, params), plain)
     assert buffers(state) < buffers(plain)
 
 
-MASK = {"dense": {"bias": False, "kernel": True}, "scale": True}
+def own_recipe(of_moments: Stage, **declared: Any) -> Any:
+    """A recipe with an own second moment and an own stage on moments."""
+
+    def entries(gradient: Any, first: Any) -> Any:
+        del first
+        return jax.tree.map(lambda g: jnp.minimum(g * g, 1.0), gradient)
+
+    second = average("own", "b2", declare(b2=decay_rate(0.9)), entries, real=True, **declared)
+    return aj.compose(
+        aj.estimate_moments(aj.ema(0.9), second),
+        of_moments,
+        aj.precondition(),
+        aj.scale_by_learning_rate(0.05),
+    )
+
+
+def own_stage(factor: Any, **declared: Any) -> Stage:
+    """A stage that multiplies the direction by a function of the gradient."""
+
+    def apply(record: Any, state: Any, step: Step) -> tuple[Any, Any]:
+        del step
+        return record.scaled(jax.tree.map(factor, record.gradient)), state
+
+    return stage("own_stage", Kind.MOMENTS, Kind.MOMENTS, apply, **declared)
+
+
+def test_stages_and_parts_of_your_own_are_packed_as_they_declare() -> None:
+    """Declared or vouched for; a false declaration gives other steps, as a test would see."""
+    arguments = sample_params(), sample_gradients()
+    true = own_recipe(own_stage(jnp.cos, elementwise=True), elementwise=True)
+    silent = own_recipe(own_stage(jnp.cos))
+    expected = run(true, *arguments)[0]
+    assert_close(run(pack_small_leaves(true), *arguments)[0], expected)
+    assert_close(run(pack_small_leaves(silent, elementwise=True), *arguments)[0], expected)
+    false = own_recipe(own_stage(jnp.sum, elementwise=True), elementwise=True)
+    with pytest.raises(AssertionError):
+        assert_close(run(pack_small_leaves(false), *arguments)[0], run(false, *arguments)[0])
+
+
 REFUSED = {
-    "global norm": (optax.clip_by_global_norm(1.0), "uses reduce_sum"),
-    "leaf norm": (optax.lamb(0.05), "'dense/bias' is not element-wise"),
-    "mask": (optax.adamw(0.05, mask=MASK), "'dense/bias' and 'dense/kernel' are treated diff"),
-    "noise": (optax.add_noise(0.1, 0.5, 0), "an array that is not a leaf"),
-    "branches": (optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), "uses cond"),
-    "by shape": (
-        optax.masked(optax.trace(0.9), lambda t: jax.tree.map(lambda p: p.ndim > 1, t)),
-        "treated differently",
+    "encoded": (aj.adamw(0.05, storage="8bit"), r"encodes its state leaf by leaf.*quantize_state"),
+    "factored": (aj.adafactor(0.05), r"estimate_moments, or a part in it, does not declare"),
+    "own part": (
+        own_recipe(aj.correct_bias()),
+        r"estimate_moments, or .*Part\(..., elementwise=True",
     ),
-    "labels": (
-        optax.partition(
-            {"x": optax.adam(0.05), "y": optax.sgd(0.05)},
-            {"dense": {"bias": "x", "kernel": "y"}, "scale": "x"},
-        ),
-        r"'dense/bias' and 'dense/kernel' are treated diff.*each part of optax\.partition",
+    "own stage": (
+        own_recipe(own_stage(jnp.cos), elementwise=True),
+        r"own_stage, .*does not declare.*stage\(..., elementwise=True\)",
     ),
-    "loss value": (
-        optax.contrib.momo(),
-        r"does not update 'dense/bias'.* alone \(TypeError: .*'value'\)",
-    ),
-    "objective": (
-        optax.contrib.sophia(0.05),
-        r"does not update 'dense/bias'.* alone \(ValueError: obj_fn must be provided.*\)",
-    ),
-    "encoded": (aj.adamw(0.05, storage="8bit"), "encodes its state leaf by leaf.*quantize_state"),
-    "encoded inside": (
-        aj.quantize_state(optax.adam(0.05), min_size=1),
-        "another form, Encoded",
-    ),
-    "factored": (aj.adafactor(0.05, min_dim_size_to_factor=2), "not element-wise"),
+    "optax": (optax.adamw(0.05), r"declares nothing.*elementwise=True.*clip_by_global_norm"),
+    "quantized": (aj.quantize_state(optax.adam(0.05)), "declares nothing"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals_name_the_leaf_and_a_remedy(name: str) -> None:
+def test_what_does_not_declare_is_refused_with_a_remedy(name: str) -> None:
     tx, message = REFUSED[name]
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        pytest.raises(ValueError, match=f"{message}(.|\n)*pack_small_leaves"),
-    ):
-        pack_small_leaves(tx).init(sample_params())
+    with pytest.raises(ValueError, match=f"{message}(.|\n)*pack_small_leaves"):
+        pack_small_leaves(tx)
 
 
 def test_the_parts_of_a_partition_are_packed() -> None:
     """The remedy where labels tell small leaves apart."""
     parts = {"x": optax.adam(0.05), "y": optax.sgd(0.05, momentum=0.9)}
     labels = {"dense": {"bias": "x", "kernel": "y"}, "scale": "x"}
-    packed = {name: pack_small_leaves(part) for name, part in parts.items()}
+    packed = {name: pack_small_leaves(part, elementwise=True) for name, part in parts.items()}
     with jax.numpy_dtype_promotion("standard"):
         got, state = run(optax.partition(packed, labels), sample_params(), sample_gradients())
         expected, plain = run(optax.partition(parts, labels), sample_params(), sample_gradients())
     assert_close(got, expected)
     assert buffers(state) < buffers(plain)
-
-
-def test_a_mask_that_tells_only_the_buffer_apart_is_refused() -> None:
-    """All leaves are matrices, but their buffer is a vector."""
-    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))}
-    tx = optax.add_decayed_weights(0.1, lambda t: jax.tree.map(lambda p: p.ndim > 1, t))
-    with pytest.raises(ValueError, match="a buffer of leaves"):
-        pack_small_leaves(tx).init(params)
 
 
 @pytest.mark.parametrize("name", NO_MOMENTS)
@@ -334,6 +383,8 @@ def test_bad_arguments() -> None:
         pack_small_leaves(aj.adamw(0.1), limit=-1)
     with pytest.raises(ValueError, match=r"group must be a whole number >= 2, got 1"):
         pack_small_leaves(aj.adamw(0.1), group=1)
+    with pytest.raises(ValueError, match=r"elementwise must be True or False, got 'yes'"):
+        pack_small_leaves(optax.sgd(0.1), elementwise="yes")  # pyright: ignore[reportArgumentType]
     chosen = aj.compose(
         aj.estimate_moments(), aj.only(aj.amsgrad_max(), "*/kernel"), aj.precondition()
     )
@@ -352,7 +403,8 @@ def test_gradients_that_do_not_fit() -> None:
 
 def test_gradients_of_mixed_dtypes() -> None:
     """An optax transformation keeps dtypes, so one buffer has one."""
-    tx, params = pack_small_leaves(optax.trace(0.9)), {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = pack_small_leaves(optax.trace(0.9), elementwise=True)
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     mixed = {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16)}
     with pytest.raises(ValueError, match=r"\['bfloat16', 'float32'\]: cast the gradients"):
         tx.update(mixed, tx.init(params), params)
@@ -441,23 +493,3 @@ def test_repacking_between_groups(shapes: Any, one: int, other: int) -> None:
     first = repack_state(start, txs[0], params)
     second = repack_state(first, txs[1], params)
     assert_equal(repack_state(second, plain, params), start)
-
-
-def test_programs_of_alike_leaves_and_constants() -> None:
-    """Shape alone makes no difference; a constant, an order of operations or a leaf read does."""
-    a, b = jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((2, 2), jnp.float32)
-    [found] = programs(aj.scale_by_radam(), {"a": a, "b": b})
-    assert found[0] == found[1]
-
-    def swapped(updates: Any, state: Any, params: Any = None) -> Any:
-        return {"a": updates["b"], "b": updates["a"]}, state
-
-    with pytest.raises(ValueError, match="go to another leaf"):
-        programs(optax.GradientTransformation(optax.init_empty_state, swapped), {"a": a, "b": a})
-
-    def twice(updates: Any, state: Any, params: Any = None) -> Any:
-        return {"a": updates["a"] * 2.0, "b": updates["b"] * 3.0}, state
-
-    tx = optax.GradientTransformation(optax.init_empty_state, twice)
-    [(one, two)] = programs(tx, {"a": a, "b": a})
-    assert one != two

@@ -156,7 +156,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "8bit": lambda: quantize_state(wide(), min_size=1),
     "8bit optax": lambda: quantize_state(optax.adamw(0.05), min_size=1),
     "packed": lambda: pack_small_leaves(wide()),
-    "packed optax": lambda: pack_small_leaves(optax.adamw(0.05)),
+    "packed optax": lambda: pack_small_leaves(optax.adamw(0.05), elementwise=True),
     "l2": lambda: wide("adam", l2=0.1, mask=matrices_only),
     "mask": lambda: wide(weight_decay=0.5, mask=matrices_only),
     "clipped": lambda: compose(adamw_jax.clip_gradient(0.1), wide()),

@@ -143,6 +143,7 @@ class Spec(NamedTuple):
     write_after_read: Callable[[Any, Tree, Step], Any] | None = None
     reduces: bool = False  # whether it reduces over a whole leaf before the result can be used
     clips: bool = False  # whether it may shorten its input, which ``probe`` counts
+    elementwise: bool = False  # on moments: each result from the same element, by leaves alike
     reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the old v
     foreign: bool = False  # whether its state is made by a transformation of another library
 
@@ -219,13 +220,15 @@ def stage(
     write_after_read: Callable[[Any, Tree, Step], Any] | None = None,
     reduces: bool = False,
     clips: bool = False,
+    elementwise: bool = False,
     reads: str = "",
 ) -> Stage:
     """Declare a stage; ``init=None`` if it has no state, see ``Spec`` for the other arguments."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
     spec = spec._replace(write_after_read=write_after_read, slopes=slopes)
-    return stage_of(spec._replace(reduces=reduces, clips=clips, reads=reads))
+    spec = spec._replace(reduces=reduces, clips=clips, elementwise=elementwise, reads=reads)
+    return stage_of(spec)
 
 
 TAILS: set[str] = set()

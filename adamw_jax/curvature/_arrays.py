@@ -28,7 +28,6 @@ def real_array(
     above: float = -math.inf,
     least: float = -math.inf,
     below: float = math.inf,
-    most: float = math.inf,
 ) -> jax.Array:
     """Return ``value`` in the default float dtype, checked against bounds.
 
@@ -40,7 +39,6 @@ def real_array(
             (">", above, known <= above),
             (">=", least, known < least),
             ("<", below, known >= below),
-            ("<=", most, known > most),
         )
         stated = [(f"{sign} {x:g}", wrong) for sign, x, wrong in bounds if math.isfinite(x)]
         for _, wrong in stated:

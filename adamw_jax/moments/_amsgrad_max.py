@@ -100,4 +100,4 @@ def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
         )
         return record.with_second(largest), kept(numerics.cast_like(largest, maximum))
 
-    return stage("amsgrad_max", Kind.MOMENTS, Kind.MOMENTS, apply, init=init)
+    return stage("amsgrad_max", Kind.MOMENTS, Kind.MOMENTS, apply, init=init, elementwise=True)

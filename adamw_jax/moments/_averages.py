@@ -50,6 +50,7 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
         dtype=dtype,
         real=False,
         storage=storage,
+        elementwise=True,
     )
 
 
@@ -105,6 +106,7 @@ def ema_of_squares(
         kind=SquaresState,
         from_first=from_first,
         storage=storage,
+        elementwise=True,
     )
 
 
@@ -150,6 +152,7 @@ def ema_of_squared_momentum(
         real=True,
         kind=SquaredMomentumState,
         storage=storage,
+        elementwise=True,
     )
 
 
@@ -226,4 +229,5 @@ def ema_of_centered_squares(
         kind=FlooredSquaresState if from_floor else CenteredSquaresState,
         floor=floor,
         storage=storage,
+        elementwise=True,
     )

@@ -64,7 +64,7 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
             )
         return reading._replace(divisor=divisor, pending=True)
 
-    return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply)
+    return stage("correct_bias", Kind.MOMENTS, Kind.MOMENTS, apply, elementwise=True)
 
 
 def one_minus_power(b: jax.Array, count: jax.Array) -> jax.Array:

@@ -72,4 +72,12 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
             record = dataclasses.replace(record, numerator=wide)
         return record.only_where(lax.bitwise_not(empty), "numerator"), state
 
-    return stage("delay_second", Kind.MOMENTS, Kind.MOMENTS, apply, reduces=True, reads="prior")
+    return stage(
+        "delay_second",
+        Kind.MOMENTS,
+        Kind.MOMENTS,
+        apply,
+        reduces=True,
+        elementwise=True,
+        reads="prior",
+    )

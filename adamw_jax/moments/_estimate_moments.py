@@ -134,6 +134,7 @@ def estimate_moments(
         apply,
         init=init,
         hyperparams=_joined(first, second),
+        elementwise=first.elementwise and second.elementwise,
         write_after_read=write_after_read,
     )
     parts = {"first": first, "second": second}

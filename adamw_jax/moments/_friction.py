@@ -93,5 +93,6 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
         apply,
         init=init,
         write_after_read=write_after_read,
+        elementwise=True,
         reads="gradient",
     )

@@ -147,7 +147,7 @@ def gradient_differences(
         return state._replace(previous=after(state.previous, *readers, kept=True))
 
     declared = declare(b1=decay_rate(b1), b2=decay_rate(b2))
-    part = Part(
+    return Part(
         "gradient_differences",
         declared,
         init,
@@ -156,5 +156,6 @@ def gradient_differences(
         kind=DifferencesState,
         entry=entry,
         write_after_read=write_after_read,
+        storage=storage,
+        elementwise=True,
     )
-    return part._replace(storage=storage)

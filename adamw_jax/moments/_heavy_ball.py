@@ -92,4 +92,13 @@ def heavy_ball(
 
         return Reading(jax.tree.map(leaf, state.moment, gradient))
 
-    return Part("heavy_ball", declared, init, update, read, kind=HeavyBallState, storage=storage)
+    return Part(
+        "heavy_ball",
+        declared,
+        init,
+        update,
+        read,
+        kind=HeavyBallState,
+        storage=storage,
+        elementwise=True,
+    )

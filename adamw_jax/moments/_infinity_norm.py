@@ -74,7 +74,14 @@ def infinity_norm(
         return Reading(jax.tree.map(numerics.widen, state.moment))
 
     declared = declare(b2=decay_rate(b2), eps=nonnegative(eps))
-    part = Part(
-        "infinity_norm", declared, init, update, read, kind=InfinityNormState, magnitude=True
+    return Part(
+        "infinity_norm",
+        declared,
+        init,
+        update,
+        read,
+        kind=InfinityNormState,
+        magnitude=True,
+        storage=storage,
+        elementwise=True,
     )
-    return part._replace(storage=storage)

@@ -53,4 +53,4 @@ def nesterov() -> Stage:
         )
         return record.with_first(value, divisor=weight_sum), state
 
-    return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply, reads="gradient")
+    return stage("nesterov", Kind.MOMENTS, Kind.MOMENTS, apply, elementwise=True, reads="gradient")

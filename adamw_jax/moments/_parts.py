@@ -43,6 +43,9 @@ class Part(NamedTuple):
         last; None if not needed (only for first moments).
       kind: the class of its state, or None if the state has no class of its own.
       storage: how its arrays are stored; None stores them unchanged.
+      elementwise: whether an element of its state and of its moment depends only on the same
+        element of the gradient and the state, in the same way for all leaves. Only then is it
+        packed (``pack_small_leaves``).
     """
 
     name: str
@@ -55,6 +58,7 @@ class Part(NamedTuple):
     write_after_read: Callable[[Any, Any], Any] | None = None
     kind: type | None = None
     storage: Any = None
+    elementwise: bool = False
 
 
 class AverageState(NamedTuple):
@@ -108,6 +112,7 @@ def average(
     floor: Callable[[Step], jax.Array] | None = None,
     from_first: bool = False,
     storage: Any = None,
+    elementwise: bool = False,
 ) -> Part:
     """Make a part that averages entries, ``a' = b a + (1 - b) entry``.
 
@@ -138,7 +143,16 @@ def average(
         del gradient
         return Reading(jax.tree.map(numerics.widen, state.moment), state.clock, step[rate_name])
 
-    return Part(name, hyperparams, init, update, read, kind=kind, storage=storage)
+    return Part(
+        name,
+        hyperparams,
+        init,
+        update,
+        read,
+        kind=kind,
+        storage=storage,
+        elementwise=elementwise,
+    )
 
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:
@@ -160,6 +174,8 @@ def no_moment() -> Part:
         del state, step
         return Reading(jax.tree.map(numerics.widen, gradient))
 
-    return Part(
-        "no_moment", {}, lambda _: optax.EmptyState(), lambda g, state, step, first: state, read
-    )
+    def update(gradient: Tree, state: Any, step: Step, first: Reading | None) -> Any:
+        del gradient, step, first
+        return state
+
+    return Part("no_moment", {}, lambda _: optax.EmptyState(), update, read, elementwise=True)

@@ -109,12 +109,13 @@ def positive_negative(
         )
         return Reading(value, state.clock, step["b1"])
 
-    part = Part(
+    return Part(
         "positive_negative",
         declare(b1=decay_rate(b1), b0=real._replace(reshapes_step=True)(b0)),
         init,
         update,
         read,
         kind=PositiveNegativeState,
+        storage=storage,
+        elementwise=True,
     )
-    return part._replace(storage=storage)

@@ -111,6 +111,7 @@ def precondition(
         Kind.DIRECTION,
         apply,
         hyperparams=declare(eps=nonnegative.if_given(eps), eps_root=nonnegative.if_given(eps_root)),
+        elementwise=True,
     )
 
 

@@ -64,5 +64,10 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
 
     declared = declare(partial=up_to_half(partial), eps=nonnegative(eps))
     return stage(
-        "precondition_partially", Kind.MOMENTS, Kind.DIRECTION, apply, hyperparams=declared
+        "precondition_partially",
+        Kind.MOMENTS,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=declared,
+        elementwise=True,
     )

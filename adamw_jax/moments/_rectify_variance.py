@@ -79,6 +79,7 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
         Kind.MOMENTS,
         apply,
         hyperparams=declare(threshold=nonnegative(threshold)),
+        elementwise=True,
     )
 
 

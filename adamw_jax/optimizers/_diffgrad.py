@@ -73,10 +73,7 @@ def diffgrad(
     return finish(
         o,
         learning_rate,
-        estimate_moments(
-            ema(b1, dtype=o.state_dtype),
-            ema_of_squares(b2, dtype=o.state_dtype),
-        ),
+        estimate_moments(ema(b1, dtype=o.state_dtype), ema_of_squares(b2, dtype=o.state_dtype)),
         friction(variant, dtype=o.state_dtype),
         amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
         correct_bias(bias_correction),

@@ -69,10 +69,7 @@ def padam(
     return finish(
         o,
         learning_rate,
-        estimate_moments(
-            ema(b1, dtype=o.state_dtype),
-            ema_of_squares(b2, dtype=o.state_dtype),
-        ),
+        estimate_moments(ema(b1, dtype=o.state_dtype), ema_of_squares(b2, dtype=o.state_dtype)),
         amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
         correct_bias(bias_correction),
         rectify_variance() if rectify else None,

@@ -80,10 +80,7 @@ def radam(
     return finish(
         o,
         learning_rate,
-        estimate_moments(
-            ema(b1, dtype=o.state_dtype),
-            ema_of_squares(b2, dtype=o.state_dtype),
-        ),
+        estimate_moments(ema(b1, dtype=o.state_dtype), ema_of_squares(b2, dtype=o.state_dtype)),
         amsgrad_max(dtype=o.state_dtype) if amsgrad else None,
         nesterov_ahead() if nesterov else None,
         correct_bias(bias_correction),

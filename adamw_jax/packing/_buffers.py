@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import numerics
+from adamw_jax.storage._shards import sharding_of
 
 Tree = Any
 
@@ -56,6 +57,18 @@ class Packer:
     def takes(self, x: Any) -> bool:
         """Return whether a leaf is small enough and real, and so is packed."""
         return 0 < math.prod(x.shape) < self.limit and jnp.issubdtype(x.dtype, jnp.floating)
+
+    def check_placement(self, params: Tree) -> None:
+        """Raise if a leaf that would be packed is sharded."""
+        leaves, names = jax.tree.leaves(params), numerics.leaf_names(params)
+        for i in (i for run in self.runs(leaves) for i in run.leaves):
+            sharding = sharding_of(names[i], leaves[i])
+            if sharding is not None and not sharding.is_fully_replicated:
+                raise ValueError(
+                    f"the leaf {names[i]!r} of {leaves[i].size} elements is sharded ({sharding}), "
+                    "but leaves in one buffer must be replicated: give "
+                    f"limit={leaves[i].size} or less, or replicate it."
+                )
 
     def pack(self, tree: Tree, like: Tree | None = None) -> Tree:
         """Put the leaves of each group into its first leaf; ``like`` determines the groups."""

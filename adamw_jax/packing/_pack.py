@@ -32,32 +32,39 @@ import jax
 import optax
 
 from adamw_jax._core import numerics
-from adamw_jax._core.checks import whole_number
-from adamw_jax._core.compose import Composed, compose, composed_like
+from adamw_jax._core.checks import switch, whole_number
+from adamw_jax._core.compose import Composed, composed_like
 from adamw_jax._core.gradients import check_gradient, entering
-from adamw_jax._core.stage import Kind, Spec, Step, stage_of, transformation
+from adamw_jax._core.stage import Kind, Spec, Step, transformation
 from adamw_jax.packing._buffers import Packer
-from adamw_jax.packing._checks import check_recipe, check_whole
 
 Tree = Any
 State = Any
 
 
 def pack_small_leaves(
-    tx: optax.GradientTransformation, limit: int = 16384, group: int = 32
+    tx: optax.GradientTransformation,
+    limit: int = 16384,
+    group: int = 32,
+    *,
+    elementwise: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Keep the state of small leaves in shared buffers.
 
-    In a recipe of this library the stages from ``estimate_moments`` to ``precondition`` are packed.
-    All other stages work leaf by leaf as before: masks and rules by name, trust ratios, clipping,
-    ``lookahead`` and averages. Any other transformation is packed as a whole, and must treat all
-    leaves alike.
+    In a recipe of this library the stages from ``estimate_moments`` to ``precondition`` are packed,
+    if they declare that they work element by element. All other stages work leaf by leaf as before:
+    masks and rules by name, trust ratios, clipping, ``lookahead`` and averages. Any other
+    transformation is packed as a whole, if you say that it works element by element.
 
     Args:
       tx: a recipe of this library, or an element-wise optax transformation.
       limit: leaves with fewer elements are packed. Larger ones are faster alone.
       group: leaves per buffer, >= 2. Steps are equally fast with 16 to 64, and fewer compile
         faster; one buffer for all takes longer to compile than no packing.
+      elementwise: True to say that ``tx`` works element by element, where no stage declares it. An
+        element of the update and of the state then depends only on the same element of gradient,
+        parameter and state, in the same way for all leaves: no norms, no masks or labels. This is
+        not checked. If it is wrong, so are the steps.
 
     Returns:
       The same optimizer with another layout of the state: the same steps up to rounding, the same
@@ -66,15 +73,30 @@ def pack_small_leaves(
       optax transformation they must have the same dtype.
 
     Raises:
-      ValueError: the recipe has no moments, or (in ``init``) the packed part is not element-wise or
-        treats leaves differently, or a small leaf is sharded.
+      ValueError: the recipe has no moments, ``tx`` does not declare that it is element-wise, or (in
+        ``init``) a small leaf is sharded.
     """
     tx = transformation(tx, "tx")
+    switch("elementwise", elementwise)
     packer = Packer(whole_number("limit", limit), whole_number("group", group, least=2))
-    return _packed_recipe(tx, packer) if isinstance(tx, Composed) else _packed_whole(tx, packer)
+    if isinstance(tx, Composed):
+        return _packed_recipe(tx, packer, elementwise)
+    if not elementwise:
+        raise ValueError(
+            "tx declares nothing, because it is no recipe of adamw_jax: if it works element by "
+            "element, without norms, masks and labels, write pack_small_leaves(tx, "
+            f"elementwise=True). {_PART}"
+        )
+    return _packed_whole(tx, packer)
 
 
-def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
+_PART = (
+    "Otherwise pack the element-wise part alone, as in optax.chain(optax.clip_by_global_norm(1.0), "
+    "pack_small_leaves(optax.adam(1e-3), elementwise=True)), or leave packing out."
+)
+
+
+def _packed_recipe(tx: Composed, packer: Packer, vouched: bool) -> Composed:
     """Pack the stages on moments of a recipe, and so their state."""
     inside = [i for i, spec in enumerate(tx.specs) if Kind.MOMENTS in (spec.takes, spec.gives)]
     if not inside:
@@ -83,36 +105,44 @@ def _packed_recipe(tx: Composed, packer: Packer) -> Composed:
             "nothing to pack: use it without pack_small_leaves."
         )
     for i in inside:
-        if tx.specs[i].storage is not None:
-            raise ValueError(
-                f"{tx.specs[i].name} encodes its state leaf by leaf, which excludes packing: leave "
-                'storage= out and write quantize_state(pack_small_leaves(tx), "8bit"), which packs '
-                "the small leaves and encodes the large ones."
-            )
-        if tx.specs[i].partial:
-            raise ValueError(
-                f"only({tx.specs[i].name}, ...) selects leaves, but packing puts leaves into one "
-                "buffer: leave only() out, or use optax.partition with a packed optimizer for each "
-                "part."
-            )
+        _check_packable(tx.specs[i], vouched)
     first, last = inside[0], inside[-1]
-    moments = compose(*(stage_of(spec) for spec in tx.specs[first : last + 1]))
     specs = [*tx.specs]
     for i in inside:
-        specs[i] = _packed_init(specs[i], moments if i == first else None, packer)
+        specs[i] = _packed_init(specs[i], packer)
     specs[first] = specs[first]._replace(apply=_entering(specs[first], packer))
     specs[last] = specs[last]._replace(apply=_leaving(specs[last], packer))
     return composed_like(tx, specs)
 
 
-def _packed_init(spec: Spec, checked: Composed | None, packer: Packer) -> Spec:
+def _check_packable(spec: Spec, vouched: bool) -> None:
+    if spec.storage is not None:
+        raise ValueError(
+            f"{spec.name} encodes its state leaf by leaf, which excludes packing: leave storage= "
+            'out and write quantize_state(pack_small_leaves(tx), "8bit"), which packs the small '
+            "leaves and encodes the large ones."
+        )
+    if spec.partial:
+        raise ValueError(
+            f"only({spec.name}, ...) selects leaves, but packing puts leaves into one buffer: "
+            "leave only() out, or use optax.partition with a packed optimizer for each part."
+        )
+    if not (spec.elementwise or vouched):
+        raise ValueError(
+            f"{spec.name}, or a part in it, does not declare that it works element by element, so "
+            "leaves cannot share a buffer. If it is your own and does, declare it with "
+            "stage(..., elementwise=True) or Part(..., elementwise=True); otherwise leave "
+            "pack_small_leaves out."
+        )
+
+
+def _packed_init(spec: Spec, packer: Packer) -> Spec:
     make = spec.init
     if make is None:
         return spec
 
     def init(params: Tree) -> State:
-        if checked is not None:
-            check_recipe(checked, packer, params)
+        packer.check_placement(params)
         return make(packer.pack(params))
 
     return spec.around(spec.apply, init)
@@ -152,7 +182,7 @@ def _packed_whole(
 
     def init(params: Tree) -> State:
         params = numerics.as_arrays(params)
-        check_whole(inner, packer, params)
+        packer.check_placement(params)
         return inner.init(packer.pack(params))
 
     def update(updates: Tree, state: State, params: Tree | None = None, **extra: Any):
