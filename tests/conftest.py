@@ -6,6 +6,7 @@ That is one device and JAX's own configuration. A test that needs several device
 
 from __future__ import annotations
 
+import collections
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,8 +34,17 @@ def x64():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Tests that need several devices are told apart where there are not so many."""
+    """Marks the rows beyond a sample ``slow``; skips what needs more devices than there are."""
+    tables = collections.defaultdict(list)
+    for item in items:
+        if sample := item.get_closest_marker("sample"):
+            tables[item.nodeid.partition("[")[0], *sample.args].append(item)
+    for (_, size), rows in tables.items():
+        chosen = {i * len(rows) // size for i in range(size)}
+        for i in {*range(len(rows))} - chosen:
+            rows[i].add_marker(pytest.mark.slow)
     if jax.device_count() < DEVICES:
         reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"
         for item in items:

@@ -129,6 +129,7 @@ def test_state_values(axes: str, shape: Any, row_shape: Any, column_shape: Any) 
     assert (second.rows.shape, second.columns.shape) == (row_shape, column_shape)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("axes", ["last", "largest"])
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 6, 3), (6, 2, 3), (6, 3, 2), (3, 3, 3)])
 def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
@@ -153,6 +154,7 @@ def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
     assert_close(first, clamped)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("axes", "order", "matrix"),
     [

@@ -113,6 +113,7 @@ def recorded(folder: Path, sizes: list[int], biased: set[int], **told: Any) -> C
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "biased", "told"),
     [

@@ -101,6 +101,7 @@ OTHER_FORMS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 """A form -> system, source and hyperparameters of the cases, and the arguments that change it."""
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("form", OTHER_FORMS)
 @pytest.mark.usefixtures("x64")
 def test_another_form_is_told_apart(form: str) -> None:
@@ -152,6 +153,7 @@ def test_the_pullback_of_the_official_code_is_not_repeated(case: Case) -> None:
             assert np.max(np.abs(other[0])) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_rectifier_of_optax_in_float32_is_not_repeated() -> None:
     cases = cases_of("radam", "optax")
     for case in cases:

@@ -57,6 +57,7 @@ def test_a_missing_loss_is_named(factory: Any) -> None:
             )
 
 
+@pytest.mark.sample(1)
 @both
 def test_wrappers_pass_the_loss_on(factory: Any) -> None:
     params, gradient = sample_params(), at(sample_gradients(), 0)

@@ -66,6 +66,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_equal_to_optax_in_float64(x64: None, name: str, options: Any) -> None:
     params, gradients = problem(jnp.float64)
@@ -157,6 +158,7 @@ DIRECTIONS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_after_any_direction(name: str) -> None:
     """Each step is lr times the share of the direction that stands before the stage."""
@@ -430,6 +432,7 @@ def test_complex_leaves_have_the_norm_of_their_absolute_values(factory: Any) -> 
         assert_close(got, jax.tree.map(lambda x: x.astype(jnp.complex64) * phase, expected))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "make",
     [

@@ -67,6 +67,7 @@ def buffers(state: Any) -> int:
     return len(jax.tree.leaves(state))
 
 
+@pytest.mark.sample(4)
 @packable
 def test_the_catalogue_steps_as_unpacked(entry: Entry) -> None:
     """Every optimizer with moments: the same parameters, and a state that unpacks to the same."""
@@ -108,6 +109,7 @@ def test_three_leaves_of_state_become_one(entry: Entry) -> None:
     assert buffers(state) <= buffers(plain) - 2 * trees
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -284,6 +286,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_other_transformations(name: str) -> None:
     tx, params = FOREIGN[name], sample_params()

@@ -211,6 +211,7 @@ MASKED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("place", MASKED)
 def test_masks_that_are_trees_of_the_form(place: str) -> None:
     """A mask made of the parameters, which an Equinox module makes callable, as the function."""
@@ -316,6 +317,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CASES)
 def test_functions_of_a_state_in_boxes(name: str) -> None:
     """They give what they give without boxes, and a state in the boxes of its transformation."""

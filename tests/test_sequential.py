@@ -91,6 +91,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -205,6 +206,7 @@ def test_after_keeps_values_that_a_reader_cannot_hold(
     chex.assert_trees_all_equal(got, x)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto, "shard_map"], ids=str)
 @pytest.mark.parametrize("name", ["lamb", "adafactor", "acprop", "adan", "gadam", "diffgrad"])

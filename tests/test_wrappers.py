@@ -342,6 +342,7 @@ def test_extra_arguments_are_ignored(entry: Entry) -> None:
     assert_finite(updates)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", with_direction())
 def test_direction_alone_makes_the_step(name: str) -> None:
     """``scale_by_<name>`` can be jitted alone; scaled by hand it is the optimizer without decay."""
@@ -367,6 +368,7 @@ WITHOUT_MOMENTUM = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", adamw_jax.list_optimizers())
 def test_pullback_mixes_momenta_and_nothing_else(name: str) -> None:
     """With alpha 1 it is keeping, to the bit: flags and previous gradients are not averaged."""

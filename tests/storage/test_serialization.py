@@ -52,6 +52,7 @@ def stepped(tx: Any) -> Any:
     return jax.jit(tx.update)(gradients, tx.init(PARAMS), PARAMS)[1]
 
 
+@pytest.mark.sample(2)
 @every
 def test_flax_serialization_brings_a_state_back(name: str) -> None:
     tx = TRANSFORMATIONS[name]()
@@ -99,6 +100,7 @@ def test_a_traversal_by_names_sees_arrays_in_the_order_of_jax(name: str) -> None
     assert sorted(places) == [*range(len(leaves))]
 
 
+@pytest.mark.slow
 def test_flax_is_not_imported_and_may_come_later() -> None:
     """In a process of its own: a state that was there before flax."""
     program = """
