@@ -52,11 +52,7 @@ _REMEDY = {
     (Kind.GRADIENT, Kind.MOMENTS): "Put estimate_moments(...) before it.",
     (Kind.GRADIENT, Kind.DIRECTION): "Put estimate_moments(...) and precondition() before it; "
     "estimate_moments(no_moment(), no_moment()) makes plain gradient descent.",
-    (
-        Kind.GRADIENT,
-        Kind.UPDATE,
-    ): "Put a whole optimizer before it, such as adamw(1e-3). Join it to "
-    "an optimizer of optax with optax.chain.",
+    (Kind.GRADIENT, Kind.UPDATE): "Put a whole optimizer before it, such as adamw(1e-3).",
     (Kind.MOMENTS, Kind.DIRECTION): "Put precondition() before it.",
     (Kind.MOMENTS, Kind.UPDATE): "Put precondition() and scale_by_learning_rate(...) before it.",
     (Kind.DIRECTION, Kind.UPDATE): "Put scale_by_learning_rate(...) of adamw_jax before it.",
