@@ -204,6 +204,7 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ("Lion", ""): [
         Row(aj.lion, {**same("learning_rate", "b1", "b2", "weight_decay"), **labels("_seed")})
     ],
+    ("C-AdamW", ""): [Row(aj.adamw, {**PLAIN, **same("weight_decay")}, {"cautious": True})],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

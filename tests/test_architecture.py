@@ -65,7 +65,11 @@ def test_imports_run_down(path):
     assert not wrong, f"{room} may not import {sorted(wrong)}"
 
 
-WORDS = {"nesterov": "a switch of optimizers", "normalize": "an argument of gradinit"}
+WORDS = {
+    "nesterov": "a switch of optimizers",
+    "normalize": "an argument of gradinit",
+    "cautious": "a switch of decoupled_decay",
+}
 """Names of stages that are also words for other things."""
 
 

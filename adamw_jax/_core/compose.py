@@ -222,6 +222,8 @@ def compose(
             step = Step(state.count, own_values, params, extra, facts, in_sequence)
             if spec.takes is None and flow is not updates:
                 flow = numerics.leaving(flow, updates, params)
+            if spec.takes is Kind.GRADIENT and spec.gives is not Kind.GRADIENT:
+                facts.gradient = flow
             with norms_of(spec.name), jax.named_scope(spec.name):
                 flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:

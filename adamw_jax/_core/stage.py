@@ -42,6 +42,8 @@ class Facts:
     """Messages from a stage to later stages of the same step: one sets a field, others read it.
 
     Attributes:
+      gradient: the gradient from which this step makes its moments or direction, after clipping
+        and L2; None if no stage of the recipe does.
       skip_step: if true, this step does not move or decay anything; a bool array, or a tree with
         one for every leaf. None if no stage set it.
       step_size: the factor on the gradient in this step, a scalar, from a stage that estimates it.
@@ -50,7 +52,6 @@ class Facts:
         direction of the leaf was computed; ``sequential`` starts the next leaf after it.
       delayed: whether the direction reads the second moment of the previous step.
       decoded: whether the recipe has decoded the state of its stages.
-      unpacked: the gradient before it was packed.
       probe_gradient: squared norm of the gradient, for ``probe``.
       probe_before: squared norm of the input of a clipping stage, for ``probe``.
       probe_clipped: whether a clipping stage shortened something in this step, for ``probe``.
@@ -58,13 +59,13 @@ class Facts:
         them.
     """
 
+    gradient: Tree | None = None
     skip_step: Tree | None = None
     step_size: jax.Array | None = None
     parameter_scale: Tree | None = None
     leaf_scalars: Tree | None = None
     delayed: bool = False
     decoded: bool = False
-    unpacked: Tree | None = None
     probe_gradient: jax.Array | None = None
     probe_before: jax.Array | None = None
     probe_clipped: jax.Array | None = None

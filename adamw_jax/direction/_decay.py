@@ -10,6 +10,9 @@ theta are the parameters before the step, wd the coefficient, lr_t the learning 
 lr_0 its peak. In the form *schedule* the decay follows the shape of the learning-rate schedule but
 not its scale: at a peak of 1e-3, wd = 0.1 in the form *learning_rate* equals wd = 1e-4 here.
 
+With ``cautious=True`` wd theta is 0 where theta and the direction have opposite signs: the decay
+never works against the step (Chen et al. 2025, arXiv 2510.12402).
+
 >>> decoupled_decay(0.1).spec.kinds
 'direction -> direction'
 """
@@ -24,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import masks, numerics
-from adamw_jax._core.checks import number, one_of
+from adamw_jax._core.checks import number, one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.record import leafwise
@@ -82,6 +85,7 @@ def decoupled_decay(
     learning_rate: ScalarOrSchedule | None = None,
     base_learning_rate: float | None = None,
     rules: ParameterRules | None = None,
+    cautious: bool = False,
 ) -> Stage:
     """Decay the weights without passing the decay through the moments.
 
@@ -96,18 +100,23 @@ def decoupled_decay(
         ``learning_rate`` is a schedule or an array (as from ``optax.inject_hyperparams``); a number
         is its own peak.
       rules: per-parameter multipliers of the coefficient.
+      cautious: decay only elements that have the sign of the direction, which moves them towards 0,
+        or whose direction is 0. For complex elements: if the real part of conj(direction) theta is
+        not negative.
 
     Returns:
       A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
       needs the parameters.
     """
     one_of("form", form, FORMS)
+    switch("cautious", cautious)
     declared = declare(weight_decay=nonnegative(weight_decay))
     if form in ("schedule", "proximal"):
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate: give that of the recipe.")
         declared |= declare(learning_rate=length(learning_rate))
     base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
+    late = form != "learning_rate"
 
     def coefficient(step: Step) -> jax.Array:
         rate = step["weight_decay"]
@@ -127,20 +136,22 @@ def decoupled_decay(
         def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
             if factor == 0:
                 return u
-            wide, wide_p = numerics.widen(u), numerics.widen(p)
-            decay = rate * factor if factor != 1 else rate
+            wide, decay = numerics.widen(u), rate * factor if factor != 1 else rate
+            decayed = (lax.sub if late else lax.add)(
+                wide, numerics.scaled(decay, numerics.widen(p))
+            )
             if form == "proximal":
                 # (u + p) / (1 + d) - p without cancellation.
-                return numerics.scaled(
-                    1 / (1 + decay), lax.sub(wide, numerics.scaled(decay, wide_p))
-                )
-            combine = lax.add if form == "learning_rate" else lax.sub
-            return combine(wide, numerics.scaled(decay, wide_p))
+                decayed = numerics.scaled(1 / (1 + decay), decayed)
+            if not cautious:
+                return decayed
+            agree = numerics.agreement(u, p)  # an update is minus a direction
+            return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
         factors = decay_factors(mask, rules, step.params, with_learning_rate=form == "proximal")
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
-    kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
+    kind = Kind.UPDATE if late else Kind.DIRECTION
     return stage("decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True)
 
 

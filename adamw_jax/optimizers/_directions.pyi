@@ -27,8 +27,9 @@ def scale_by_adafactor(decay_rate: ScalarOrSchedule = 0.8, eps: ScalarOrSchedule
 
 def scale_by_adam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_adamax(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, *, eps_inside_max: bool = True, amsgrad: bool = False,
@@ -36,8 +37,9 @@ def scale_by_adamax(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
 
 def scale_by_adamw(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_adan(b1: ScalarOrSchedule = 0.98, b2: ScalarOrSchedule = 0.92,
     b3: ScalarOrSchedule = 0.99, eps: ScalarOrSchedule = 1e-08, *,
@@ -63,8 +65,9 @@ def scale_by_diffgrad(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
 
 def scale_by_gadam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_gadamx(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, partial: ScalarOrSchedule = 0.25, *, amsgrad: bool = True,
@@ -91,7 +94,7 @@ def scale_by_lamb(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     state_dtype: Any = None) -> Composed: ...
 
 def scale_by_lion(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, mu_dtype: Any = None, *,
-    state_dtype: Any = None) -> Composed: ...
+    cautious: bool = False, state_dtype: Any = None) -> Composed: ...
 
 def scale_by_norm_adaptive_sgd(beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 0.001, *,
     use_previous: bool = True) -> Composed: ...
