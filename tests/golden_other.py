@@ -205,6 +205,13 @@ ROWS: dict[tuple[str, str], list[Row]] = {
         Row(aj.lion, {**same("learning_rate", "b1", "b2", "weight_decay"), **labels("_seed")})
     ],
     ("C-AdamW", ""): [Row(aj.adamw, {**PLAIN, **same("weight_decay")}, {"cautious": True})],
+    ("AdamC", ""): [
+        Row(
+            aj.adamw,
+            {**PLAIN, **same("weight_decay"), "max_lr": "base_learning_rate"},
+            {"decay": "corrected", "eps_hat": True},
+        )
+    ],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

@@ -96,8 +96,7 @@ def test_cautious_decay_works_only_with_the_step(form: str, complex_: bool) -> N
         )
 
     def update(**options: Any) -> Any:
-        own = {"learning_rate": 0.5} if form in ("schedule", "proximal") else {}
-        decay = aj.decoupled_decay(0.1, form=form, **own, **options)
+        decay = aj.decoupled_decay(0.1, form=form, learning_rate=0.5, **options)
         rate = aj.scale_by_learning_rate(0.5)
         order = [decay, rate] if form == "learning_rate" else [rate, decay]
         tx = aj.compose(given(u), *order)
