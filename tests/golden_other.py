@@ -212,6 +212,21 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             {"decay": "corrected", "eps_hat": True},
         )
     ],
+    ("ADOPT", ""): [
+        Row(
+            aj.adopt,
+            {
+                **PLAIN,
+                "weight_decay": decay_if("decouple"),
+                "decouple": None,
+                "clip_lambda": where(clip={None: False}),
+            },
+            defaults={
+                **{"lr": 1e-3, "betas": [0.9, 0.9999], "eps": 1e-6},
+                **{"weight_decay": 0.0, "decouple": False},
+            },
+        )
+    ],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

@@ -87,6 +87,12 @@ def acprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * g / (jnp.sqrt(s[1]) + EPS), (m, mean(s[1], (g - m) ** 2, B2))
 
 
+def adopt(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    u = jnp.clip(g / jnp.maximum(jnp.sqrt(s[1]), EPS), -B0, B0)
+    m = mean(s[0], u, B1)
+    return p - LR * m, (m, mean(s[1], g * g, B2))
+
+
 def diffgrad(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     m, v = mean(s[0], g, B1), mean(s[1], g * g, B2)
     friction = jax.nn.sigmoid(jnp.abs(s[2] - g))
@@ -166,6 +172,7 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "pnm": (2, pnm),
     "adapnm": (4, adapnm),
     "acprop": (2, acprop),
+    "adopt": (2, adopt),
     "diffgrad": (3, diffgrad),
     "generalized_signsgd": (2, generalized_signsgd),
     "clipped_sgd": (0, clipped_sgd),

@@ -144,6 +144,7 @@ def compose(
     stores = [spec.storage.sequential for spec in specs if spec.storage is not None]
     store_sequential = next((choice for choice in stores if choice is not None), None)
     reduces = any(spec.reduces for spec in specs[1:])  # the input of the first exists already
+    whole_at = _direction_at(specs)
 
     def init(params: Tree) -> ComposeState:
         whole = params = numerics.as_arrays(params)
@@ -215,7 +216,7 @@ def compose(
         used = live_at(state.hyperparams, state.count, declared)
         values = {name: used.value(name) for name in declared}
         flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
-        for spec, own in zip(specs, names, strict=True):
+        for i, (spec, own) in enumerate(zip(specs, names, strict=True)):
             if spec.needs_params:
                 require_params(spec.name, params)
             own_values = {name: values[key] for name, key in own.items()}
@@ -228,7 +229,7 @@ def compose(
                 flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
             if spec.name in memories:
                 memories[spec.name] = memory
-            if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
+            if i == whole_at:
                 for early in specs:
                     if early.write_after_read is not None:
                         with jax.named_scope(early.name):
@@ -238,6 +239,17 @@ def compose(
         return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
 
     return Composed.of(Recipe(specs, declared, frozen, norm_axes, sequential), init, update)
+
+
+def _direction_at(specs: tuple[Spec, ...]) -> int:
+    """Return the index of the stage that makes the direction, or of the last that averages it."""
+    makers = [
+        i
+        for i, spec in enumerate(specs)
+        if spec.gives is Kind.DIRECTION
+        and (spec.takes is Kind.MOMENTS or (spec.takes is Kind.DIRECTION and spec.init is not None))
+    ]
+    return max(makers, default=-1)
 
 
 def composed_like(recipe: Composed, specs: Sequence[Spec]) -> Composed:

@@ -2,6 +2,7 @@
 
 from adamw_jax._core.record import Clock, Moments, Reading
 from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState, amsgrad_max
+from adamw_jax.moments._average_directions import AverageDirectionsState, average_directions
 from adamw_jax.moments._averages import (
     CenteredSquaresState,
     SquaresState,
@@ -30,6 +31,7 @@ from adamw_jax.moments._rectify_variance import rectify_variance
 from adamw_jax.moments._sign_momentum import SignMomentumState, sign_momentum
 
 __all__ = [
+    "AverageDirectionsState",
     "AverageState",
     "CenteredSquaresState",
     "Clock",
@@ -50,6 +52,7 @@ __all__ = [
     "SignMomentumState",
     "SquaresState",
     "amsgrad_max",
+    "average_directions",
     "correct_bias",
     "delay_second",
     "ema",

@@ -7,6 +7,7 @@ from adamw_jax.optimizers._adafactor import adafactor
 from adamw_jax.optimizers._adam import adam, adamw
 from adamw_jax.optimizers._adamax import adamax
 from adamw_jax.optimizers._adan import adan
+from adamw_jax.optimizers._adopt import adopt
 from adamw_jax.optimizers._amsgrad import amsgrad
 from adamw_jax.optimizers._clipped_sgd import clipped_sgd, normalized_sgd
 from adamw_jax.optimizers._diffgrad import diffgrad
@@ -37,6 +38,7 @@ __all__ = [
     "adamw",
     "adan",
     "adapnm",
+    "adopt",
     "amsgrad",
     "clipped_sgd",
     "create",

@@ -52,6 +52,10 @@ def scale_by_adapnm(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact',
     state_dtype: Any = None) -> Composed: ...
 
+def scale_by_adopt(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.9999,
+    eps: ScalarOrSchedule = 1e-06, *, clip: bool = True, limit: ScalarOrSchedule | None = None,
+    state_dtype: Any = None) -> Composed: ...
+
 def scale_by_amsgrad(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
     bias_correction_mu: bool = True, bias_correction_nu: bool = True, *, maximum: str = 'raw',
