@@ -212,6 +212,18 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             {"decay": "corrected", "eps_hat": True},
         )
     ],
+    ("AdEMAMix", ""): [
+        Row(
+            aj.ademamix,
+            {
+                **PLAIN,
+                **same("alpha", "alpha_warmup", "weight_decay"),
+                "betas": rates("b1", "b2", "b3"),
+                "beta3_warmup": "b3_warmup",
+            },
+            defaults={"lr": 1e-3, "betas": [0.9, 0.999, 0.9999], "alpha": 2.0},
+        )
+    ],
     ("ADOPT", ""): [
         Row(
             aj.adopt,

@@ -87,6 +87,11 @@ def acprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * g / (jnp.sqrt(s[1]) + EPS), (m, mean(s[1], (g - m) ** 2, B2))
 
 
+def ademamix(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m, slow, v = mean(s[0], g, B1), mean(s[1], g, B3), mean(s[2], g * g, B2)
+    return p - LR * (m + B0 * slow) / (jnp.sqrt(v) + EPS), (m, slow, v)
+
+
 def adopt(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     u = jnp.clip(g / jnp.maximum(jnp.sqrt(s[1]), EPS), -B0, B0)
     m = mean(s[0], u, B1)
@@ -172,6 +177,7 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "pnm": (2, pnm),
     "adapnm": (4, adapnm),
     "acprop": (2, acprop),
+    "ademamix": (3, ademamix),
     "adopt": (2, adopt),
     "diffgrad": (3, diffgrad),
     "generalized_signsgd": (2, generalized_signsgd),

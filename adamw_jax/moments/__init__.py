@@ -29,6 +29,7 @@ from adamw_jax.moments._precondition import precondition
 from adamw_jax.moments._precondition_partially import precondition_partially
 from adamw_jax.moments._rectify_variance import rectify_variance
 from adamw_jax.moments._sign_momentum import SignMomentumState, sign_momentum
+from adamw_jax.moments._two_averages import TwoAveragesState, two_averages
 
 __all__ = [
     "AverageDirectionsState",
@@ -51,6 +52,7 @@ __all__ = [
     "Reading",
     "SignMomentumState",
     "SquaresState",
+    "TwoAveragesState",
     "amsgrad_max",
     "average_directions",
     "correct_bias",
@@ -76,4 +78,5 @@ __all__ = [
     "restart_moments",
     "sign_momentum",
     "scale_by_norm_estimate",
+    "two_averages",
 ]

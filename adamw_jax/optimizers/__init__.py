@@ -7,6 +7,7 @@ from adamw_jax.optimizers._adafactor import adafactor
 from adamw_jax.optimizers._adam import adam, adamw
 from adamw_jax.optimizers._adamax import adamax
 from adamw_jax.optimizers._adan import adan
+from adamw_jax.optimizers._ademamix import ademamix
 from adamw_jax.optimizers._adopt import adopt
 from adamw_jax.optimizers._amsgrad import amsgrad
 from adamw_jax.optimizers._clipped_sgd import clipped_sgd, normalized_sgd
@@ -38,6 +39,7 @@ __all__ = [
     "adamw",
     "adan",
     "adapnm",
+    "ademamix",
     "adopt",
     "amsgrad",
     "clipped_sgd",

@@ -52,6 +52,12 @@ def scale_by_adapnm(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact',
     state_dtype: Any = None) -> Composed: ...
 
+def scale_by_ademamix(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
+    b3: ScalarOrSchedule = 0.9999, alpha: ScalarOrSchedule = 5.0, eps: ScalarOrSchedule = 1e-08, *,
+    alpha_warmup: int | None = None, b3_warmup: int | None = None, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
+
 def scale_by_adopt(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.9999,
     eps: ScalarOrSchedule = 1e-06, *, clip: bool = True, limit: ScalarOrSchedule | None = None,
     state_dtype: Any = None) -> Composed: ...
