@@ -212,6 +212,13 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             {"decay": "corrected", "eps_hat": True},
         )
     ],
+    ("LaProp", ""): [
+        Row(
+            aj.laprop,
+            {**PLAIN, **same("amsgrad")},
+            defaults={"lr": 4e-4, "betas": [0.9, 0.999], "eps": 1e-15},
+        )
+    ],
     ("AdEMAMix", ""): [
         Row(
             aj.ademamix,

@@ -36,6 +36,24 @@ def test_the_first_step_of_adopt_moves_and_decays_nothing(form: str, clip: bool)
     assert np.all(second != 0)
 
 
+def test_laprop_is_adam_of_signs_for_a_constant_gradient() -> None:
+    """And without momentum it is Adam."""
+    params, gradients = sample_params(), sample_gradients(6)
+    ours, _ = run(aj.laprop(0.05, b1=0.0, eps=1e-8), params, gradients)
+    assert_close(ours, run(aj.adam(0.05, b1=0.0), params, gradients)[0])
+    got, _ = run(aj.laprop(0.1), jnp.zeros(3), jnp.tile(jnp.array([2.0, -1e-3, 5.0]), (7, 1)))
+    np.testing.assert_allclose(got, [-0.7, 0.7, -0.7], rtol=1e-5)
+
+
+def test_a_huge_gradient_has_no_more_weight_than_another() -> None:
+    """The momentum of Adam is full of it; that of LaProp is of steps of bounded length."""
+    gradients = jnp.ones((80, 1)).at[6].set(1e6)
+    far, _ = run(aj.laprop(0.1, 0.99, 0.5), jnp.zeros(1), gradients)
+    assert np.abs(far) < 80 * 0.1 / np.sqrt(1 - 0.5)
+    further, _ = run(aj.adam(0.1, 0.99, 0.5), jnp.zeros(1), gradients)
+    assert np.abs(further) > 10 * np.abs(far)
+
+
 def test_a_limit_without_clipping_is_refused() -> None:
     with pytest.raises(ValueError, match=r"limit=2.0 bounds the elements, which clip=False"):
         aj.adopt(0.1, clip=False, limit=2.0)

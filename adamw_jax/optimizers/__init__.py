@@ -16,6 +16,7 @@ from adamw_jax.optimizers._gadam import gadam, gadamx
 from adamw_jax.optimizers._generalized_signsgd import generalized_signsgd
 from adamw_jax.optimizers._koala import koala_m, koala_v
 from adamw_jax.optimizers._lamb import lamb
+from adamw_jax.optimizers._laprop import laprop
 from adamw_jax.optimizers._lars import lars
 from adamw_jax.optimizers._lion import lion
 from adamw_jax.optimizers._norm_adaptive_sgd import norm_adaptive_sgd
@@ -52,6 +53,7 @@ __all__ = [
     "koala_m",
     "koala_v",
     "lamb",
+    "laprop",
     "lars",
     "lion",
     "list_optimizers",

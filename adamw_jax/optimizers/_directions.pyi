@@ -103,6 +103,10 @@ def scale_by_lamb(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps_hat: bool = False, bias_correction: str = 'exact', rules: ParameterRules | None = None,
     state_dtype: Any = None) -> Composed: ...
 
+def scale_by_laprop(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-15, *, state_dtype: Any = None, amsgrad: bool = False,
+    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+
 def scale_by_lion(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, mu_dtype: Any = None, *,
     cautious: bool = False, state_dtype: Any = None) -> Composed: ...
 
