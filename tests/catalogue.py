@@ -62,6 +62,7 @@ NUMBERS = {
     "eps_root": 1e-6,
     "dampening": 0.1,
     "max_grad_norm": 1.0,
+    "limit": 1.0,
     "restart_period": 2,
     "r": 0.5,
     "b1": 0.9,

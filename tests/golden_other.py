@@ -226,6 +226,48 @@ ROWS: dict[tuple[str, str], list[Row]] = {
         )
     ],
     ("RAdamScheduleFree", ""): [Row(aj.schedule_free_radam, FREE)],
+    ("C-AdamW", ""): [Row(aj.adamw, {**PLAIN, **same("weight_decay")}, {"cautious": True})],
+    ("AdamC", ""): [
+        Row(
+            aj.adamw,
+            {**PLAIN, **same("weight_decay"), "max_lr": "base_learning_rate"},
+            {"decay": "corrected", "eps_hat": True},
+        )
+    ],
+    ("LaProp", ""): [
+        Row(
+            aj.laprop,
+            {**PLAIN, **same("amsgrad")},
+            defaults={"lr": 4e-4, "betas": [0.9, 0.999], "eps": 1e-15},
+        )
+    ],
+    ("AdEMAMix", ""): [
+        Row(
+            aj.ademamix,
+            {
+                **PLAIN,
+                **same("alpha", "alpha_warmup", "weight_decay"),
+                "betas": rates("b1", "b2", "b3"),
+                "beta3_warmup": "b3_warmup",
+            },
+            defaults={"lr": 1e-3, "betas": [0.9, 0.999, 0.9999], "alpha": 2.0},
+        )
+    ],
+    ("ADOPT", ""): [
+        Row(
+            aj.adopt,
+            {
+                **PLAIN,
+                "weight_decay": decay_if("decouple"),
+                "decouple": None,
+                "clip_lambda": where(clip={None: False}),
+            },
+            defaults={
+                **{"lr": 1e-3, "betas": [0.9, 0.9999], "eps": 1e-6},
+                **{"weight_decay": 0.0, "decouple": False},
+            },
+        )
+    ],
     ("SGDClipGrad", ""): [
         Row(aj.clipped_sgd, {**SGD, "clipping_param": "max_step"}, defaults=NO_MOMENTUM)
     ],

@@ -92,6 +92,14 @@ def in_epochs(value: int, case: Case) -> Options:
     return {"total_steps": value * case.hyperparameters["steps_per_epoch"]}
 
 
+def final_factor(value: float, case: Case) -> Options:
+    return {"min_learning_rate": value * case.hyperparameters["lr"]}
+
+
+def start_by_div(value: float, case: Case) -> Options:
+    return {"div": case.hyperparameters["lr"] / value}
+
+
 def preset(name: str, names: dict[str, Name], **selection: Any) -> Row:
     return Row(aj.one_cycle, names, {"preset": name}, **selection)
 
@@ -188,6 +196,32 @@ SCHEDULES: dict[str, list[Row]] = {
         dataclasses.replace(LINEAR, has=("pct_final",)),
         dataclasses.replace(LINEAR, says="linear"),
         preset("fastai_v1", {**OPTAX, "final_div_factor": whole_div}, defaults=DIVISORS),
+    ],
+    "epfml": [
+        Row(
+            aj.schedules.wsd,
+            {
+                "n_iterations": "total_steps",
+                "n_warmup": "warmup_steps",
+                "init_div_factor": "div",
+                "fract_decay": "pct_end",
+                "decay_type": where(
+                    shape={"sqrt": "1-sqrt", "linear": "linear", "cosine": "cosine"}
+                ),
+                "final_lr_factor": final_factor,
+                "lr": "max_learning_rate",
+            },
+        )
+    ],
+    "fairseq": [
+        Row(
+            aj.schedules.inverse_root,
+            {
+                "lr": "max_learning_rate",
+                "warmup_updates": "warmup_steps",
+                "warmup_init_lr": start_by_div,
+            },
+        )
     ],
     "loshchil": [
         Row(

@@ -87,6 +87,23 @@ def acprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * g / (jnp.sqrt(s[1]) + EPS), (m, mean(s[1], (g - m) ** 2, B2))
 
 
+def laprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    v = mean(s[1], g * g, B2)
+    m = mean(s[0], g / (jnp.sqrt(v) + EPS), B1)
+    return p - LR * m, (m, v)
+
+
+def ademamix(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m, slow, v = mean(s[0], g, B1), mean(s[1], g, B3), mean(s[2], g * g, B2)
+    return p - LR * (m + B0 * slow) / (jnp.sqrt(v) + EPS), (m, slow, v)
+
+
+def adopt(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    u = jnp.clip(g / jnp.maximum(jnp.sqrt(s[1]), EPS), -B0, B0)
+    m = mean(s[0], u, B1)
+    return p - LR * m, (m, mean(s[1], g * g, B2))
+
+
 def diffgrad(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     m, v = mean(s[0], g, B1), mean(s[1], g * g, B2)
     friction = jax.nn.sigmoid(jnp.abs(s[2] - g))
@@ -166,6 +183,8 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "pnm": (2, pnm),
     "adapnm": (4, adapnm),
     "acprop": (2, acprop),
+    "ademamix": (3, ademamix),
+    "adopt": (2, adopt),
     "diffgrad": (3, diffgrad),
     "generalized_signsgd": (2, generalized_signsgd),
     "clipped_sgd": (0, clipped_sgd),
@@ -173,6 +192,7 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "norm_adaptive_sgd": (0, norm_adaptive_sgd),
     "koala_v": (0, koala_v),
     "koala_m": (2, koala_m),
+    "laprop": (2, laprop),
     "lars": (1, lars),
     "lamb": (2, lamb),
     "padam": (3, padam),

@@ -417,6 +417,7 @@ def moved_by_decay(decay: str, **options: Any) -> Any:
         ("fixed", {"learning_rate": 0.1}, 0.5),
         ("schedule", {"learning_rate": 0.1}, 0.5),
         ("schedule", {"learning_rate": 0.1, "base_learning_rate": 0.2}, 0.25),
+        ("corrected", {"learning_rate": 0.1, "base_learning_rate": 0.2}, 0.1 * 0.25),
         ("proximal", {"learning_rate": 0.1}, 1 - 1 / (1 + 0.1 * 2.0 * 0.5)),
     ],
 )

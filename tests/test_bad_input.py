@@ -35,6 +35,7 @@ from adamw_jax import (
     theory_decay,
     warm_restarts,
 )
+from adamw_jax.direction._decay import OF_PEAK
 from adamw_jax.optimizers._common import COMMON
 from tests.catalogue import (
     PLAIN,
@@ -284,14 +285,20 @@ def test_a_common_keyword_without_a_meaning_is_refused_with_the_reason(name: str
 def test_decay_arguments() -> None:
     """Forms, and what a form needs."""
     schedule = optax.linear_schedule(0.1, 0.0, 5)
-    with pytest.raises(ValueError, match=r"give the peak as base_learning_rate"):
-        adamw(schedule, weight_decay=0.1, decay="schedule")
+    for form in OF_PEAK:
+        with pytest.raises(ValueError, match=rf'"{form}" .*give the peak as base_learning_rate'):
+            adamw(schedule, weight_decay=0.1, decay=form)
+        with pytest.raises(ValueError, match=rf'"{form}" needs a learning-rate schedule'):
+            adamw_jax.adafactor(weight_decay=0.1, decay=form)
     with pytest.raises(ValueError, match=r"base_learning_rate must be a number > 0"):
         adamw(schedule, weight_decay=0.1, decay="schedule", base_learning_rate=0.0)
     with pytest.raises(TypeError, match=r"base_learning_rate must be a number"):
         adamw(schedule, weight_decay=0.1, decay="schedule", base_learning_rate=schedule)
-    with pytest.raises(ValueError, match=r"form='proximal' needs learning_rate"):
-        decoupled_decay(0.1, form="proximal")
+    for form in (*OF_PEAK, "proximal"):
+        with pytest.raises(ValueError, match=rf"form='{form}' needs learning_rate"):
+            decoupled_decay(0.1, form=form)
+    with pytest.raises(ValueError, match="cautious must be True or False, got 'yes'"):
+        decoupled_decay(0.1, cautious="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"form must be one of .*got 'l2'"):
         decoupled_decay(0.1, form="l2")
     with pytest.raises(ValueError, match="norm must be a number >= 0, got -1"):

@@ -14,6 +14,7 @@ import pytest
 
 import adamw_jax as aj
 from adamw_jax import Phase, adamw, one_cycle, phases, scale_by_one_cycle, sgdw, warm_restarts
+from adamw_jax.direction._decay import FORMS
 from tests.catalogue import (
     TYPICAL,
     assert_close,
@@ -167,11 +168,12 @@ def numbers_at(count: int) -> dict[str, float]:
 
 
 def decayed(form: str, p: Any, direction: Any, n: dict[str, float]) -> Any:
-    """One step of a form of decay; the base of the schedule form is the plan's highest rate."""
+    """One step of a form of decay; lr_0 is the plan's highest rate."""
     step = n["rate"] * direction
     return {
         "learning_rate": p - step - n["rate"] * n["wd"] * p,
         "schedule": p - step - n["rate"] / 0.08 * n["wd"] * p,
+        "corrected": p - step - n["rate"] ** 2 / 0.08 * n["wd"] * p,
         "fixed": p - step - n["wd"] * p,
         "proximal": (p - step) / (1 + n["rate"] * n["wd"]),
     }[form]
@@ -216,7 +218,7 @@ def trajectory(tx: Any) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("form", ["learning_rate", "schedule", "fixed", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("factory", [adamw, sgdw], ids=lambda f: f.__name__)
 def test_phases_drive_everything(factory: Any, form: str) -> None:
     """Rate, momentum, b2, and a decay that changes from L2 to decoupled to none."""

@@ -97,6 +97,34 @@ def test_adan_of_a_constant_gradient_is_sign_descent() -> None:
     np.testing.assert_allclose(got, [-0.7, 0.7, -0.7], rtol=1e-4)
 
 
+def test_ademamix_without_the_slow_average_is_adam() -> None:
+    same(aj.ademamix(0.05, b2=0.99, alpha=0.0), aj.adam(0.05, b2=0.99))
+
+
+def test_ademamix_is_that_of_optax() -> None:
+    twin = optax.contrib.ademamix(0.05, 0.8, 0.9, 0.99, 3.0, weight_decay=0.1)
+    with jax.numpy_dtype_promotion("standard"):
+        want, _ = run(twin, sample_params(), sample_gradients(6))
+    ours = aj.ademamix(0.05, 0.8, 0.9, 0.99, 3.0, weight_decay=0.1)
+    assert_close(run(ours, sample_params(), sample_gradients(6))[0], want)
+
+
+def test_the_warm_ups_of_ademamix() -> None:
+    """alpha grows from 0; the half-life of b3 from that of b1; then both stay."""
+    tx = aj.ademamix(0.1, b1=0.5, b3=0.875, alpha=8.0, alpha_warmup=4, b3_warmup=2)
+    params = jnp.ones(2)
+    state, seen = tx.init(params), []
+    for _ in range(5):
+        _, state = tx.update(params, state, params)
+        seen.append([float(aj.hyperparams(state)[name]) for name in ("alpha", "b3")])
+    half_lives = 1 / -np.log2([0.5, 0.875])
+    middle = 0.5 ** (1 / np.mean(half_lives))
+    want = [[2.0, middle], [4.0, 0.875], [6.0, 0.875], [8.0, 0.875], [8.0, 0.875]]
+    np.testing.assert_allclose(seen, want, rtol=1e-6)
+    with pytest.raises(ValueError, match="b3_warmup must be a whole number >= 1, got 0"):
+        aj.ademamix(0.1, b3_warmup=0)
+
+
 @pytest.mark.parametrize("b1", [0.5, 0.9])
 def test_pnm_can_be_momentum(b1: float) -> None:
     """b0 = -b1 / (1 + b1) gives the ordinary average, over the norm of the weights."""

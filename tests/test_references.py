@@ -340,6 +340,7 @@ DECAY = 0.3 + 0.2 * np.sin(0.1 * COUNT)
 FORMS: dict[str, Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]] = {
     "learning_rate": lambda p, d, rate, wd: p - rate * (d + wd * p),
     "schedule": lambda p, d, rate, wd: p - rate * d - rate / 0.5 * wd * p,
+    "corrected": lambda p, d, rate, wd: p - rate * d - rate**2 / 0.5 * wd * p,
     "fixed": lambda p, d, rate, wd: p - rate * d - wd * p,
     "proximal": lambda p, d, rate, wd: (p - rate * d) / (1 + rate * wd),
 }
@@ -352,8 +353,8 @@ def test_forms_of_decay(form: str) -> None:
     for d, rate, wd in zip(m.hat / (np.sqrt(v.hat) + 1e-8), RATE, DECAY, strict=True):
         theta = FORMS[form](theta, d, rate, wd)
         rows.append(theta)
-    base = {"base_learning_rate": 0.5} if form == "schedule" else {}
-    tx = aj.adamw(schedule(RATE), 0.9, 0.99, weight_decay=schedule(DECAY), decay=form, **base)
+    rates = {"weight_decay": schedule(DECAY), "base_learning_rate": 0.5}
+    tx = aj.adamw(schedule(RATE), 0.9, 0.99, decay=form, **rates)
     assert_same(tx, np.stack(rows))
 
 

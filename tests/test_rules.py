@@ -75,6 +75,7 @@ def descent(form: str, lr: float, wd: float, l2: float) -> Any:
             p = {
                 "learning_rate": p - step - lr * wd * p,
                 "schedule": p - step - wd * p,  # a constant rate is its own base
+                "corrected": p - step - lr * wd * p,
                 "fixed": p - step - wd * p,
                 "proximal": (p - step) / (1 + lr * wd),
             }[form]

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from adamw_jax import Phase, one_cycle, phases, theory_decay, warm_restarts
+from adamw_jax import Phase, adamw, one_cycle, phases, theory_decay, warm_restarts
+from adamw_jax.schedules import inverse_root, wsd
 from adamw_jax.schedules._presets import PRESETS
 
 pytestmark = pytest.mark.quick
@@ -212,6 +213,9 @@ def test_no_momentum_where_none_is_wanted():
 SCHEDULES = {
     **{f"one_cycle {name}": one_cycle(1e-2, 100_000, name) for name in PRESETS},
     "one_cycle three phases": one_cycle(1e-2, 100_000, "pytorch", three_phase=True),
+    "wsd": wsd(1e-2, 100_000, warmup_steps=1000),
+    "wsd cosine": wsd(1e-2, 100_000, warmup_steps=0, shape="cosine", min_learning_rate=1e-5),
+    "inverse root": inverse_root(1e-2, 30_000),
     "restarts": warm_restarts(0.1, 50_000, 1),
     "restarts 2": warm_restarts(0.1, 1000.0, 2, min_learning_rate=1e-6),
     "phases": phases(
@@ -274,6 +278,7 @@ def test_equal_cycles_are_one_static_argument():
     assert one_cycle(0.1, 50) == one_cycle(0.1, 50)
     assert hash(one_cycle(0.1, 50)) == hash(one_cycle(0.1, 50))
     assert one_cycle(0.1, 50) != one_cycle(0.1, 51)
+    assert inverse_root(0.1, 50) == inverse_root(0.1, 50) != inverse_root(0.1, 51)
 
 
 # Phases.
@@ -438,6 +443,36 @@ def test_restarts_of_fastai_07(x64):
     np.testing.assert_allclose(rates[2:], series(paper.learning_rate, 120)[2:], rtol=1e-10)
 
 
+# Warm-up, and what comes after it.
+
+
+def test_runs_of_any_length_are_one_until_they_cool_down():
+    short, long = (wsd(0.1, steps, warmup_steps=50) for steps in (500, 1000))
+    np.testing.assert_array_equal(series(short.learning_rate, 401), series(long.learning_rate, 401))
+    assert (short.total_steps, short.max_learning_rate) == (500, 0.1)
+    np.testing.assert_allclose(short.learning_rate(425), 0.05, rtol=1e-6)  # 1 - sqrt(1 / 4)
+    assert short.learning_rate(500) == 0
+
+
+def test_phases_that_have_no_step_are_left_out():
+    plain = series(wsd(0.1, 50, warmup_steps=0, pct_end=0.0).learning_rate, 60)
+    np.testing.assert_array_equal(plain, np.full(60, np.float32(0.1)))
+    edges = series(wsd(0.1, 50, warmup_steps=40, div=1.0).learning_rate, 51)
+    np.testing.assert_array_equal(edges[:41], np.full(41, np.float32(0.1)))
+
+
+def test_inverse_root_of_t5_and_of_a_quarter():
+    t5 = series(inverse_root(0.1, 100, div=1.0).learning_rate, 1300)
+    np.testing.assert_allclose(t5, 1 / np.sqrt(np.maximum(np.arange(1300), 100)), rtol=1e-6)
+    late = inverse_root(0.1, 100).learning_rate(jnp.int32(2**31 - 1))
+    np.testing.assert_allclose(late, 0.1 * math.sqrt(100 / 2**31), rtol=1e-6)
+
+
+def test_the_peak_is_lr_0_of_the_decay_that_needs_it():
+    for plan in (wsd(0.1, 50, warmup_steps=5), inverse_root(0.1, 5)):
+        adamw(plan, decay="corrected").init(jnp.zeros(2))
+
+
 # What is refused.
 
 
@@ -560,6 +595,16 @@ def test_restarts_of_fastai_07(x64):
             "first_period >= 2",
             lambda: warm_restarts(0.1, 1, convention="fastai07", total_steps=10),
         ),
+        (
+            ValueError,
+            "warmup_steps=45 and the cool-down of 10 steps are longer than total_steps=50",
+            lambda: wsd(0.1, 50, warmup_steps=45),
+        ),
+        (ValueError, "warmup_steps must be a whole", lambda: wsd(0.1, 50, warmup_steps=-1)),
+        (ValueError, "pct_end must be", lambda: wsd(0.1, 50, warmup_steps=1, pct_end=1.0)),
+        (ValueError, "shape must be one of", lambda: wsd(1, 9, warmup_steps=1, shape="sqrt")),
+        (ValueError, "div must be", lambda: inverse_root(0.1, 50, div=0.5)),
+        (ValueError, "warmup_steps must be a whole", lambda: inverse_root(0.1, 0)),
         (ValueError, "b1 must be", lambda: theory_decay(1.0, 0.5)),
         (ValueError, "decay must be", lambda: theory_decay(0.9, 1.0)),
     ],

@@ -42,6 +42,15 @@ RECIPES = {
         aj.scale_by_learning_rate(0.1),
     ),
     "packed, then whole": lambda: aj.pack_small_leaves(aj.acprop(0.1, eps=1e-3), 100),
+    "cautious": lambda: aj.adamw(0.1, cautious=True),
+    "cautious of some leaves, packed": lambda: aj.pack_small_leaves(
+        aj.compose(
+            aj.scale_by_adam(),
+            aj.only(aj.cautious(), aj.matrices_only),
+            aj.scale_by_learning_rate(0.1),
+        ),
+        100,
+    ),
     "frozen": lambda: aj.lamb(
         0.1, rules=aj.parameter_rules({"b": aj.Rule(freeze=True), "[!b]": aj.Rule()})
     ),

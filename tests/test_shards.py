@@ -74,6 +74,7 @@ NORMED = {
     "percentile_clipping, whole tree": aj.compose(
         aj.percentile_clipping(50, 4, whole_tree=True), aj.sgdw(0.1)
     ),
+    "cautious": aj.adamw(0.1, cautious=True),
     "probe": aj.probe(aj.clip_gradient(1.0), aj.adamw(0.1)),
     "probe, per leaf": aj.probe(aj.adamw(0.1), per_leaf=True),
     "adafactor, relative step": aj.adafactor(relative_step=True, factored=False),

@@ -92,6 +92,17 @@ def abs_square(x: jax.Array) -> jax.Array:
     return lax.mul(x, x)
 
 
+def agreement(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return 1 where two leaves have the same sign, -1 where they differ in sign, 0 where one is 0.
+
+    For complex leaves it is the cosine of the angle between the elements.
+    """
+    x, y = lax.sign(widen(x)), lax.sign(widen(y))
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return lax.real(lax.mul(lax.conj(x), y))
+    return lax.mul(x, y)
+
+
 def root(x: jax.Array, power: float = 0.5, offset: jax.Array | None = None) -> jax.Array:
     """Return ``(x + offset)**power`` for x >= 0: never 0, and with a finite derivative.
 

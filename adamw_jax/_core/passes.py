@@ -156,18 +156,21 @@ def through_stages(
     used = live_at(state.hyperparams, state.count, recipe.hyperparams)
     values = {name: used.value(name) for name in recipe.hyperparams}
     flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
-    for spec, own in zip(recipe.specs, recipe.names, strict=True):
+    whole_at = _direction_at(recipe.specs)
+    for i, (spec, own) in enumerate(zip(recipe.specs, recipe.names, strict=True)):
         if spec.needs_params:
             require_params(spec.name, params)
         own_values = {name: values[key] for name, key in own.items()}
         step = Step(state.count, own_values, params, extra, facts, in_sequence)
         if spec.takes is None and flow is not updates:
             flow = numerics.leaving(flow, updates, params)
+        if spec.takes is Kind.GRADIENT and spec.gives is not Kind.GRADIENT:
+            facts.gradient = flow
         with norms_of(spec.name), jax.named_scope(spec.name):
             flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
         if spec.name in memories:
             memories[spec.name] = memory
-        if spec.takes is Kind.MOMENTS and spec.gives is Kind.DIRECTION:
+        if i == whole_at:
             for early in recipe.specs:
                 if early.write_after_read is not None:
                     with jax.named_scope(early.name):
@@ -242,3 +245,14 @@ def _check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) 
         if not spec.foreign:
             check_stored(spec, state.stages.get(spec.name))
             check_width(spec.name, state.stages.get(spec.name), gradient)
+
+
+def _direction_at(specs: tuple[Spec, ...]) -> int:
+    """Return the index of the stage that makes the direction, or of the last that averages it."""
+    makers = [
+        i
+        for i, spec in enumerate(specs)
+        if spec.gives is Kind.DIRECTION
+        and (spec.takes is Kind.MOMENTS or (spec.takes is Kind.DIRECTION and spec.init is not None))
+    ]
+    return max(makers, default=-1)

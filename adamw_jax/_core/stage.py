@@ -47,6 +47,8 @@ class Facts:
     """Messages from a stage to later stages of the same step: one sets a field, others read it.
 
     Attributes:
+      gradient: the gradient from which this step makes its moments or direction, after clipping
+        and L2; None if no stage of the recipe does.
       skip_step: if true, this step does not move or decay anything; a bool array, or a tree with
         one for every leaf. None if no stage set it.
       rectifier: the factor r_t from ``rectify_variance``, a scalar; 0 in a step that it skips.
@@ -56,7 +58,6 @@ class Facts:
         direction of the leaf was computed; ``sequential`` starts the next leaf after it.
       delayed: whether the direction reads the second moment of the previous step.
       decoded: whether the recipe has decoded the state of its stages.
-      unpacked: the gradient before it was packed.
       probe_gradient: squared norm of the gradient, for ``probe``.
       probe_before: squared norm of the input of a clipping stage, for ``probe``.
       probe_clipped: whether a clipping stage shortened something in this step, for ``probe``.
@@ -64,6 +65,7 @@ class Facts:
         them.
     """
 
+    gradient: Tree | None = None
     skip_step: Tree | None = dataclasses.field(default=None, metadata=_FALSE)
     rectifier: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
     step_size: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
@@ -71,7 +73,6 @@ class Facts:
     leaf_scalars: Tree | None = None
     delayed: bool = False
     decoded: bool = False
-    unpacked: Tree | None = None
     probe_gradient: jax.Array | None = None
     probe_before: jax.Array | None = None
     probe_clipped: jax.Array | None = None

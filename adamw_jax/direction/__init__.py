@@ -1,5 +1,6 @@
-"""Stages that change the direction: decay, trust ratios, rules by name, relative step sizes."""
+"""Stages that change the direction: decay, cautious updates, trust ratios, rules by name."""
 
+from adamw_jax.direction._cautious import cautious
 from adamw_jax.direction._clip_by_rms import clip_by_rms
 from adamw_jax.direction._decay import decoupled_decay, normalized_decay
 from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
@@ -9,6 +10,7 @@ from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
 __all__ = [
     "ParameterRules",
     "Rule",
+    "cautious",
     "clip_by_rms",
     "decoupled_decay",
     "normalized_decay",

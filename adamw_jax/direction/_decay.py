@@ -3,12 +3,20 @@
     l2              g        <- g + l2 theta                       (enters the moments)
     learning_rate   theta'   = theta - lr_t (direction + wd theta)          (PyTorch, optax, fastai)
     schedule        theta'   = theta - lr_t direction - (lr_t / lr_0) wd theta        (the paper)
+    corrected       theta'   = theta - lr_t direction - (lr_t^2 / lr_0) wd theta          (AdamC)
     fixed           theta'   = theta - lr_t direction - wd theta
     proximal        theta'   = (theta - lr_t direction) / (1 + lr_t wd)
 
 theta are the parameters before the step, wd the coefficient, lr_t the learning rate at step t and
 lr_0 its peak. In the form *schedule* the decay follows the shape of the learning-rate schedule but
 not its scale: at a peak of 1e-3, wd = 0.1 in the form *learning_rate* equals wd = 1e-4 here.
+
+The form *corrected* is for layers before a normalization (Defazio 2025, arXiv 2506.02285). With
+*learning_rate* the gradients of such layers grow at the end of a schedule that falls to 0, because
+the norm at which step and decay balance depends on lr_t.
+
+With ``cautious=True`` wd theta is 0 where theta and the direction have opposite signs: the decay
+never works against the step (Chen et al. 2025, arXiv 2510.12402).
 
 >>> decoupled_decay(0.1).spec.kinds
 'direction -> direction'
@@ -24,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import masks, numerics
-from adamw_jax._core.checks import number, one_of
+from adamw_jax._core.checks import number, one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.record import leafwise
@@ -33,7 +41,11 @@ from adamw_jax.direction._rules import ParameterRules, Rule
 
 Tree = Any
 
-FORMS = ("learning_rate", "schedule", "fixed", "proximal")
+FORMS = ("learning_rate", "schedule", "corrected", "fixed", "proximal")
+OF_PEAK = ("schedule", "corrected")
+"""Forms that divide by the peak of the learning rate."""
+SCALED = ("corrected", "proximal")
+"""Forms that multiply by the learning rate themselves."""
 
 
 def l2_decay(
@@ -82,6 +94,7 @@ def decoupled_decay(
     learning_rate: ScalarOrSchedule | None = None,
     base_learning_rate: float | None = None,
     rules: ParameterRules | None = None,
+    cautious: bool = False,
 ) -> Stage:
     """Decay the weights without passing the decay through the moments.
 
@@ -90,31 +103,36 @@ def decoupled_decay(
       mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
         names such as ``"*/kernel"``; None for all. The other leaves take the step without decay.
       form: ``"learning_rate"`` (put the stage before the learning rate), or ``"schedule"``,
-        ``"fixed"`` or ``"proximal"`` (put it after the learning rate); the equations are above.
-      learning_rate: the recipe's learning rate, needed by ``"schedule"`` and ``"proximal"``.
-      base_learning_rate: the peak lr_0 by which ``"schedule"`` divides, > 0. Needed if
+        ``"corrected"``, ``"fixed"`` or ``"proximal"`` (put it after the learning rate); the
+        equations are above.
+      learning_rate: the recipe's learning rate, needed by all forms but the first and ``"fixed"``.
+      base_learning_rate: the peak lr_0 by which the two forms divide that have it, > 0. Needed if
         ``learning_rate`` is a schedule or an array (as from ``optax.inject_hyperparams``); a number
         is its own peak.
       rules: per-parameter multipliers of the coefficient.
+      cautious: decay only elements that have the sign of the direction, which moves them towards 0,
+        or whose direction is 0. For complex elements: if the real part of conj(direction) theta is
+        not negative.
 
     Returns:
       A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
       needs the parameters.
     """
     one_of("form", form, FORMS)
+    switch("cautious", cautious)
     declared = declare(weight_decay=nonnegative(weight_decay))
-    if form in ("schedule", "proximal"):
+    if form in (*OF_PEAK, "proximal"):
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate: give that of the recipe.")
         declared |= declare(learning_rate=length(learning_rate))
-    base = _base(learning_rate, base_learning_rate) if form == "schedule" else None
+    base = _base(form, learning_rate, base_learning_rate) if form in OF_PEAK else None
+    late = form != "learning_rate"
 
     def coefficient(step: Step) -> jax.Array:
         rate = step["weight_decay"]
-        if form == "schedule":
-            assert base is not None
+        if base is not None:
             rate = rate * step["learning_rate"] / numerics.nonzero(numerics.scalar(base))
-        elif form == "proximal":
+        if form in SCALED:
             rate = rate * step["learning_rate"]
         return rate
 
@@ -127,20 +145,22 @@ def decoupled_decay(
         def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
             if factor == 0:
                 return u
-            wide, wide_p = numerics.widen(u), numerics.widen(p)
-            decay = rate * factor if factor != 1 else rate
+            wide, decay = numerics.widen(u), rate * factor if factor != 1 else rate
+            decayed = (lax.sub if late else lax.add)(
+                wide, numerics.scaled(decay, numerics.widen(p))
+            )
             if form == "proximal":
                 # (u + p) / (1 + d) - p without cancellation.
-                return numerics.scaled(
-                    1 / (1 + decay), lax.sub(wide, numerics.scaled(decay, wide_p))
-                )
-            combine = lax.add if form == "learning_rate" else lax.sub
-            return combine(wide, numerics.scaled(decay, wide_p))
+                decayed = numerics.scaled(1 / (1 + decay), decayed)
+            if not cautious:
+                return decayed
+            agree = numerics.agreement(u, p)  # an update is minus a direction
+            return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
-        factors = decay_factors(mask, rules, step.params, with_learning_rate=form == "proximal")
+        factors = decay_factors(mask, rules, step.params, with_learning_rate=form in SCALED)
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
-    kind = Kind.DIRECTION if form == "learning_rate" else Kind.UPDATE
+    kind = Kind.UPDATE if late else Kind.DIRECTION
     return stage("decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True)
 
 
@@ -162,7 +182,7 @@ def normalized_decay(norm: float, updates: float) -> float:
     return number("norm", norm, least=0) / math.sqrt(number("updates", updates, above=0))
 
 
-def _base(learning_rate: Any, base: float | None) -> Any:
+def _base(form: str, learning_rate: Any, base: float | None) -> Any:
     if base is not None:
         if callable(base):
             raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
@@ -170,12 +190,12 @@ def _base(learning_rate: Any, base: float | None) -> Any:
         return base
     if callable(learning_rate):
         raise ValueError(
-            'decay="schedule" divides the learning-rate schedule by its peak: give the peak as '
+            f'decay="{form}" divides the learning-rate schedule by its peak: give the peak as '
             "base_learning_rate."
         )
     if isinstance(learning_rate, jax.Array):
         raise ValueError(
-            'decay="schedule" divides by the peak of the learning rate, but the learning rate is '
+            f'decay="{form}" divides by the peak of the learning rate, but the learning rate is '
             f"the array {learning_rate!r}, which may be the value of one step (as from "
             "optax.inject_hyperparams): give the peak as base_learning_rate."
         )

@@ -32,8 +32,8 @@ class Rule:
     """Settings for the leaves that a pattern matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0. In the forms ``"learning_rate"`` and
-        ``"proximal"`` it also multiplies the decay.
+      learning_rate: multiplier of the learning rate, >= 0. In the forms ``"learning_rate"``,
+        ``"corrected"`` and ``"proximal"`` it also multiplies the decay.
       weight_decay: multiplier of the coefficients of decay and L2, >= 0; 0 switches both off.
       freeze: the leaves do not move and have no optimizer state.
     """

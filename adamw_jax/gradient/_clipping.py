@@ -2,6 +2,7 @@
 
     clip_gradient    g      <- g min(1, max_grad_norm / (|g| + eps))
     clip_step        u      <- u min(1, max_step / (lr (|u| + 1e-10)))
+    clip_elements    u_i    <- u_i min(1, limit / |u_i|)             element by element
     normalize        u      <- u / (|u| + 1e-10)
 
 A clipped gradient does not limit the step. With ``clip_step`` no step is longer than ``max_step``,
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import numerics
@@ -85,6 +87,34 @@ def clip_step(
     declared = declare(learning_rate=length(learning_rate), max_step=most(max_step))
     return stage(
         "clip_step", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
+    )
+
+
+def clip_elements(limit: ScalarOrSchedule) -> Stage:
+    """Bound the magnitude of each element of the direction.
+
+    Args:
+      limit: largest magnitude, >= 0, or a schedule of it.
+
+    Returns:
+      A stage *direction -> direction*, without state. A complex element keeps its phase.
+    """
+
+    def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
+        most = step["limit"]
+
+        def leaf(u: jax.Array) -> jax.Array:
+            u = numerics.widen(u)
+            if not jnp.issubdtype(u.dtype, jnp.complexfloating):
+                return lax.clamp(-most, u, most)
+            size = lax.max(lax.abs(u), lax.broadcast(most, u.shape))
+            return lax.mul(u, numerics.like(most / numerics.nonzero(size), u))
+
+        return jax.tree.map(leaf, direction), state
+
+    declared = declare(limit=nonnegative(limit))
+    return stage(
+        "clip_elements", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
     )
 
 

@@ -2,6 +2,7 @@
 
 from adamw_jax._core.record import Clock, Moments, Reading
 from adamw_jax.moments._amsgrad_max import CorrectedMaximumState, MaximumState, amsgrad_max
+from adamw_jax.moments._average_directions import AverageDirectionsState, average_directions
 from adamw_jax.moments._averages import (
     CenteredSquaresState,
     FlooredSquaresState,
@@ -29,8 +30,10 @@ from adamw_jax.moments._precondition import precondition
 from adamw_jax.moments._precondition_partially import precondition_partially
 from adamw_jax.moments._rectify_variance import rectify_variance
 from adamw_jax.moments._sign_momentum import SignMomentumState, sign_momentum
+from adamw_jax.moments._two_averages import TwoAveragesState, two_averages
 
 __all__ = [
+    "AverageDirectionsState",
     "AverageState",
     "CenteredSquaresState",
     "Clock",
@@ -51,7 +54,9 @@ __all__ = [
     "Reading",
     "SignMomentumState",
     "SquaresState",
+    "TwoAveragesState",
     "amsgrad_max",
+    "average_directions",
     "correct_bias",
     "delay_second",
     "ema",
@@ -75,4 +80,5 @@ __all__ = [
     "restart_moments",
     "sign_momentum",
     "scale_by_norm_estimate",
+    "two_averages",
 ]

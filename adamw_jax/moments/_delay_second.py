@@ -30,23 +30,27 @@ Tree = Any
 NUMERATORS = ("gradient", "momentum")
 
 
-def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") -> Stage:
+def delay_second(
+    numerator: str = "gradient", *, corrected_by: str = "prior", first: str = "numerator"
+) -> Stage:
     """Replace the second moment by that of the previous step.
 
     Args:
       numerator: the array that is divided, ``"gradient"`` (paper) or ``"momentum"``.
       corrected_by: the step whose weights ``correct_bias`` divides by, ``"prior"``, or
         ``"current"`` as in the authors' rectified form.
+      first: the first step, which has no previous moment: along the ``"numerator"``, undivided, or
+        ``"skip"`` to move and decay nothing (ADOPT).
 
     Returns:
-      A stage *moments -> moments*; put it directly after ``estimate_moments``. The first step has
-      no previous moment, so its direction is the numerator, undivided.
+      A stage *moments -> moments*; put it directly after ``estimate_moments``.
 
     Raises:
       ValueError: (in ``update``) the recipe has no second moment, or one that is already corrected.
     """
     one_of("numerator", numerator, NUMERATORS)
     one_of("corrected_by", corrected_by, ("prior", "current"))
+    one_of("first", first, ("numerator", "skip"))
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         prior, now = record.prior_second, record.second
@@ -70,7 +74,10 @@ def delay_second(numerator: str = "gradient", *, corrected_by: str = "prior") ->
         if numerator == "gradient":
             wide = jax.tree.map(numerics.widen, record.gradient)
             record = dataclasses.replace(record, numerator=wide)
-        return record.only_where(lax.bitwise_not(empty), "numerator"), state
+        if first == "skip":
+            step.facts.skip_step = empty
+        fallback = "zero" if first == "skip" else "numerator"
+        return record.only_where(lax.bitwise_not(empty), fallback), state
 
     return stage(
         "delay_second",

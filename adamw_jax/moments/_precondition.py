@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import numerics
-from adamw_jax._core.checks import number
+from adamw_jax._core.checks import number, one_of
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
 from adamw_jax._core.record import Moments, Reading, leafwise
 from adamw_jax._core.stage import Kind, Stage, Step, stage
@@ -33,6 +33,7 @@ def precondition(
     power: float = 0.5,
     *,
     eps_hat: bool = False,
+    eps_form: str = "added",
 ) -> Stage:
     """Divide the first moment by the root of the second.
 
@@ -44,11 +45,14 @@ def precondition(
         Padam's. A second moment that is a magnitude (``infinity_norm``) has twice this exponent.
       eps_hat: add eps to the root of the *uncorrected* second moment (Keras, fairseq, the AdamW
         authors' code): sqrt(v) + eps, with the bias correction moved to the step size.
+      eps_form: ``"added"``, or ``"clamped"`` to make eps the lower bound of the root (ADOPT).
 
     Returns:
       A stage *moments -> direction*. Without a second moment the direction is the first moment.
     """
     power = number("power", power, above=0.0, most=0.5)
+    one_of("eps_form", eps_form, ("added", "clamped"))
+    with_eps = lax.add if eps_form == "added" else _at_least
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
         if record.second is None:
@@ -94,7 +98,7 @@ def precondition(
                 scale = numerics.root(v, power, under)
             else:
                 scale = v if power == 0.5 else numerics.root(v, 2 * power)
-            scale = scale if added is None else lax.add(scale, added)
+            scale = scale if added is None else with_eps(scale, added)
             if magnitude:
                 scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
             return quotient(m, scale, use)
@@ -113,6 +117,10 @@ def precondition(
         hyperparams=declare(eps=nonnegative.if_given(eps), eps_root=nonnegative.if_given(eps_root)),
         elementwise=True,
     )
+
+
+def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
+    return lax.max(x, lax.broadcast(least, x.shape))
 
 
 def numerator(record: Moments) -> Reading:

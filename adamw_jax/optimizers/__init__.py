@@ -7,6 +7,8 @@ from adamw_jax.optimizers._adafactor import adafactor
 from adamw_jax.optimizers._adam import adam, adamw
 from adamw_jax.optimizers._adamax import adamax
 from adamw_jax.optimizers._adan import adan
+from adamw_jax.optimizers._ademamix import ademamix
+from adamw_jax.optimizers._adopt import adopt
 from adamw_jax.optimizers._amsgrad import amsgrad
 from adamw_jax.optimizers._clipped_sgd import clipped_sgd, normalized_sgd
 from adamw_jax.optimizers._diffgrad import diffgrad
@@ -14,6 +16,7 @@ from adamw_jax.optimizers._gadam import gadam, gadamx
 from adamw_jax.optimizers._generalized_signsgd import generalized_signsgd
 from adamw_jax.optimizers._koala import koala_m, koala_v
 from adamw_jax.optimizers._lamb import lamb
+from adamw_jax.optimizers._laprop import laprop
 from adamw_jax.optimizers._lars import lars
 from adamw_jax.optimizers._lion import lion
 from adamw_jax.optimizers._norm_adaptive_sgd import norm_adaptive_sgd
@@ -38,6 +41,8 @@ __all__ = [
     "adamw",
     "adan",
     "adapnm",
+    "ademamix",
+    "adopt",
     "amsgrad",
     "clipped_sgd",
     "create",
@@ -49,6 +54,7 @@ __all__ = [
     "koala_m",
     "koala_v",
     "lamb",
+    "laprop",
     "lars",
     "lion",
     "list_optimizers",

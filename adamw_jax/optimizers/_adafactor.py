@@ -20,7 +20,7 @@ from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtyp
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.stage import Stage
 from adamw_jax.direction import clip_by_rms, decoupled_decay, scale_by_parameter_rms
-from adamw_jax.direction._decay import FORMS
+from adamw_jax.direction._decay import FORMS, OF_PEAK
 from adamw_jax.moments import estimate_moments, factored_squares, no_moment, precondition
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
@@ -109,8 +109,9 @@ def adafactor(
         ``b2 (1 - b2^(t-1)) / (1 - b2^t)``.
       decay: factor on ``weight_decay theta``: ``"learning_rate"``, the effective learning rate,
         with relative step and parameter scale; ``"raw_learning_rate"``, the given learning rate
-        (PyTorch); ``"fixed"``, 1 (optax, T5X); ``"schedule"``, lr_t/lr_0. ``"proximal"`` divides by
-        1 plus weight_decay times the effective learning rate. The decay never enters the momentum.
+        (PyTorch); ``"fixed"``, 1 (optax, T5X); ``"schedule"``, lr_t/lr_0; ``"corrected"``,
+        lr_t^2/lr_0. ``"proximal"`` divides by 1 plus weight_decay times the effective learning
+        rate. The decay never enters the momentum.
 
     Returns:
       The transformation. Its state has n + m values for a factored n x m matrix, one per parameter
@@ -186,16 +187,16 @@ def _decay(
         return _effective_decay.effective_decay(
             weight_decay, learning_rate, mask, form, relative=relative, rules=rules
         )
-    if form == "schedule" and relative:
+    if form in OF_PEAK and relative:
         raise ValueError(
-            'decay="schedule" needs a learning-rate schedule, which the relative step is not: '
+            f'decay="{form}" needs a learning-rate schedule, which the relative step is not: '
             'give decay="learning_rate" or decay="fixed".'
         )
     return decoupled_decay(
         weight_decay,
         mask,
         form,
-        learning_rate=learning_rate if form == "schedule" else None,
+        learning_rate=learning_rate,
         base_learning_rate=options.base_learning_rate,
         rules=rules,
     )

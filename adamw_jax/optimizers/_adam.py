@@ -16,6 +16,7 @@ from typing import Any, Unpack
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax._core.masks import Mask
+from adamw_jax.direction import cautious as cautious_updates
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -49,6 +50,7 @@ def adam(
     mu_dtype: Any = None,
     *,
     nesterov: bool = False,
+    cautious: bool = False,
     **common: Unpack[Common],
 ) -> Composed:
     """Adam: the bias-corrected first moment divided by the root of the second.
@@ -61,6 +63,7 @@ def adam(
       eps_root: added under the root, to smooth it (optax's option); None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
       nesterov: look one step ahead in the first moment (NAdam).
+      cautious: move only elements whose direction has the sign of the gradient (C-Adam).
 
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
@@ -78,6 +81,7 @@ def adam(
         correct_bias(o.bias_correction),
         rectify_variance() if o.rectify else None,
         precondition(eps, eps_root, eps_hat=o.eps_hat),
+        cautious_updates() if cautious else None,
     )
 
 
@@ -103,6 +107,7 @@ def adamw(
     mask: Mask = None,
     *,
     nesterov: bool = False,
+    cautious: bool = False,
     decay: str = "learning_rate",
     **common: Unpack[OwnDecay],
 ) -> Composed:
@@ -118,6 +123,8 @@ def adamw(
       weight_decay: decay coefficient, a number or schedule; 1e-4 (optax). Tune it.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
       nesterov: look one step ahead in the first moment (NAdamW).
+      cautious: move only elements whose direction has the sign of the gradient (C-AdamW). Decay
+        acts on all.
 
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.
@@ -130,6 +137,7 @@ def adamw(
         eps_root,
         mu_dtype,
         nesterov=nesterov,
+        cautious=cautious,
         weight_decay=weight_decay,
         mask=mask,
         decay=decay,

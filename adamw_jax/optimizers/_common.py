@@ -43,7 +43,8 @@ class Decay(TypedDict, total=False):
         Option(
             "learning_rate",
             '``"learning_rate"`` (lr_t wd theta), ``"schedule"`` (lr_t/lr_0 wd theta, the AdamW '
-            'paper), ``"fixed"`` (wd theta) or ``"proximal"`` (division by 1 + lr_t wd).',
+            'paper), ``"corrected"`` (lr_t^2/lr_0 wd theta, AdamC), ``"fixed"`` (wd theta) or '
+            '``"proximal"`` (division by 1 + lr_t wd).',
         ),
     ]
 
@@ -51,7 +52,9 @@ class Decay(TypedDict, total=False):
 class Ending(TypedDict, total=False):
     """Further keywords of ``finish``."""
 
-    base_learning_rate: Annotated[float | None, Option(None, 'lr_0 of ``decay="schedule"``.')]
+    base_learning_rate: Annotated[
+        float | None, Option(None, 'lr_0 of ``decay="schedule"`` and ``"corrected"``.')
+    ]
     l2: Annotated[
         ScalarOrSchedule | None,
         Option(None, "coefficient of L2 regularisation in the gradient; None for no L2."),
@@ -217,7 +220,7 @@ def finish(
             options.weight_decay,
             mask,
             decay,
-            learning_rate=rate if decay in ("schedule", "proximal") else None,
+            learning_rate=rate,
             base_learning_rate=base,
             rules=rules,
         )

@@ -27,8 +27,9 @@ def scale_by_adafactor(decay_rate: ScalarOrSchedule = 0.8, eps: ScalarOrSchedule
 
 def scale_by_adam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_adamax(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, *, eps_inside_max: bool = True, amsgrad: bool = False,
@@ -36,8 +37,9 @@ def scale_by_adamax(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
 
 def scale_by_adamw(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_adan(b1: ScalarOrSchedule = 0.98, b2: ScalarOrSchedule = 0.92,
     b3: ScalarOrSchedule = 0.99, eps: ScalarOrSchedule = 1e-08, *,
@@ -48,6 +50,16 @@ def scale_by_adan(b1: ScalarOrSchedule = 0.98, b2: ScalarOrSchedule = 0.92,
 def scale_by_adapnm(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     b0: ScalarOrSchedule = 1.0, eps: ScalarOrSchedule = 1e-08, *, amsgrad: bool = True,
     rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact',
+    state_dtype: Any = None) -> Composed: ...
+
+def scale_by_ademamix(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
+    b3: ScalarOrSchedule = 0.9999, alpha: ScalarOrSchedule = 5.0, eps: ScalarOrSchedule = 1e-08, *,
+    alpha_warmup: int | None = None, b3_warmup: int | None = None, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
+
+def scale_by_adopt(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.9999,
+    eps: ScalarOrSchedule = 1e-06, *, clip: bool = True, limit: ScalarOrSchedule | None = None,
     state_dtype: Any = None) -> Composed: ...
 
 def scale_by_amsgrad(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
@@ -63,8 +75,9 @@ def scale_by_diffgrad(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
 
 def scale_by_gadam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, eps_root: ScalarOrSchedule | None = None, mu_dtype: Any = None,
-    *, nesterov: bool = False, state_dtype: Any = None, amsgrad: bool = False,
-    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+    *, nesterov: bool = False, cautious: bool = False, state_dtype: Any = None,
+    amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_gadamx(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-08, partial: ScalarOrSchedule = 0.25, *, amsgrad: bool = True,
@@ -90,8 +103,12 @@ def scale_by_lamb(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
     eps_hat: bool = False, bias_correction: str = 'exact', rules: ParameterRules | None = None,
     state_dtype: Any = None) -> Composed: ...
 
+def scale_by_laprop(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-15, *, state_dtype: Any = None, amsgrad: bool = False,
+    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+
 def scale_by_lion(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, mu_dtype: Any = None, *,
-    state_dtype: Any = None) -> Composed: ...
+    cautious: bool = False, state_dtype: Any = None) -> Composed: ...
 
 def scale_by_norm_adaptive_sgd(beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 0.001, *,
     use_previous: bool = True) -> Composed: ...

@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtype
 from adamw_jax._core.masks import Mask
+from adamw_jax.direction import cautious as cautious_updates
 from adamw_jax.moments import sign_momentum
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
@@ -41,6 +42,7 @@ def lion(
     weight_decay: ScalarOrSchedule | None = 1e-3,
     mask: Mask = None,
     *,
+    cautious: bool = False,
     decay: str = "learning_rate",
     **common: Unpack[Stored],
 ) -> Composed:
@@ -54,10 +56,13 @@ def lion(
       mu_dtype: storage dtype of the momentum; None for float32 (float64 under x64).
       weight_decay: decay coefficient, a number or schedule; default 1e-3 (optax). Pass your own.
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
+      cautious: move only elements whose direction has the sign of the gradient (C-Lion). Decay
+        acts on all.
 
     Returns:
       The transformation; its state has one value per parameter.
     """
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
     dtype = storage_dtype("mu_dtype", mu_dtype) or o.state_dtype
-    return finish(o, learning_rate, sign_momentum(b1, b2, dtype=dtype))
+    stages = sign_momentum(b1, b2, dtype=dtype), cautious_updates() if cautious else None
+    return finish(o, learning_rate, *stages)

@@ -153,7 +153,6 @@ def _entering(spec: Spec, packer: Packer) -> Any:
 
     def apply(gradient: Tree, state: State, step: Step) -> tuple[Any, State]:
         check_gradient(gradient, step.params)
-        step.facts.unpacked = gradient
         return spec.apply(packer.pack(gradient), state, dataclasses.replace(step, params=None))
 
     return apply
@@ -164,10 +163,13 @@ def _leaving(spec: Spec, packer: Packer) -> Any:
 
     def apply(record: Any, state: State, step: Step) -> tuple[Tree, State]:
         direction, state = spec.apply(record, state, step)
-        like, packed = step.facts.unpacked, jax.tree.structure(direction)
-        step.facts.unpacked = None
+        like, packed = step.facts.gradient, jax.tree.structure(direction)
         for name, fact in step.facts.trees().items():
-            if not isinstance(fact, jax.Array) and jax.tree.structure(fact) == packed:
+            if (
+                name != "gradient"
+                and not isinstance(fact, jax.Array)
+                and jax.tree.structure(fact) == packed
+            ):
                 setattr(step.facts, name, packer.unpack(fact, like))
         return packer.unpack(direction, like), state
 

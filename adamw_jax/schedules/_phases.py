@@ -38,8 +38,8 @@ class Phase:
       weight_decay: decay coefficient of the phase; None in all phases for no schedule of it.
       decay_form: ``"decoupled"`` or ``"l2"`` (in the gradient). If all phases have ``"l2"``, use an
         optimizer that does not decay by default, such as ``adam``.
-      shape: shape of the learning-rate ramp: "constant", "linear", "cosine", "exponential" or
-        "polynomial".
+      shape: shape of the learning-rate ramp: "constant", "linear", "cosine", "exponential",
+        "polynomial" or "1-sqrt".
       momentum_shape: shape of the momentum ramp.
       b2_shape: shape of the b2 ramp.
       power: exponent of the polynomial ramps, > 0.

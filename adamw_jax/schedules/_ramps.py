@@ -7,9 +7,11 @@ q in [0, 1] is the position in a ramp from start to end::
     cosine       start cos^2(pi q / 2) + end sin^2(pi q / 2)
     exponential  start (end / start)^q
     polynomial   end + (start - end) (1 - q)^power
+    1-sqrt       end + (start - end) (1 - sqrt(q))
 
 The cosine is end + (start - end) (1 + cos(pi q)) / 2, written without cancellation. With it, a
 learning rate that falls to zero over 100,000 steps would end without a correct digit in float32.
+So would 1 - sqrt(q), which is (1 - q) / (1 + sqrt(q)).
 
 >>> ramp = Piecewise((Segment(0, 10, 0.0, 1.0), Segment(10, 10, 1.0, 0.0, "cosine")))
 >>> [round(float(ramp(count)), 3) for count in (0, 5, 10, 15, 20, 99)]
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import number, one_of
 
-SHAPES = ("constant", "linear", "cosine", "exponential", "polynomial")
+SHAPES = ("constant", "linear", "cosine", "exponential", "polynomial", "1-sqrt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Segment:
             return cosine(self.start, self.end, done, left)
         if self.shape == "exponential":
             return self.start * jnp.exp(done * math.log(self.end / self.start))
+        if self.shape == "1-sqrt":
+            return self.start * left / (1.0 + jnp.sqrt(done)) + self.end * jnp.sqrt(done)
         return self.end + (self.start - self.end) * left**self.power
 
 

@@ -1,0 +1,88 @@
+"""Average directions that are already divided by the second moment (LaProp, ADOPT).
+
+    m' = b1 m + (1 - b1) u;   u <- m'             with bias correction u <- m' / mass
+
+mass is the sum of the weights. In Adam the momentum of the gradients is divided; here the momentum
+is of divided gradients, so one huge gradient has no more weight than any other.
+
+>>> average_directions(0.9).spec.kinds
+'direction -> direction'
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adamw_jax._core import numerics
+from adamw_jax._core.checks import switch
+from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
+from adamw_jax._core.gradients import check_floating, check_gradient
+from adamw_jax._core.record import Clock, divided
+from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax.moments._parts import zeros
+
+Tree = Any
+
+
+class AverageDirectionsState(NamedTuple):
+    """State of ``average_directions``.
+
+    Attributes:
+      average: the moving average, params-shaped.
+      clock: its weights.
+    """
+
+    average: Tree
+    clock: Clock
+    momenta = ("average", "clock")
+    restarts = True
+
+
+def average_directions(
+    b1: ScalarOrSchedule = 0.9, *, correct: bool = True, dtype: Any = None
+) -> Stage:
+    """Replace the direction by a moving average of the directions.
+
+    Args:
+      b1: decay rate in [0, 1), or a schedule of it; 0.9.
+      correct: divide by the sum of the weights, as LaProp does. ADOPT does not.
+      dtype: storage dtype; the default is float32 (float64 under x64).
+
+    Returns:
+      A stage *direction -> direction* with one value of state per parameter.
+    """
+    switch("correct", correct)
+    dtype = storage_dtype("dtype", dtype)
+
+    def init(params: Tree) -> AverageDirectionsState:
+        check_floating(params, "parameter")
+        return AverageDirectionsState(zeros(params, dtype), Clock.start())
+
+    def apply(
+        direction: Tree, state: AverageDirectionsState, step: Step
+    ) -> tuple[Tree, AverageDirectionsState]:
+        check_gradient(direction, state.average)
+        b1, clock = step["b1"], state.clock.tick(step["b1"])
+        rest = jnp.ones([], b1.dtype) - b1
+        moved = jax.tree.map(
+            lambda m, u: lax.add(
+                numerics.scaled(b1, numerics.widen(m)), numerics.scaled(rest, numerics.widen(u))
+            ),
+            state.average,
+            direction,
+        )
+        state = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
+        return divided(moved, clock.mass) if correct else moved, state
+
+    return stage(
+        "average_directions",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        init=init,
+        hyperparams=declare(b1=decay_rate(b1)),
+    )
