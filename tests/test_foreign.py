@@ -69,7 +69,7 @@ def test_an_optimizer_keeps_its_steps_and_can_be_averaged(name: str) -> None:
     want, theirs = path_of(tx)
     tail = None if own_average else aj.average_iterates(0, 1, "equal")
     got, state = path_of(aj.compose(aj.as_optimizer(tx), tail))
-    chex.assert_trees_all_equal(got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)  # compiled together, the last bit may differ
     evaluated = aj.eval_params(state, got[-1])
     if own_average:
         chex.assert_trees_all_close(

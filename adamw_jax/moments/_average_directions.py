@@ -76,7 +76,7 @@ def average_directions(
             direction,
         )
         state = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
-        return divided(moved, clock.mass) if correct else moved, state
+        return divided(moved, clock.weight_sum) if correct else moved, state
 
     return stage(
         "average_directions",

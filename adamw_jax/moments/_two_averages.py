@@ -88,7 +88,7 @@ def two_averages(
 
     def read(state: TwoAveragesState, gradient: Tree, step: Step) -> Reading:
         del gradient
-        share = 1.0 / numerics.nonzero(state.clock.mass)
+        share = 1.0 / numerics.nonzero(state.clock.weight_sum)
         value = jax.tree.map(
             lambda m, slow: lax.add(
                 numerics.scaled(share, numerics.widen(m)),
