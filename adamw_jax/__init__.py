@@ -99,5 +99,8 @@ __all__ = [
 __all__ += optimizers.__all__
 
 
+__version__ = "0.1.0"
+
+
 def __dir__() -> list[str]:
     return sorted(__all__)

@@ -46,6 +46,14 @@ class Composed(Declared):
       update: ``(gradients, state, params, **extra) -> (updates, state)``.
     """
 
+    def __repr__(self) -> str:
+        """Show the stages with their hyperparameters, and the options that were given."""
+        lines = [str(spec) for spec in self.specs]
+        for name in ("frozen", "norm_axes", "sequential"):
+            if (value := getattr(self, name)) is not None:
+                lines.append(f"{name}={'...' if name == 'frozen' else value}")
+        return "<recipe\n" + "".join(f"  {line},\n" for line in lines) + ">"
+
     @property
     def specs(self) -> tuple[Spec, ...]:
         """The declarations of its stages, in order."""

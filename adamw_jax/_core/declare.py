@@ -112,6 +112,10 @@ class Hyperparameter(NamedTuple):
             return numerics.scalar(self.value)
         return numerics.scalar(real_number(self.value(count), f"the schedule of {self.name} gave"))
 
+    def __str__(self) -> str:
+        """Return the name and the value, ``learning_rate=0.001``."""
+        return f"{self.name}={'schedule' if callable(self.value) else self.value}"
+
     def same_as(self, other: Hyperparameter) -> bool:
         """Return whether both are the same number or schedule, so that stages can share it."""
         mine, theirs = self.value, other.value

@@ -152,6 +152,10 @@ class Spec(NamedTuple):
         """Declare a stage that wraps this one and has another state."""
         return self._replace(apply=apply, init=init, write_after_read=None, **changes)
 
+    def __str__(self) -> str:
+        """Return the name with the hyperparameters, ``precondition(eps=1e-08)``."""
+        return f"{self.name}({', '.join(map(str, self.hyperparams.values()))})"
+
     @property
     def kinds(self) -> str:
         """``takes -> gives`` in words."""
@@ -206,6 +210,10 @@ class Stage(Declared):
     def spec(self) -> Spec:
         """The declaration."""
         return self.declaration
+
+    def __repr__(self) -> str:
+        """Show the name, the hyperparameters and the kinds."""
+        return f"<stage {self.spec}: {self.spec.kinds}>"
 
 
 def stage(

@@ -23,6 +23,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import number, positive_steps
 from adamw_jax.schedules._ramps import Segment
+from adamw_jax.schedules._view import Viewed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class _Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class InverseRoot:
+class InverseRoot(Viewed):
     """The schedule of ``inverse_root``, to pass as the ``learning_rate`` of an optimizer.
 
     Attributes:

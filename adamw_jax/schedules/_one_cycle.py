@@ -20,10 +20,11 @@ from typing import Any
 
 from adamw_jax._core.checks import number, one_of, positive_steps
 from adamw_jax.schedules._presets import PRESETS, Momenta
+from adamw_jax.schedules._view import Viewed
 
 
 @dataclasses.dataclass(frozen=True)
-class OneCycle:
+class OneCycle(Viewed):
     """The schedules of a 1cycle, to pass as the ``learning_rate`` of an optimizer.
 
     Attributes:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from adamw_jax._core.checks import number, one_of, positive_steps
 from adamw_jax.schedules._ramps import SHAPES, Piecewise, Segment
+from adamw_jax.schedules._view import Viewed
 
 Ramp = float | tuple[float, float]
 DECAY_FORMS = ("decoupled", "l2")
@@ -94,7 +95,7 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
-class Phases:
+class Phases(Viewed):
     """Schedules of a plan of phases, to pass as the ``learning_rate`` of an optimizer.
 
     Attributes:

@@ -25,13 +25,14 @@ import numpy as np
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import LAST_COUNT, number, one_of, positive_steps
 from adamw_jax.schedules._ramps import cosine
+from adamw_jax.schedules._view import Viewed
 
 Schedule = Callable[[Any], jax.Array]
 CONVENTIONS = ("paper", "authors", "fastai07")
 
 
 @dataclasses.dataclass(frozen=True)
-class WarmRestarts:
+class WarmRestarts(Viewed):
     """Schedules of a run with restarts, to pass as the ``learning_rate`` of an optimizer.
 
     Attributes:

@@ -19,7 +19,6 @@ import jax
 import optax
 
 from adamw_jax._core.compose import Composed
-from adamw_jax._core.declare import Hyperparameter
 from adamw_jax._core.numerics import as_arrays
 from adamw_jax._core.stage import transformation
 
@@ -44,17 +43,13 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     rows = []
     if isinstance(tx, Composed):
         for spec in tx.specs:
-            shown = ", ".join(f"{k}={_value(h)}" for k, h in spec.hyperparams.items())
+            shown = ", ".join(map(str, spec.hyperparams.values()))
             memory = state.stages.get(spec.name)
             rows.append((spec.name, spec.kinds, shown, *_cost(memory, size)))
     else:
         rows.append((type(tx).__name__, "", "", *_cost(state, size)))
     rows.append((f"sum over {size:,} parameters", "", "", *_cost(state, size, scalars=True)))
     return _table([HEADER, *rows])
-
-
-def _value(hyper: Hyperparameter) -> str:
-    return "schedule" if callable(hyper.value) else str(hyper.value)
 
 
 def _cost(memory: Any, size: int, scalars: bool = False) -> tuple[str, str]:
