@@ -176,6 +176,7 @@ def warmed_up(case: Case) -> np.ndarray:
 FREE: dict[str, Name] = {
     **PLAIN,
     **same("weight_decay"),
+    "betas": rates("interpolation", "b2"),
     "r": "step_power",
     "weight_lr_power": "rate_power",
     "silent_sgd_phase": where(below={True: "skip", False: "momentum"}),

@@ -171,6 +171,13 @@ def lamb(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * trusted(p, m / (jnp.sqrt(v) + EPS)), (m, v)
 
 
+def schedule_free_adamw(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    """Also schedule-free RAdam, but for its scalars; B3 is the weight of the average."""
+    v, z = mean(s[0], g * g, B2), s[1]
+    u = LR * g / (jnp.sqrt(v) + EPS)
+    return p - (ONE - B1 * B3) * u + (ONE - B3) * (z - p), (v, z - u)
+
+
 FORMULAS: dict[str, tuple[int, Formula]] = {
     "adam": (2, adam),
     "radam": (2, adam),
@@ -198,6 +205,8 @@ FORMULAS: dict[str, tuple[int, Formula]] = {
     "padam": (3, padam),
     "gadam": (3, averaged(adamw)),
     "gadamx": (4, averaged(padam)),
+    "schedule_free_adamw": (2, schedule_free_adamw),
+    "schedule_free_radam": (2, schedule_free_adamw),
 }
 """Formulas by name, with the arrays of their state."""
 

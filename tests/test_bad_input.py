@@ -59,7 +59,7 @@ numbers = pytest.mark.parametrize(
 
 BELOW_ONE = ("b0", "b1", "b2", "b3")
 """Decay rates: 1 would stop the average."""
-AT_MOST_ONE = ("momentum", "dampening")
+AT_MOST_ONE = ("momentum", "dampening", "interpolation")
 AT_MOST_HALF = ("partial",)
 ABOVE_ZERO = (
     "max_step",
@@ -69,6 +69,7 @@ ABOVE_ZERO = (
     "trust_coefficient",
     "max_weight_norm",
     "decay_rate",
+    "interpolation",
 )
 AT_LEAST_ONE = ("clipping_threshold",)
 ANY = ("b0", "target")

@@ -364,7 +364,8 @@ def test_lookahead_wraps(inner: Any, inner_state: str) -> None:
 
 
 WITHOUT_MOMENTUM = {
-    "adafactor", "clipped_sgd", "normalized_sgd", "koala_v", "koala_m", "norm_adaptive_sgd"
+    "adafactor", "clipped_sgd", "normalized_sgd", "koala_v", "koala_m", "norm_adaptive_sgd",
+    "schedule_free_adamw", "schedule_free_radam",
 }  # fmt: skip
 
 

@@ -319,21 +319,22 @@ def restarts(node: Any) -> bool:
 
 
 def check_owners(state: Any) -> None:
-    """Raise if two nodes own the same parameter, such as two Lookaheads with its slow weights.
+    """Raise if two nodes own the same parameter, such as Lookahead and ``schedule_free``.
 
     ``owns`` in the class of a node names the field with its parameters.
     """
-    owned: set[str] = set()
+    owners: dict[str, str] = {}
     for node in jax.tree.leaves(state, is_leaf=lambda x: hasattr(type(x), "owns")):
-        if not hasattr(type(node), "owns"):
+        kind = type(node)
+        if not hasattr(kind, "owns"):
             continue
-        names = set(numerics.leaf_names(getattr(node, type(node).owns)))
-        if both := sorted(names & owned):
+        names = numerics.leaf_names(getattr(node, kind.owns))
+        if both := sorted(set(names) & set(owners)):
             raise ValueError(
-                f"two {type(node).__name__} hold {type(node).owns} weights of {both}: each would "
+                f"{owners[both[0]]} and {kind.__name__} both keep weights of {both}: each would "
                 "take the output of the other for its parameters. Leave one out."
             )
-        owned |= names
+        owners |= dict.fromkeys(names, kind.__name__)
 
 
 def nodes(state: Any, kind: Wanted) -> list[tuple[tuple[Any, ...], Any]]:

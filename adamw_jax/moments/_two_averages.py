@@ -107,5 +107,6 @@ def two_averages(
         update,
         read,
         kind=TwoAveragesState,
+        elementwise=True,
         storage=storage,
     )

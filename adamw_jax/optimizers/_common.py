@@ -153,6 +153,7 @@ RENAMED = {
     "lr": "learning_rate",
     "betas": "b1",
     "beta1": "b1",
+    "b1": "interpolation",
     "beta2": "b2",
     "wd": "weight_decay",
     "weight_decay_mask": "mask",

@@ -1,9 +1,9 @@
 """Build schedule-free AdamW and RAdam: a constant learning rate, evaluated at an average.
 
-    z <- z - lr (g / (sqrt(v_hat) + eps) + weight_decay y);  x <- mean of z;  y = (1 - b1) z + b1 x
+    z <- z - lr (g / (sqrt(v_hat) + eps) + weight_decay y);  x <- mean of z;  y = (1 - b) z + b x
 
-Gradients g are taken at the parameters y. Defazio et al., arXiv 2405.15682; code:
-facebookresearch/schedule_free.
+Gradients g are taken at the parameters y; b is ``interpolation``. Defazio et al., arXiv 2405.15682;
+code: facebookresearch/schedule_free.
 
 >>> schedule_free_adamw(1e-3).specs[-1].name
 'schedule_free'
@@ -11,7 +11,7 @@ facebookresearch/schedule_free.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
@@ -33,7 +33,7 @@ _CITATION = "Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky, The Road Less 
 @register(
     title="Schedule-free AdamW",
     equation="z <- z - lr (g / (sqrt(v_hat) + eps) + weight_decay y);  x <- (1 - c) x + c z;  "
-    "y = (1 - b1) z + b1 x",
+    "y = (1 - b) z + b x",
     citation=_CITATION,
     arxiv="2405.15682",
     state_values=2,
@@ -44,12 +44,12 @@ _CITATION = "Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky, The Road Less 
 )
 def schedule_free_adamw(
     learning_rate: LearningRate,
-    b1: ScalarOrSchedule = 0.9,
+    interpolation: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
-    rate_power: float = 2.0,
-    step_power: float = 0.0,
+    rate_power: ScalarOrSchedule = 2.0,
+    step_power: ScalarOrSchedule = 0.0,
     **common: Unpack[Plain],
 ) -> Composed:
     """Schedule-free AdamW: no decay of the learning rate, and no length of the run to know.
@@ -57,8 +57,8 @@ def schedule_free_adamw(
     Args:
       learning_rate: number, or a schedule that warms up and stays; 0.0025 (code). Use one to ten
         times that of AdamW with a schedule.
-      b1: how far the parameters are from z towards the average x, in (0, 1]; 0.9. Long runs may
-        need 0.95 or 0.98.
+      interpolation: how far the parameters are from z towards the average x, in (0, 1]; 0.9 (code,
+        where it is beta1; ``b1`` in optax). Long runs may need 0.95 or 0.98.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
       rate_power: power of the largest learning rate so far in the weights of the average; 2 (code).
@@ -76,7 +76,7 @@ def schedule_free_adamw(
         correct_bias(),
         precondition(eps),
     )
-    return _free(made, learning_rate, b1, rate_power, step_power)
+    return _free(made, learning_rate, interpolation, rate_power, step_power)
 
 
 @register(
@@ -91,20 +91,20 @@ def schedule_free_adamw(
 )
 def schedule_free_radam(
     learning_rate: LearningRate,
-    b1: ScalarOrSchedule = 0.9,
+    interpolation: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
     below: str = "skip",
-    rate_power: float = 2.0,
-    step_power: float = 0.0,
+    rate_power: ScalarOrSchedule = 2.0,
+    step_power: ScalarOrSchedule = 0.0,
     **common: Unpack[Plain],
 ) -> Composed:
     """Schedule-free RAdam: neither a warm-up nor a decay of the learning rate.
 
     Args:
       learning_rate: number or schedule; 0.0025 (code).
-      b1: how far the parameters are from z towards the average x, in (0, 1]; 0.9.
+      interpolation: how far the parameters are from z towards the average x, in (0, 1]; 0.9.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (code).
       below: the first steps, as for ``radam``: ``"skip"`` (code), ``"decay"`` or ``"momentum"``,
@@ -125,11 +125,15 @@ def schedule_free_radam(
         rectify_variance(4.0, below=below),
         precondition(eps),
     )
-    return _free(made, learning_rate, b1, rate_power, step_power)
+    return _free(made, learning_rate, interpolation, rate_power, step_power)
 
 
 def _free(
-    made: Composed, rate: LearningRate, b1: Any, rate_power: float, step_power: float
+    made: Composed,
+    rate: LearningRate,
+    interpolation: ScalarOrSchedule,
+    rate_power: ScalarOrSchedule,
+    step_power: ScalarOrSchedule,
 ) -> Composed:
-    tail = schedule_free(plain(rate), b1, rate_power=rate_power, step_power=step_power)
+    tail = schedule_free(plain(rate), interpolation, rate_power=rate_power, step_power=step_power)
     return compose(made, tail)

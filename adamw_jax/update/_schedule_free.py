@@ -23,8 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import numerics
-from adamw_jax._core.checks import number
-from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length
+from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length, nonnegative
 from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
@@ -64,8 +63,8 @@ def schedule_free(
     learning_rate: ScalarOrSchedule,
     interpolation: ScalarOrSchedule = 0.9,
     *,
-    rate_power: float = 2.0,
-    step_power: float = 0.0,
+    rate_power: ScalarOrSchedule = 2.0,
+    step_power: ScalarOrSchedule = 0.0,
 ) -> Stage:
     """Take gradients between the last iterate and the average, and evaluate at the average.
 
@@ -78,17 +77,21 @@ def schedule_free(
       learning_rate: that of the recipe, which weighs the average; a number or schedule.
       interpolation: b in (0, 1], or a schedule of it; 0.9 (paper; ``b1`` in optax). At 1 gradients
         are taken at the average.
-      rate_power: power of the largest learning rate in the weight of a step, >= 0; 2 (code).
-      step_power: power r of the step number t in the weight, >= 0; 0 (code).
+      rate_power: power of the largest learning rate in the weight of a step, >= 0, or a schedule
+        of it; 2 (code).
+      step_power: power r of the step number t in the weight, >= 0, or a schedule of it; 0 (code).
 
     Returns:
       A stage *update -> update* with one value of state per parameter; it needs the parameters. A
       step that ``rectify_variance`` rectifies weighs by the rectified rate; a skipped step has the
       weight 0 as long as no step moved.
     """
-    rate_power = number("rate_power", rate_power, least=0)
-    step_power = number("step_power", step_power, least=0)
-    declared = declare(learning_rate=length(learning_rate), interpolation=exponent(interpolation))
+    declared = declare(
+        learning_rate=length(learning_rate),
+        interpolation=exponent(interpolation),
+        rate_power=nonnegative(rate_power),
+        step_power=nonnegative(step_power),
+    )
 
     def init(params: Tree) -> ScheduleFreeState:
         start = declared["interpolation"].at(jnp.zeros([], jnp.int32))
@@ -101,7 +104,7 @@ def schedule_free(
             rate = rate * step.facts.rectifier
         largest = lax.max(state.largest_rate, rate)
         number_of_step = numerics.scalar(step.count + 1)
-        weight = number_of_step**step_power * largest**rate_power
+        weight = number_of_step ** step["step_power"] * largest ** step["rate_power"]
         total = state.weight_sum + weight
         share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.zeros_like(total))
         ratio = new / state.interpolation
