@@ -212,6 +212,21 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             {"decay": "corrected", "eps_hat": True},
         )
     ],
+    ("NAdam", ""): [
+        Row(
+            aj.nadam,
+            {
+                **PLAIN,
+                **same("momentum_decay"),
+                "weight_decay": decay_if("decoupled_weight_decay"),
+                "decoupled_weight_decay": None,
+            },
+            defaults={
+                **{"lr": 2e-3, "betas": [0.9, 0.999], "eps": 1e-8},
+                **{"weight_decay": 0.0, "decoupled_weight_decay": False},
+            },
+        )
+    ],
     ("LaProp", ""): [
         Row(
             aj.laprop,

@@ -93,6 +93,11 @@ def laprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * m, (m, v)
 
 
+def nadam(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m, v = mean(s[0], g, B1), mean(s[1], g * g, B2)
+    return p - LR * mean(m, g, B1) / (jnp.sqrt(v) + EPS), (m, v)
+
+
 def ademamix(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     m, slow, v = mean(s[0], g, B1), mean(s[1], g, B3), mean(s[2], g * g, B2)
     return p - LR * (m + B0 * slow) / (jnp.sqrt(v) + EPS), (m, slow, v)
@@ -173,6 +178,7 @@ def lamb(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
 
 FORMULAS: dict[str, tuple[int, Formula]] = {
     "adam": (2, adam),
+    "nadam": (2, nadam),
     "radam": (2, adam),
     "adamw": (2, adamw),
     "adamax": (2, adamax),

@@ -36,8 +36,8 @@ from adamw_jax.optimizers._registry import register
     arxiv="2002.04839",
     state_values=2,
     differs="the learning rate multiplies the momentum; in the authors' code it multiplies the "
-    "entries of the momentum, so a change acts with a delay. Their decay is of the parameters after "
-    "the step, without the learning rate. Neither optax nor PyTorch has it.",
+    "entries of the momentum, so a change acts with a delay. Their decay is of the parameters "
+    "after the step, without the learning rate. Neither optax nor PyTorch has it.",
 )
 def laprop(
     learning_rate: LearningRate,
