@@ -18,6 +18,7 @@ from adamw_jax._core.stage import Kind, Step, stage
 from tests.golden_cases import Case
 from tests.golden_rows import (
     Name,
+    Only,
     Options,
     Row,
     dampening,
@@ -225,6 +226,13 @@ ROWS: dict[tuple[str, str], list[Row]] = {
                 **{"lr": 2e-3, "betas": [0.9, 0.999], "eps": 1e-8},
                 **{"weight_decay": 0.0, "decoupled_weight_decay": False},
             },
+        )
+    ],
+    ("MARS", ""): [
+        Row(
+            aj.mars,
+            {**PLAIN, **same("gamma", "weight_decay", "amsgrad"), "optimize_1d": Only((True,))},
+            defaults={"lr": 3e-3, "betas": [0.95, 0.99], "gamma": 0.025},
         )
     ],
     ("LaProp", ""): [
