@@ -18,6 +18,7 @@ from adamw_jax._core.stage import Kind, Step, stage
 from tests.golden_cases import Case
 from tests.golden_rows import (
     Name,
+    Only,
     Options,
     Row,
     dampening,
@@ -233,6 +234,28 @@ ROWS: dict[tuple[str, str], list[Row]] = {
             aj.adamw,
             {**PLAIN, **same("weight_decay"), "max_lr": "base_learning_rate"},
             {"decay": "corrected", "eps_hat": True},
+        )
+    ],
+    ("NAdam", ""): [
+        Row(
+            aj.nadam,
+            {
+                **PLAIN,
+                **same("momentum_decay"),
+                "weight_decay": decay_if("decoupled_weight_decay"),
+                "decoupled_weight_decay": None,
+            },
+            defaults={
+                **{"lr": 2e-3, "betas": [0.9, 0.999], "eps": 1e-8},
+                **{"weight_decay": 0.0, "decoupled_weight_decay": False},
+            },
+        )
+    ],
+    ("MARS", ""): [
+        Row(
+            aj.mars,
+            {**PLAIN, **same("gamma", "weight_decay", "amsgrad"), "optimize_1d": Only((True,))},
+            defaults={"lr": 3e-3, "betas": [0.95, 0.99], "gamma": 0.025},
         )
     ],
     ("LaProp", ""): [

@@ -93,6 +93,18 @@ def laprop(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     return p - LR * m, (m, v)
 
 
+def mars(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    c = g + B3 * (g - s[2])
+    c = c / jnp.maximum(jnp.sqrt(jnp.sum(c * c)), ONE)
+    m, v = mean(s[0], c, B1), mean(s[1], c * c, B2)
+    return p - LR * m / (jnp.sqrt(v) + EPS), (m, v, g)
+
+
+def nadam(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
+    m, v = mean(s[0], g, B1), mean(s[1], g * g, B2)
+    return p - LR * mean(m, g, B1) / (jnp.sqrt(v) + EPS), (m, v)
+
+
 def ademamix(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     m, slow, v = mean(s[0], g, B1), mean(s[1], g, B3), mean(s[2], g * g, B2)
     return p - LR * (m + B0 * slow) / (jnp.sqrt(v) + EPS), (m, slow, v)
@@ -180,6 +192,8 @@ def schedule_free_adamw(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Arra
 
 FORMULAS: dict[str, tuple[int, Formula]] = {
     "adam": (2, adam),
+    "mars": (3, mars),
+    "nadam": (2, nadam),
     "radam": (2, adam),
     "adamw": (2, adamw),
     "adamax": (2, adamax),

@@ -65,6 +65,7 @@ ABOVE_ZERO = (
     "max_step",
     "max_grad_norm",
     "max_ratio",
+    "max_norm",
     "max_scale",
     "trust_coefficient",
     "max_weight_norm",
@@ -76,6 +77,7 @@ ANY = ("b0", "target")
 BOUNDS = (
     "clipping_threshold",
     "max_grad_norm",
+    "max_norm",
     "max_ratio",
     "max_scale",
     "max_step",

@@ -97,6 +97,43 @@ def test_adan_of_a_constant_gradient_is_sign_descent() -> None:
     np.testing.assert_allclose(got, [-0.7, 0.7, -0.7], rtol=1e-4)
 
 
+def test_mars_without_reduction_is_adam() -> None:
+    same(aj.mars(0.05, 0.9, 0.99, gamma=0.0, max_norm=None), aj.adam(0.05, b2=0.99))
+
+
+def test_variance_reduction_by_hand_and_of_some_leaves() -> None:
+    tx: Any = aj.gradient.variance_reduction(0.5, 0.5, max_norm=10.0)
+    g = {"w": jnp.array([[3.0, 4.0]]), "b": jnp.array([1.0])}
+    first, state = tx.update(g, tx.init(g))
+    assert_close(first, {"w": jnp.array([[4.5, 6.0]]), "b": jnp.array([1.5])})
+    second, state = tx.update({"w": jnp.array([[30.0, 40.0]]), "b": jnp.array([2.0])}, state)
+    assert_close(second, {"w": jnp.array([[6.0, 8.0]]), "b": jnp.array([2.5])})
+    some = aj.only(tx, aj.matrices_only)
+    got, _ = some.update(g, some.init(g), g)
+    assert_close(got, {"w": first["w"], "b": g["b"]})
+
+
+def test_nadam_whose_momentum_has_grown_is_that_of_optax() -> None:
+    same(aj.nadam(0.05, momentum_decay=1e6), aj.adam(0.05, nesterov=True))
+    first, _ = run(aj.nadam(0.1, eps=0.0), jnp.zeros(1), jnp.ones((1, 1)))
+    later, _ = run(aj.nadam(0.1, momentum_decay=1e6), jnp.zeros(1), jnp.ones((1, 1)))
+    assert abs(float(first[0])) < abs(float(later[0]))  # less momentum, less look-ahead
+
+
+def test_a_restart_of_the_moments_restarts_the_look_ahead() -> None:
+    params, gradients = jnp.zeros(3), jnp.array([[1.0, -2.0, 0.5]] * 2 + [[3.0, 1.0, -1.0]] * 2)
+    half = aj.compose(
+        aj.estimate_moments(restart_period=2),
+        aj.moments.nesterov(0.1),
+        aj.correct_bias(),
+        aj.precondition(),
+        aj.scale_by_learning_rate(0.1),
+    )
+    got, _ = run(half, params, gradients)
+    parts = [run(aj.nadam(0.1, momentum_decay=0.1), params, gradients[i : i + 2]) for i in (0, 2)]
+    assert_close(got, parts[0][0] + parts[1][0])
+
+
 def test_ademamix_without_the_slow_average_is_adam() -> None:
     same(aj.ademamix(0.05, b2=0.99, alpha=0.0), aj.adam(0.05, b2=0.99))
 

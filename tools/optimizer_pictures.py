@@ -167,14 +167,18 @@ def wrong() -> list[str]:
             out.append(f"{name}: not a PNG of at most {LARGEST} bytes")
     if not NUMBERS.exists():
         return [*out, f"{NUMBERS.name}: missing"]
-    with NUMBERS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _rows()
     wanted = [(name, valley) for name in names for valley in VALLEYS]
     if [(row["optimizer"], row["valley"]) for row in rows] != wanted:
         out.append(f"{NUMBERS.name}: not one row per optimizer and valley")
     if any(float(row["learning_rate"]) not in RATES for row in rows):
         out.append(f"{NUMBERS.name}: a learning rate off the grid")
     return out
+
+
+def _rows() -> list[dict[str, Any]]:
+    with NUMBERS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def main(arguments: list[str]) -> int:
@@ -187,7 +191,8 @@ def main(arguments: list[str]) -> int:
         return int(bool(problems))
     only = [name for name in arguments if not name.startswith("-")]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = _rows() if only else []
+    rows = [row for row in rows if row["optimizer"] not in only]
     for name in only or aj.list_optimizers():
         picture, numbers = draw(name, {valley: walk(name, valley) for valley in VALLEYS})
         (FOLDER / f"{name}.png").write_bytes(picture)
@@ -197,10 +202,11 @@ def main(arguments: list[str]) -> int:
         for path in FOLDER.glob("*.png"):
             if path.stem not in aj.list_optimizers():
                 path.unlink()
-        with NUMBERS.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    rows.sort(key=lambda row: (row["optimizer"], [*VALLEYS].index(row["valley"])))
+    with NUMBERS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return 0
 
 

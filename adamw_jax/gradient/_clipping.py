@@ -104,10 +104,10 @@ def clip_elements(limit: ScalarOrSchedule) -> Stage:
         most = step["limit"]
 
         def leaf(u: jax.Array) -> jax.Array:
-            u = numerics.widen(u)
+            u, limit = numerics.widen(u), lax.broadcast(most, u.shape)
             if not jnp.issubdtype(u.dtype, jnp.complexfloating):
-                return lax.clamp(-most, u, most)
-            size = lax.max(lax.abs(u), lax.broadcast(most, u.shape))
+                return lax.clamp(lax.neg(limit), u, limit)
+            size = lax.max(lax.abs(u), limit)
             return lax.mul(u, numerics.like(most / numerics.nonzero(size), u))
 
         return jax.tree.map(leaf, direction), state

@@ -22,7 +22,7 @@ from adamw_jax.moments._heavy_ball import HeavyBallState, heavy_ball
 from adamw_jax.moments._infinity_norm import InfinityNormState, infinity_norm
 from adamw_jax.moments._loss_filter import LossFilterState, loss_filter
 from adamw_jax.moments._momentum_filter import MomentumFilterState, momentum_filter
-from adamw_jax.moments._nesterov import nesterov
+from adamw_jax.moments._nesterov import NesterovState, nesterov
 from adamw_jax.moments._norm_estimate import NormEstimateState, scale_by_norm_estimate
 from adamw_jax.moments._parts import AverageState, Part, no_moment
 from adamw_jax.moments._positive_negative import PositiveNegativeState, positive_negative
@@ -48,6 +48,7 @@ __all__ = [
     "Moments",
     "MomentsState",
     "MomentumFilterState",
+    "NesterovState",
     "NormEstimateState",
     "Part",
     "PositiveNegativeState",

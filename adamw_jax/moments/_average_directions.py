@@ -1,8 +1,8 @@
 """Average directions that are already divided by the second moment (LaProp, ADOPT).
 
-    m' = b1 m + (1 - b1) u;   u <- m'             with bias correction u <- m' / mass
+    m' = b1 m + (1 - b1) u;   u <- m'             with bias correction u <- m' / W
 
-mass is the sum of the weights. In Adam the momentum of the gradients is divided; here the momentum
+W is the sum of the weights. In Adam the momentum of the gradients is divided; here the momentum
 is of divided gradients, so one huge gradient has no more weight than any other.
 
 >>> average_directions(0.9).spec.kinds

@@ -1,9 +1,9 @@
 """Add a slow average of the gradients to the usual one, for AdEMAMix's first moment.
 
     m1' = b1 m1 + (1 - b1) g        m2' = b3 m2 + (1 - b3) g
-    read: m1' / mass + alpha m2'
+    read: m1' / W + alpha m2'
 
-mass is the sum of the weights of m1. The slow average starts at 0 and is not corrected, so old
+W is the sum of the weights of m1. The slow average starts at 0 and is not corrected, so old
 gradients gain weight slowly. Pagliardini, Ablin & Grangier 2024, arXiv 2409.03137.
 
 >>> two_averages().name

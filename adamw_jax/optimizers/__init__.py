@@ -19,6 +19,8 @@ from adamw_jax.optimizers._lamb import lamb
 from adamw_jax.optimizers._laprop import laprop
 from adamw_jax.optimizers._lars import lars
 from adamw_jax.optimizers._lion import lion
+from adamw_jax.optimizers._mars import mars
+from adamw_jax.optimizers._nadam import nadam
 from adamw_jax.optimizers._norm_adaptive_sgd import norm_adaptive_sgd
 from adamw_jax.optimizers._padam import padam
 from adamw_jax.optimizers._pnm import adapnm, pnm
@@ -58,6 +60,8 @@ __all__ = [
     "lars",
     "lion",
     "list_optimizers",
+    "mars",
+    "nadam",
     "norm_adaptive_sgd",
     "normalized_sgd",
     "padam",

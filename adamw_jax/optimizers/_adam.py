@@ -62,7 +62,7 @@ def adam(
       eps: added to the root; 1e-8 (paper).
       eps_root: added under the root, to smooth it (optax's option); None for nothing.
       mu_dtype: storage dtype of the first moment; None for float32 (float64 under x64).
-      nesterov: look one step ahead in the first moment (NAdam).
+      nesterov: look one step ahead in the first moment, as ``optax.nadam``; ``nadam`` is PyTorch's.
       cautious: move only elements whose direction has the sign of the gradient (C-Adam).
 
     Returns:

@@ -110,6 +110,16 @@ def scale_by_laprop(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
 def scale_by_lion(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.99, mu_dtype: Any = None, *,
     cautious: bool = False, state_dtype: Any = None) -> Composed: ...
 
+def scale_by_mars(b1: ScalarOrSchedule = 0.95, b2: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-08, gamma: ScalarOrSchedule = 0.025, *,
+    max_norm: ScalarOrSchedule | None = 1.0, state_dtype: Any = None, amsgrad: bool = False,
+    rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
+
+def scale_by_nadam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-08, *, momentum_decay: ScalarOrSchedule = 0.004,
+    state_dtype: Any = None, amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
+    bias_correction: str = 'exact') -> Composed: ...
+
 def scale_by_norm_adaptive_sgd(beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 0.001, *,
     use_previous: bool = True) -> Composed: ...
 
