@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -121,14 +121,25 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
+def idle_patterns(patterns: Iterable[str], tree: Tree) -> list[str]:
+    """Return the patterns that match no leaf; a tree without leaves has none.
+
+    A pattern may match only frozen or masked leaves, which have no effect here.
+    """
+    names = _all_names(tree)
+    return [p for p in patterns if names and not any(matches(name, p) for name in names)]
+
+
+def _all_names(tree: Tree) -> list[str]:
+    return [name for name, _ in numerics.named_leaves(tree, _is_masked)]
+
+
 def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
-    # A pattern may match only frozen or masked leaves, which have no effect here.
-    names = [name for name, _ in numerics.named_leaves(tree, _is_masked)]
-    for pattern in patterns:
-        if names and not any(matches(name, pattern) for name in names):
-            raise ValueError(
-                f"{argument} has the pattern {pattern!r}, which matches none of the leaves {names}."
-            )
+    for pattern in idle_patterns(patterns, tree):
+        raise ValueError(
+            f"{argument} has the pattern {pattern!r}, which matches none of the leaves "
+            f"{_all_names(tree)}."
+        )
     return numerics.map_named(lambda name, _: any(matches(name, p) for p in patterns), tree)
 
 

@@ -97,7 +97,7 @@ def lamb(
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
     scaled = None
     if decay == "learning_rate" and weight_decay is not None:
-        scaled = decoupled_decay(weight_decay, mask, rules=o.moving_rules)
+        scaled = decoupled_decay(weight_decay, mask, rules=o.rules)
         o.weight_decay, o.mask = None, None if o.l2 is None else mask
     return finish(
         o,

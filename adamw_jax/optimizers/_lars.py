@@ -99,7 +99,7 @@ def lars(
             "l2 is given: give one of them, or leave the mask out."
         )
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
-    rules, l2, o.l2 = o.moving_rules, o.l2, None
+    rules, l2, o.l2 = o.rules, o.l2, None
     before, within = None, {}
     if decay == "learning_rate":
         o.weight_decay = None
