@@ -72,7 +72,7 @@ def scale_by_trust_ratio(
       min_ratio: lower bound of the ratio, >= 0, also if a norm is 0.
       max_ratio: upper bound of the ratio, > 0, also if a norm is 0.
       mask: which leaves are scaled; the others pass unchanged. A tree of bools, a function of the
-        parameters such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
+        parameters such as ``kernels_only()``, or a pattern on leaf names such as ``"*/kernel"``.
       weight_decay: coefficient >= 0 of a decay that this stage adds itself, instead of a decay
         stage before it. The ratio then divides by the sum of the norms, not by the norm of the sum:
         trust_coefficient |theta| / (|u| + weight_decay |theta| + eps).
