@@ -2,6 +2,7 @@
 
 from adamw_jax.direction._clip_by_rms import clip_by_rms
 from adamw_jax.direction._decay import decoupled_decay, normalized_decay
+from adamw_jax.direction._layer_rates import discriminative_rates, layer_decay
 from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
 from adamw_jax.direction._rules import LeafRules, ParameterRules, Rule, parameter_rules
 from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
@@ -12,6 +13,8 @@ __all__ = [
     "Rule",
     "clip_by_rms",
     "decoupled_decay",
+    "discriminative_rates",
+    "layer_decay",
     "normalized_decay",
     "parameter_rules",
     "scale_by_parameter_rms",

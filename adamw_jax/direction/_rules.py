@@ -66,24 +66,31 @@ class Rule:
                 f"name must be an identifier such as 'head', or None, got {self.name!r}."
             )
 
-    def hyperparameter(self, field: str) -> Hyperparameter:
-        """Return a multiplier as a hyperparameter."""
-        name = f"{self.name}.{field}_factor" if self.name else f"{field} of a Rule"
-        (made,) = declare(**{name: nonnegative(getattr(self, field))}).values()
-        return made._replace(shared=True)
 
-    def factor(self, field: str, step: Step) -> Factor:
-        """Return a multiplier at a step: a number if it is constant and has no name."""
-        given = getattr(self, field)
-        if self.name:
-            return step[self.hyperparameter(field).name]
-        return self.hyperparameter(field).at(step.count) if callable(given) else float(given)
+def _hyperparameter(rule: Rule, field: str) -> Hyperparameter:
+    """Return a multiplier as a hyperparameter."""
+    name = f"{rule.name}.{field}_factor" if rule.name else f"{field} of a Rule"
+    (made,) = declare(**{name: nonnegative(getattr(rule, field))}).values()
+    return made._replace(shared=True)
 
-    def shown(self, field: str) -> str:
-        """Return a multiplier in words, for ``summary``."""
-        given = getattr(self, field)
-        value = "schedule" if callable(given) else f"{float(given):.4g}"
-        return f"{value} ({self.hyperparameter(field).name})" if self.name else value
+
+def _factor(rule: Rule, field: str, step: Step) -> Factor:
+    """Return a multiplier at a step: a number if it is constant and has no name."""
+    if not _moves(rule, field):
+        return getattr(rule, field)
+    hyper = _hyperparameter(rule, field)
+    return step[hyper.name] if rule.name else hyper.at(step.count)
+
+
+def _moves(rule: Rule, field: str) -> bool:
+    return rule.name is not None or callable(getattr(rule, field))
+
+
+def _shown(rule: Rule, field: str) -> str:
+    """Return a multiplier in words, for ``summary``."""
+    given = getattr(rule, field)
+    value = "schedule" if callable(given) else f"{given:.4g}"
+    return f"{value} ({_hyperparameter(rule, field).name})" if rule.name else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,19 +110,22 @@ class LeafRules:
         """Whether any of the rules freezes the leaf."""
         return any(rule.freeze for rule in self.rules)
 
-    def matched(self, name: str) -> str:
-        """Return the patterns that the leaf matched, for ``summary``."""
-        found = [pattern for pattern in self.patterns if pattern != DEFAULT]
-        words = ["its name" if pattern == glob.escape(name) else pattern for pattern in found]
-        return " x ".join(words) or DEFAULT
-
     def shown(self, field: str) -> str:
-        """Return the product of the multipliers in words, for ``summary``."""
-        moves = [bool(rule.name) or callable(getattr(rule, field)) for rule in self.rules]
-        both = list(zip(self.rules, moves, strict=True))
-        known = math.prod(getattr(rule, field) for rule, moving in both if not moving)
-        moving = [rule.shown(field) for rule, moving in both if moving]
+        """Return the product of the multipliers in words, for ``summary``.
+
+        Args:
+          field: ``"learning_rate"`` or ``"weight_decay"``.
+        """
+        moving = [_shown(rule, field) for rule in self.rules if _moves(rule, field)]
+        known = math.prod(getattr(rule, field) for rule in self.rules if not _moves(rule, field))
         return " x ".join(moving if moving and known == 1 else [f"{known:.4g}", *moving])
+
+
+def _matched(name: str, leaf: LeafRules) -> str:
+    """Return the patterns that a leaf matched in words, for ``summary``."""
+    found = [pattern for pattern in leaf.patterns if pattern != DEFAULT]
+    words = ["its name" if pattern == glob.escape(name) else pattern for pattern in found]
+    return " x ".join(words) or DEFAULT
 
 
 class Table(NamedTuple):
@@ -235,11 +245,15 @@ class ParameterRules:
         return dataclasses.replace(self, decay_only=True)
 
     def declared(self, field: str) -> dict[str, Hyperparameter]:
-        """Return the hyperparameters of the live groups, for a stage that reads ``factors``."""
+        """Return the hyperparameters of the live groups, for a stage that reads ``factors``.
+
+        Args:
+          field: ``"learning_rate"`` or ``"weight_decay"``.
+        """
         if self.decay_only and field == "learning_rate":
             return {}
         live = [rule for table in self.tables for rule in table.all if rule.name]
-        made = [rule.hyperparameter(field) for rule in live if not rule.freeze]
+        made = [_hyperparameter(rule, field) for rule in live if not rule.freeze]
         return {hyper.name: hyper for hyper in made}
 
     def factors(self, field: str, tree: Tree, step: Step) -> Tree:
@@ -252,14 +266,23 @@ class ParameterRules:
         """
         if self.decay_only and field == "learning_rate":
             return jax.tree.map(lambda _: 1.0, self.for_tree(tree))
-        value = functools.cache(lambda rule: rule.factor(field, step))  # traced once for all leaves
+        value = functools.cache(
+            lambda rule: _factor(rule, field, step)
+        )  # traced once for all leaves
         return jax.tree.map(lambda rules: product([*map(value, rules.rules)]), self.for_tree(tree))
 
     def settings(self, params: Tree) -> dict[str, Tree]:
-        """Say what each leaf gets, as a stage declares it for ``summary``."""
+        """Say which rule and which learning rate each leaf gets, for ``summary``.
+
+        Args:
+          params: parameters or their shapes.
+
+        Returns:
+          A tree of words for each column.
+        """
         found = self.for_tree(params)
         rates = jax.tree.map(lambda leaf: f"x {leaf.shown('learning_rate')}", found)
-        rule = {RULE: numerics.map_named(lambda name, _, leaf: leaf.matched(name), params, found)}
+        rule = {RULE: numerics.map_named(lambda name, _, leaf: _matched(name, leaf), params, found)}
         return rule if self.decay_only else rule | {"learning rate": rates}
 
 
