@@ -21,7 +21,7 @@ from adamw_jax import (
 )
 from adamw_jax._core.compose import Composed as Composed, compose
 from adamw_jax._core.foreign import as_direction, as_optimizer
-from adamw_jax._core.masks import except_named, matrices_only
+from adamw_jax._core.masks import except_named, kernels_only, matrices_only
 from adamw_jax._core.only import only
 from adamw_jax.diagnostics import probe, read_probe
 from adamw_jax.direction import *
@@ -54,6 +54,7 @@ __all__ = [
     "scale_by_learning_rate",
     # Masks and rules by name
     "except_named",
+    "kernels_only",
     "matrices_only",
     "parameter_rules",
     "Rule",

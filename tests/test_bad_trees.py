@@ -93,10 +93,10 @@ def test_masks_of_l2_and_only(case: str) -> None:
     """The other places that take a mask check it as well."""
     mask, error, message = MASKS[case]
     params, gradient = sample_params(), at(sample_gradients(), 0)
-    tx = l2_decay(0.1, mask)
-    state = tx.init(params)
     with pytest.raises(error, match=message):
-        tx.update(gradient, state, params)
+        l2_decay(0.1, mask).init(params)
+    with pytest.raises(error, match=message):
+        l2_decay(0.1, mask).update(gradient, l2_decay(0.1).init(params), params)
     with pytest.raises(error, match=message.replace("mask", "where", 1)):
         only(adamw_jax.amsgrad_max(), mask).init(params)
 

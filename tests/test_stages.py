@@ -425,7 +425,8 @@ def test_summary() -> None:
     tx = compose(
         optax.clip(1.0), adamw(optax.constant_schedule(0.1), mu_dtype=jnp.bfloat16), lookahead()
     )
-    text = summary(tx, shapes)
+    text, leaves = summary(tx, shapes).split("\n\n")
+    assert leaves.splitlines()[2].split() == ["w", "4,294,967,296", "yes"]
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[2:-1]] == [spec.name for spec in tx.specs]
     (moments,) = [line for line in lines if line.startswith("estimate_moments")]

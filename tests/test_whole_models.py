@@ -95,8 +95,10 @@ OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "micro_square_norms": lambda m: diagnostics.micro_square_norms(stacked(m)),
     "read_probe": lambda m: diagnostics.read_probe(after_a_step(PROBED), m),
     "stationarity_report": lambda m: diagnostics.stationarity_report(loss_fn, m, BATCHES, 0.1),
+    "ParameterRules.factors": lambda m: RULES.factors("weight_decay", m, None).layers,
     "ParameterRules.for_tree": lambda m: RULES.for_tree(m).layers,
     "ParameterRules.frozen": lambda m: RULES.frozen(m).layers,
+    "ParameterRules.settings": lambda m: RULES.settings(m)["rule"].layers,
     "matrices_only": lambda m: aj.matrices_only(m).layers,
     "GradInit.blocks": lambda m: SEARCH.blocks(m).names,
     "GradInit.init": lambda m: SEARCH.init(m),
@@ -151,7 +153,7 @@ def assert_same_or_refused(call: Callable[[Any], Any]) -> None:
 
 def assert_alike(got: list[Any], expected: list[Any]) -> None:
     for x, y in zip(got, expected, strict=True):
-        assert x == y if isinstance(y, str | aj.Rule) else np.allclose(x, y)
+        assert x == y if isinstance(y, str | aj.direction.LeafRules) else np.allclose(x, y)
 
 
 @pytest.mark.parametrize("name", OF_PARAMS)

@@ -100,11 +100,19 @@ real = Domain()
 
 
 class Hyperparameter(NamedTuple):
-    """A declared hyperparameter: its name, its value or schedule, and its domain."""
+    """A declared hyperparameter.
+
+    Attributes:
+      name: its name.
+      value: its value or schedule.
+      domain: its range.
+      shared: whether stages that declare it with the same value share it under this name.
+    """
 
     name: str
     value: ScalarOrSchedule
     domain: Domain
+    shared: bool = False
 
     def at(self, count: jax.Array) -> jax.Array:
         """Return the value at step ``count``, a scalar of the default float dtype."""

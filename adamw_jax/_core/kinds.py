@@ -89,9 +89,9 @@ def share_hyperparams(
 ) -> tuple[tuple[dict[str, str], ...], dict[str, Hyperparameter]]:
     """Map the hyperparameters of each stage to their names in the state.
 
-    If several stages share a name, each becomes ``stage.name``; a learning rate that is the same in
-    all of them keeps one name. Other names never depend on values, so replacing a number by another
-    or by a schedule keeps the checkpoint valid.
+    If several stages share a name, each becomes ``stage.name``; a learning rate, or the multiplier
+    of a group of parameters, that is the same in all of them keeps one name. Other names never
+    depend on values, so replacing a number by another or by a schedule keeps the checkpoint valid.
     """
     users: dict[str, list[Hyperparameter]] = {}
     for spec in specs:
@@ -102,7 +102,8 @@ def share_hyperparams(
     for spec in specs:
         own = {}
         for name, hyper in spec.hyperparams.items():
-            one = name == "learning_rate" and all(hyper.same_as(other) for other in users[name])
+            one = name == "learning_rate" or hyper.shared
+            one = one and all(hyper.same_as(other) for other in users[name])
             own[name] = name if one or len(users[name]) == 1 else f"{spec.name}.{name}"
             if own[name] in declared and not one:
                 raise ValueError(

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 
 from adamw_jax._core import numerics
+from adamw_jax._core.checks import switch
 
 Tree = Any
 Mask = Any
@@ -90,7 +92,10 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
 
 
 def matrices_only(tree: Tree) -> Tree:
-    """Select leaves with two or more axes: kernels, not biases or norms; use it as a mask.
+    """Select leaves with two or more axes; use it as a mask.
+
+    These are the kernels only if each layer has leaves of its own. In stacked or scanned layers
+    biases and norms have two axes, too, as (layers, width): use ``kernels_only`` there.
 
     Args:
       tree: parameters or gradients.
@@ -99,6 +104,53 @@ def matrices_only(tree: Tree) -> Tree:
       A tree of bools like ``tree``.
     """
     return jax.tree.map(lambda p: np.ndim(p) > 1, tree)
+
+
+def kernels_only(*, stacked: Mask = None, embeddings: bool = True) -> Callable[[Tree], Tree]:
+    """Make a mask that selects kernels by name and shape, also in stacked layers.
+
+    A leaf is left out if it has fewer than two axes, not counting an axis of layers, or if its name
+    says that it is a bias or belongs to a norm: its last part is ``b``, ``scale``, ``gamma``,
+    ``beta`` or ``offset`` or ends in ``bias``, or any part contains ``norm`` or is ``ln`` or ``bn``
+    with a number or letter after it. These are the names of Flax, Haiku, Equinox and Keras.
+
+    Args:
+      stacked: the leaves whose first axis counts layers, as from ``nn.scan`` or ``jax.vmap`` of
+        an initializer: a pattern on leaf names such as ``"layers/*"``, or another mask; None for
+        none. Biases and norms with the names above are found without it.
+      embeddings: False also leaves out embeddings: leaves of which a part of the name contains
+        ``embed`` or is ``wte`` or ``wpe``.
+
+    Returns:
+      A mask: a function from a tree to a tree of bools.
+
+    >>> import jax.numpy as jnp
+    >>> layers = {"kernel": jnp.ones((12, 8, 8)), "gain": jnp.ones((12, 8))}
+    >>> kernels_only(stacked="layers/*")({"layers": layers})
+    {'layers': {'gain': False, 'kernel': True}}
+    """
+    switch("embeddings", embeddings)
+
+    def mask(tree: Tree) -> Tree:
+        layered = jax.tree.map(lambda _: False, tree)
+        if stacked is not None:
+            layered = resolve(stacked, tree, "stacked")
+
+        def selected(name: str, leaf: Any, own: bool) -> bool:
+            parts = name.lower().split("/")
+            out = any(map(_NORM.search, parts)) or _VECTOR.fullmatch(parts[-1])
+            if not embeddings:
+                out = out or any(map(_EMBEDDING.search, parts))
+            return not out and np.ndim(leaf) - own > 1
+
+        return numerics.map_named(selected, tree, layered)
+
+    return mask
+
+
+_NORM = re.compile(r"norm|(^|_)(ln|bn)($|_|\d)")
+_VECTOR = re.compile(r".*bias|b|scale|gamma|beta|offset")
+_EMBEDDING = re.compile(r"embed|^wte$|^wpe$")
 
 
 def show(tree: Tree, chosen: Tree) -> Tree:
@@ -121,14 +173,25 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
+def idle_patterns(patterns: Iterable[str], tree: Tree) -> list[str]:
+    """Return the patterns that match no leaf; a tree without leaves has none.
+
+    A pattern may match only frozen or masked leaves, which have no effect here.
+    """
+    names = _all_names(tree)
+    return [p for p in patterns if names and not any(matches(name, p) for name in names)]
+
+
+def _all_names(tree: Tree) -> list[str]:
+    return [name for name, _ in numerics.named_leaves(tree, _is_masked)]
+
+
 def _by_patterns(patterns: Any, tree: Tree, argument: str) -> Tree:
-    # A pattern may match only frozen or masked leaves, which have no effect here.
-    names = [name for name, _ in numerics.named_leaves(tree, _is_masked)]
-    for pattern in patterns:
-        if names and not any(matches(name, pattern) for name in names):
-            raise ValueError(
-                f"{argument} has the pattern {pattern!r}, which matches none of the leaves {names}."
-            )
+    for pattern in idle_patterns(patterns, tree):
+        raise ValueError(
+            f"{argument} has the pattern {pattern!r}, which matches none of the leaves "
+            f"{_all_names(tree)}."
+        )
     return numerics.map_named(lambda name, _: any(matches(name, p) for p in patterns), tree)
 
 

@@ -74,8 +74,18 @@ def only(inner: Any, where: masks.Mask) -> Stage:
             setattr(step.facts, field.name, fact)
         return flow, state
 
+    def settings(params: Tree) -> dict[str, Tree]:
+        chosen = masks.resolve(where, params, "where")
+        words = {spec.name: jax.tree.map(lambda _: "yes", params)}
+        if spec.settings is not None:
+            words = spec.settings(masks.show(params, chosen))
+        return {
+            column: jax.tree.map(lambda use, word: word if use else "no", chosen, tree)
+            for column, tree in words.items()
+        }
+
     start = None if spec.init is None else init
-    return stage_of(spec.around(apply, start, storage=None, partial=True))
+    return stage_of(spec.around(apply, start, storage=None, partial=True, settings=settings))
 
 
 def _of_chosen(chosen: Tree, fact: Any) -> Any:

@@ -60,6 +60,9 @@ class Recipe(NamedTuple):
 def start(recipe: Recipe, params: Tree) -> ComposeState:
     """Make the state of a recipe."""
     whole = params = numerics.as_arrays(params)
+    for spec in recipe.specs:
+        if spec.settings is not None:
+            spec.settings(whole)
     if recipe.frozen is not None:
         params = masks.hide(params, masks.resolve(recipe.frozen, params, "frozen"))
     count = jnp.zeros([], jnp.int32)

@@ -147,6 +147,9 @@ class Spec(NamedTuple):
     elementwise: bool = False  # on moments: each result from the same element, by leaves alike
     reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the old v
     foreign: bool = False  # whether its state is made by a transformation of another library
+    # ``params -> {column: tree of words}``: what it does with each leaf, for ``summary``. ``init``
+    # calls it, so that patterns that do not fit the parameters raise there.
+    settings: Callable[[Tree], Mapping[str, Tree]] | None = None
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """Declare a stage that wraps this one and has another state."""
@@ -216,6 +219,10 @@ class Stage(Declared):
         return f"<stage {self.spec}: {self.spec.kinds}>"
 
 
+RULE = "rule"
+"""The column of ``Spec.settings`` that says which rule a leaf has, also if it is frozen."""
+
+
 def stage(
     name: str,
     takes: Kind | None,
@@ -231,11 +238,12 @@ def stage(
     clips: bool = False,
     elementwise: bool = False,
     reads: str = "",
+    settings: Callable[[Tree], Mapping[str, Tree]] | None = None,
 ) -> Stage:
     """Declare a stage; ``init=None`` if it has no state, see ``Spec`` for the other arguments."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
-    spec = spec._replace(write_after_read=write_after_read, slopes=slopes)
+    spec = spec._replace(write_after_read=write_after_read, slopes=slopes, settings=settings)
     spec = spec._replace(reduces=reduces, clips=clips, elementwise=elementwise, reads=reads)
     return stage_of(spec)
 
@@ -342,8 +350,10 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make ``init`` and ``update`` of a stage that is used alone."""
 
     def init_fn(params: Tree) -> StageState:
-        make = spec.init
-        memory = optax.EmptyState() if make is None else make(numerics.as_arrays(params))
+        make, params = spec.init, numerics.as_arrays(params)
+        if spec.settings is not None:
+            spec.settings(params)
+        memory = optax.EmptyState() if make is None else make(params)
         return StageState(jnp.zeros([], jnp.int32), memory)
 
     def update_fn(updates: Any, state: StageState, params: Tree | None = None, **extra: Any):

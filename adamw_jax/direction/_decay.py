@@ -25,6 +25,7 @@ never works against the step (Chen et al. 2025, arXiv 2510.12402).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,11 +34,25 @@ from jax import lax
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import number, one_of, switch
-from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative, positive
+from adamw_jax._core.declare import (
+    Hyperparameter,
+    ScalarOrSchedule,
+    declare,
+    length,
+    nonnegative,
+    positive,
+)
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.record import leafwise
 from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._rules import ParameterRules, Rule
+from adamw_jax.direction._rules import (
+    Factor,
+    LeafRules,
+    ParameterRules,
+    is_off,
+    product,
+    times,
+)
 
 Tree = Any
 
@@ -71,18 +86,23 @@ def l2_decay(
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         check_gradient(gradient, step.params)
 
-        def leaf(factor: float, g: jax.Array, p: jax.Array) -> jax.Array:
-            if factor == 0:
+        def leaf(factor: Factor, g: jax.Array, p: jax.Array) -> jax.Array:
+            if is_off(factor):
                 return g
-            rate = step[rate_name] * factor if factor != 1 else step[rate_name]
+            rate = times(step[rate_name], factor)
             return lax.add(numerics.widen(g), numerics.scaled(rate, numerics.widen(p)))
 
-        factors = decay_factors(mask, rules, step.params)
+        factors = decay_factors(mask, rules, step)
         return jax.tree.map(leaf, factors, gradient, step.params), state
 
-    declared = declare(**{rate_name: nonnegative(l2)})
     return stage(
-        "l2_decay", Kind.GRADIENT, Kind.GRADIENT, apply, hyperparams=declared, needs_params=True
+        "l2_decay",
+        Kind.GRADIENT,
+        Kind.GRADIENT,
+        apply,
+        hyperparams=declare(**{rate_name: nonnegative(l2)}) | decay_hyperparams(rules),
+        needs_params=True,
+        settings=decay_settings(rate_name, mask, rules),
     )
 
 
@@ -121,6 +141,7 @@ def decoupled_decay(
     one_of("form", form, FORMS)
     switch("cautious", cautious)
     declared = declare(weight_decay=nonnegative(weight_decay))
+    declared |= decay_hyperparams(rules, with_learning_rate=form in SCALED)
     if form in (*OF_PEAK, "proximal"):
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate: give that of the recipe.")
@@ -142,10 +163,10 @@ def decoupled_decay(
         if skipped is not None:  # no decay in a step that rectify_variance skips
             rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), skipped)
 
-        def leaf(factor: float, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            if factor == 0:
+        def leaf(factor: Factor, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+            if is_off(factor):
                 return u
-            wide, decay = numerics.widen(u), rate * factor if factor != 1 else rate
+            wide, decay = numerics.widen(u), times(rate, factor)
             decayed = (lax.sub if late else lax.add)(
                 wide, numerics.scaled(decay, numerics.widen(p))
             )
@@ -157,11 +178,19 @@ def decoupled_decay(
             agree = numerics.agreement(u, p)  # an update is minus a direction
             return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
-        factors = decay_factors(mask, rules, step.params, with_learning_rate=form in SCALED)
+        factors = decay_factors(mask, rules, step, with_learning_rate=form in SCALED)
         return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
 
     kind = Kind.UPDATE if late else Kind.DIRECTION
-    return stage("decoupled_decay", kind, kind, apply, hyperparams=declared, needs_params=True)
+    return stage(
+        "decoupled_decay",
+        kind,
+        kind,
+        apply,
+        hyperparams=declared,
+        needs_params=True,
+        settings=decay_settings("weight_decay", mask, rules),
+    )
 
 
 def normalized_decay(norm: float, updates: float) -> float:
@@ -203,15 +232,47 @@ def _base(form: str, learning_rate: Any, base: float | None) -> Any:
 
 
 def decay_factors(
-    mask: masks.Mask, rules: ParameterRules | None, params: Tree, with_learning_rate: bool = False
+    mask: masks.Mask, rules: ParameterRules | None, step: Step, with_learning_rate: bool = False
 ) -> Tree:
-    """Return the factor on the decay coefficient of each leaf; 0 if the mask excludes it."""
-    chosen = masks.resolve(mask, params, "mask")
+    """Return the factor on the decay coefficient of each leaf; the number 0 if it does not decay.
+
+    A stage that calls this declares ``decay_hyperparams`` and ``decay_settings``.
+    """
+    chosen = masks.resolve(mask, step.params, "mask")
     if rules is None:
         return jax.tree.map(float, chosen)
+    fields = ("weight_decay", *(("learning_rate",) if with_learning_rate else ()))
+    factors = [rules.factors(field, step.params, step) for field in fields]
+    return jax.tree.map(lambda use, *each: product([*each]) if use else 0.0, chosen, *factors)
 
-    def factor(use: bool, rule: Rule) -> float:
-        rate = rule.learning_rate if with_learning_rate else 1.0
-        return rule.weight_decay * rate if use else 0.0
 
-    return jax.tree.map(factor, chosen, rules.for_tree(params))
+def decay_hyperparams(
+    rules: ParameterRules | None, with_learning_rate: bool = False
+) -> dict[str, Hyperparameter]:
+    """Return the hyperparameters of the live groups that ``decay_factors`` reads."""
+    if rules is None:
+        return {}
+    return rules.declared("weight_decay") | (
+        rules.declared("learning_rate") if with_learning_rate else {}
+    )
+
+
+def decay_settings(
+    column: str, mask: masks.Mask, rules: ParameterRules | None
+) -> Callable[[Tree], dict[str, Tree]]:
+    """Make the declaration ``settings`` of a stage that decays."""
+
+    def settings(params: Tree) -> dict[str, Tree]:
+        found = masks.resolve(mask, params, "mask")
+        if rules is None:
+            return {column: jax.tree.map(lambda use: "yes" if use else "no", found)}
+
+        def words(use: bool, leaf: LeafRules) -> str:
+            factor = leaf.shown("weight_decay")
+            if not use or factor == "0":
+                return "no"
+            return "yes" if factor == "1" else f"yes, x {factor}"
+
+        return {column: jax.tree.map(words, found, rules.for_tree(params))}
+
+    return settings

@@ -1,30 +1,37 @@
-"""Scale the learning rate or decay of parameters, or freeze them, by a table of names.
+"""Scale the learning rate or decay of parameters, or freeze them, by tables of names.
 
 >>> import jax.numpy as jnp
->>> table = parameter_rules({
-...     "embed*": Rule(freeze=True),
-...     "*/bias": Rule(weight_decay=0.0),
-...     "*/kernel": Rule(learning_rate=0.1),
-... })
->>> params = {"embed": jnp.zeros(2), "head": {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}}
->>> table.for_tree(params)["head"]["bias"].weight_decay
-0.0
+>>> rates = parameter_rules({"head/*": Rule(learning_rate=10.0)}, default=Rule())
+>>> decays = parameter_rules({"*/bias": Rule(weight_decay=0.0)}, default=Rule())
+>>> params = {"head": {"bias": jnp.zeros(2), "kernel": jnp.zeros((2, 2))}}
+>>> both = rates * decays
+>>> both.for_tree(params)["head"]["bias"].patterns
+('head/*', '*/bias')
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import glob
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import number, switch
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.declare import Hyperparameter, ScalarOrSchedule, declare, nonnegative
+from adamw_jax._core.stage import RULE, Kind, Stage, Step, stage
 
 Tree = Any
+Factor = float | jax.Array
+"""A factor that is known when a step is traced, or a scalar that changes from step to step."""
+
+DEFAULT = "default"
+FIELDS = ("learning_rate", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,60 +39,193 @@ class Rule:
     """Settings for the leaves that a pattern matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0. In the forms ``"learning_rate"``,
-        ``"corrected"`` and ``"proximal"`` it also multiplies the decay.
-      weight_decay: multiplier of the coefficients of decay and L2, >= 0; 0 switches both off.
+      learning_rate: multiplier of the learning rate, >= 0, or a schedule of it. In the forms
+        ``"learning_rate"``, ``"corrected"`` and ``"proximal"`` it also multiplies the decay.
+      weight_decay: multiplier of the coefficients of decay and L2, >= 0, or a schedule of it; the
+        number 0 switches both off.
       freeze: the leaves do not move and have no optimizer state.
+      name: name of a live group; None for multipliers that only the code changes. The multipliers
+        of a live group are hyperparameters, ``name.learning_rate_factor`` and
+        ``name.weight_decay_factor``, which ``set_hyperparams`` pins. Several patterns may share a
+        rule and so a name.
     """
 
-    learning_rate: float = 1.0
-    weight_decay: float = 1.0
+    learning_rate: ScalarOrSchedule = 1.0
+    weight_decay: ScalarOrSchedule = 1.0
     freeze: bool = False
+    name: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the multipliers."""
-        for name in ("learning_rate", "weight_decay"):
-            number(name, getattr(self, name), least=0, below=math.inf)
+        """Check the multipliers and the name."""
+        for field in FIELDS:
+            if not callable(given := getattr(self, field)):
+                object.__setattr__(self, field, number(field, given, least=0, below=math.inf))
         switch("freeze", self.freeze)
+        if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise ValueError(
+                f"name must be an identifier such as 'head', or None, got {self.name!r}."
+            )
+
+
+def _hyperparameter(rule: Rule, field: str) -> Hyperparameter:
+    """Return a multiplier as a hyperparameter."""
+    name = f"{rule.name}.{field}_factor" if rule.name else f"{field} of a Rule"
+    (made,) = declare(**{name: nonnegative(getattr(rule, field))}).values()
+    return made._replace(shared=True)
+
+
+def _factor(rule: Rule, field: str, step: Step) -> Factor:
+    """Return a multiplier at a step: a number if it is constant and has no name."""
+    if not _moves(rule, field):
+        return getattr(rule, field)
+    hyper = _hyperparameter(rule, field)
+    return step[hyper.name] if rule.name else hyper.at(step.count)
+
+
+def _moves(rule: Rule, field: str) -> bool:
+    return rule.name is not None or callable(getattr(rule, field))
+
+
+def _shown(rule: Rule, field: str) -> str:
+    """Return a multiplier in words, for ``summary``."""
+    given = getattr(rule, field)
+    value = "schedule" if callable(given) else f"{given:.4g}"
+    return f"{value} ({_hyperparameter(rule, field).name})" if rule.name else value
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRules:
+    """The rules of one leaf, one from each table.
+
+    Attributes:
+      patterns: the pattern of each rule, or ``"default"``.
+      rules: the rules.
+    """
+
+    patterns: tuple[str, ...]
+    rules: tuple[Rule, ...]
+
+    @property
+    def freeze(self) -> bool:
+        """Whether any of the rules freezes the leaf."""
+        return any(rule.freeze for rule in self.rules)
+
+    def shown(self, field: str) -> str:
+        """Return the product of the multipliers in words, for ``summary``.
+
+        Args:
+          field: ``"learning_rate"`` or ``"weight_decay"``.
+        """
+        moving = [_shown(rule, field) for rule in self.rules if _moves(rule, field)]
+        known = math.prod(getattr(rule, field) for rule in self.rules if not _moves(rule, field))
+        return " x ".join(moving if moving and known == 1 else [f"{known:.4g}", *moving])
+
+
+def _matched(name: str, leaf: LeafRules) -> str:
+    """Return the patterns that a leaf matched in words, for ``summary``."""
+    found = [pattern for pattern in leaf.patterns if pattern != DEFAULT]
+    words = ["its name" if pattern == glob.escape(name) else pattern for pattern in found]
+    return " x ".join(words) or DEFAULT
+
+
+class Table(NamedTuple):
+    """One table of rules.
+
+    Attributes:
+      rules: the rule of each shell-style pattern.
+      default: the rule of the leaves that match no pattern; None if every leaf must match one.
+    """
+
+    rules: Mapping[str, Rule]
+    default: Rule | None
+
+    @property
+    def all(self) -> tuple[Rule, ...]:
+        """The rules, with the default if there is one."""
+        return (*self.rules.values(), *([] if self.default is None else [self.default]))
+
+    def patterns_of(self, tree: Tree) -> dict[str, str]:
+        """Return the pattern that each leaf matches, or ``"default"``; check the table."""
+        names = numerics.leaf_names(tree)
+        hits = {n: [p for p in self.rules if masks.matches(n, p)] for n in names}
+        unmatched = [n for n, found in hits.items() if not found and self.default is None]
+        doubled = {n: found for n, found in hits.items() if len(found) > 1}
+        idle = masks.idle_patterns(self.rules, tree)
+        if unmatched or doubled or idle:
+            raise ValueError(
+                f"rules must match every parameter exactly once. Not matched: {unmatched}; "
+                f"matched more than once: {doubled}; patterns that match nothing: {idle}. "
+                "parameter_rules(..., default=Rule()) is for the parameters that match none. To "
+                "set the learning rate by one pattern and the decay by another, multiply two "
+                "tables: parameter_rules(...) * parameter_rules(...)."
+            )
+        return {n: found[0] if found else DEFAULT for n, found in hits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterRules:
     """Rules by pattern on leaf names, as made by ``parameter_rules``.
 
+    ``a * b`` is the rules of both: multipliers are multiplied, and a leaf is frozen if one of them
+    freezes it. Each table keeps its ``default`` and its own check of the names.
+
     Attributes:
-      table: the rule of each shell-style pattern.
-      default: the rule of the leaves that match no pattern; None if every leaf must match one.
+      tables: the tables.
+      decay_only: whether the multipliers of the learning rate are left out.
     """
 
-    table: Mapping[str, Rule]
-    default: Rule | None = None
+    tables: tuple[Table, ...]
+    decay_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that each name stands for one rule, in one table."""
+        named: dict[str, tuple[int, Rule]] = {}
+        for i, table in enumerate(self.tables):
+            for rule in table.all:
+                if rule.name is None:
+                    continue
+                where, other = named.setdefault(rule.name, (i, rule))
+                if other != rule:
+                    raise ValueError(
+                        f"name {rule.name!r} stands for two rules, {other} and {rule}: give one "
+                        "of them another name."
+                    )
+                if where != i:
+                    raise ValueError(
+                        f"name {rule.name!r} is in two tables, so its multipliers would count "
+                        "twice: give the rule of one table another name."
+                    )
+
+    def __mul__(self, other: ParameterRules) -> ParameterRules:
+        """Return the rules of both."""
+        if not isinstance(other, ParameterRules):
+            return NotImplemented
+        return ParameterRules((*self.tables, *other.tables), self.decay_only)
 
     def for_tree(self, tree: Tree) -> Tree:
-        """Return the rule of each leaf.
+        """Return the rules of each leaf.
 
         Args:
           tree: parameters or gradients.
 
         Returns:
-          A tree of ``Rule``s with the structure of ``tree``.
+          A tree of ``LeafRules`` with the structure of ``tree``.
 
         Raises:
-          ValueError: a leaf does not match exactly one pattern, or a pattern matches no leaf.
+          ValueError: in one of the tables a leaf does not match exactly one pattern, or a pattern
+            matches no leaf.
         """
-        names = numerics.leaf_names(tree)
-        hits = {n: [p for p in self.table if masks.matches(n, p)] for n in names}
-        unmatched = [n for n, found in hits.items() if not found and self.default is None]
-        doubled = {n: found for n, found in hits.items() if len(found) > 1}
-        idle = [p for p in self.table if names and not any(p in found for found in hits.values())]
-        if unmatched or doubled or idle:
-            raise ValueError(
-                f"rules must match every parameter exactly once. Not matched: {unmatched}; "
-                f"matched more than once: {doubled}; patterns that match nothing: {idle}. "
-                "parameter_rules(..., default=Rule()) is for the parameters that match none."
+        found = [(table, table.patterns_of(tree)) for table in self.tables]
+
+        def of_leaf(name: str, _: Any) -> LeafRules:
+            patterns = tuple(patterns[name] for _, patterns in found)
+            rules = (
+                table.rules.get(pattern, table.default)
+                for (table, _), pattern in zip(found, patterns, strict=True)
             )
-        rules = {n: self.table[found[0]] if found else self.default for n, found in hits.items()}
-        return numerics.map_named(lambda name, _: rules[name], tree)
+            return LeafRules(patterns, tuple(rule for rule in rules if rule is not None))
+
+        return numerics.map_named(of_leaf, tree)
 
     def frozen(self, tree: Tree) -> Tree:
         """Return the mask of frozen leaves, a tree of bools.
@@ -93,29 +233,78 @@ class ParameterRules:
         Args:
           tree: parameters or gradients.
         """
-        return jax.tree.map(lambda rule: rule.freeze, self.for_tree(tree))
-
-    def __bool__(self) -> bool:
-        """Whether there is any rule."""
-        return bool(self.table) or self.default is not None
+        return jax.tree.map(lambda rules: rules.freeze, self.for_tree(tree))
 
     @property
     def freezes(self) -> bool:
         """Whether any rule freezes leaves."""
-        return any(rule.freeze for rule in (*self.table.values(), self.default) if rule)
-
-    def without_frozen(self) -> ParameterRules:
-        """Return the rules that do not freeze."""
-        moving = {p: rule for p, rule in self.table.items() if not rule.freeze}
-        return ParameterRules(
-            moving, None if self.default and self.default.freeze else self.default
-        )
+        return any(rule.freeze for table in self.tables for rule in table.all)
 
     def of_decay(self) -> ParameterRules:
-        """Return the rules with only their multipliers of the decay."""
-        default = self.default and Rule(weight_decay=self.default.weight_decay)
-        decays = {p: Rule(weight_decay=r.weight_decay) for p, r in self.table.items()}
-        return ParameterRules(decays, default)
+        """Return the rules without the multipliers of the learning rate."""
+        return dataclasses.replace(self, decay_only=True)
+
+    def declared(self, field: str) -> dict[str, Hyperparameter]:
+        """Return the hyperparameters of the live groups, for a stage that reads ``factors``.
+
+        Args:
+          field: ``"learning_rate"`` or ``"weight_decay"``.
+        """
+        if self.decay_only and field == "learning_rate":
+            return {}
+        live = [rule for table in self.tables for rule in table.all if rule.name]
+        made = [_hyperparameter(rule, field) for rule in live if not rule.freeze]
+        return {hyper.name: hyper for hyper in made}
+
+    def factors(self, field: str, tree: Tree, step: Step) -> Tree:
+        """Return the product of the multipliers of each leaf at a step, a tree of ``Factor``s.
+
+        Args:
+          field: ``"learning_rate"`` or ``"weight_decay"``.
+          tree: parameters or gradients.
+          step: the step; its stage must have ``declared(field)`` among its hyperparameters.
+        """
+        if self.decay_only and field == "learning_rate":
+            return jax.tree.map(lambda _: 1.0, self.for_tree(tree))
+        value = functools.cache(
+            lambda rule: _factor(rule, field, step)
+        )  # traced once for all leaves
+        return jax.tree.map(lambda rules: product([*map(value, rules.rules)]), self.for_tree(tree))
+
+    def settings(self, params: Tree) -> dict[str, Tree]:
+        """Say which rule and which learning rate each leaf gets, for ``summary``.
+
+        Args:
+          params: parameters or their shapes.
+
+        Returns:
+          A tree of words for each column.
+        """
+        found = self.for_tree(params)
+        rates = jax.tree.map(lambda leaf: f"x {leaf.shown('learning_rate')}", found)
+        rule = {RULE: numerics.map_named(lambda name, _, leaf: _matched(name, leaf), params, found)}
+        return rule if self.decay_only else rule | {"learning rate": rates}
+
+
+def product(factors: list[Factor]) -> Factor:
+    """Return the product; the number 0 wins, and the number 1 costs nothing."""
+    known = math.prod(x for x in factors if not isinstance(x, jax.Array))
+    moving = [x for x in factors if isinstance(x, jax.Array)]
+    if known == 0 or not moving:
+        return float(known)
+    return times(functools.reduce(lax.mul, moving), known)
+
+
+def times(x: jax.Array, factor: Factor) -> jax.Array:
+    """Return ``x * factor``, and ``x`` itself for the number 1."""
+    if isinstance(factor, jax.Array):
+        return numerics.scaled(factor, numerics.widen(x))
+    return x if factor == 1 else x * factor
+
+
+def is_off(factor: Factor) -> bool:
+    """Return whether a factor is the number 0, not a scalar that may change."""
+    return not isinstance(factor, jax.Array) and factor == 0
 
 
 def parameter_rules(table: Mapping[str, Rule], default: Rule | None = None) -> ParameterRules:
@@ -124,29 +313,34 @@ def parameter_rules(table: Mapping[str, Rule], default: Rule | None = None) -> P
     Args:
       table: a ``Rule`` for each pattern. Patterns are shell-style, on slash-separated names; ``*``
         also matches slashes: ``"encoder/*/kernel"``. Every parameter must match exactly one
-        pattern, and every pattern at least one parameter. The first step checks this.
+        pattern, and every pattern at least one parameter. ``init`` and every new trace check this.
       default: the rule of the parameters that match no pattern, ``Rule()`` to leave them as they
         are; None if every parameter must match one.
 
     Returns:
-      The rules, with a copy of the table.
+      The rules, with a copy of the table. Multiply two to combine them:
+      ``parameter_rules(rates) * parameter_rules(decays)``.
     """
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):
             raise TypeError(f"rules must map patterns to Rule(...), got {pattern!r}: {rule!r}.")
     if default is not None and not isinstance(default, Rule):
         raise TypeError(f"default must be a Rule(...) or None, got {default!r}.")
-    return ParameterRules(dict(table), default)
+    return ParameterRules((Table(dict(table), default),))
 
 
 def scale_by_rules(rules: ParameterRules) -> Stage:
-    """Multiply each leaf by its rule's ``learning_rate``: *direction -> direction*."""
+    """Multiply each leaf by its rules' ``learning_rate``: *direction -> direction*."""
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        def leaf(rule: Rule, d: jax.Array) -> jax.Array:
-            return d if rule.learning_rate == 1 else d * rule.learning_rate
-
         tree = direction if step.params is None else step.params
-        return jax.tree.map(leaf, rules.for_tree(tree), direction), state
+        return jax.tree.map(times, direction, rules.factors("learning_rate", tree, step)), state
 
-    return stage("scale_by_rules", Kind.DIRECTION, Kind.DIRECTION, apply)
+    return stage(
+        "scale_by_rules",
+        Kind.DIRECTION,
+        Kind.DIRECTION,
+        apply,
+        hyperparams=rules.declared("learning_rate"),
+        settings=rules.settings,
+    )

@@ -27,8 +27,8 @@ from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient, norms_of_leaves
 from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._decay import decay_factors
-from adamw_jax.direction._rules import ParameterRules
+from adamw_jax.direction._decay import decay_factors, decay_hyperparams, decay_settings
+from adamw_jax.direction._rules import Factor, ParameterRules, is_off, times
 
 Tree = Any
 
@@ -72,7 +72,7 @@ def scale_by_trust_ratio(
       min_ratio: lower bound of the ratio, >= 0, also if a norm is 0.
       max_ratio: upper bound of the ratio, > 0, also if a norm is 0.
       mask: which leaves are scaled; the others pass unchanged. A tree of bools, a function of the
-        parameters such as ``matrices_only``, or a pattern on leaf names such as ``"*/kernel"``.
+        parameters such as ``kernels_only()``, or a pattern on leaf names such as ``"*/kernel"``.
       weight_decay: coefficient >= 0 of a decay that this stage adds itself, instead of a decay
         stage before it. The ratio then divides by the sum of the norms, not by the norm of the sum:
         trust_coefficient |theta| / (|u| + weight_decay |theta| + eps).
@@ -124,11 +124,11 @@ def scale_by_trust_ratio(
         one = jnp.ones([], numerics.default_float())
 
         def leaf(
-            scale: bool, factor: float, u: jax.Array, p: jax.Array, length: Any, weight: Any
+            scale: bool, factor: Factor, u: jax.Array, p: jax.Array, length: Any, weight: Any
         ) -> Any:
-            if not scale and factor == 0:
+            if not scale and is_off(factor):
                 return u, one
-            rate = step["weight_decay"] * factor if factor else None
+            rate = None if is_off(factor) else times(step["weight_decay"], factor)
             decayed = numerics.widen(u)
             if rate is not None:
                 decayed = lax.add(decayed, numerics.scaled(rate, numerics.widen(p)))
@@ -142,7 +142,7 @@ def scale_by_trust_ratio(
         scaled = masks.resolve(mask, step.params, "mask")
         factors = jax.tree.map(lambda _: 0.0, scaled)
         if weight_decay is not None:
-            factors = decay_factors(weight_decay_mask, rules, step.params)
+            factors = decay_factors(weight_decay_mask, rules, step)
         some, theirs = (
             jax.tree.map(lambda scale, x: x if scale else None, scaled, tree)
             for tree in (flow, step.params)
@@ -154,6 +154,13 @@ def scale_by_trust_ratio(
         step.facts.leaf_scalars = masks.show(ratios, scaled)
         return moved, state
 
+    def settings(params: Tree) -> dict[str, Tree]:
+        scaled = masks.resolve(mask, params, "mask")
+        words = {"trust ratio": jax.tree.map(lambda use: "yes" if use else "no", scaled)}
+        if weight_decay is not None:
+            words |= decay_settings("weight_decay", weight_decay_mask, rules)(params)
+        return words
+
     kind = Kind(of)
     return stage(
         "scale_by_trust_ratio",
@@ -161,7 +168,8 @@ def scale_by_trust_ratio(
         kind,
         apply,
         init=(lambda params: RatioOfGradientState()) if of == "gradient" else None,
-        hyperparams=declared,
+        hyperparams=declared | decay_hyperparams(rules),
         needs_params=True,
         reduces=True,
+        settings=settings,
     )

@@ -29,6 +29,7 @@ from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.options import Option, filled
 from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
+from adamw_jax.direction._decay import decay_settings
 from adamw_jax.moments._loss_measurement import (
     FilterOptions,
     Gains,
@@ -92,11 +93,11 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
     """
     o = types.SimpleNamespace(**filled(LossFilterOptions, options))
     switch("decay_in_direction", o.decay_in_direction)
-    layers = Layers.of(o.stacked, o.per_leaf)
+    layers, decays = Layers.of(o.stacked, o.per_leaf), o.weight_decay is not None
     declared = {
         **declare(q=nonnegative(o.q), target=real(o.target)),
         **declare_noise(o.r, o.alpha_r),
-        **declare_decay(o.weight_decay, o.mask),
+        **declare_decay(o.weight_decay, o.mask, rules),
     }
     first_variance = start_value(sigma=nonnegative(o.sigma))
 
@@ -109,7 +110,7 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
         measurement = measured("koala_v", step.extra, step["target"])
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(o.mask, rules, step.params, step)
+        shares = decay_shares(o.mask, rules, step)
         found = gains(gradient, shares, step, measurement, variance, noise, layers)
         return LossFilterState(variance, noise), found
 
@@ -132,6 +133,7 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
         apply,
         init=init,
         hyperparams=declared,
-        needs_params=o.weight_decay is not None,
+        needs_params=decays,
         slopes=Slopes(slopes, needs_loss=True),
+        settings=decay_settings("weight_decay", o.mask, rules) if decays else None,
     )

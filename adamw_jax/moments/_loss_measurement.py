@@ -41,7 +41,8 @@ from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option
 from adamw_jax._core.stage import Step
 from adamw_jax.direction import ParameterRules
-from adamw_jax.direction._decay import decay_factors
+from adamw_jax.direction._decay import decay_factors, decay_hyperparams
+from adamw_jax.direction._rules import is_off, times
 
 Tree = Any
 
@@ -189,10 +190,12 @@ def start_value(**named: Ranged) -> Any:
     return lambda: jnp.array(checked.at(jnp.zeros([], jnp.int32)), copy=True)
 
 
-def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str, Hyperparameter]:
-    """Declare the decay coefficient, if there is one."""
+def declare_decay(
+    weight_decay: ScalarOrSchedule | None, mask: Any, rules: ParameterRules | None
+) -> dict[str, Hyperparameter]:
+    """Declare the decay coefficient, if there is one, and what ``decay_shares`` reads."""
     if weight_decay is not None:
-        return declare(weight_decay=nonnegative(weight_decay))
+        return declare(weight_decay=nonnegative(weight_decay)) | decay_hyperparams(rules)
     if mask is not None:
         raise ValueError(
             "mask selects the leaves that decay, but weight_decay is not given: give it, or leave "
@@ -201,13 +204,11 @@ def declare_decay(weight_decay: ScalarOrSchedule | None, mask: Any) -> dict[str,
     return {}
 
 
-def decay_shares(
-    mask: masks.Mask, rules: ParameterRules | None, params: Tree, step: Step
-) -> Tree | None:
+def decay_shares(mask: masks.Mask, rules: ParameterRules | None, step: Step) -> Tree | None:
     """Return the factor on the decay coefficient of each leaf, or None without decay."""
     if "weight_decay" not in step.values:
         return None
-    return decay_factors(mask, rules, params)
+    return decay_factors(mask, rules, step)
 
 
 def gains(
@@ -230,8 +231,8 @@ def gains(
     for g, p, share, own in zip(leaves, params, factors, layered, strict=True):
         error, decay = numerics.widen(g), zero
         size = square = _square(error, own)
-        if share:
-            rate, wide = step["weight_decay"] * share, numerics.widen(jnp.asarray(p))
+        if share is not None and not is_off(share):
+            rate, wide = times(step["weight_decay"], share), numerics.widen(jnp.asarray(p))
             error = lax.add(error, numerics.scaled(rate, wide))
             decay = 0.5 * rate * _square(wide, own)
             square = _square(error, own)

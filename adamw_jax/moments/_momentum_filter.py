@@ -30,6 +30,8 @@ from adamw_jax._core.options import Option, filled
 from adamw_jax._core.sequential import after
 from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
+from adamw_jax.direction._decay import decay_settings
+from adamw_jax.direction._rules import times
 from adamw_jax.moments._loss_measurement import (
     FilterOptions,
     Gains,
@@ -169,7 +171,8 @@ def momentum_filter(
             target=real(o.target),
         ),
         **declare_noise(o.r, o.alpha_r),
-        **declare_decay(o.weight_decay, o.mask),
+        **({} if rules is None else rules.declared("learning_rate")),
+        **declare_decay(o.weight_decay, o.mask, rules),
     }
     first = [
         start_value(sw=nonnegative(o.sw)),
@@ -208,7 +211,7 @@ def momentum_filter(
         drift = lax.select(jnp.isinf(drift), state.drift, drift)
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(o.mask, rules, step.params, step)
+        shares = decay_shares(o.mask, rules, step)
         found = gains(gradient, shares, step, measurement, covariance.parameter, noise, layers)
         return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
 
@@ -218,8 +221,8 @@ def momentum_filter(
         (covariance, drift, noise, velocity, average), params, found = read(gradient, state, step)
         pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
         if rules is not None:
-            table = rules.for_tree(step.params)
-            pull = jax.tree.map(lambda x, rule: x * rule.learning_rate, pull, table)
+            rates = rules.factors("learning_rate", step.params, step)
+            pull = jax.tree.map(times, pull, rates)
 
         def moved(x: jax.Array, error: jax.Array) -> jax.Array:
             return numerics.scaled(covariance.parameter * x, error)
@@ -257,6 +260,12 @@ def momentum_filter(
         both = lax.add(predicted.covariance.parameter, predicted.covariance.cross)
         return jax.tree.map(lambda gain: lax.mul(both, gain), found.gain)
 
+    def settings(params: Tree) -> dict[str, Tree]:
+        words = {} if rules is None else rules.settings(params)
+        if o.weight_decay is not None:
+            words |= decay_settings("weight_decay", o.mask, rules)(params)
+        return words
+
     return stage(
         "momentum_filter",
         Kind.GRADIENT,
@@ -266,6 +275,7 @@ def momentum_filter(
         hyperparams=declared,
         needs_params=True,
         slopes=Slopes(slopes, needs_loss=True),
+        settings=settings,
     )
 
 

@@ -179,7 +179,7 @@ def _rate(learning_rate: Any, relative_step: bool | None, warmup_init: bool) -> 
 def _decay(
     form: str, weight_decay: Any, learning_rate: Any, options: CommonOptions, relative: bool
 ) -> Stage | None:
-    mask, rules = options.mask, options.moving_rules
+    mask, rules = options.mask, options.rules
     one_of("decay", form, DECAYS)
     if weight_decay is None:
         return None

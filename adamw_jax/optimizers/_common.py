@@ -176,11 +176,6 @@ class CommonOptions(types.SimpleNamespace):
             raise TypeError(f"rules must be parameter_rules({{...}}), got {self.rules!r}.")
 
     @property
-    def moving_rules(self) -> ParameterRules | None:
-        """The rules of the leaves that are not frozen; stages see only these leaves."""
-        return None if self.rules is None else self.rules.without_frozen()
-
-    @property
     def frozen(self) -> Mask:
         """The mask of the frozen leaves, or None."""
         return self.rules.frozen if self.rules is not None and self.rules.freezes else None
@@ -212,7 +207,7 @@ def finish(
             "mask selects the leaves that decay, but neither weight_decay nor l2 is given: give "
             "one of them, or leave mask out."
         )
-    rules, decayed = options.moving_rules, None
+    rules, decayed = options.rules, None
     if options.weight_decay is not None:
         base = options.base_learning_rate
         if schedule_inside and decay == "learning_rate":
@@ -230,7 +225,7 @@ def finish(
         scale_gradient(rate) if schedule_inside else None,
         store(compose(*direction), options.storage),
         decayed if decay == "learning_rate" else None,
-        scale_by_rules(rules) if rules else None,
+        None if rules is None else scale_by_rules(rules),
         step or (descend() if schedule_inside else scale_by_learning_rate(rate)),
         None if decay == "learning_rate" else decayed,
         frozen=options.frozen,

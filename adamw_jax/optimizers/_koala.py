@@ -72,7 +72,7 @@ def koala_v(
       norm below 1e-9 does not move.
     """
     o = CommonOptions(rules=rules)
-    return finish(o, learning_rate, loss_filter(o.moving_rules, **own))
+    return finish(o, learning_rate, loss_filter(o.rules, **own))
 
 
 @register(
@@ -114,6 +114,5 @@ def koala_m(
       average after it: they would average predictions, and ``eval_params`` raises an error.
     """
     o = CommonOptions(rules=rules, state_dtype=state_dtype)
-    moving = o.moving_rules or None
-    filtered = momentum_filter(plain(learning_rate), moving, o.state_dtype, **own)
+    filtered = momentum_filter(plain(learning_rate), o.rules, o.state_dtype, **own)
     return compose(store(filtered, storage), frozen=o.frozen)

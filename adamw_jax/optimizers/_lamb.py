@@ -40,7 +40,7 @@ from adamw_jax.optimizers._registry import register
     state_values=2,
     differs="it equals optax.lamb. The paper's phi is max_weight_norm (10 in public PyTorch code, "
     "which also omits the bias correction: correct=False). Many exclude vectors from the ratio, "
-    "which optax.lamb cannot: trust_ratio_mask=matrices_only. bitsandbytes' LAMB is another "
+    "which optax.lamb cannot: trust_ratio_mask=kernels_only(). bitsandbytes' LAMB is another "
     "method: it clips the norm of the update. PyTorch has no LAMB.",
     scope="leaf",
     twin="lamb",
@@ -80,7 +80,7 @@ def lamb(
       mask: which leaves decay: tree of bools, function of the parameters, or name pattern.
       correct: correct the bias of the moments; False as in an earlier version of the paper.
       trust_ratio_mask: which leaves the trust ratio scales; the others take the plain step.
-        ``matrices_only`` excludes biases and norms.
+        ``kernels_only()`` excludes biases and norms.
       min_weight_norm: lower bound of a leaf's norm in the ratio, >= 0; None for no bound.
       max_weight_norm: upper bound of a leaf's norm in the ratio, > 0; None for no bound.
       min_ratio: lower bound of the trust ratio, >= 0; None for no bound.
@@ -97,7 +97,7 @@ def lamb(
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
     scaled = None
     if decay == "learning_rate" and weight_decay is not None:
-        scaled = decoupled_decay(weight_decay, mask, rules=o.moving_rules)
+        scaled = decoupled_decay(weight_decay, mask, rules=o.rules)
         o.weight_decay, o.mask = None, None if o.l2 is None else mask
     return finish(
         o,

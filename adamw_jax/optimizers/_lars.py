@@ -78,7 +78,7 @@ def lars(
       trust_coefficient: factor on the ratio, > 0; 0.001 (optax).
       eps: added to the norm that the ratio divides by, >= 0.
       trust_ratio_mask: which leaves the trust ratio scales, as above; the others take the plain
-        step. ``matrices_only`` excludes biases and norms, as is usual.
+        step. ``kernels_only()`` excludes biases and norms, as is usual.
       momentum: factor on the buffer, in [0, 1]; None for plain gradient descent.
       nesterov: step along ``g + momentum m``.
       sum_of_norms: divide by |g| + weight_decay |theta| instead of |g + weight_decay theta|.
@@ -99,7 +99,7 @@ def lars(
             "l2 is given: give one of them, or leave the mask out."
         )
     o = CommonOptions(common, weight_decay=weight_decay, mask=mask, decay=decay)
-    rules, l2, o.l2 = o.moving_rules, o.l2, None
+    rules, l2, o.l2 = o.rules, o.l2, None
     before, within = None, {}
     if decay == "learning_rate":
         o.weight_decay = None

@@ -1,4 +1,4 @@
-"""``summary``: list the stages of a recipe and the size of their state.
+"""``summary``: list the stages of a recipe, the size of their state, and what each leaf gets.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import ema, estimate_moments, no_moment, compose, precondition
@@ -18,23 +18,28 @@ from typing import Any
 import jax
 import optax
 
+from adamw_jax._core import masks
 from adamw_jax._core.compose import Composed
-from adamw_jax._core.numerics import as_arrays
-from adamw_jax._core.stage import transformation
+from adamw_jax._core.numerics import as_arrays, named_leaves
+from adamw_jax._core.stage import RULE, transformation
 
+GROUPS = ("leaves", "parameters")
 HEADER = ("stage", "kinds", "hyperparameters", "state", "bytes/param")
 
 
 def summary(tx: optax.GradientTransformation, params: Any) -> str:
-    """Make a table of the stages of a recipe, with dtypes and bytes of state per parameter.
+    """Make tables of the stages of a recipe and their state, and of what each leaf gets.
 
     Args:
       tx: a recipe of this library; any other transformation gives one row for its whole state.
       params: parameters, or their ``jax.ShapeDtypeStruct``s. No memory is allocated.
 
     Returns:
-      Plain text, a line per stage and one for the sum. Scalars (counters, hyperparameters, scalars
-      of bias correction) are counted in the sum only.
+      Plain text. The first table has a line per stage, with dtypes and bytes of state per
+      parameter, and one for the sum. Scalars (counters, hyperparameters, scalars of bias
+      correction) are counted in the sum only. The second table, for a recipe that can treat leaves
+      differently, has a line for all leaves that get the same: rule and multipliers, decay,
+      freezing, trust ratio.
     """
     tx = transformation(tx, "tx")
     shapes = jax.eval_shape(lambda p: p, as_arrays(params))
@@ -49,7 +54,41 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     else:
         rows.append((type(tx).__name__, "", "", *_cost(state, size)))
     rows.append((f"sum over {size:,} parameters", "", "", *_cost(state, size, scalars=True)))
-    return _table([HEADER, *rows])
+    groups = _groups(tx, shapes) if isinstance(tx, Composed) else []
+    return "\n\n".join(_table(table) for table in ([HEADER, *rows], groups) if table)
+
+
+def _groups(tx: Composed, params: Any) -> list[tuple[str, ...]]:
+    """Return the table of what each leaf gets; empty if no stage treats leaves differently."""
+    columns: dict[str, Any] = {}
+    for spec in tx.specs:
+        columns |= {} if spec.settings is None else spec.settings(params)
+    if tx.frozen is not None:
+        frozen = masks.resolve(tx.frozen, params, "frozen")
+        columns = {
+            column: words if column == RULE else _unless(frozen, words)
+            for column, words in columns.items()
+        }
+        columns["frozen"] = jax.tree.map(lambda out: "yes" if out else "no", frozen)
+    if not columns:
+        return []
+    words = [jax.tree.leaves(tree) for tree in columns.values()]
+    alike: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    for (name, leaf), *got in zip(named_leaves(params), *words, strict=True):
+        alike.setdefault(tuple(got), []).append((name, leaf.size))
+    rows = [
+        (_names([name for name, _ in found]), f"{sum(size for _, size in found):,}", *got)
+        for got, found in alike.items()
+    ]
+    return [(*GROUPS, *columns), *rows]
+
+
+def _unless(frozen: Any, words: Any) -> Any:
+    return jax.tree.map(lambda out, word: "" if out else word, frozen, words)
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _cost(memory: Any, size: int, scalars: bool = False) -> tuple[str, str]:

@@ -26,7 +26,8 @@ from adamw_jax._core.checks import one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
-from adamw_jax.direction._decay import decay_factors
+from adamw_jax.direction._decay import decay_factors, decay_hyperparams, decay_settings
+from adamw_jax.direction._rules import Factor, is_off, times
 from adamw_jax.update._relative_step import relative_step
 
 Tree = Any
@@ -71,14 +72,14 @@ def effective_decay(
             scales = jax.tree.map(lambda _: jnp.ones_like(rate), step.params)
         rate = rate * step["weight_decay"]
 
-        def leaf(factor: float, scale: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            if factor == 0:
+        def leaf(factor: Factor, scale: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+            if is_off(factor):
                 return u
-            decay = rate * scale if factor == 1 else rate * scale * factor
+            decay = times(rate * scale, factor)
             moved = lax.sub(numerics.widen(u), numerics.scaled(decay, numerics.widen(p)))
             return numerics.scaled(1.0 / (1.0 + decay), moved) if form == "proximal" else moved
 
-        factors = decay_factors(mask, rules, step.params, with_learning_rate=True)
+        factors = decay_factors(mask, rules, step, with_learning_rate=True)
         return jax.tree.map(leaf, factors, scales, update, step.params), state
 
     return stage(
@@ -88,6 +89,8 @@ def effective_decay(
         apply,
         hyperparams=declare(
             weight_decay=nonnegative(weight_decay), learning_rate=length(learning_rate)
-        ),
+        )
+        | decay_hyperparams(rules, with_learning_rate=True),
         needs_params=True,
+        settings=decay_settings("weight_decay", mask, rules),
     )

@@ -1,0 +1,112 @@
+"""Learning rates by layer: layer-wise decay and discriminative rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamw_jax import Rule, adamw, one_cycle, parameter_rules, sgdw
+from adamw_jax.direction import discriminative_rates, layer_decay
+
+LAYER = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+VIT = {
+    "patch_embed": LAYER,
+    "pos_embed": jnp.ones(3),
+    **{f"block_{i}": LAYER for i in range(12)},
+    "norm": {"scale": jnp.ones(2)},
+    "head": LAYER,
+}
+STEM = ("patch_embed/*", "pos_embed")
+
+
+def rates(rules: Any, params: Any) -> dict[str, float]:
+    """The learning rate of each top-level entry, from a step of SGD at rate 1."""
+    tx = sgdw(1.0, momentum=None, rules=rules)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    found = {}
+    for name, part in updates.items():
+        moved = {round(-float(x), 7) for leaf in jax.tree.leaves(part) for x in leaf.ravel()}
+        (found[name],) = moved
+    return found
+
+
+def test_layer_decay_of_a_vision_transformer() -> None:
+    """The figures of BEiT and MAE: 12 blocks, 0.75 ** (13 - id), stem 0, block i + 1, rest 13."""
+    got = rates(layer_decay(0.75, [STEM, "block_{}/*"], VIT), VIT)
+    expected = {"patch_embed": 0.75**13, "pos_embed": 0.75**13, "norm": 1.0, "head": 1.0}
+    expected |= {f"block_{i}": 0.75 ** (13 - (i + 1)) for i in range(12)}
+    assert got == pytest.approx(expected, rel=1e-5)
+    listed = layer_decay(0.75, [STEM, *(f"block_{i}/*" for i in range(12))])
+    assert listed == layer_decay(0.75, [STEM, "block_{}/*"], jax.eval_shape(lambda: VIT))
+
+
+def test_layer_decay_combines_with_a_table_of_kinds() -> None:
+    kinds = parameter_rules({"*bias": Rule(weight_decay=0.0)}, default=Rule())
+    rules = layer_decay(0.5, "block_{}/*", VIT) * kinds
+    tx = adamw(1.0, weight_decay=0.1, rules=rules)
+    zero = jax.tree.map(jnp.zeros_like, VIT)
+    updates, _ = tx.update(zero, tx.init(VIT), VIT)
+    np.testing.assert_allclose(updates["block_11"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["block_10"]["kernel"], -0.025, rtol=1e-6)
+    assert not np.any(updates["block_11"]["bias"])
+
+
+def test_discriminative_rates_are_fastais() -> None:
+    """fastai's even_mults(low, high, n) and slice(high): high / 10 for all groups but the last."""
+    params = {name: LAYER for name in ("a", "b", "c", "d")}
+    groups = [f"{name}/*" for name in params]
+    got = rates(discriminative_rates(1e-5, 1e-2, groups), params)
+    assert [1e-2 * x for x in got.values()] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2], rel=1e-4)
+    got = rates(discriminative_rates(None, 1e-2, groups), params)
+    assert [*got.values()] == pytest.approx([0.1, 0.1, 0.1, 1.0])
+    got = rates(discriminative_rates(1e-3, 1e-2, [("a/*", "b/*"), ("c/*", "d/*")]), params)
+    assert [*got.values()] == pytest.approx([0.1, 0.1, 1.0, 1.0])
+    assert rates(discriminative_rates(1e-3, 1e-2, "*"), params)["a"] == 1.0
+    with pytest.raises(ValueError, match="Not matched"):
+        rates(discriminative_rates(1e-3, 1e-2, groups[1:]), params)
+
+
+def test_discriminative_rates_under_one_cycle() -> None:
+    """Every group runs through the cycle at its own height."""
+    params = {"body": LAYER, "head": LAYER}
+    cycle = one_cycle(1e-2, 20, momentum=None)
+    rules = discriminative_rates(1e-4, 1e-2, ["body/*", "head/*"])
+    tx = sgdw(cycle, momentum=None, rules=rules)
+    state, ones = tx.init(params), jax.tree.map(jnp.ones_like, params)
+    for t in range(20):
+        updates, state = tx.update(ones, state, params)
+        rate = float(cycle.learning_rate(t))
+        np.testing.assert_allclose(updates["head"]["bias"], -rate, rtol=1e-5)
+        np.testing.assert_allclose(updates["body"]["bias"], -0.01 * rate, rtol=1e-5)
+
+
+WRONG = {
+    "stacked": (lambda: layer_decay(0.5, "layers/{}/*", {"layers": LAYER}), "stacked in one leaf"),
+    "half a name": (lambda: layer_decay(0.5, "block_{}", VIT), r"such as 'blocks/\{\}/\*'"),
+    "no params": (lambda: layer_decay(0.5, "block_{}/*"), "needs params to find the numbers"),
+    "nothing": (lambda: layer_decay(0.5, []), "layers must hold at least one pattern"),
+    "a rate above 1": (lambda: layer_decay(1.5, "a"), "rate must be a number > 0 and <= 1"),
+    "a rate of 0": (lambda: layer_decay(0.0, "a"), "rate must be a number > 0 and <= 1"),
+    "low above high": (lambda: discriminative_rates(1.0, 0.1, "a"), "low must be a number > 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes(case: str) -> None:
+    make, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError, match="layers must hold patterns"):
+        layer_decay(0.5, [3])  # type: ignore[list-item]
+
+
+def test_overlapping_numbers_are_refused() -> None:
+    """block_1* also matches block_11: the check of the rules says so."""
+    tx = adamw(1e-3, rules=layer_decay(0.5, "block_{}*", VIT))
+    with pytest.raises(ValueError, match=r"'block_1\*', 'block_11\*'"):
+        tx.init(VIT)
