@@ -74,6 +74,7 @@ __all__ = [
     "clear_hyperparams",
     "migrate_state",
     "from_optax",
+    "from_torch",
     "to_optax",
     "state_shardings",
     "quantize_state",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.record import Moments, Reading, leafwise
-from adamw_jax._core.stage import Stage, Step, stage_of
+from adamw_jax._core.stage import Facts, Stage, Step, stage_of
 
 Tree = Any
 
@@ -54,7 +54,7 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         tree = flow.gradient if isinstance(flow, Moments) else flow
         chosen = masks.resolve(where, tree if step.params is None else step.params, "where")
         params = None if step.params is None else masks.show(step.params, chosen)
-        shown = {name: _of_chosen(chosen, fact) for name, fact in step.facts.trees().items()}
+        shown = {name: of_chosen(chosen, fact) for name, fact in step.facts.trees().items()}
         facts = dataclasses.replace(step.facts, **shown)
         before = dict(vars(facts))
         inner_step = dataclasses.replace(step, params=params, facts=facts)
@@ -65,13 +65,7 @@ def only(inner: Any, where: masks.Mask) -> Stage:
         else:
             part, state = spec.apply(masks.show(flow, chosen), state, inner_step)
             flow = masks.merge(chosen, part, flow)
-        for field in dataclasses.fields(facts):
-            fact, elsewhere = getattr(facts, field.name), field.metadata.get("elsewhere")
-            if fact is before[field.name]:
-                continue
-            if elsewhere is not None:
-                fact = _of_all(chosen, fact, getattr(step.facts, field.name), elsewhere)
-            setattr(step.facts, field.name, fact)
+        take_facts(step.facts, facts, before, chosen)
         return flow, state
 
     def settings(params: Tree) -> dict[str, Tree]:
@@ -88,7 +82,18 @@ def only(inner: Any, where: masks.Mask) -> Stage:
     return stage_of(spec.around(apply, start, storage=None, partial=True, settings=settings))
 
 
-def _of_chosen(chosen: Tree, fact: Any) -> Any:
+def take_facts(facts: Facts, part: Facts, before: dict[str, Any], chosen: Tree) -> None:
+    """Add to ``facts`` those of ``part``, about the chosen leaves, that are not as ``before``."""
+    for field in dataclasses.fields(part):
+        fact, elsewhere = getattr(part, field.name), field.metadata.get("elsewhere")
+        if fact is before[field.name]:
+            continue
+        if elsewhere is not None:
+            fact = _of_all(chosen, fact, getattr(facts, field.name), elsewhere)
+        setattr(facts, field.name, fact)
+
+
+def of_chosen(chosen: Tree, fact: Any) -> Any:
     """Restrict a fact from earlier stages to the chosen leaves."""
     of_leaves = jax.tree.structure(fact) == jax.tree.structure(chosen)
     return masks.show(fact, chosen) if of_leaves and not isinstance(fact, jax.Array) else fact

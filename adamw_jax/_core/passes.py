@@ -6,6 +6,7 @@ A step checks its arguments and goes through four passes: ``without_frozen``,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from adamw_jax._core.encoded import decode_state
 from adamw_jax._core.encoding import check_encoded, update_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
 from adamw_jax._core.kinds import twice
+from adamw_jax._core.late import LATE, by_group, on_moments
 from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
 from adamw_jax._core.stage import (
     Facts,
@@ -141,7 +143,7 @@ def leaves_in_sequence(
         return through_stages(recipe, updates, state, params, extra, in_sequence=True)
 
     reduces = any(spec.reduces for spec in recipe.specs[1:])  # the first one's input exists already
-    if reduces and is_due(updates, state):
+    if reduces and LATE not in state.stages and is_due(updates, state):
         return leaf_by_leaf(step, updates, state)
     return through_stages(recipe, updates, state, params, extra, in_sequence=False)[:2]
 
@@ -158,29 +160,51 @@ def through_stages(
     """Run the stages in order; return updates, new state and ``Facts.leaf_scalars``."""
     used = live_at(state.hyperparams, state.count, recipe.hyperparams)
     values = {name: used.value(name) for name in recipe.hyperparams}
-    flow, memories, facts = updates, dict(state.stages), Facts(decoded=True)
+    memories, facts = dict(state.stages), Facts(decoded=True)
     whole_at = _direction_at(recipe.specs)
-    for i, (spec, own) in enumerate(zip(recipe.specs, recipe.names, strict=True)):
-        if spec.needs_params:
-            require_params(spec.name, params)
-        own_values = {name: values[key] for name, key in own.items()}
-        step = Step(state.count, own_values, params, extra, facts, in_sequence)
-        if spec.takes is None and flow is not updates:
-            flow = numerics.leaving(flow, updates, params)
-        if spec.takes is Kind.GRADIENT and spec.gives is not Kind.GRADIENT:
-            facts.gradient = flow
-        with norms_of(spec.name), jax.named_scope(spec.name):
-            flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
-        if spec.name in memories:
-            memories[spec.name] = memory
-        if i == whole_at:
-            for early in recipe.specs:
-                if early.write_after_read is not None:
-                    with jax.named_scope(early.name):
-                        memory = early.write_after_read(memories[early.name], flow, step)
-                    memories[early.name] = memory
+
+    def run(
+        flow: Tree, memories: dict[str, Any], params: Tree | None, facts: Facts, some: slice
+    ) -> Tree:
+        for i in range(len(recipe.specs))[some]:
+            spec, own = recipe.specs[i], recipe.names[i]
+            if spec.needs_params:
+                require_params(spec.name, params)
+            own_values = {name: values[key] for name, key in own.items()}
+            step = Step(state.count, own_values, params, extra, facts, in_sequence)
+            if spec.takes is None and flow is not updates:
+                flow = numerics.leaving(flow, updates, params)
+            if spec.takes is Kind.GRADIENT and spec.gives is not Kind.GRADIENT:
+                facts.gradient = flow
+            with norms_of(spec.name), jax.named_scope(spec.name):
+                flow, memory = spec.apply(flow, _memory_of(spec, memories, step, flow), step)
+            if spec.name in memories:
+                memories[spec.name] = memory
+            if i == whole_at:
+                _write_after_read(recipe.specs, memories, flow, step)
+        return flow
+
+    if LATE in memories:
+        inside = [i for i, spec in enumerate(recipe.specs) if on_moments(spec)]
+        first, last = inside[0], inside[-1] + 1
+        flow = run(updates, memories, params, facts, slice(first))
+        middle = functools.partial(run, some=slice(first, last))
+        flow = by_group(middle, recipe.specs[first:last], flow, memories, params, facts)
+        flow = run(flow, memories, params, facts, slice(last, None))
+    else:
+        flow = run(updates, memories, params, facts, slice(None))
     new_state = ComposeState(increment(state.count), used, memories)
     return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
+
+
+def _write_after_read(
+    specs: tuple[Spec, ...], memories: dict[str, Any], direction: Tree, step: Step
+) -> None:
+    for early in specs:
+        if early.write_after_read is not None:
+            with jax.named_scope(early.name):
+                memory = early.write_after_read(memories[early.name], direction, step)
+            memories[early.name] = memory
 
 
 def _has_slot(spec: Spec, memory: Any) -> bool:
@@ -229,7 +253,7 @@ def check_state(
             "tx.init(params), or use migrate_state(saved, tx, params)."
         )
     expected = {spec.name for spec in specs if spec.init is not None and not spec.foreign}
-    others = {spec.name for spec in specs if spec.foreign}
+    others = {spec.name for spec in specs if spec.foreign} | {LATE}
     found = check_hyperparams(state.hyperparams)
     if set(state.stages) - others != expected or found.names != tuple(sorted(declared)):
         raise ValueError(

@@ -28,6 +28,7 @@ import optax
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state
+from adamw_jax._core.late import LATE
 from adamw_jax._core.passes import check_state, live_at
 from adamw_jax._core.record import Moments, Reading
 from adamw_jax._core.stage import Facts, Kind, Spec, Step
@@ -145,6 +146,12 @@ def _state(tx: Composed, opt_state: State, params: Tree) -> ComposeState:
         )
     state = found[0][1]
     check_state(state, tx.hyperparams, tx.specs)
+    if LATE in state.stages:
+        raise ValueError(
+            "opt_state has leaves that joined later, with a bias correction of their own, which "
+            "the preconditioner does not read: freeze them for this measurement, with "
+            "migrate_state(opt_state, tx, params, thaw=True)."
+        )
     return state
 
 

@@ -64,7 +64,7 @@ class SquaresState(NamedTuple):
 
     squares: Tree
     clock: Clock
-    twins = ("ScaleByAdamState.nu", "ScaleByAmsgradState.nu")
+    twins = ("ScaleByAdamState.nu", "ScaleByAmsgradState.nu", "TorchState.exp_avg_sq")
     moment = property(operator.itemgetter(0))
 
 

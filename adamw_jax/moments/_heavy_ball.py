@@ -35,7 +35,7 @@ class HeavyBallState(NamedTuple):
     """
 
     buffer: Tree
-    twins = ("TraceState.trace",)
+    twins = ("TraceState.trace", "TorchState.momentum_buffer")
     moment = property(operator.itemgetter(0))
     momenta = ("buffer",)
 

@@ -75,7 +75,12 @@ class AverageState(NamedTuple):
 
     average: Tree
     clock: Clock
-    twins = ("ScaleByAdamState.mu", "ScaleByAmsgradState.mu", "ScaleByBeliefState.mu")
+    twins = (
+        "ScaleByAdamState.mu",
+        "ScaleByAmsgradState.mu",
+        "ScaleByBeliefState.mu",
+        "TorchState.exp_avg",
+    )
     moment = property(operator.itemgetter(0))
     momenta = ("average", "clock")
 

@@ -1,4 +1,4 @@
-"""Functions on states: hyperparameters, migration, conversion to optax, shardings, summary."""
+"""Functions on states: hyperparameters, migration, optax, PyTorch, shardings, summary."""
 
 from adamw_jax._core.state import ComposeState
 from adamw_jax.state._hyperparams import clear_hyperparams, hyperparams, set_hyperparams
@@ -6,12 +6,14 @@ from adamw_jax.state._migrate import MigrationReport, migrate_state
 from adamw_jax.state._optax import from_optax, to_optax
 from adamw_jax.state._shardings import state_shardings
 from adamw_jax.state._summary import summary
+from adamw_jax.state._torch import from_torch
 
 __all__ = [
     "ComposeState",
     "MigrationReport",
     "clear_hyperparams",
     "from_optax",
+    "from_torch",
     "hyperparams",
     "migrate_state",
     "set_hyperparams",

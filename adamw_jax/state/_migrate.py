@@ -26,10 +26,12 @@ import numpy as np
 import optax
 
 from adamw_jax._core import boxes, numerics
+from adamw_jax._core.checks import switch
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like, is_encoded
 from adamw_jax._core.stage import TAILS, transformation
 from adamw_jax._core.state import ComposeState, Hyperparams, find, hyperparams_in, is_hyperparams
+from adamw_jax.state._thaw import Thaw, exact_fields, with_late
 
 State = Any
 Path = tuple[str, ...]
@@ -59,7 +61,7 @@ class _Pinnable(NamedTuple):
 
 
 def migrate_state(
-    saved: State, tx: optax.GradientTransformation, params: Any
+    saved: State, tx: optax.GradientTransformation, params: Any, *, thaw: bool = False
 ) -> tuple[State, MigrationReport]:
     """Return the state of ``tx`` with the accumulators of ``saved``.
 
@@ -71,6 +73,13 @@ def migrate_state(
       tx: the transformation to continue with: the recipe edited, wrapped, unwrapped, with a tail
         added or removed, or with other hyperparameters.
       params: current parameters; new slow weights and averages start here.
+      thaw: whether leaves may join, which were frozen before, or leave, because they are frozen
+        now. The moments of a leaf that joins start anew, with a clock and a count of their own, as
+        in PyTorch, so its first steps are those of a fresh optimizer. Schedules, pinned values and
+        all other leaves go on. ``tx`` is then a recipe of ``compose`` or of the catalogue, and
+        ``saved`` holds one. Averages of the weights and Lookahead count the frozen value as the
+        past of the leaf. What a stage knows of all leaves together, such as norms of the gradient,
+        goes on.
 
     Returns:
       The state, in arrays of its own, and a report of what was kept, started, dropped and
@@ -80,15 +89,47 @@ def migrate_state(
 
     Raises:
       ValueError: an accumulator that does not belong to a tail was added or removed, the parameter
-        tree or a shape changed, a pinned value is out of its range after rounding, or the recipes
-        of the two states cannot be matched.
+        tree or a shape changed, with ``thaw`` a stage has scalars for all leaves together
+        (KOALA-M) or leaves are packed, a pinned value is out of its range after rounding, or the
+        recipes of the two states cannot be matched.
     """
     tx = transformation(tx, "tx")
+    switch("thaw", thaw)
     plain = numerics.unbox(saved)
-    target = stored = tx.init(numerics.unbox(numerics.as_arrays(params)))
-    if _must_decode(plain, target):
+    target: Any = tx.init(numerics.unbox(numerics.as_arrays(params)))
+    stored = target
+    if _must_decode(plain, target, thaw):
         plain, target = decode_state(plain), decode_state(target)
     old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
+    change = _change(old, new, tx, params, thaw)
+    if change is not None and isinstance(tx, Composed):
+        target, late = with_late(target, tx, params, change, thaw)
+        stored = stored._replace(stages={**stored.stages, **late})
+        new = _leaves(target, "the state of tx")
+    values, report = _fill(old, new, tx, params, change if thaw else None, exact_fields(target))
+    filled = encode_like(stored, _filled(target, values))
+    for _, node in find(filled, Hyperparams):
+        node.check_pins(node.names.domains)
+    return boxes.boxed(filled, tx, params, saved), report
+
+
+def _change(old: _Leaves, new: _Leaves, tx: Any, params: Any, thaw: bool) -> Thaw | None:
+    """Compare the leaves of two recipes; None if ``tx`` holds its recipe inside."""
+    if isinstance(tx, Composed) and len(old.recipes) == 1:
+        was, now = ([side.inner(path) for path in side.leaves] for side in (old, new))
+        return Thaw.between(was, now, params)
+    if thaw:
+        raise ValueError(
+            "thaw=True needs a recipe as tx and a state with one recipe as saved: thaw inside a "
+            "wrapper, or one recipe of a partition after the other."
+        )
+    return None
+
+
+def _fill(
+    old: _Leaves, new: _Leaves, tx: Any, params: Any, change: Thaw | None, exact: set[Path]
+) -> tuple[dict[Path, Any], MigrationReport]:
+    """Return the values of the new leaves, and the report; raise if the two do not fit."""
     origin = _matched(old.recipes, new.recipes)
     named = [spec.name for spec in tx.specs if spec.tail] if isinstance(tx, Composed) else []
     tails = TAILS | {*named}
@@ -100,13 +141,14 @@ def migrate_state(
     values: dict[Path, Any] = {}
     for path, leaf in new.leaves.items():
         name, source = new.name(path), old.leaves.get(sources[path])
-        inside = new.recipe_of(path) is not None
+        inside, inner = new.recipe_of(path) is not None, new.inner(path)
         misfit = None if source is None else _misfit(source, leaf)
         if source is None or (misfit and not inside):
-            values[path] = leaf
+            values[path] = leaf if change is None else change.start(inner, leaf, exact)
             started.append(name)
             taken.discard(sources[path])
-            if inside and not _may_start(new.inner(path), tails):
+            joins = change is not None and change.starts(inner)
+            if inside and not (joins or _may_start(inner, tails)):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
             continue
         kept.append(name)
@@ -119,19 +161,21 @@ def migrate_state(
     for path, leaf in old.leaves.items():
         if path not in taken:
             dropped.append(old.name(path))
-            if old.recipe_of(path) is not None and _is_missed(old, path, leaf, new, tails, params):
+            if old.recipe_of(path) is None or (change and change.drops(old.inner(path))):
+                continue
+            if _is_missed(old, path, leaf, new, tails, params):
                 problems.append(f"{old.name(path)} is in the checkpoint but not in the new recipe")
     problems += _empty_stages(old, new, tails)
     if problems:
+        hint = "If leaves were frozen or are frozen now, give thaw=True."
+        if change is not None:
+            hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
         raise ValueError(
             "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
-            "the recipe and parameters that wrote it, or start with tx.init(params)."
+            f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
         )
     report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
-    filled = encode_like(stored, _filled(target, values))
-    for _, node in find(filled, Hyperparams):
-        node.check_pins(node.names.domains)
-    return boxes.boxed(filled, tx, params, saved), report
+    return values, report
 
 
 def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
@@ -233,10 +277,10 @@ def _shown(paths: list[Path]) -> list[str]:
     return ["/".join(path) or "the root" for path in paths]
 
 
-def _must_decode(saved: State, target: State) -> bool:
+def _must_decode(saved: State, target: State, thaw: bool) -> bool:
     """Return whether storages differ; codes that lost their types are known by their names."""
     layouts = [_layouts(state) for state in (saved, target)]
-    if layouts[0] == layouts[1]:
+    if layouts[0] == layouts[1] or (thaw and _are_alike(saved, target)):
         return False
     names = {_path(path)[-1] for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
     return bool(layouts[0]) or not any(f"{name}_codes" in names for name in layouts[1])
@@ -245,6 +289,19 @@ def _must_decode(saved: State, target: State) -> bool:
 def _layouts(state: State) -> list[str]:
     nodes = jax.tree.leaves(state, is_leaf=is_encoded)
     return sorted(node.layout.name for node in nodes if is_encoded(node))
+
+
+def _are_alike(saved: State, target: State) -> bool:
+    """Return whether the arrays that two states have in common are stored alike."""
+    sides = [
+        {path: node.layout.name if is_encoded(node) else None for path, node in leaves}
+        for leaves in (
+            jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded)
+            for state in (saved, target)
+        )
+    ]
+    common = sides[0].keys() & sides[1].keys()
+    return bool(common) and all(sides[0][path] == sides[1][path] for path in common)
 
 
 def _stage_of(inner: Path) -> str | None:

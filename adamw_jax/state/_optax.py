@@ -88,14 +88,18 @@ def from_optax(
     ours: Any = decode_state(target)
     scheduled = _schedule_count(plain)
     steps = _their_count(theirs, scheduled)
-    moments, maximum = _known(ours.stages)
+    moments, maximum = known_stages(ours.stages)
     if moments is None:
         raise ValueError("tx has no estimate_moments stage, which would take the accumulators.")
-    _check_stages(tx, ours.stages, (moments, maximum))
+    check_stages(tx, ours.stages, (moments, maximum))
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == moments)
     fields, held = _fields(theirs), ours.stages[moments]
-    first = _filled(held.first, theirs, fields.momentum, "first moment", steps, rates, ("b1", b1))
-    second = _filled(held.second, theirs, fields.second, "second moment", steps, rates, ("b2", b2))
+    first = filled_part(
+        held.first, theirs, fields.momentum, "first moment", steps, rates, ("b1", b1)
+    )
+    second = filled_part(
+        held.second, theirs, fields.second, "second moment", steps, rates, ("b2", b2)
+    )
     stages = {**ours.stages, moments: MomentsState(first, second, steps)}
     if maximum is not None:
         if not fields.maximum:
@@ -139,7 +143,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
     root, ours = found[0][0], decode_state(found[0][1])
-    moments, maximum = _known(ours.stages)
+    moments, maximum = known_stages(ours.stages)
     theirs: Any = _their_state(target)
     fields = _fields(theirs)
     if moments is None or (maximum is None) != (not fields.maximum):
@@ -229,7 +233,7 @@ def _is_known(node: Any) -> bool:
     return optax_states.fields_of(type(node)) is not None and type(node).__name__ in twins
 
 
-def _known(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def known_stages(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Return the names of the stages with the moments and with AMSGrad's maximum."""
     kinds = (MomentsState, (MaximumState, CorrectedMaximumState))
     moments, maximum = (
@@ -299,7 +303,7 @@ def _check_meaning(part: Any, field: str, theirs: Any, what: str) -> None:
     """Raise if an accumulator of the recipe has another meaning than that of optax."""
     if f"{type(theirs).__name__}.{field}" not in getattr(type(part), "twins", ()):
         raise ValueError(
-            f"the {what} of the recipe is of the kind {type(part).__name__}, but optax's "
+            f"the {what} of the recipe is of the kind {type(part).__name__}, but "
             f"{type(theirs).__name__} holds another."
         )
 
@@ -307,7 +311,7 @@ def _check_meaning(part: Any, field: str, theirs: Any, what: str) -> None:
 _INSIDE = "{} has the learning rate inside its momentum, but optax applies it outside."
 
 
-def _check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None:
+def check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None:
     """Raise if a stage of ``tx``, other than a tail, has state that optax's does not have."""
     for spec in tx.specs:
         if isinstance(held.get(spec.name), ScaledGradientState):
@@ -333,9 +337,10 @@ def _their_count(theirs: Any, scheduled: jax.Array | None) -> jax.Array:
     return jnp.array(0 if own is None else own, jnp.int32, copy=True)
 
 
-def _filled(
+def filled_part(
     part: Any, theirs: Any, field: str, what: str, count: jax.Array, rates: Any, rate: Any
 ) -> Any:
+    """Return the state of a part with the accumulator ``field`` of the saved state."""
     if not hasattr(part, "moment"):
         if field:
             raise ValueError(f"the saved state has a {what}, for which tx has no place.")
