@@ -97,7 +97,7 @@ def _groups(argument: str, given: Groups, params: Tree) -> list[tuple[str, ...]]
         if isinstance(group, str) and "{}" in group:
             groups += [(pattern,) for pattern in _numbered(argument, group, params)]
             continue
-        patterns = tuple(group) if isinstance(group, list | tuple) else (group,)
+        patterns: tuple[Any, ...] = tuple(group) if isinstance(group, list | tuple) else (group,)
         if not patterns or not all(isinstance(p, str) and "{}" not in p for p in patterns):
             raise TypeError(
                 f"{argument} must hold patterns or tuples of patterns, {{}} only in a pattern by "
