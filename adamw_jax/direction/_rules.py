@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from adamw_jax._core import masks, numerics
@@ -28,7 +30,8 @@ from adamw_jax._core.stage import RULE, Kind, Stage, Step, stage
 
 Tree = Any
 Factor = float | jax.Array
-"""A factor that is known when a step is traced, or a scalar that changes from step to step."""
+"""A factor that is known when a step is traced, or a scalar that changes from step to step, or a
+constant vector with a factor for each layer of a stacked leaf."""
 
 DEFAULT = "default"
 FIELDS = ("learning_rate", "weight_decay")
@@ -39,7 +42,8 @@ class Rule:
     """Settings for the leaves that a pattern matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0, or a schedule of it. In the forms
+      learning_rate: multiplier of the learning rate, >= 0, or a schedule of it, or a tuple with a
+        number for each layer of leaves whose first axis counts layers. In the forms
         ``"learning_rate"`` and ``"proximal"`` it also multiplies the decay.
       weight_decay: multiplier of the coefficients of decay and L2, >= 0, or a schedule of it; the
         number 0 switches both off.
@@ -50,7 +54,7 @@ class Rule:
         rule and so a name.
     """
 
-    learning_rate: ScalarOrSchedule = 1.0
+    learning_rate: ScalarOrSchedule | tuple[float, ...] = 1.0
     weight_decay: ScalarOrSchedule = 1.0
     freeze: bool = False
     name: str | None = None
@@ -58,8 +62,12 @@ class Rule:
     def __post_init__(self) -> None:
         """Check the multipliers and the name."""
         for field in FIELDS:
-            if not callable(given := getattr(self, field)):
-                object.__setattr__(self, field, number(field, given, least=0, below=math.inf))
+            given, check = getattr(self, field), functools.partial(number, field)
+            if field == "learning_rate" and isinstance(given, tuple) and given and not self.name:
+                given = tuple(check(one, least=0, below=math.inf) for one in given)
+            elif not callable(given):
+                given = check(given, least=0, below=math.inf)
+            object.__setattr__(self, field, given)
         switch("freeze", self.freeze)
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier()):
             raise ValueError(
@@ -76,19 +84,24 @@ def _hyperparameter(rule: Rule, field: str) -> Hyperparameter:
 
 def _factor(rule: Rule, field: str, step: Step) -> Factor:
     """Return a multiplier at a step: a number if it is constant and has no name."""
+    given = getattr(rule, field)
+    if isinstance(given, tuple):
+        return jnp.asarray(given, numerics.default_float())
     if not _moves(rule, field):
-        return getattr(rule, field)
+        return given
     hyper = _hyperparameter(rule, field)
     return step[hyper.name] if rule.name else hyper.at(step.count)
 
 
 def _moves(rule: Rule, field: str) -> bool:
-    return rule.name is not None or callable(getattr(rule, field))
+    return rule.name is not None or not isinstance(getattr(rule, field), float)
 
 
 def _shown(rule: Rule, field: str) -> str:
     """Return a multiplier in words, for ``summary``."""
     given = getattr(rule, field)
+    if isinstance(given, tuple):
+        return f"({', '.join(f'{one:.4g}' for one in given)})"
     value = "schedule" if callable(given) else f"{given:.4g}"
     return f"{value} ({_hyperparameter(rule, field).name})" if rule.name else value
 
@@ -217,13 +230,21 @@ class ParameterRules:
         """
         found = [(table, table.patterns_of(tree)) for table in self.tables]
 
-        def of_leaf(name: str, _: Any) -> LeafRules:
+        def of_leaf(name: str, leaf: Any) -> LeafRules:
             patterns = tuple(patterns[name] for _, patterns in found)
             rules = (
                 table.rules.get(pattern, table.default)
                 for (table, _), pattern in zip(found, patterns, strict=True)
             )
-            return LeafRules(patterns, tuple(rule for rule in rules if rule is not None))
+            rules = tuple(rule for rule in rules if rule is not None)
+            for rates in (rule.learning_rate for rule in rules):
+                if isinstance(rates, tuple) and np.shape(leaf)[:1] != (len(rates),):
+                    raise ValueError(
+                        f"the rule of {name} has a tuple of {len(rates)} multipliers, but the leaf "
+                        f"has shape {np.shape(leaf)}: the first axis must count the layers. Give "
+                        "one number for all layers, or another pattern."
+                    )
+            return LeafRules(patterns, rules)
 
         return numerics.map_named(of_leaf, tree)
 
