@@ -33,7 +33,6 @@ Factor = float | jax.Array
 """A factor that is known when a step is traced, or a scalar that changes from step to step, or a
 constant vector with a factor for each layer of a stacked leaf."""
 
-DEFAULT = "default"
 FIELDS = ("learning_rate", "weight_decay")
 
 
@@ -82,7 +81,7 @@ def _hyperparameter(rule: Rule, field: str) -> Hyperparameter:
     return made._replace(shared=True)
 
 
-def _factor(rule: Rule, field: str, step: Step) -> Factor:
+def _factor(field: str, step: Step, rule: Rule) -> Factor:
     """Return a multiplier at a step: a number if it is constant and has no name."""
     given = getattr(rule, field)
     if isinstance(given, tuple):
@@ -111,11 +110,11 @@ class LeafRules:
     """The rules of one leaf, one from each table.
 
     Attributes:
-      patterns: the pattern of each rule, or ``"default"``.
+      patterns: the pattern of each rule; None for the default of a table.
       rules: the rules.
     """
 
-    patterns: tuple[str, ...]
+    patterns: tuple[str | None, ...]
     rules: tuple[Rule, ...]
 
     @property
@@ -136,9 +135,9 @@ class LeafRules:
 
 def _matched(name: str, leaf: LeafRules) -> str:
     """Return the patterns that a leaf matched in words, for ``summary``."""
-    found = [pattern for pattern in leaf.patterns if pattern != DEFAULT]
+    found = [pattern for pattern in leaf.patterns if pattern is not None]
     words = ["its name" if pattern == glob.escape(name) else pattern for pattern in found]
-    return " x ".join(words) or DEFAULT
+    return " x ".join(words) or "default"
 
 
 class Table(NamedTuple):
@@ -157,8 +156,8 @@ class Table(NamedTuple):
         """The rules, with the default if there is one."""
         return (*self.rules.values(), *([] if self.default is None else [self.default]))
 
-    def patterns_of(self, tree: Tree) -> dict[str, str]:
-        """Return the pattern that each leaf matches, or ``"default"``; check the table."""
+    def patterns_of(self, tree: Tree) -> dict[str, str | None]:
+        """Return the pattern that each leaf matches, None for the default; check the table."""
         names = numerics.leaf_names(tree)
         hits = {n: [p for p in self.rules if masks.matches(n, p)] for n in names}
         unmatched = [n for n, found in hits.items() if not found and self.default is None]
@@ -172,7 +171,7 @@ class Table(NamedTuple):
                 "set the learning rate by one pattern and the decay by another, multiply two "
                 "tables: parameter_rules(...) * parameter_rules(...)."
             )
-        return {n: found[0] if found else DEFAULT for n, found in hits.items()}
+        return {n: found[0] if found else None for n, found in hits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +232,7 @@ class ParameterRules:
         def of_leaf(name: str, leaf: Any) -> LeafRules:
             patterns = tuple(patterns[name] for _, patterns in found)
             rules = (
-                table.rules.get(pattern, table.default)
+                table.default if pattern is None else table.rules[pattern]
                 for (table, _), pattern in zip(found, patterns, strict=True)
             )
             rules = tuple(rule for rule in rules if rule is not None)
@@ -278,19 +277,25 @@ class ParameterRules:
         return {hyper.name: hyper for hyper in made}
 
     def factors(self, field: str, tree: Tree, step: Step) -> Tree:
-        """Return the product of the multipliers of each leaf at a step, a tree of ``Factor``s.
+        """Return the product of the multipliers of each leaf at a step; 0 if it is frozen.
 
         Args:
           field: ``"learning_rate"`` or ``"weight_decay"``.
           tree: parameters or gradients.
           step: the step; its stage must have ``declared(field)`` among its hyperparameters.
+
+        Returns:
+          A tree of numbers, scalars that change from step to step, and vectors with an entry for
+          each layer of a stacked leaf.
         """
         if self.decay_only and field == "learning_rate":
             return jax.tree.map(lambda _: 1.0, self.for_tree(tree))
-        value = functools.cache(
-            lambda rule: _factor(rule, field, step)
-        )  # traced once for all leaves
-        return jax.tree.map(lambda rules: product([*map(value, rules.rules)]), self.for_tree(tree))
+        value = functools.cache(functools.partial(_factor, field, step))  # once for all leaves
+
+        def of_leaf(leaf: LeafRules) -> Factor:
+            return 0.0 if leaf.freeze else product([*map(value, leaf.rules)])
+
+        return jax.tree.map(of_leaf, self.for_tree(tree))
 
     def settings(self, params: Tree) -> dict[str, Tree]:
         """Say which rule and which learning rate each leaf gets, for ``summary``.
