@@ -5,8 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import equinox as eqx
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +20,11 @@ from adamw_jax import (
     compose,
     decoupled_decay,
     hyperparams,
-    kernels_only,
     koala_m,
     koala_v,
     lamb,
     lars,
     lookahead,
-    matrices_only,
     migrate_state,
     only,
     parameter_rules,
@@ -36,7 +32,6 @@ from adamw_jax import (
     sgdw,
     summary,
 )
-from adamw_jax._core.numerics import named_leaves
 from adamw_jax.direction._decay import FORMS
 from tests.catalogue import (
     assert_close,
@@ -104,6 +99,23 @@ def test_freezing_wins_in_a_product() -> None:
         assert_equal(got["dense"], params["dense"])
         assert not np.allclose(got["scale"], params["scale"])
         assert state.stages["estimate_moments"].first.moment["dense"]["bias"] == optax.MaskedNode()
+
+
+def test_frozen_leaves_do_not_decay_in_a_stage_alone() -> None:
+    """Also where no recipe hides them, and if the rule has a name."""
+    freeze = parameter_rules({"dense/*": Rule(freeze=True, name="still")}, default=Rule())
+    params = sample_params()
+    tx = optax.chain(decoupled_decay(DECAY, rules=freeze))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    assert_equal(updates["dense"], zero["dense"])
+    np.testing.assert_allclose(updates["scale"], DECAY * params["scale"], rtol=1e-6)
+
+
+def test_a_parameter_may_be_called_default() -> None:
+    params = {"default": jnp.ones(2), "other": jnp.ones(2)}
+    rules = parameter_rules({"default": Rule(learning_rate=0.0)}, default=Rule())
+    assert rules.factors("learning_rate", params, None) == {"default": 0.0, "other": 1.0}
 
 
 def test_each_table_has_its_own_check() -> None:
@@ -178,6 +190,7 @@ def test_multipliers_on_a_schedule(form: str, name: str | None) -> None:
         step = lr * (g + (1.0 + t) * 0.2 * p)
         p = {
             "learning_rate": p - step - lr * wd * p,
+            "corrected": p - step - lr * wd * p,
             "schedule": p - step - wd * p,
             "fixed": p - step - wd * p,
             "proximal": (p - step) / (1 + lr * wd),
@@ -312,82 +325,3 @@ def test_summary_counts_leaves_that_get_the_same() -> None:
     assert "leaves" not in summary(sgdw(RATE, weight_decay=None), params)
     chosen = summary(compose(adamw(RATE), only(lookahead(), "scale")), params).splitlines()
     assert chosen[-1].split() == ["scale", "1", "yes", "yes"]
-
-
-class Block(nn.Module):
-    """A layer as users write it, to be scanned."""
-
-    @nn.compact
-    def __call__(self, x: Any, _: Any = None) -> Any:
-        """Norm, attention with biases of two axes, dense layer, a gain without a telling name."""
-        y = nn.LayerNorm()(x)
-        y = nn.MultiHeadDotProductAttention(2)(y, y)
-        gain = self.param("gain", nn.initializers.ones, (8,))
-        return x + gain * nn.Dense(8)(y), None
-
-
-class Scanned(nn.Module):
-    """An embedding, stacked layers, a norm and a head."""
-
-    @nn.compact
-    def __call__(self, tokens: Any) -> Any:
-        """Logits."""
-        x = nn.Embed(16, 8)(tokens)
-        scan = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-        x, _ = scan(name="layers")(x, None)
-        return nn.Dense(4, name="head")(nn.LayerNorm(name="ln_f")(x))
-
-
-def chosen_names(mask: Any, tree: Any) -> set[str]:
-    names = [name for name, _ in named_leaves(tree)]
-    picked = zip(names, jax.tree.leaves(mask(tree)), strict=True)
-    return {name for name, chosen in picked if chosen}
-
-
-def test_kernels_of_scanned_layers_in_flax() -> None:
-    tokens = jnp.zeros((1, 5), jnp.int32)
-    with jax.numpy_rank_promotion("allow"):  # Flax's own is not strict
-        params = jax.eval_shape(Scanned().init, jax.random.key(0), tokens)["params"]
-    attention = "layers/MultiHeadDotProductAttention_0"
-    kernels = {f"{attention}/{part}/kernel" for part in ("query", "key", "value", "out")}
-    kernels |= {"layers/Dense_0/kernel", "head/kernel"}
-    found = chosen_names(kernels_only(stacked="layers/*"), params)
-    assert found == {*kernels, "Embed_0/embedding"}
-    assert chosen_names(kernels_only(stacked="layers/*", embeddings=False), params) == kernels
-    unnamed = chosen_names(kernels_only(), params)
-    assert unnamed == {*found, "layers/gain"}  # which only its axes can tell
-    assert {"layers/gain", "layers/Dense_0/bias"} < chosen_names(matrices_only, params)
-
-
-def test_kernels_of_mapped_layers_in_equinox() -> None:
-    def layer(key: Any) -> Any:
-        return {"linear": eqx.nn.Linear(8, 8, key=key), "norm": eqx.nn.LayerNorm(8)}
-
-    model = {"layers": eqx.filter_vmap(layer)(jax.random.split(jax.random.key(0), 3))}
-    params = eqx.filter(model, eqx.is_inexact_array)
-    for stacked in (None, "layers/*", lambda tree: jax.tree.map(lambda _: True, tree)):
-        assert chosen_names(kernels_only(stacked=stacked), params) == {"layers/linear/weight"}
-    single = eqx.filter(layer(jax.random.key(0)), eqx.is_inexact_array)
-    assert chosen_names(kernels_only(), single) == {"linear/weight"}
-
-
-def test_kernels_by_the_names_of_other_libraries() -> None:
-    square, row = jnp.ones((4, 4)), jnp.ones(4)
-    tree = {
-        "conv": {"w": jnp.ones((3, 3, 4, 4)), "b": row},
-        "bn1": {"scale": square, "offset": square},
-        "ln_2": {"weight": square},
-        "RMSNorm": {"w": square},
-        "wte": square,
-        "q_bias": square,
-        "online": square,
-    }
-    assert chosen_names(kernels_only(), tree) == {"conv/w", "wte", "online"}
-    assert chosen_names(kernels_only(embeddings=False), tree) == {"conv/w", "online"}
-
-
-def test_a_stacked_pattern_without_a_leaf_is_refused() -> None:
-    with pytest.raises(ValueError, match="stacked has the pattern 'blocks/\\*'"):
-        adamw(RATE, mask=kernels_only(stacked="blocks/*")).init(sample_params())
-    with pytest.raises(ValueError, match="embeddings must be True or False"):
-        kernels_only(embeddings="no")  # type: ignore[arg-type]

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamw_jax import Rule, adamw, one_cycle, parameter_rules, sgdw
+from adamw_jax import (
+    Rule,
+    adafactor,
+    adamw,
+    one_cycle,
+    parameter_rules,
+    sgdw,
+    summary,
+)
 from adamw_jax.direction import discriminative_rates, layer_decay
+from adamw_jax.direction._decay import FORMS
 
 LAYER = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
 VIT = {
@@ -54,6 +64,63 @@ def test_layer_decay_combines_with_a_table_of_kinds() -> None:
     np.testing.assert_allclose(updates["block_11"]["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["block_10"]["kernel"], -0.025, rtol=1e-6)
     assert not np.any(updates["block_11"]["bias"])
+
+
+def stack(layers: list[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
+
+
+READERS: dict[str, Any] = {
+    **{form: lambda r, f=form: adamw(0.1, weight_decay=0.3, decay=f, rules=r) for form in FORMS},
+    "sgd": lambda r: sgdw(0.1, l2=0.3, rules=r),
+    "adafactor": lambda r: adafactor(0.1, weight_decay=0.3, decay="proximal", rules=r, **PLAIN),
+}
+PLAIN = {"multiply_by_parameter_scale": False, "clipping_threshold": None}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_stacked_layers_learn_as_single_ones(reader: str) -> None:
+    """By a tuple, slice by slice, whatever stage applies it."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    single = {
+        str(i): {"kernel": jax.random.normal(key, (3, 2)), "bias": jnp.ones(2)}
+        for i, key in enumerate(keys)
+    }
+    stacked = {"layers": stack([*single.values()]), "head": jnp.ones(2)}
+    single = {"layers": single, "head": jnp.ones(2)}
+    names = {"stacked": (["layers/*"], stacked), "single": (["layers/{}/*"], single)}
+    found = {}
+    for kind, (patterns, params) in names.items():
+        where = "layers/*" if kind == "stacked" else None
+        tx = READERS[reader](layer_decay(0.5, patterns, params, stacked=where))
+        state = tx.init(params)
+        for _ in range(3):
+            gradient = jax.tree.map(jnp.sin, params)
+            updates, state = tx.update(gradient, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        found[kind] = params
+    together = stack([*found["single"]["layers"].values()])
+    chex.assert_trees_all_close(found["stacked"]["layers"], together, rtol=1e-5)
+    np.testing.assert_allclose(found["stacked"]["head"], found["single"]["head"], rtol=1e-5)
+
+
+def test_multipliers_of_stacked_layers() -> None:
+    layers = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    params = {"embed": jnp.ones(2), "layers": layers, "head": jnp.ones(2)}
+    rules = layer_decay(0.5, ["embed", "layers/*"], params, stacked="layers/*")
+    expected = {"embed": Rule(0.5**4), "layers/*": Rule((0.125, 0.25, 0.5))}
+    assert rules == parameter_rules(expected, default=Rule())
+    assert "x (0.125, 0.25, 0.5)" in summary(adamw(1e-3, rules=rules), params)
+    tx = adamw(1e-3, rules=parameter_rules({"embed": Rule((1.0, 2.0))}, default=Rule()))
+    with pytest.raises(ValueError, match=r"embed has a tuple of 2 .* shape \(3,\)"):
+        tx.init({**params, "embed": jnp.ones(3)})
+    with pytest.raises(ValueError, match="use a pattern for each number of layers"):
+        layer_decay(0.5, ["*"], params, stacked="layers/*")
+    with pytest.raises(ValueError, match="stacked needs params"):
+        layer_decay(0.5, ["layers/*"], stacked="layers/*")
+    for wrong in ({"weight_decay": (1.0,)}, {"learning_rate": (1.0,), "name": "a"}):
+        with pytest.raises(ValueError, match="must be a number >= 0"):
+            Rule(**wrong)
 
 
 def test_discriminative_rates_are_fastais() -> None:

@@ -14,6 +14,7 @@ import pytest
 import adamw_jax as aj
 from adamw_jax._core.late import group_of, groups_for
 from adamw_jax.curvature import preconditioner
+from adamw_jax.direction._decay import OF_PEAK
 from tests.catalogue import (
     EVERY,
     PLAIN,
@@ -44,7 +45,7 @@ BY_LEAF = [
     if entry.scope != "tree"
     and entry.name not in (*KEEP_ONE_FOR_ALL, *REFUSED)
     and "max_grad_norm" not in entry.options  # a norm of all leaves
-    and entry.options.get("decay") != "schedule"  # needs the peak of the schedule
+    and entry.options.get("decay") not in OF_PEAK  # needs the peak of the schedule
 ]
 
 

@@ -99,6 +99,11 @@ OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "ParameterRules.for_tree": lambda m: RULES.for_tree(m).layers,
     "ParameterRules.frozen": lambda m: RULES.frozen(m).layers,
     "ParameterRules.settings": lambda m: RULES.settings(m)["rule"].layers,
+    "layer_decay": lambda m: list(aj.direction.layer_decay(0.5, "layers/{}/*", m).tables[0].rules),
+    "discriminative_rates": lambda m: list(
+        aj.direction.discriminative_rates(0.1, 1.0, "layers/{}/*", m).tables[0].rules
+    ),
+    "mup": lambda m: list(aj.direction.mup(m, m).tables[0].rules),
     "matrices_only": lambda m: aj.matrices_only(m).layers,
     "GradInit.blocks": lambda m: SEARCH.blocks(m).names,
     "GradInit.init": lambda m: SEARCH.init(m),

@@ -29,9 +29,10 @@ LATE = "late leaves"
 """The entry in the stages of a state: by group, by stage, the state without leaves."""
 
 
-def on_moments(spec: Spec) -> bool:
-    """Return whether a stage is one of those that have a clock for each group."""
-    return Kind.MOMENTS in (spec.takes, spec.gives)
+def clocked(spec: Spec) -> bool:
+    """Return whether a stage may have a clock: it is on moments, or averages directions."""
+    averages = spec.takes is spec.gives is Kind.DIRECTION and spec.init is not None
+    return Kind.MOMENTS in (spec.takes, spec.gives) or averages
 
 
 def group_of(name: str, groups: Iterable[str]) -> str | None:
@@ -55,7 +56,7 @@ def groups_for(joining: set[str], names: Iterable[str]) -> list[str]:
 def start_group(specs: Iterable[Spec], stages: Mapping[str, Any], params: Tree) -> dict[str, Any]:
     """Return the states of the stages on moments, as of a run that begins, without leaves."""
     none = masks.hide(params, jax.tree.map(lambda _: True, params))
-    found = [spec for spec in specs if on_moments(spec) and spec.name in stages]
+    found = [spec for spec in specs if clocked(spec) and spec.name in stages]
     return {spec.name: spec.init(none) for spec in found if spec.init is not None}
 
 
@@ -101,7 +102,7 @@ def by_group(
             late[group] = {name: _filled(x, new[name]) for name, x in scalars.items()}
         for name, after in new.items():
             memories[name] = _filled(memories[name], after, scalars.get(name), keep=True)
-    memories[LATE] = late
+    memories[LATE], facts.gradient = late, flow
     return whole
 
 

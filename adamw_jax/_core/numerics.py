@@ -76,11 +76,13 @@ def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
 
 
 def scaled(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """Multiply a leaf by a real scalar.
+    """Multiply a leaf by a real scalar, or its slices along the first axis by one scalar each.
 
     Formulas for each leaf use this and ``lax.add``. JAX traces them three times as fast as the
     operators ``*`` and ``+``, each of which is a jitted function.
     """
+    if 0 < scale.ndim < x.ndim:
+        scale = broadcastable(scale, x)
     return lax.mul(like(scale, x), x)
 
 

@@ -21,7 +21,7 @@ from adamw_jax._core.encoded import decode_state
 from adamw_jax._core.encoding import check_encoded, update_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
 from adamw_jax._core.kinds import twice
-from adamw_jax._core.late import LATE, by_group, on_moments
+from adamw_jax._core.late import LATE, by_group, clocked
 from adamw_jax._core.sequential import is_due, leaf_by_leaf, switched
 from adamw_jax._core.stage import (
     Facts,
@@ -181,15 +181,17 @@ def through_stages(
             if spec.name in memories:
                 memories[spec.name] = memory
             if i == whole_at:
-                _write_after_read(recipe.specs, memories, flow, step)
+                _write_after_read(recipe.specs[some], memories, flow, step)
         return flow
 
     if LATE in memories:
-        inside = [i for i, spec in enumerate(recipe.specs) if on_moments(spec)]
+        inside = [i for i, spec in enumerate(recipe.specs) if clocked(spec)]
         first, last = inside[0], inside[-1] + 1
         flow = run(updates, memories, params, facts, slice(first))
         middle = functools.partial(run, some=slice(first, last))
         flow = by_group(middle, recipe.specs[first:last], flow, memories, params, facts)
+        step = Step(state.count, {}, params, extra, facts)
+        _write_after_read(recipe.specs[:first], memories, flow, step)
         flow = run(flow, memories, params, facts, slice(last, None))
     else:
         flow = run(updates, memories, params, facts, slice(None))

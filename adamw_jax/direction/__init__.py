@@ -4,6 +4,7 @@ from adamw_jax.direction._cautious import cautious
 from adamw_jax.direction._clip_by_rms import clip_by_rms
 from adamw_jax.direction._decay import decoupled_decay, normalized_decay
 from adamw_jax.direction._layer_rates import discriminative_rates, layer_decay
+from adamw_jax.direction._mup import mup
 from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
 from adamw_jax.direction._rules import LeafRules, ParameterRules, Rule, parameter_rules
 from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
@@ -17,6 +18,7 @@ __all__ = [
     "decoupled_decay",
     "discriminative_rates",
     "layer_decay",
+    "mup",
     "normalized_decay",
     "parameter_rules",
     "scale_by_parameter_rms",

@@ -13,6 +13,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import number
 from adamw_jax.direction._rules import ParameterRules, Rule, parameter_rules
@@ -22,7 +25,9 @@ Groups = str | Sequence[str | Sequence[str]]
 """Patterns from input to output; those in an inner sequence share a multiplier."""
 
 
-def layer_decay(rate: float, layers: Groups, params: Tree = None) -> ParameterRules:
+def layer_decay(
+    rate: float, layers: Groups, params: Tree = None, *, stacked: masks.Mask = None
+) -> ParameterRules:
     """Multiply the learning rate by ``rate`` for each layer from the output down.
 
     The last layer in ``layers`` has the multiplier ``rate``, the first ``rate ** len(layers)``.
@@ -34,18 +39,26 @@ def layer_decay(rate: float, layers: Groups, params: Tree = None) -> ParameterRu
       rate: multiplier per layer, in (0, 1]; 0.65 to 0.9 are usual for fine-tuning.
       layers: patterns from input to output. A pattern with ``{}`` stands for a pattern for each
         number found there in the names, in order: ``["embed*", "blocks/{}/*"]``.
-      params: parameters or their shapes, needed for ``{}`` only.
+      params: parameters or their shapes, needed for ``{}`` and ``stacked`` only.
+      stacked: the leaves whose first axis counts layers, as for ``kernels_only``. Their pattern
+        stands for all these layers, and each slice gets the multiplier of its layer.
 
     Returns:
       Rules for an optimizer; multiply them by others to combine them.
 
     Raises:
-      ValueError: no name fits a pattern with ``{}``, as when the layers are stacked in one leaf.
+      ValueError: no name fits a pattern with ``{}``, or a pattern matches stacked leaves of
+        different depths.
     """
     rate = number("rate", rate, above=0, most=1)
     groups = _groups("layers", layers, params)
-    factors = [rate ** (len(groups) - i) for i in range(len(groups))]
-    return _rules(groups, factors, Rule())
+    depths = [_depth(group, params, stacked) for group in groups]
+    above, table = 0, {}
+    for group, depth in reversed([*zip(groups, depths, strict=True)]):
+        one = tuple(rate ** (above + i) for i in range(depth or 1, 0, -1))
+        above += depth or 1
+        table = dict.fromkeys(group, Rule(one if depth else one[0])) | table
+    return parameter_rules(table, Rule())
 
 
 def discriminative_rates(
@@ -80,14 +93,28 @@ def discriminative_rates(
     else:
         share = number("low", low, above=0, most=high) / high
         factors = [share ** ((last - i) / max(last, 1)) for i in range(len(found))]
-    return _rules(found, factors, None)
+    pairs = zip(found, factors, strict=True)
+    return parameter_rules({p: Rule(factor) for group, factor in pairs for p in group})
 
 
-def _rules(
-    groups: list[tuple[str, ...]], factors: list[float], default: Rule | None
-) -> ParameterRules:
-    pairs = zip(groups, factors, strict=True)
-    return parameter_rules({p: Rule(factor) for group, factor in pairs for p in group}, default)
+def _depth(group: tuple[str, ...], params: Tree, stacked: masks.Mask) -> int:
+    """Return the number of layers in the stacked leaves that a group matches; 0 if none are."""
+    if stacked is None:
+        return 0
+    if params is None:
+        raise ValueError("stacked needs params to count the layers: give the parameters as well.")
+    layered = jax.tree.leaves(masks.resolve(stacked, params, "stacked"))
+    found = {
+        sum(np.shape(leaf)[:1]) if own else 0
+        for (name, leaf), own in zip(numerics.named_leaves(params), layered, strict=True)
+        if any(masks.matches(name, pattern) for pattern in group)
+    }
+    if len(found) > 1:
+        raise ValueError(
+            f"the patterns {group} match leaves of {sorted(found)} stacked layers: use a pattern "
+            "for each number of layers, and one for leaves that are not stacked."
+        )
+    return next(iter(found), 0)
 
 
 def _groups(argument: str, given: Groups, params: Tree) -> list[tuple[str, ...]]:
@@ -97,7 +124,7 @@ def _groups(argument: str, given: Groups, params: Tree) -> list[tuple[str, ...]]
         if isinstance(group, str) and "{}" in group:
             groups += [(pattern,) for pattern in _numbered(argument, group, params)]
             continue
-        patterns = tuple(group) if isinstance(group, list | tuple) else (group,)
+        patterns: tuple[Any, ...] = tuple(group) if isinstance(group, list | tuple) else (group,)
         if not patterns or not all(isinstance(p, str) and "{}" not in p for p in patterns):
             raise TypeError(
                 f"{argument} must hold patterns or tuples of patterns, {{}} only in a pattern by "
@@ -127,7 +154,7 @@ def _numbered(argument: str, pattern: str, params: Tree) -> list[str]:
         raise ValueError(
             f"{argument} has the pattern {pattern!r}, but no leaf has a number there: the leaves "
             f"are {names}. A pattern is for the whole name of a leaf, such as 'blocks/{{}}/*'. If "
-            "the layers are stacked in one leaf (nn.scan, jax.vmap), they share one multiplier: "
-            "unstack them, as with scan's unroll or a list of modules, to give each its own."
+            "the layers are stacked in one leaf (nn.scan, jax.vmap), write layer_decay(..., "
+            "['layers/*'], params, stacked='layers/*')."
         )
     return [pattern.replace("{}", digits) for digits in sorted(numbers, key=int)]

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from adamw_jax._core import masks, numerics
@@ -28,9 +30,9 @@ from adamw_jax._core.stage import RULE, Kind, Stage, Step, stage
 
 Tree = Any
 Factor = float | jax.Array
-"""A factor that is known when a step is traced, or a scalar that changes from step to step."""
+"""A factor that is known when a step is traced, or a scalar that changes from step to step, or a
+constant vector with a factor for each layer of a stacked leaf."""
 
-DEFAULT = "default"
 FIELDS = ("learning_rate", "weight_decay")
 
 
@@ -39,7 +41,8 @@ class Rule:
     """Settings for the leaves that a pattern matches.
 
     Attributes:
-      learning_rate: multiplier of the learning rate, >= 0, or a schedule of it. In the forms
+      learning_rate: multiplier of the learning rate, >= 0, or a schedule of it, or a tuple with a
+        number for each layer of leaves whose first axis counts layers. In the forms
         ``"learning_rate"``, ``"corrected"`` and ``"proximal"`` it also multiplies the decay.
       weight_decay: multiplier of the coefficients of decay and L2, >= 0, or a schedule of it; the
         number 0 switches both off.
@@ -50,7 +53,7 @@ class Rule:
         rule and so a name.
     """
 
-    learning_rate: ScalarOrSchedule = 1.0
+    learning_rate: ScalarOrSchedule | tuple[float, ...] = 1.0
     weight_decay: ScalarOrSchedule = 1.0
     freeze: bool = False
     name: str | None = None
@@ -58,8 +61,12 @@ class Rule:
     def __post_init__(self) -> None:
         """Check the multipliers and the name."""
         for field in FIELDS:
-            if not callable(given := getattr(self, field)):
-                object.__setattr__(self, field, number(field, given, least=0, below=math.inf))
+            given, check = getattr(self, field), functools.partial(number, field)
+            if field == "learning_rate" and isinstance(given, tuple) and given and not self.name:
+                given = tuple(check(one, least=0, below=math.inf) for one in given)
+            elif not callable(given):
+                given = check(given, least=0, below=math.inf)
+            object.__setattr__(self, field, given)
         switch("freeze", self.freeze)
         if self.name is not None and not (isinstance(self.name, str) and self.name.isidentifier()):
             raise ValueError(
@@ -74,21 +81,26 @@ def _hyperparameter(rule: Rule, field: str) -> Hyperparameter:
     return made._replace(shared=True)
 
 
-def _factor(rule: Rule, field: str, step: Step) -> Factor:
+def _factor(field: str, step: Step, rule: Rule) -> Factor:
     """Return a multiplier at a step: a number if it is constant and has no name."""
+    given = getattr(rule, field)
+    if isinstance(given, tuple):
+        return jnp.asarray(given, numerics.default_float())
     if not _moves(rule, field):
-        return getattr(rule, field)
+        return given
     hyper = _hyperparameter(rule, field)
     return step[hyper.name] if rule.name else hyper.at(step.count)
 
 
 def _moves(rule: Rule, field: str) -> bool:
-    return rule.name is not None or callable(getattr(rule, field))
+    return rule.name is not None or not isinstance(getattr(rule, field), float)
 
 
 def _shown(rule: Rule, field: str) -> str:
     """Return a multiplier in words, for ``summary``."""
     given = getattr(rule, field)
+    if isinstance(given, tuple):
+        return f"({', '.join(f'{one:.4g}' for one in given)})"
     value = "schedule" if callable(given) else f"{given:.4g}"
     return f"{value} ({_hyperparameter(rule, field).name})" if rule.name else value
 
@@ -98,11 +110,11 @@ class LeafRules:
     """The rules of one leaf, one from each table.
 
     Attributes:
-      patterns: the pattern of each rule, or ``"default"``.
+      patterns: the pattern of each rule; None for the default of a table.
       rules: the rules.
     """
 
-    patterns: tuple[str, ...]
+    patterns: tuple[str | None, ...]
     rules: tuple[Rule, ...]
 
     @property
@@ -123,9 +135,9 @@ class LeafRules:
 
 def _matched(name: str, leaf: LeafRules) -> str:
     """Return the patterns that a leaf matched in words, for ``summary``."""
-    found = [pattern for pattern in leaf.patterns if pattern != DEFAULT]
+    found = [pattern for pattern in leaf.patterns if pattern is not None]
     words = ["its name" if pattern == glob.escape(name) else pattern for pattern in found]
-    return " x ".join(words) or DEFAULT
+    return " x ".join(words) or "default"
 
 
 class Table(NamedTuple):
@@ -144,8 +156,8 @@ class Table(NamedTuple):
         """The rules, with the default if there is one."""
         return (*self.rules.values(), *([] if self.default is None else [self.default]))
 
-    def patterns_of(self, tree: Tree) -> dict[str, str]:
-        """Return the pattern that each leaf matches, or ``"default"``; check the table."""
+    def patterns_of(self, tree: Tree) -> dict[str, str | None]:
+        """Return the pattern that each leaf matches, None for the default; check the table."""
         names = numerics.leaf_names(tree)
         hits = {n: [p for p in self.rules if masks.matches(n, p)] for n in names}
         unmatched = [n for n, found in hits.items() if not found and self.default is None]
@@ -159,7 +171,7 @@ class Table(NamedTuple):
                 "set the learning rate by one pattern and the decay by another, multiply two "
                 "tables: parameter_rules(...) * parameter_rules(...)."
             )
-        return {n: found[0] if found else DEFAULT for n, found in hits.items()}
+        return {n: found[0] if found else None for n, found in hits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +229,21 @@ class ParameterRules:
         """
         found = [(table, table.patterns_of(tree)) for table in self.tables]
 
-        def of_leaf(name: str, _: Any) -> LeafRules:
+        def of_leaf(name: str, leaf: Any) -> LeafRules:
             patterns = tuple(patterns[name] for _, patterns in found)
             rules = (
-                table.rules.get(pattern, table.default)
+                table.default if pattern is None else table.rules[pattern]
                 for (table, _), pattern in zip(found, patterns, strict=True)
             )
-            return LeafRules(patterns, tuple(rule for rule in rules if rule is not None))
+            rules = tuple(rule for rule in rules if rule is not None)
+            for rates in (rule.learning_rate for rule in rules):
+                if isinstance(rates, tuple) and np.shape(leaf)[:1] != (len(rates),):
+                    raise ValueError(
+                        f"the rule of {name} has a tuple of {len(rates)} multipliers, but the leaf "
+                        f"has shape {np.shape(leaf)}: the first axis must count the layers. Give "
+                        "one number for all layers, or another pattern."
+                    )
+            return LeafRules(patterns, rules)
 
         return numerics.map_named(of_leaf, tree)
 
@@ -257,19 +277,25 @@ class ParameterRules:
         return {hyper.name: hyper for hyper in made}
 
     def factors(self, field: str, tree: Tree, step: Step) -> Tree:
-        """Return the product of the multipliers of each leaf at a step, a tree of ``Factor``s.
+        """Return the product of the multipliers of each leaf at a step; 0 if it is frozen.
 
         Args:
           field: ``"learning_rate"`` or ``"weight_decay"``.
           tree: parameters or gradients.
           step: the step; its stage must have ``declared(field)`` among its hyperparameters.
+
+        Returns:
+          A tree of numbers, scalars that change from step to step, and vectors with an entry for
+          each layer of a stacked leaf.
         """
         if self.decay_only and field == "learning_rate":
             return jax.tree.map(lambda _: 1.0, self.for_tree(tree))
-        value = functools.cache(
-            lambda rule: _factor(rule, field, step)
-        )  # traced once for all leaves
-        return jax.tree.map(lambda rules: product([*map(value, rules.rules)]), self.for_tree(tree))
+        value = functools.cache(functools.partial(_factor, field, step))  # once for all leaves
+
+        def of_leaf(leaf: LeafRules) -> Factor:
+            return 0.0 if leaf.freeze else product([*map(value, leaf.rules)])
+
+        return jax.tree.map(of_leaf, self.for_tree(tree))
 
     def settings(self, params: Tree) -> dict[str, Tree]:
         """Say which rule and which learning rate each leaf gets, for ``summary``.

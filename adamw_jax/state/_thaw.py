@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state
-from adamw_jax._core.late import LATE, group_of, groups_for, on_moments, start_group
+from adamw_jax._core.late import LATE, group_of, groups_for, clocked, start_group
 from adamw_jax._core.stage import Spec
 from adamw_jax._core.state import ComposeState, nodes
 
@@ -113,7 +113,7 @@ def _check(state: ComposeState, specs: Iterable[Spec], change: Thaw) -> None:
         held = jax.tree_util.tree_leaves_with_path(state.stages.get(spec.name))
         owners = [change.new.get(("stages", spec.name, *as_names(path))) for path, _ in held]
         joins = any(owner in change.joining for owner in owners)
-        if joins and None in owners and not (on_moments(spec) or spec.tail):
+        if joins and None in owners and not (clocked(spec) or spec.tail):
             raise ValueError(
                 f"thaw=True: {spec.name} has scalars for all leaves together, so none can join "
                 "later. Start with tx.init(params)."
@@ -128,7 +128,7 @@ def _check_apart(
         params = masks.hide(params, masks.resolve(tx.frozen, params, "frozen"))
     chosen = numerics.map_named(lambda name, _: group_of(name, groups) == group, params)
     for spec in tx.specs:
-        if spec.name not in state.stages or not on_moments(spec) or spec.init is None:
+        if spec.name not in state.stages or not clocked(spec) or spec.init is None:
             continue
         own = _shapes(lambda p, make=spec.init: decode_state(make(p)), masks.show(params, chosen))
         if not own.items() <= _shapes(decode_state, state.stages[spec.name]).items():
