@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state
-from adamw_jax._core.late import LATE, group_of, groups_for, clocked, start_group
+from adamw_jax._core.late import LATE, clocked, group_of, groups_for, start_group
 from adamw_jax._core.stage import Spec
 from adamw_jax._core.state import ComposeState, nodes
 
