@@ -30,8 +30,9 @@ def cautious() -> Stage:
     """Zero the elements of the direction whose sign differs from that of the gradient.
 
     The gradient is the one that the moments see, after clipping and L2. The other elements of the
-    leaf are divided by their share of it, at least 1e-3 (authors). Complex elements move if the
-    real part of conj(u) g is positive. Put the stage before ``decoupled_decay``.
+    leaf are divided by their share of it, at least 1e-3 (authors' C-AdamW; their C-Lion adds 1 to
+    the number of moving elements). Complex elements move if the real part of conj(u) g is positive.
+    Put the stage before ``decoupled_decay``.
 
     Returns:
       A stage *direction -> direction*, without state. It needs whole leaves, and a ``compose`` that
