@@ -136,6 +136,12 @@ class Entry:
         return self.info.scope
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether its state owns weights, as Lookahead's and schedule-free's; a tree has one."""
+        state = jax.eval_shape(self.make().init, sample_params())
+        return any(hasattr(type(memory), "owns") for memory in state.stages.values())
+
+    @property
     def example(self) -> dict[str, Any]:
         """Values of the arguments without a default."""
         return self.info.example
