@@ -64,6 +64,8 @@ NUMBERS = {
     "max_grad_norm": 1.0,
     "limit": 1.0,
     "restart_period": 2,
+    "alpha_warmup": 2,
+    "b3_warmup": 2,
     "r": 0.5,
     "b1": 0.9,
     "b2": 0.99,
