@@ -64,6 +64,8 @@ NUMBERS = {
     "max_grad_norm": 1.0,
     "limit": 1.0,
     "restart_period": 2,
+    "alpha_warmup": 2,
+    "b3_warmup": 2,
     "r": 0.5,
     "b1": 0.9,
     "b2": 0.99,
@@ -134,6 +136,12 @@ class Entry:
     def scope(self) -> str:
         """What a step looks at to move an element: the element, its leaf, or the whole tree."""
         return self.info.scope
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether its state owns weights, as Lookahead's and schedule-free's; a tree has one."""
+        state = jax.eval_shape(self.make().init, sample_params())
+        return any(hasattr(type(memory), "owns") for memory in state.stages.values())
 
     @property
     def example(self) -> dict[str, Any]:

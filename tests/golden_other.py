@@ -81,6 +81,43 @@ def averaged_sgd(start: int, period: int, **options: Any) -> Any:
     return aj.compose(aj.sgdw(**options), aj.average_iterates(start=start, period=period))
 
 
+def cautious_decay(direction: Any, learning_rate: float, weight_decay: float) -> Any:
+    """A direction with decay that never works against it."""
+    return aj.compose(
+        direction,
+        aj.decoupled_decay(weight_decay, cautious=True),
+        aj.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw_with_cautious_decay(b1: float, b2: float, eps: float, **options: float) -> Any:
+    return cautious_decay(aj.scale_by_adam(b1, b2, eps), **options)
+
+
+def lion_with_cautious_decay(b1: float, b2: float, **options: float) -> Any:
+    return cautious_decay(aj.scale_by_lion(b1, b2), **options)
+
+
+def first_cautious_lion(learning_rate: float, b1: float, b2: float, weight_decay: float) -> Any:
+    """The authors' first version: n / (moving elements + 1) in place of n / moving elements."""
+
+    def one_more(u: jax.Array) -> jax.Array:
+        moving = jnp.count_nonzero(u).astype(u.dtype)
+        return u * moving / (moving + 1)
+
+    def apply(direction: Any, state: Any, step: Step) -> tuple[Any, Any]:
+        del step
+        return jax.tree.map(one_more, direction), state
+
+    return aj.compose(
+        aj.scale_by_lion(b1, b2),
+        aj.cautious(),
+        stage("one_more", Kind.DIRECTION, Kind.DIRECTION, apply),
+        aj.decoupled_decay(weight_decay),
+        aj.scale_by_learning_rate(learning_rate),
+    )
+
+
 def restarted(after: Sequence[int], **options: Any) -> Any:
     """Adan whose moments start anew by hand after these steps."""
     tx = aj.adan(**options)
@@ -183,6 +220,9 @@ FREE: dict[str, Name] = {
     "silent_sgd_phase": where(below={True: "skip", False: "momentum"}),
 }
 
+LION: dict[str, Name] = {**RATE, **same("weight_decay"), "betas": rates("b1", "b2")}
+CAUTIOUS_DECAY: dict[str, Name] = {**same("weight_decay"), "cautious_wd": Only((True,))}
+
 ROWS: dict[tuple[str, str], list[Row]] = {
     ("PNM", ""): [Row(aj.pnm, PNM, defaults=ALWAYS)],
     ("AdaPNM", ""): [Row(aj.adapnm, ADAPNM, defaults={"lr": 1e-3, **ALWAYS})],
@@ -229,6 +269,12 @@ ROWS: dict[tuple[str, str], list[Row]] = {
     ],
     ("RAdamScheduleFree", ""): [Row(aj.schedule_free_radam, FREE)],
     ("C-AdamW", ""): [Row(aj.adamw, {**PLAIN, **same("weight_decay")}, {"cautious": True})],
+    ("C-Lion", ""): [
+        Row(aj.lion, {**LION, "caution": "cautious"}, has=("caution",)),
+        Row(first_cautious_lion, LION),
+    ],
+    ("AdamW-CWD", ""): [Row(adamw_with_cautious_decay, {**PLAIN, **CAUTIOUS_DECAY})],
+    ("Lion-CWD", ""): [Row(lion_with_cautious_decay, {**LION, **CAUTIOUS_DECAY})],
     ("AdamC", ""): [
         Row(
             aj.adamw,

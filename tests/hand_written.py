@@ -185,9 +185,10 @@ def lamb(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
 
 def schedule_free_adamw(p: jax.Array, g: jax.Array, s: Arrays) -> tuple[jax.Array, Arrays]:
     """Also schedule-free RAdam, but for its scalars; B3 is the weight of the average."""
-    v, z = mean(s[0], g * g, B2), s[1]
+    v = mean(s[0], g * g, B2)
     u = LR * g / (jnp.sqrt(v) + EPS)
-    return p - (ONE - B1 * B3) * u + (ONE - B3) * (z - p), (v, z - u)
+    z = s[1] - u
+    return p - (ONE - B1) * (ONE - B3) * u + B3 * (z - p), (v, z)
 
 
 FORMULAS: dict[str, tuple[int, Formula]] = {

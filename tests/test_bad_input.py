@@ -40,6 +40,7 @@ from adamw_jax.optimizers._common import COMMON
 from tests.catalogue import (
     PLAIN,
     REFUSED,
+    VARIANTS,
     Entry,
     assert_close,
     at,
@@ -52,7 +53,9 @@ from tests.catalogue import (
 
 table = pytest.mark.parametrize("entry", PLAIN, ids=label)
 ENTRIES = [entry for entry in PLAIN if not entry.name.startswith("lookahead_")]
-NUMBERS = [(entry, name) for entry in ENTRIES for name in numeric_arguments(entry)]
+COUNTING = [e for e in VARIANTS if {*e.options} & {*whole_numbers(e)} and "kind" not in e.options]
+"""Variants with a number of steps, which may put a schedule in the place of a number."""
+NUMBERS = [(e, name) for e in [*ENTRIES, *COUNTING] for name in numeric_arguments(e)]
 numbers = pytest.mark.parametrize(
     ("entry", "name"), NUMBERS, ids=[f"{entry.label}-{name}" for entry, name in NUMBERS]
 )

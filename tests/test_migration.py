@@ -282,6 +282,14 @@ def test_states_of_one_structure_hold_the_same_accumulators() -> None:
     assert len(found) < len(entries)
 
 
+def only_scalars(name: str) -> set[str]:
+    """Stages that keep scalars, as NAdam's product of rates; a checkpoint may lose them."""
+    tx = Entry(name, name).make()
+    held = kept(tx, jax.eval_shape(tx.init, sample_params()))
+    leaves = {stage: jax.tree.leaves(memory) for stage, memory in held.items()}
+    return {stage for stage, found in leaves.items() if found and not any(x.ndim for x in found)}
+
+
 @pytest.mark.parametrize("old", aj.list_optimizers())
 def test_another_optimizer_s_moments_are_not_taken_for_its_own(old: str) -> None:
     """By ``migrate_state``: accumulators of one meaning only; by ``update``: of one kind only."""
@@ -289,11 +297,15 @@ def test_another_optimizer_s_moments_are_not_taken_for_its_own(old: str) -> None
     saved = Entry(old, old).make().init(params)
     for new in aj.list_optimizers():
         tx = Entry(new, new).make()
-        if SAME[old] != SAME[new]:
-            with pytest.raises(ValueError, match="does not fit the new recipe"):
-                aj.migrate_state(saved, tx, params)
-            with pytest.raises(ValueError, match=r"belongs to another|no entry"):
-                tx.update(params, saved, params)
+        if SAME[old] == SAME[new]:
+            continue
+        with pytest.raises(ValueError, match=r"belongs to another|no entry"):
+            tx.update(params, saved, params)
+        if {*SAME[new]} <= {*SAME[old]} <= {*SAME[new]} | only_scalars(old):
+            tx.update(params, aj.migrate_state(saved, tx, params)[0], params)
+            continue
+        with pytest.raises(ValueError, match="does not fit the new recipe"):
+            aj.migrate_state(saved, tx, params)
 
 
 # Widths, pins and codes.

@@ -34,9 +34,8 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"amsgrad": True},
     {"momentum": 0.9, "dampening": 0.5},
 )
-HAVE_MOMENTS = [
-    entry for entry in PLAIN if not entry.name.startswith(("lookahead_", "koala_", "norm_adaptive"))
-]
+ALONE = [entry for entry in PLAIN if not entry.keeps_weights]
+HAVE_MOMENTS = [entry for entry in ALONE if not entry.name.startswith(("koala_", "norm_adaptive"))]
 
 
 def takers(entry: Entry) -> list[Any]:
@@ -86,7 +85,7 @@ def test_by_lookahead(entry: Entry) -> None:
 
 WARM_UP = optax.linear_schedule(0.0, 1.0, 10)
 BESIDE_MOMENTS: dict[str, Any] = {
-    **{entry.name: entry.make for entry in PLAIN if not entry.name.startswith("lookahead_")},
+    **{entry.name: entry.make for entry in ALONE},
     **{
         f"{kind} mean": lambda kind=kind: aj.compose(aj.adam(0.1), aj.average_iterates(kind=kind))
         for kind in KINDS

@@ -105,9 +105,10 @@ def test_inject_hyperparams_with_a_number(entry: Entry) -> None:
     tx = optax.inject_hyperparams(entry.factory, static_args=whole_numbers(entry))(
         0.05, **entry.example, **entry.options
     )
-    params, gradients = sample_params(), sample_gradients()
+    steps = 7  # RAdam's first five do not move
+    params, gradients = sample_params(), sample_gradients(steps)
     got, state = run(tx, params, gradients)
-    assert_close(got, reference(entry)[0])
+    assert_close(got, reference(entry, steps)[0])
     update = jax.jit(tx.update)
     once, _ = update(at(gradients, 0), state, params)
     state.hyperparams["learning_rate"] = jnp.float32(0.1)

@@ -98,7 +98,7 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
 
     def seen(reader: jax.Array) -> jax.Array:
         if alone and kept:
-            return _first(reader)
+            return first_element(reader)
         return known_once_whole(reader) if alone and _is_large(reader) else reader
 
     return jax.tree.map(lambda x, *read: functools.reduce(wait, map(seen, read), x), x, *readers)
@@ -117,7 +117,7 @@ def wait(x: jax.Array, known: jax.Array) -> jax.Array:
 
 def known_once_whole(x: jax.Array) -> jax.Array:
     """Return one element of ``x``, read in a branch so that XLA computes all of ``x``."""
-    return lax.cond(_always(), _first, lambda x: lax.full((), 0, x.dtype), x)
+    return lax.cond(_always(), first_element, lambda x: lax.full((), 0, x.dtype), x)
 
 
 def leaf_by_leaf(
@@ -281,7 +281,8 @@ def _is_large(x: jax.Array) -> bool:
     return isinstance(x.size, int) and x.size >= SMALL
 
 
-def _first(x: jax.Array) -> jax.Array:
+def first_element(x: jax.Array) -> jax.Array:
+    """Return the first element of ``x``, or 0 if it has none."""
     return x.ravel()[0] if x.size else lax.full((), 0, x.dtype)
 
 

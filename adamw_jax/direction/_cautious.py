@@ -30,8 +30,9 @@ def cautious() -> Stage:
     """Zero the elements of the direction whose sign differs from that of the gradient.
 
     The gradient is the one that the moments see, after clipping and L2. The other elements of the
-    leaf are divided by their share of it, at least 1e-3 (authors). Complex elements move if the
-    real part of conj(u) g is positive. Put the stage before ``decoupled_decay``.
+    leaf are divided by their share of it, at least 1e-3 (authors' C-AdamW; their C-Lion adds 1 to
+    the number of moving elements). Complex elements move if the real part of conj(u) g is positive.
+    Put the stage before ``decoupled_decay``.
 
     Returns:
       A stage *direction -> direction*, without state. It needs whole leaves, and a ``compose`` that
@@ -58,22 +59,21 @@ def cautious() -> Stage:
                 "into one compose(), such as compose(scale_by_adam(), cautious())."
             )
         check_gradient(direction, gradient)
-        masks = jax.tree.map(
-            lambda u, g: lax.gt(numerics.agreement(u, g), 0.0), direction, gradient
-        )
-        scales = jax.tree.map(_scale, masks, direction)
+        agree = jax.tree.map(numerics.agreement, direction, gradient)
+        scales = jax.tree.map(_scale, agree, direction)
         step.facts.leaf_scalars = scales
 
-        def leaf(u: jax.Array, mask: jax.Array, scale: jax.Array) -> jax.Array:
-            wide = numerics.widen(u)  # a product, so that a NaN stays
-            return lax.mul(numerics.scaled(scale, wide), lax.convert_element_type(mask, wide.dtype))
+        def leaf(u: jax.Array, agree: jax.Array, scale: jax.Array) -> jax.Array:
+            wide = numerics.widen(u)  # <= is false for a NaN, which so stays
+            waits = lax.le(agree, lax.full_like(agree, 0))
+            return lax.select(waits, lax.full_like(wide, 0), numerics.scaled(scale, wide))
 
-        return jax.tree.map(leaf, direction, masks, scales), state
+        return jax.tree.map(leaf, direction, agree, scales), state
 
     return stage("cautious", Kind.DIRECTION, Kind.DIRECTION, apply, reduces=True)
 
 
-def _scale(mask: jax.Array, leaf: jax.Array) -> jax.Array:
-    ones = lax.convert_element_type(mask, numerics.default_float())
-    count = sum_over_shards([(lax.reduce_sum(ones, tuple(range(mask.ndim))), leaf)])
+def _scale(agree: jax.Array, leaf: jax.Array) -> jax.Array:
+    ones = lax.convert_element_type(agree > 0, numerics.default_float())
+    count = sum_over_shards([(lax.reduce_sum(ones, tuple(range(agree.ndim))), leaf)])
     return 1.0 / lax.max(count / max(size(leaf), 1), numerics.scalar(_LEAST_SHARE))

@@ -24,7 +24,13 @@ import jax.numpy as jnp
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.compose import Composed
-from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
+from adamw_jax._core.declare import (
+    LearningRate,
+    ScalarOrSchedule,
+    decay_rate,
+    declare,
+    nonnegative,
+)
 from adamw_jax.moments import (
     amsgrad_max,
     correct_bias,
@@ -78,6 +84,7 @@ def ademamix(
     Returns:
       The transformation; its state has three values per parameter, four with ``amsgrad``.
     """
+    declare(alpha=nonnegative(alpha), b3=decay_rate(b3))  # before schedules take their places
     if alpha_warmup is not None:
         alpha = _growing(alpha, whole_number("alpha_warmup", alpha_warmup))
     if b3_warmup is not None:

@@ -24,6 +24,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length, nonnegative
+from adamw_jax._core.sequential import first_element
 from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
@@ -36,13 +37,13 @@ class ScheduleFreeState(NamedTuple):
 
     Attributes:
       z: the weights that the optimizer alone would reach, params-shaped, float32 at least.
-      interpolation: b of the step that made the present parameters.
+      last_interpolation: b of the step that made the present parameters.
       weight_sum: sum of the weights of the steps.
       largest_rate: largest learning rate so far.
     """
 
     z: Tree
-    interpolation: jax.Array
+    last_interpolation: jax.Array
     weight_sum: jax.Array
     largest_rate: jax.Array
     exact = ("z",)
@@ -54,7 +55,7 @@ class ScheduleFreeState(NamedTuple):
 
         def evaluate(z: jax.Array, y: jax.Array) -> jax.Array:
             wide = lax.convert_element_type(y, z.dtype)
-            return z + (wide - z) / numerics.broadcastable(self.interpolation, wide)
+            return z + (wide - z) / numerics.broadcastable(self.last_interpolation, wide)
 
         return self.z, evaluate
 
@@ -94,9 +95,10 @@ def schedule_free(
     )
 
     def init(params: Tree) -> ScheduleFreeState:
-        start = declared["interpolation"].at(jnp.zeros([], jnp.int32))
+        first = declared["interpolation"].at(jnp.zeros([], jnp.int32))
+        first = jnp.array(first, copy=True)  # the caller's array, if it is one, may be donated
         none = jnp.zeros([], numerics.default_float())
-        return ScheduleFreeState(numerics.copied(params), start, none, jnp.zeros_like(none))
+        return ScheduleFreeState(numerics.copied(params), first, none, jnp.zeros_like(none))
 
     def apply(update: Tree, state: ScheduleFreeState, step: Step) -> tuple[Tree, ScheduleFreeState]:
         rate, new = step["learning_rate"], step["interpolation"]
@@ -107,20 +109,22 @@ def schedule_free(
         weight = number_of_step ** step["step_power"] * largest ** step["rate_power"]
         total = state.weight_sum + weight
         share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.zeros_like(total))
-        ratio = new / state.interpolation
-        of_update, back = 1 - new * (1 - share), share * ratio + (1 - ratio)
+        kept = (1 - share) * new / state.last_interpolation
+        of_update, to_z = kept - (1 - share) * new, 1 - kept
         update = numerics.leaving(update, update, step.params)
+        z = jax.tree.map(lambda z, u: lax.add(z, numerics.widen(u)), state.z, update)
+        if step.in_sequence:
+            step.facts.leaf_scalars = jax.tree.map(first_element, z)
 
-        # y' - y, with x = z + (y - z) / b inserted.
+        # y' - y, with x = z + (y - z) / b inserted. It reads the new z, so that XLA copies no z.
         def moved(u: jax.Array, z: jax.Array, p: jax.Array) -> jax.Array:
-            to_z = lax.sub(z, numerics.widen(p))
             step = lax.add(
-                numerics.scaled(of_update, numerics.widen(u)), numerics.scaled(back, to_z)
+                numerics.scaled(of_update, numerics.widen(u)),
+                numerics.scaled(to_z, lax.sub(z, numerics.widen(p))),
             )
             return lax.convert_element_type(step, u.dtype)
 
-        z = jax.tree.map(lambda z, u: lax.add(z, numerics.widen(u)), state.z, update)
-        out = jax.tree.map(moved, update, state.z, step.params)
+        out = jax.tree.map(moved, update, z, step.params)
         return out, ScheduleFreeState(z, new, total, largest)
 
     return stage(
@@ -131,4 +135,5 @@ def schedule_free(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        reduces=True,  # XLA computes the update whole, since z and y read it
     )
