@@ -103,6 +103,7 @@ def register(
     after_direction: tuple[str, ...] = (),
     in_direction: tuple[str, ...] = (),
     second_rate: str = "b2",
+    corrects: Callable[[Mapping[str, Any]], bool] = lambda given: True,
     **facts: Any,
 ) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
     """Register an optimizer, and complete its signature and docstring.
@@ -116,6 +117,7 @@ def register(
       after_direction: arguments of its own that act after the direction.
       in_direction: common keywords that are part of the direction here, but not in most optimizers.
       second_rate: the argument that takes a schedule of b2.
+      corrects: whether the optimizer corrects the bias of its moments, by the given arguments.
       **facts: fields of ``OptimizerInfo``.
     """
 
@@ -125,7 +127,14 @@ def register(
         @functools.wraps(factory)
         def public(*args: P.args, **kwargs: P.kwargs) -> Composed:
             given = _bound(name, signature, args, kwargs, lambda _: facts["lacks"])
-            return factory(**_unpacked(name, signature, second_rate, given))  # type: ignore[arg-type]
+            new = _unpacked(name, signature, second_rate, given)
+            carried = getattr(given.get("learning_rate"), "bias_correction", None)
+            if carried and takes_correction(new):
+                new.setdefault("bias_correction", carried)
+            return factory(**new)  # type: ignore[arg-type]
+
+        def takes_correction(given: Mapping[str, Any]) -> bool:
+            return "bias_correction" in signature.parameters and corrects(given)
 
         public.__signature__ = signature  # type: ignore[attr-defined]
         scale_by = None
@@ -139,6 +148,7 @@ def register(
                 and (key not in COMMON or COMMON[key].in_direction or key in in_direction)
             ]
             scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
+            scale_by.corrects = takes_correction  # type: ignore[attr-defined]
         row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)
         public.__doc__ = _docstring(row, {**COMMON, **own_options})
         _REGISTRY[name] = row
