@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import functools
 import inspect
@@ -19,7 +18,7 @@ from typing import Any, ParamSpec, Unpack
 
 import optax
 
-from adamw_jax._core.checks import one_of, switch
+from adamw_jax._core.checks import did_you_mean, one_of, switch
 from adamw_jax._core.compose import Composed, compose, composed_like
 from adamw_jax._core.declare import LearningRate
 from adamw_jax._core.options import Option, entry, full_signature
@@ -215,8 +214,7 @@ def info(name: str) -> OptimizerInfo:
       ValueError: there is no optimizer of that name.
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, _REGISTRY) or "."
         raise ValueError(f"unknown optimizer {name!r}: give one of {list_optimizers()}{hint}")
     return _REGISTRY[name]
 
@@ -290,9 +288,10 @@ def _bound(
             continue
         if key in COMMON:
             raise TypeError(f"{name}() does not take {key}: {why_not(key)}.")
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
-        near = [word for word in near if word in known]
-        hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(known)}."
+        word = RENAMED[key] if key in RENAMED else key
+        hint = did_you_mean(word, known) or f"; it takes {sorted(known)}."
+        if key == "betas" and {"b1", "b2"} <= {*known}:
+            hint = "; give b1= and b2=."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
     try:
         given = signature.bind(*args, **kwargs).arguments
