@@ -19,6 +19,7 @@ from adamw_jax import (
     storage,
     update,
 )
+from adamw_jax._core.checks import did_you_mean
 from adamw_jax._core.compose import Composed as Composed, compose
 from adamw_jax._core.foreign import as_direction, as_optimizer
 from adamw_jax._core.masks import except_named, kernels_only, matrices_only
@@ -106,3 +107,9 @@ __version__ = "0.1.0"
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> object:
+    """Hint at the nearest name: AdamW for adamw, sgd for sgdw."""
+    hint = "" if name.startswith("_") else did_you_mean(name, __all__)
+    raise AttributeError(f"module 'adamw_jax' has no attribute {name!r}{hint}")

@@ -197,9 +197,10 @@ def test_unknown_keywords_get_a_hint(entry: Entry) -> None:
         "state_dtypes": "state_dtype",
     }.items():
         if right in entry.keywords and wrong not in entry.keywords:
-            with pytest.raises(
-                TypeError, match=rf"{name}\(\) has no argument '{wrong}'; did you mean '{right}'"
-            ):
+            hint = rf"did you mean '{right}'"
+            if wrong == "betas" and "b2" in entry.keywords:
+                hint = "give b1= and b2="
+            with pytest.raises(TypeError, match=rf"{name}\(\) has no argument '{wrong}'; {hint}"):
                 entry.factory(0.1, **{wrong: 0.1})
     with pytest.raises(TypeError, match=rf"{name}\(\) has no argument 'qqq'; it takes \["):
         entry.factory(0.1, qqq=1)
@@ -413,3 +414,22 @@ def test_parts_and_stages() -> None:
         estimate_moments(ema(0.9), ema(0.8))
     with pytest.raises(TypeError, match=r"adamax|rectify|threshold|argument"):
         adamax(0.1, threshold=5.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("AdamW", "adamw"), ("sgd", "sgdw"), ("nadamw", "adamw"), ("RAdam", "radam")],
+)
+def test_a_name_of_another_library_gets_a_hint(wrong: str, right: str) -> None:
+    """As an attribute of the package and as a name of the registry."""
+    with pytest.raises(AttributeError, match=f"no attribute '{wrong}'; did you mean '{right}'"):
+        getattr(adamw_jax, wrong)
+    with pytest.raises(ValueError, match=f"'{wrong}'.*did you mean '{right}'"):
+        adamw_jax.info(wrong)
+    assert not hasattr(adamw_jax, "__qqq__")
+
+
+def test_a_choice_that_is_nearly_right_gets_a_hint() -> None:
+    """The preset of PyTorch is called as its authors call it."""
+    with pytest.raises(ValueError, match="got 'torch'; did you mean 'pytorch'"):
+        adamw_jax.one_cycle(0.1, 50, "torch")

@@ -143,3 +143,27 @@ def test_sgd_needs_its_count() -> None:
     params = jax.tree.map(jnp.asarray, read("sgd")["middle"])
     with pytest.raises(ValueError, match="give count="):
         aj.from_torch(state_dict("sgd"), aj.sgdw(0.1), params, names=NAMES)
+
+
+def test_one_cycle_with_adamw_is_that_of_torch() -> None:
+    """The preset brings the bias correction it was made with; the exact one moves otherwise."""
+    run = read("adamw_one_cycle")
+    cycle = aj.one_cycle(0.05, 20, "pytorch")
+    with jax.enable_x64(True):
+        start = jax.tree.map(jnp.asarray, run["start"])
+
+        def end(**options: Any) -> Any:
+            tx = aj.adamw(cycle, b2=0.99, weight_decay=0.01, **options)
+            return trained(tx, start, tx.init(start), run["gradient"], range(20))
+
+        for leaf, expected in run["end"].items():
+            np.testing.assert_allclose(end()[leaf], expected, rtol=0, atol=1e-9)
+        exact = end(bias_correction="exact")
+        assert np.abs(exact["weight"] - run["end"]["weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["generalized_signsgd", "lamb", "adan", "lion", "sgdw"])
+def test_the_preset_asks_no_correction_of_those_that_make_none(name: str) -> None:
+    """They are made without an error, as with the other presets."""
+    off = {"lamb": {"correct": False}, "adan": {"start": "first_gradient"}}.get(name, {})
+    aj.create(name, aj.one_cycle(0.05, 20, "pytorch"), **off)

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -65,7 +67,15 @@ def positive_steps(name: str, steps: Any) -> int:
 def one_of(name: str, value: Any, names: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``names``."""
     if value not in names:
-        raise ValueError(f"{name} must be one of {names}, got {value!r}.")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {names}, got {value!r}{hint or '.'}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest name, in whatever case it was typed; empty if none is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def switch(name: str, value: Any) -> None:

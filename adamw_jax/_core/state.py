@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from adamw_jax._core import numerics
+from adamw_jax._core.checks import did_you_mean
 from adamw_jax._core.declare import Domain, in_domain, real, real_number
 
 Wanted = type | tuple[type, ...] | Callable[[Any], bool]
@@ -308,8 +308,7 @@ def check_hyperparams(node: Any) -> Hyperparams:
 
 def unknown(name: str, known: Sequence[str]) -> str:
     """Make the error text for a hyperparameter that a state does not have."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, known)
     return f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}"
 
 

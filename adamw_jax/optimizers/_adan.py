@@ -36,6 +36,7 @@ STARTS = ("zero", "first_gradient")
 
 
 @register(
+    corrects=lambda given: given.get("start") != "first_gradient",
     title="Adan",
     equation="theta <- (theta - lr (m_hat + b2 v_hat) / (sqrt(n_hat) + eps)) / (1 + lr wd)",
     citation="Xie, Zhou, Li, Lin & Yan, Adan: Adaptive Nesterov Momentum Algorithm for Faster "

@@ -28,6 +28,7 @@ from adamw_jax.optimizers._registry import register
 
 
 @register(
+    corrects=lambda given: given.get("corrected", False),
     title="Generalized SignSGD",
     equation="theta <- theta - lr m / (sqrt(v) + eps), v the average of m^2",
     citation="Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of "

@@ -31,6 +31,7 @@ from adamw_jax.optimizers._registry import register
 
 
 @register(
+    corrects=lambda given: given.get("correct", True),
     title="LAMB",
     equation="u = m_hat / (sqrt(v_hat) + eps) + weight_decay theta;  "
     "theta <- theta - lr |theta| / |u| u, leaf by leaf",

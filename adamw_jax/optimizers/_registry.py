@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import functools
 import inspect
@@ -19,7 +18,7 @@ from typing import Any, ParamSpec, Unpack
 
 import optax
 
-from adamw_jax._core.checks import one_of, switch
+from adamw_jax._core.checks import did_you_mean, one_of, switch
 from adamw_jax._core.compose import Composed, compose, composed_like
 from adamw_jax._core.declare import LearningRate
 from adamw_jax._core.options import Option, entry, full_signature
@@ -103,6 +102,7 @@ def register(
     after_direction: tuple[str, ...] = (),
     in_direction: tuple[str, ...] = (),
     second_rate: str = "b2",
+    corrects: Callable[[Mapping[str, Any]], bool] = lambda given: True,
     **facts: Any,
 ) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
     """Register an optimizer, and complete its signature and docstring.
@@ -116,6 +116,7 @@ def register(
       after_direction: arguments of its own that act after the direction.
       in_direction: common keywords that are part of the direction here, but not in most optimizers.
       second_rate: the argument that takes a schedule of b2.
+      corrects: whether the optimizer corrects the bias of its moments, by the given arguments.
       **facts: fields of ``OptimizerInfo``.
     """
 
@@ -125,7 +126,14 @@ def register(
         @functools.wraps(factory)
         def public(*args: P.args, **kwargs: P.kwargs) -> Composed:
             given = _bound(name, signature, args, kwargs, lambda _: facts["lacks"])
-            return factory(**_unpacked(name, signature, second_rate, given))  # type: ignore[arg-type]
+            new = _unpacked(name, signature, second_rate, given)
+            carried = getattr(given.get("learning_rate"), "bias_correction", None)
+            if carried and takes_correction(new):
+                new.setdefault("bias_correction", carried)
+            return factory(**new)  # type: ignore[arg-type]
+
+        def takes_correction(given: Mapping[str, Any]) -> bool:
+            return "bias_correction" in signature.parameters and corrects(given)
 
         public.__signature__ = signature  # type: ignore[attr-defined]
         scale_by = None
@@ -139,6 +147,7 @@ def register(
                 and (key not in COMMON or COMMON[key].in_direction or key in in_direction)
             ]
             scale_by = _direction_of(public, signature.replace(parameters=kept), facts)
+            scale_by.corrects = takes_correction  # type: ignore[attr-defined]
         row = OptimizerInfo(name=name, factory=public, direction=scale_by, **facts)
         public.__doc__ = _docstring(row, {**COMMON, **own_options})
         _REGISTRY[name] = row
@@ -205,8 +214,7 @@ def info(name: str) -> OptimizerInfo:
       ValueError: there is no optimizer of that name.
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = did_you_mean(name, _REGISTRY) or "."
         raise ValueError(f"unknown optimizer {name!r}: give one of {list_optimizers()}{hint}")
     return _REGISTRY[name]
 
@@ -280,9 +288,10 @@ def _bound(
             continue
         if key in COMMON:
             raise TypeError(f"{name}() does not take {key}: {why_not(key)}.")
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
-        near = [word for word in near if word in known]
-        hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {sorted(known)}."
+        word = RENAMED[key] if key in RENAMED else key
+        hint = did_you_mean(word, known) or f"; it takes {sorted(known)}."
+        if key == "betas" and {"b1", "b2"} <= {*known}:
+            hint = "; give b1= and b2=."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
     try:
         given = signature.bind(*args, **kwargs).arguments

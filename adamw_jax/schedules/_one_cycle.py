@@ -32,12 +32,15 @@ class OneCycle(Viewed):
       momentum: schedule of the momentum (b1 in the Adam family), or None.
       total_steps: updates in the cycle.
       max_learning_rate: the peak.
+      bias_correction: that of the Adam that the form was made for, which an optimizer takes if you
+        give it none; None for its own.
     """
 
     learning_rate: Callable[[Any], Any]
     momentum: Callable[[Any], Any] | None
     total_steps: int
     max_learning_rate: float
+    bias_correction: str | None = None
 
 
 def one_cycle(
@@ -65,7 +68,9 @@ def one_cycle(
           ``final_div`` = 1e5.
         * ``"pytorch"``: ``OneCycleLR``: ``pct_start`` = 0.3, ``div`` = 25, ``final_div`` = 1e4
           (divides the *start*), ``shape`` = "cosine" or "linear", ``three_phase`` = False. The peak
-          is one step earlier than fastai's, and the last step uses exactly the lowest value.
+          is one step earlier than fastai's, and the last step uses exactly the lowest value. With
+          a momentum it brings PyTorch's ``bias_correction="current"``; to change that, give
+          ``bias_correction="exact"`` to the optimizer.
         * ``"article"``: the three phases of fastai's AdamW article: linear up and down between
           max/``div`` (10) and max, then for ``pct_end`` = 0.075 of the steps down to
           max/(100 ``div``), linearly (``linear_end`` = True) or to 0 by a cosine.
@@ -94,7 +99,9 @@ def one_cycle(
     total = positive_steps("total_steps", total_steps)
     momenta = (0.0, 0.0, 0.0) if momentum is None else _momenta(momentum)
     rate, moving = PRESETS[preset].build(top, total, momenta, **chosen)
-    return OneCycle(rate, None if momentum is None else moving, total, top)
+    if momentum is None:
+        return OneCycle(rate, None, total, top)
+    return OneCycle(rate, moving, total, top, PRESETS[preset].bias_correction)
 
 
 def _momenta(momentum: Any) -> Momenta:

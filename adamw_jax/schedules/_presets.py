@@ -23,10 +23,14 @@ Both = tuple[Piecewise, Piecewise]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A form, with the function that builds it and the defaults of its options."""
+    """A form, with the function that builds it and the defaults of its options.
+
+    ``bias_correction`` is that of the Adam it was made for, if it differs from the exact one.
+    """
 
     build: Callable[..., Both]
     defaults: dict[str, Any]
+    bias_correction: str | None = None
 
     def options(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """Check the given options, and add the defaults of the others."""
@@ -169,6 +173,7 @@ PRESETS: dict[str, Preset] = {
     "pytorch": Preset(
         _pytorch,
         {"pct_start": 0.3, "div": 25.0, "final_div": 1e4, "shape": "cosine", "three_phase": False},
+        "current",
     ),
     "article": Preset(_article, {"div": 10.0, "pct_end": 0.075, "linear_end": True}),
     "article_plateau": Preset(

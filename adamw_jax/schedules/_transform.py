@@ -56,7 +56,11 @@ def scale_by_one_cycle(
             "direction must be a function such as scale_by_adam, not its result, got "
             f"{direction!r}."
         )
-    made = direction(**{**options, **_momentum(cycle, direction, options)})
+    moving = _momentum(cycle, direction, options)
+    correction = getattr(cycle, "bias_correction", None)
+    if moving and correction and getattr(direction, "corrects", lambda _: False)(options):
+        options = {"bias_correction": correction, **options}
+    made = direction(**{**options, **moving})
     return compose(made, scale_by_learning_rate(cycle.learning_rate))
 
 
