@@ -177,3 +177,14 @@ def test_factors_have_not_the_axis_names_of_linen() -> None:
     assert jax.tree.structure(after) == jax.tree.structure(state)
     expected, _ = jax.jit(tx.update)(plain, tx.init(plain), plain)
     assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
+
+
+def test_a_small_weight_of_schedule_free_keeps_its_digits() -> None:
+    """Late in a run the average moves by a millionth of its distance, not by a rounded one."""
+    tx = aj.compose(aj.sgdw(1.0, momentum=None), aj.update.schedule_free(1.0))
+    params = jnp.ones(1)
+    state = tx.init(params)
+    free = state.stages["schedule_free"]._replace(weight_sum=jnp.float32(1e6), z=jnp.zeros(1))
+    state = state._replace(stages={**state.stages, "schedule_free": free})
+    updates, _ = tx.update(jnp.zeros(1), state, params)  # y' - y = c (z - y)
+    assert float(updates[0]) == pytest.approx(-1 / (1e6 + 1), rel=1e-6)

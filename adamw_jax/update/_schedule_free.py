@@ -109,8 +109,9 @@ def schedule_free(
         weight = number_of_step ** step["step_power"] * largest ** step["rate_power"]
         total = state.weight_sum + weight
         share = lax.select(total > 0, weight / numerics.nonzero(total), jnp.zeros_like(total))
-        kept = (1 - share) * new / state.last_interpolation
-        of_update, to_z = kept - (1 - share) * new, 1 - kept
+        ratio = new / state.last_interpolation
+        # 1 - (1 - share) ratio would lose the digits of a small share.
+        of_update, to_z = (1 - share) * (ratio - new), share * ratio + (1 - ratio)
         update = numerics.leaving(update, update, step.params)
         z = jax.tree.map(lambda z, u: lax.add(z, numerics.widen(u)), state.z, update)
         if step.in_sequence:
