@@ -149,7 +149,7 @@ class Common(Plain, Moments, total=False):
 COMMON = options_of(Common)
 
 
-RENAMED: dict[str, str] = {
+RENAMED = {
     "lr": "learning_rate",
     "betas": "b1",
     "beta1": "b1",

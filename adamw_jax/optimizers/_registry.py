@@ -288,8 +288,7 @@ def _bound(
             continue
         if key in COMMON:
             raise TypeError(f"{name}() does not take {key}: {why_not(key)}.")
-        word: str = RENAMED.get(key, key)
-        hint = did_you_mean(word, known) or f"; it takes {sorted(known)}."
+        hint = did_you_mean(str(RENAMED.get(key, key)), known) or f"; it takes {sorted(known)}."
         if key == "betas" and {"b1", "b2"} <= {*known}:
             hint = "; give b1= and b2=."
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
