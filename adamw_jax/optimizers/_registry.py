@@ -288,7 +288,7 @@ def _bound(
             continue
         if key in COMMON:
             raise TypeError(f"{name}() does not take {key}: {why_not(key)}.")
-        word = RENAMED[key] if key in RENAMED else key
+        word: str = RENAMED.get(str(key), str(key))
         hint = did_you_mean(word, known) or f"; it takes {sorted(known)}."
         if key == "betas" and {"b1", "b2"} <= {*known}:
             hint = "; give b1= and b2=."
