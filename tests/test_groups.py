@@ -251,6 +251,8 @@ def test_the_names_of_live_groups() -> None:
         set_hyperparams(state, {"slow.learning_rate_factor": -1.0})
     with pytest.raises(ValueError, match=r"did you mean 'slow\.weight_decay_factor'"):
         set_hyperparams(state, {"slow.weight_decay": 1.0})
+    with pytest.raises(ValueError, match=r"did you mean 'slow\.learning_rate_factor'"):
+        set_hyperparams(state, {"slow.learning_rate": 1.0})
 
 
 def test_a_live_group_survives_a_checkpoint_and_edits(tmp_path: pathlib.Path) -> None:
@@ -281,6 +283,8 @@ def test_groups_that_cannot_be_told_apart_are_refused() -> None:
         with pytest.raises(ValueError, match="name 'head' is in two tables"):
             _ = table * twin
     parameter_rules({"a": one, "b": one})
+    with pytest.raises(ValueError, match=r"learning_rate is a tuple.* leave out name='head'"):
+        Rule((1.0, 0.5), name="head")
     for name in ("my head", "a/b", "", 3):
         with pytest.raises(ValueError, match="name must be an identifier"):
             Rule(name=name)  # type: ignore[arg-type]
