@@ -67,7 +67,7 @@ class Facts:
 
     gradient: Tree | None = None
     skip_step: Tree | None = dataclasses.field(default=None, metadata=_FALSE)
-    rectifier: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
+    rectifier: jax.Array | None = None
     step_size: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
     parameter_scale: Tree | None = dataclasses.field(default=None, metadata=_ONE)
     leaf_scalars: Tree | None = None
