@@ -188,3 +188,19 @@ def test_a_small_weight_of_schedule_free_keeps_its_digits() -> None:
     state = state._replace(stages={**state.stages, "schedule_free": free})
     updates, _ = tx.update(jnp.zeros(1), state, params)  # y' - y = c (z - y)
     assert float(updates[0]) == pytest.approx(-1 / (1e6 + 1), rel=1e-6)
+
+
+def test_schedule_free_after_a_rectifier_of_some_leaves() -> None:
+    """The rectifier is one number for the average, whatever leaves it rectifies."""
+    tx = aj.compose(
+        aj.estimate_moments(aj.moments.no_moment(), aj.ema_of_squares(0.999)),
+        aj.only(aj.moments.rectify_variance(), "a"),
+        aj.precondition(),
+        aj.scale_by_learning_rate(0.1),
+        aj.update.schedule_free(0.1),
+    )
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    state = tx.init(params)
+    for _ in range(6):
+        _, state = tx.update(params, state, params)
+    assert 0 < float(state.stages["schedule_free"].weight_sum) < 6 * 0.1**2

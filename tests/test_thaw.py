@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import adamw_jax as aj
 from adamw_jax._core.late import group_of, groups_for
@@ -218,6 +219,25 @@ def test_what_reads_one_clock_for_all_is_refused() -> None:
         aj.to_optax(state, optax.adam(0.1), params)
     with pytest.raises(ValueError, match="leaves that joined later"):
         preconditioner(tx, state, params)
+
+
+def test_leaves_in_the_boxes_of_flax() -> None:
+    """A kernel of NNX that joins makes a whole first step, and keeps its clock in a box."""
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    tx = aj.adam(0.1)
+    optimizer = nnx.Optimizer(model, aj.compose(tx, frozen="kernel"), wrt=nnx.Param)
+    gradients = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    for _ in range(3):
+        optimizer.update(model, gradients)
+    params = nnx.state(model, nnx.Param)
+    moved, _ = aj.migrate_state(optimizer.opt_state, tx, params, thaw=True)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.opt_state = moved
+    before = np.array(model.kernel[...])
+    optimizer.update(model, gradients)
+    np.testing.assert_allclose(model.kernel[...], before - 0.1, rtol=1e-5)
+    (clock,) = (x["estimate_moments"].steps for x in moved.stages["late leaves"].values())
+    assert isinstance(clock, nnx.OptVariable | nnx.OptState)
 
 
 def test_groups_are_whole_modules() -> None:

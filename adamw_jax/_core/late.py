@@ -1,10 +1,11 @@
 """Late leaves: parameters that joined a running recipe, with clocks of their own.
 
-A moving average needs a clock, and the stages on moments have one for all leaves. A leaf that joins
+A moving average needs a clock, and a stage with averages has one for all leaves. A leaf that joins
 at step k needs another one, since no start of its moments makes m / W right at every later step: W
 is then the sum of the weights of k + n gradients, m that of n. So the state holds, for each group
-of leaves that joined together, the scalars of the stages on moments, and these stages run once for
-each group. All arrays stay where they are, and all other stages run once, on all leaves.
+of leaves that joined together, the scalars of these stages (``clocked``), and the stages from the
+first of them to the last run once for each group. All arrays stay where they are, and all other
+stages run once, on all leaves.
 
 ``migrate_state`` makes such a state. Without late leaves there is no entry, and nothing runs.
 """
@@ -54,7 +55,7 @@ def groups_for(joining: set[str], names: Iterable[str]) -> list[str]:
 
 
 def start_group(specs: Iterable[Spec], stages: Mapping[str, Any], params: Tree) -> dict[str, Any]:
-    """Return the states of the stages on moments, as of a run that begins, without leaves."""
+    """Return the states of the stages with clocks, as of a run that begins, without leaves."""
     none = masks.hide(params, jax.tree.map(lambda _: True, params))
     found = [spec for spec in specs if clocked(spec) and spec.name in stages]
     return {spec.name: spec.init(none) for spec in found if spec.init is not None}
@@ -68,7 +69,7 @@ def by_group(
     params: Tree | None,
     facts: Facts,
 ) -> Tree:
-    """Run the stages on moments for each group of leaves; return the direction of all leaves.
+    """Run the stages with clocks for each group of leaves; return the direction of all leaves.
 
     Args:
       run: runs these stages: ``(gradient, memories, params, facts) -> direction``.

@@ -67,7 +67,7 @@ class Facts:
 
     gradient: Tree | None = None
     skip_step: Tree | None = dataclasses.field(default=None, metadata=_FALSE)
-    rectifier: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
+    rectifier: jax.Array | None = None
     step_size: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
     parameter_scale: Tree | None = dataclasses.field(default=None, metadata=_ONE)
     leaf_scalars: Tree | None = None
@@ -142,7 +142,7 @@ class Spec(NamedTuple):
     # ``(memory, direction, step) -> memory``: the same values, written only after the direction,
     # which reads the arrays that they overwrite (``sequential.after``).
     write_after_read: Callable[[Any, Tree, Step], Any] | None = None
-    reduces: bool = False  # whether it reduces over a whole leaf before the result can be used
+    reduces: bool = False  # whether XLA computes a leaf as a whole before it can go on
     clips: bool = False  # whether it may shorten its input, which ``probe`` counts
     elementwise: bool = False  # on moments: each result from the same element, by leaves alike
     reads: str = ""  # on moments: "gradient" mixes the next one in, "prior" divides by the old v

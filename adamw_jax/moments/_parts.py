@@ -65,8 +65,8 @@ class AverageState(NamedTuple):
     """State of an exponential moving average, of gradients or in a part of your own.
 
     The first field of a part's state is its moment. Each part names it differently, so that a
-    checkpoint of one part is not restored into another. ``twins`` are the fields of optax's states
-    with the same content.
+    checkpoint of one part is not restored into another. ``twins`` are the fields of the states of
+    optax and PyTorch with the same content.
 
     Attributes:
       average: the average, params-shaped.

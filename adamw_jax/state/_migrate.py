@@ -29,6 +29,7 @@ from adamw_jax._core import boxes, numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like, is_encoded
+from adamw_jax._core.late import LATE
 from adamw_jax._core.stage import TAILS, transformation
 from adamw_jax._core.state import ComposeState, Hyperparams, find, hyperparams_in, is_hyperparams
 from adamw_jax.state._thaw import Thaw, exact_fields, with_late
@@ -104,13 +105,20 @@ def migrate_state(
     change = _change(old, new, tx, params, thaw)
     if change is not None and isinstance(tx, Composed):
         target, late = with_late(target, tx, params, change, thaw)
-        stored = stored._replace(stages={**stored.stages, **late})
+        stored = _joined(stored, late)
         new = _leaves(target, "the state of tx")
     values, report = _fill(old, new, tx, params, change if thaw else None, exact_fields(target))
     filled = encode_like(stored, _filled(target, values))
     for _, node in find(filled, Hyperparams):
         node.check_pins(node.names.domains)
-    return boxes.boxed(filled, tx, params, saved), report
+    late = {LATE: filled.stages[LATE]} if change and LATE in filled.stages else {}
+    shaped = tx._replace(init=lambda params: _joined(tx.init(params), late))
+    return boxes.boxed(filled, shaped, params, saved), report
+
+
+def _joined(state: Any, late: Mapping[str, Any]) -> Any:
+    """Return a state with the entry of late leaves, if there is one."""
+    return state._replace(stages={**state.stages, **late}) if late else state
 
 
 def _change(old: _Leaves, new: _Leaves, tx: Any, params: Any, thaw: bool) -> Thaw | None:
