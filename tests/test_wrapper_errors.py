@@ -87,7 +87,7 @@ WITH_B2 = [e for e in UNWRAPPED if "b2" in e.keywords and e.keywords["b2"].defau
 def test_bfloat16_hyperparameters_are_refused(entry: Entry) -> None:
     """Injected numbers take the parameters' dtype; in bfloat16 b2 would be 1."""
     params = sample_params(jnp.bfloat16)
-    with pytest.raises(TypeError, match=r"b[12] has dtype bfloat16.*hyperparam_dtype=jnp.float32"):
+    with pytest.raises(TypeError, match=r"b[123] has dtype bfloat16.*hyperparam_dtype=jnp.float32"):
         optax.inject_hyperparams(entry.factory, static_args=whole_numbers(entry))(
             0.05, **entry.example, **entry.options
         ).init(params)
