@@ -19,7 +19,6 @@ from adamw_jax import (
     storage,
     update,
 )
-from adamw_jax._core.checks import did_you_mean
 from adamw_jax._core.compose import Composed as Composed, compose
 from adamw_jax._core.foreign import as_direction, as_optimizer
 from adamw_jax._core.masks import except_named, kernels_only, matrices_only
@@ -31,6 +30,7 @@ from adamw_jax.initialization import *
 from adamw_jax.moments import *
 from adamw_jax.optimizers import *
 from adamw_jax.optimizers._directions import *
+from adamw_jax.optimizers._registry import did_you_mean_optimizer
 from adamw_jax.packing import *
 from adamw_jax.schedules import *
 from adamw_jax.state import *
@@ -110,6 +110,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Hint at the nearest name: AdamW for adamw, sgd for sgdw."""
-    hint = "" if name.startswith("_") else did_you_mean(name, __all__)
+    """Hint at the nearest name, sgdw for sgd, or at optax, which has muon."""
+    hint = "" if name.startswith("_") else did_you_mean_optimizer(name, __all__)
     raise AttributeError(f"module 'adamw_jax' has no attribute {name!r}{hint}")

@@ -189,6 +189,8 @@ def test_unknown_keywords_get_a_hint(entry: Entry) -> None:
     for wrong, right in {
         "lr": "learning_rate",
         "betas": "b1",
+        "beta_1": "b1",
+        "beta_2": "b2",
         "wd": "weight_decay",
         "weight_decay_mask": "mask",
         "momentum": "b1",
@@ -418,7 +420,7 @@ def test_parts_and_stages() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("AdamW", "adamw"), ("sgd", "sgdw"), ("nadamw", "nadam"), ("RAdam", "radam")],
+    [("AdamW", "adamw"), ("sgd", "sgdw"), ("nadamw", "adamw"), ("RAdam", "radam")],
 )
 def test_a_name_of_another_library_gets_a_hint(wrong: str, right: str) -> None:
     """As an attribute of the package and as a name of the registry."""
@@ -427,6 +429,27 @@ def test_a_name_of_another_library_gets_a_hint(wrong: str, right: str) -> None:
     with pytest.raises(ValueError, match=f"'{wrong}'.*did you mean '{right}'"):
         adamw_jax.info(wrong)
     assert not hasattr(adamw_jax, "__qqq__")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("Muon", "optax.contrib.muon"), ("rmsprop", "optax.rmsprop")]
+)
+def test_an_optimizer_of_optax_gets_the_adapter(name: str, written: str) -> None:
+    """As an attribute of the package and as a name for ``create``; ours gets no second hint."""
+    hint = re.escape(f"From optax: as_optimizer({written}(...)).")
+    with pytest.raises(AttributeError, match=hint):
+        getattr(adamw_jax, name)
+    with pytest.raises(ValueError, match=hint):
+        adamw_jax.create(name, 0.1)
+    with pytest.raises(AttributeError, match=r"did you mean 'adamw'\?$"):
+        getattr(adamw_jax, "AdamW")  # noqa: B009
+
+
+def test_a_mask_that_was_not_called_gets_a_hint() -> None:
+    """``matrices_only`` is a mask; the other two make one."""
+    for make in (adamw_jax.kernels_only, adamw_jax.except_named):
+        with pytest.raises(TypeError, match=rf"call it, mask={make.__name__}\(\)"):
+            adamw(0.1, mask=make).init(sample_params())
 
 
 def test_a_choice_that_is_nearly_right_gets_a_hint() -> None:

@@ -251,6 +251,8 @@ def test_the_names_of_live_groups() -> None:
         set_hyperparams(state, {"slow.learning_rate_factor": -1.0})
     with pytest.raises(ValueError, match=r"did you mean 'slow\.weight_decay_factor'"):
         set_hyperparams(state, {"slow.weight_decay": 1.0})
+    with pytest.raises(ValueError, match=r"did you mean 'slow\.learning_rate_factor'"):
+        set_hyperparams(state, {"slow.learning_rate": 1.0})
 
 
 def test_a_live_group_survives_a_checkpoint_and_edits(tmp_path: pathlib.Path) -> None:

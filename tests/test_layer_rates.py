@@ -118,9 +118,10 @@ def test_multipliers_of_stacked_layers() -> None:
         layer_decay(0.5, ["*"], params, stacked="layers/*")
     with pytest.raises(ValueError, match="stacked needs params"):
         layer_decay(0.5, ["layers/*"], stacked="layers/*")
-    for wrong in ({"weight_decay": (1.0,)}, {"learning_rate": (1.0,), "name": "a"}):
-        with pytest.raises(ValueError, match="must be a number >= 0"):
-            Rule(**wrong)
+    with pytest.raises(ValueError, match="weight_decay must be a number >= 0"):
+        Rule(weight_decay=(1.0,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"learning_rate is a tuple.* leave out name='a'"):
+        Rule((1.0,), name="a")
 
 
 def test_discriminative_rates_are_fastais() -> None:

@@ -482,6 +482,8 @@ def test_the_peak_is_lr_0_of_the_decay_that_needs_it():
         (ValueError, "preset must be one of", lambda: one_cycle(0.1, 50, "fastai")),
         (TypeError, "no option pct_final; it has div", lambda: one_cycle(0.1, 50, pct_final=0.5)),
         (ValueError, "max_learning_rate must be a number > 0", lambda: one_cycle(0.0, 50)),
+        (ValueError, "rules=discriminative_rates", lambda: one_cycle((1e-4, 1e-3), 50)),
+        (ValueError, "rules=discriminative_rates", lambda: one_cycle(slice(1e-4, 1e-3), 50)),
         (ValueError, "max_learning_rate .* got nan", lambda: one_cycle(math.nan, 50)),
         (ValueError, "max_learning_rate .* got inf", lambda: one_cycle(math.inf, 50)),
         (ValueError, "max_learning_rate .* got <function", lambda: one_cycle(lambda c: 0.1, 50)),

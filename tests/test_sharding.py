@@ -181,6 +181,20 @@ def test_a_constant_gradient_in_an_explicit_mesh(name: str) -> None:
         assert moved["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
 
 
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_a_sharded_state_of_whole_gradients_in_an_explicit_mesh(name: str) -> None:
+    """The step keeps the sharding of every array of the state, also of a kept gradient."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    tx = Entry(name, name).make()
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.ones((16, 4)), NamedSharding(mesh, P()))}
+        parts = aj.state_shardings(tx, params, NamedSharding(mesh, P("data")))
+        state = jax.jit(tx.init, out_shardings=parts)(params)
+        _, after = jax.eval_shape(one_step(tx), params, state, params)
+    for x, part in zip(*map(jax.tree.leaves, (after, parts)), strict=True):
+        assert [*x.sharding.spec] == [*part.spec, *[None] * (x.ndim - len(part.spec))]
+
+
 def test_what_is_no_sharding_is_refused() -> None:
     params = {"w": jnp.ones((16, 4))}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

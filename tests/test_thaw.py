@@ -203,6 +203,14 @@ def test_what_cannot_thaw_is_refused_by_name(name: str) -> None:
         )
 
 
+def test_a_leaf_that_joins_without_migration_is_refused() -> None:
+    """The error names the way that keeps the rest of the state."""
+    params = sample_params()
+    state = frozen(aj.adam(0.1)).init(params)
+    with pytest.raises(ValueError, match=r"migrate_state\(\.\.\., thaw=True\)"):
+        aj.adam(0.1).update(params, state, params)
+
+
 def test_what_reads_one_clock_for_all_is_refused() -> None:
     """The preconditioner and optax have no place for the clocks of late leaves."""
     tx = aj.adam(0.1)

@@ -74,7 +74,8 @@ def one_of(name: str, value: Any, names: tuple[str, ...]) -> None:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint at the nearest name, in whatever case it was typed; empty if none is near."""
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    longer = [name for name in by_lower if name.startswith(word.lower())]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 

@@ -267,7 +267,8 @@ def check_gradient(gradient: Tree, like: Tree | None) -> None:
     if jax.tree.structure(gradient) != jax.tree.structure(like):
         raise ValueError(
             "the gradients do not have the structure of the parameters given to init: "
-            f"{_difference(gradient, like)}. Call init again for a changed tree; for parameters "
+            f"{_difference(gradient, like)}. Call init again for a changed tree; if leaves "
+            "were frozen before or are now, use migrate_state(..., thaw=True). For parameters "
             "without a gradient give zeros, or None in both trees. If the state was made with, or "
             "without, pack_small_leaves, convert it with repack_state."
         )

@@ -44,6 +44,9 @@ def resolve(mask: Mask, tree: Tree, argument: str) -> Tree:
         return jax.tree.map(lambda _: True, tree)
     if isinstance(mask, str) or _is_patterns(mask):
         return _by_patterns((mask,) if isinstance(mask, str) else mask, tree, argument)
+    if any(mask is make for make in (except_named, kernels_only)):
+        name = mask.__name__
+        raise TypeError(f"{argument} is the function {name} itself: call it, {argument}={name}().")
     if callable(mask) and not _is_tree_of_bools(mask):
         mask = mask(tree)
     mask = numerics.unbox(mask)

@@ -112,6 +112,8 @@ def wait(x: jax.Array, known: jax.Array) -> jax.Array:
     """
     if not isinstance(x, Tracer):
         return x
+    if jnp.ndim(known) and jax.typeof(x).sharding.spec != jax.typeof(known).sharding.spec:
+        x = jax.sharding.reshard(x, jax.typeof(known).sharding)  # a sharded state keeps its place
     return lax.select(_always() | (known != 0), x, lax.full_like(x, 0))
 
 

@@ -60,9 +60,14 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Check the multipliers and the name."""
+        if isinstance(self.learning_rate, tuple) and self.name:
+            raise ValueError(
+                f"learning_rate is a tuple, {self.learning_rate}, which a live group cannot have: "
+                f"leave out name={self.name!r}."
+            )
         for field in FIELDS:
             given, check = getattr(self, field), functools.partial(number, field)
-            if field == "learning_rate" and isinstance(given, tuple) and given and not self.name:
+            if field == "learning_rate" and isinstance(given, tuple) and given:
                 given = tuple(check(one, least=0, below=math.inf) for one in given)
             elif not callable(given):
                 given = check(given, least=0, below=math.inf)

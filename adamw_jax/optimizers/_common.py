@@ -152,6 +152,8 @@ COMMON = options_of(Common)
 RENAMED = {
     "lr": "learning_rate",
     "betas": "b1",
+    "beta_1": "b1",
+    "beta_2": "b2",
     "beta1": "b1",
     "b1": "interpolation",
     "beta2": "b2",
@@ -161,6 +163,7 @@ RENAMED = {
     "momentum": "b1",
     "dtype_momentum": "mu_dtype",
     "eps_root": "",
+    "nadamw": "adamw",
 }
 """Names that other libraries use, for the hint in an error; empty for no hint."""
 

@@ -13,7 +13,7 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, Unpack
 
 import optax
@@ -214,9 +214,20 @@ def info(name: str) -> OptimizerInfo:
       ValueError: there is no optimizer of that name.
     """
     if name not in _REGISTRY:
-        hint = did_you_mean(name, _REGISTRY) or "."
+        hint = did_you_mean_optimizer(name, _REGISTRY) or "."
         raise ValueError(f"unknown optimizer {name!r}: give one of {list_optimizers()}{hint}")
     return _REGISTRY[name]
+
+
+def did_you_mean_optimizer(name: str, known: Collection[str]) -> str:
+    """Return a hint at the nearest name, and at the optimizer of optax with this name."""
+    word = name.lower()
+    hint = did_you_mean(RENAMED.get(word, word), known)
+    for module in () if word in known else (optax, optax.contrib):
+        made = getattr(module, word, None)
+        if callable(made) and "learning_rate" in inspect.signature(made).parameters:
+            hint = f"{hint or ';'} From optax: as_optimizer({module.__name__}.{word}(...))."
+    return hint
 
 
 def create(name: str | Declared, learning_rate: Any, **options: Any) -> Any:

@@ -95,6 +95,11 @@ def one_cycle(
     """
     one_of("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset].options(preset, options)
+    if isinstance(max_learning_rate, (tuple, list, slice)):
+        raise ValueError(
+            f"max_learning_rate must be a number > 0, got {max_learning_rate!r}: give the highest, "
+            "and the optimizer rules=discriminative_rates(low, high, groups)."
+        )
     top = number("max_learning_rate", max_learning_rate, above=0)
     total = positive_steps("total_steps", total_steps)
     momenta = (0.0, 0.0, 0.0) if momentum is None else _momenta(momentum)

@@ -47,7 +47,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
-    for node in jax.tree.leaves(state, is_leaf=_averages):
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_averages):
         if not _averages(node):
             continue
         kept, evaluate = _other_weights(node)
@@ -56,7 +56,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
             if name in found:
                 raise ValueError(
                     f"the state holds several averages of {name!r}: call eval_params on one part "
-                    "of the state."
+                    f"of the state, such as state{jax.tree_util.keystr(path)}."
                 )
             found[name] = leaf, evaluate
 
