@@ -72,6 +72,14 @@ def measured_steps(model: Any) -> Any:
     return aj.lr_range_test(step, (model, STATE), BATCHES * 3, num_steps=6).losses
 
 
+OF_TORCH = {
+    "state": {
+        i: {"step": 1, "exp_avg": np.asarray(x), "exp_avg_sq": np.asarray(x) ** 2}
+        for i, x in enumerate(jax.tree.leaves(ARRAYS))
+    },
+    "param_groups": [{"params": [*range(len(jax.tree.leaves(ARRAYS)))], "betas": (0.9, 0.999)}],
+}
+
 OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "gauss_newton_fn": lambda m: curvature.gauss_newton_fn(COMPOSITE, m, 1.0)(GRADIENT),
     "gauss_newton_product": lambda m: curvature.gauss_newton_product(COMPOSITE, m, 1.0, GRADIENT),
@@ -112,6 +120,7 @@ OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "gradinit": lambda m: aj.gradinit(m, loss_fn, [(BATCHES[0], BATCHES[1])], **GRADINIT)[0],
     "repack_state": lambda m: aj.repack_state(after_a_step(PACKED), ADAM, m),
     "from_optax": lambda m: aj.from_optax(after_a_step(ADAM_OF_OPTAX), ADAM, m),
+    "from_torch": lambda m: aj.from_torch(OF_TORCH, ADAM, m),
     "migrate_state": lambda m: aj.migrate_state(STATE, AVERAGED, m)[0],
     "state_shardings": lambda m: aj.state_shardings(ADAM, m, SHARDING),
     "summary": lambda m: aj.summary(ADAM, m),
