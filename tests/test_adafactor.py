@@ -98,6 +98,7 @@ def compose_record(part: Any, gradient: jax.Array) -> np.ndarray:
     return np.asarray(record.second.raw)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shape", [(), (5,), (1, 7), (3, 1, 2)])
 def test_vectors_are_never_factored(shape: tuple[int, ...]) -> None:
     """Vectors, scalars, and matrices below the size keep one value per parameter."""

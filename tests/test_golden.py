@@ -69,6 +69,7 @@ def test_there_are_cases() -> None:
     require_cases(CASES, WHERE)
 
 
+@pytest.mark.sample(90)
 @pytest.mark.parametrize("case", every_case())
 def test_reference(case: Case) -> None:
     check(case)
@@ -81,6 +82,7 @@ def test_in_float32(case: Case) -> None:
     assert_matches_in_float32(case, replay(case, build(case)))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "case", [case for case in TRAJECTORIES if has_own_schedules(case)], ids=label
 )

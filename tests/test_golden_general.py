@@ -152,6 +152,7 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("system", "source", "told"),
     [pytest.param(*form, marks=pytest.mark.slow if i % 3 else ()) for i, form in enumerate(FORMS)],

@@ -59,6 +59,7 @@ def _compare(name: str, device: object = None, rows: int = 256) -> float:
     return hlo.bytes_accessed(ours) - hlo.bytes_accessed(theirs)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_cpu_step_equals_its_twin(name: str) -> None:
     # AdaBelief's floor enters in another order, which saves optax's copy of the accumulator.
@@ -132,6 +133,7 @@ def test_no_moment_stores_nothing() -> None:
     assert "4.00" in aj.summary(tx, params).splitlines()[2]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_step_needs_no_array_scratch(name: str) -> None:
     """Temporary memory beyond the twin's is scalars only."""

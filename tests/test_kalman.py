@@ -55,6 +55,7 @@ def step(tx: Any, gradient: Any, state: Any, params: Any, **extra: Any) -> tuple
 # Recorded trajectories.
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case.label)
 def test_recorded_parameters(case: Case) -> None:
     with jax.enable_x64(True):
@@ -62,6 +63,7 @@ def test_recorded_parameters(case: Case) -> None:
     assert_matches_in_float32(case, replay(case, function(case)(**arguments(case))))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case.label)
 @pytest.mark.usefixtures("x64")
 def test_recorded_state_and_predictions(case: Case) -> None:

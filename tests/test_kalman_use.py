@@ -208,6 +208,7 @@ def test_the_correction_of_a_singular_covariance() -> None:
     assert float(got.cross) ** 2 <= float(got.parameter) * float(got.velocity) * (1 + 1e-5)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
 @both
 def test_dtypes(factory: Any, dtype: Any) -> None:
@@ -246,6 +247,7 @@ def test_narrow_state_moves_by_what_it_keeps() -> None:
     assert_close(a, b, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.sample(1)
 @both
 def test_numbers_may_be_schedules_tracers_and_pinned(factory: Any) -> None:
     params, gradient = sample_params(), at(sample_gradients(), 0)

@@ -128,6 +128,7 @@ def test_the_scale_of_the_loss_does_not_change_lars(scale: float) -> None:
     assert_close(moved_by_lars(jnp.float32(scale)), moved_by_lars(jnp.float32(1.0)), rtol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("power", [-20, 7])
 def test_the_scale_of_the_loss_is_lost_exactly(power: int) -> None:
     """For powers of two no bit changes."""

@@ -424,6 +424,7 @@ def test_sharded_small_leaves_are_refused() -> None:
     assert avals(state) == avals(aj.adamw(0.1).init(params))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64])
 def test_dtypes(dtype: Any) -> None:
     """Narrow leaves have float32 buffers; complex ones stay alone, beside packed real ones."""

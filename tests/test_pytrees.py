@@ -172,6 +172,7 @@ ROWS = [
 table = pytest.mark.parametrize("make", ROWS)
 
 
+@pytest.mark.sample(1)
 @table
 def test_forms(make: Any) -> None:
     """Every form gives the updates of the plain dict, in its own structure."""

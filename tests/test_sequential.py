@@ -168,6 +168,7 @@ def test_steps_of_many_models_at_once() -> None:
         )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.optimized
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(

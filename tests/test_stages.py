@@ -506,7 +506,7 @@ def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> Non
             use(params, state, params)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "names"),
     [

@@ -318,6 +318,7 @@ def test_map_params(entry: Entry) -> None:
     assert_equal(hyperparams(changed), hyperparams(state))
 
 
+@pytest.mark.sample(3)
 @table
 def test_orbax_round_trip(entry: Entry, tmp_path: Any) -> None:
     """A saved and restored state is the same bit by bit, and goes on the same."""
