@@ -1,4 +1,4 @@
-"""Record runs of PyTorch that tests continue: ``python tests/data/torch/record.py``.
+"""Record runs of PyTorch that tests continue; --check compares them with the installed PyTorch.
 
 Each file beside this one holds, in float64, the gradients of every step, the parameters
 before the first step, after ``BEFORE`` and at the end, and the optimizer's entries at ``BEFORE``.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,8 @@ RUNS = {
 }
 
 
-def record(name: str) -> None:
-    """Record one run."""
+def record(name: str) -> dict[str, Any]:
+    """Return the arrays of one run."""
     make, options = RUNS[name]
     rng = np.random.default_rng(0)
     start = {"weight": rng.normal(size=(2, 3)), "bias": rng.normal(size=2)}
@@ -34,7 +36,7 @@ def record(name: str) -> None:
     optimizer, scheduler = make(params, **options), None
     if name.endswith("one_cycle"):
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=STEPS)
-    held = {}
+    held: dict[str, Any] = {}
     for step in range(STEPS):
         if step == BEFORE:
             held |= {
@@ -50,12 +52,25 @@ def record(name: str) -> None:
     held |= {f"start/{k}": v for k, v in start.items()}
     held |= {f"gradient/{k}": v for k, v in gradients.items()}
     held |= {f"end/{k}": p.detach().numpy() for k, p in zip(start, params, strict=True)}
-    np.savez_compressed(FOLDER / f"{name}.npz", **held)
+    return held
+
+
+def check() -> None:
+    """Raise if a recorded array is not what this PyTorch computes, up to rounding."""
+    for name in RUNS:
+        with np.load(FOLDER / f"{name}.npz") as recorded:
+            now = record(name)
+            assert sorted(now) == sorted(recorded)
+            for key in recorded:
+                np.testing.assert_allclose(now[key], recorded[key], rtol=1e-10, err_msg=key)
+        print(f"{name}: as with torch {torch.__version__}")
 
 
 if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(check())
     for run in RUNS:
-        record(run)
+        np.savez_compressed(FOLDER / f"{run}.npz", **record(run))
     runs = {name: {"optimizer": make.__name__, **options} for name, (make, options) in RUNS.items()}
     manifest = {
         "source": f"torch {torch.__version__}, CPU, float64",
