@@ -25,7 +25,7 @@ folder = pathlib.Path(aj.__file__).parent
 assert folder.is_relative_to(sys.prefix), f"not the wheel but {folder}"
 assert (folder / "py.typed").exists(), "py.typed is missing"
 for name in aj.list_optimizers():
-    tx = aj.create("lookahead_" + name, 1e-3, **aj.info(name).example)
+    tx = aj.create(name, 1e-3, **aj.info(name).example)
     params = {"w": jnp.ones(3)}
     updates, _ = tx.update(params, tx.init(params), params, value=1.0)
     assert bool(jnp.isfinite(updates["w"]).all()), name
