@@ -36,7 +36,7 @@ def x64():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Marks the rows beyond a sample ``slow``; skips what needs more devices than there are."""
+    """Marks the rows beyond a sample ``slow``, sorts, skips what needs more devices."""
     tables = collections.defaultdict(list)
     for item in items:
         if sample := item.get_closest_marker("sample"):
@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(items):
         chosen = {i * len(rows) // size for i in range(size)}
         for i in {*range(len(rows))} - chosen:
             rows[i].add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     if jax.device_count() < DEVICES:
         reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"
         for item in items:

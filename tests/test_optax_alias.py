@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     items[:] = [item for item in named if item not in departures]
 
 
+@pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_optax_alias_test_passes_with_ours(group: Any, tmp_path: pathlib.Path) -> None:

@@ -162,6 +162,7 @@ long = pytest.mark.skipif(
 )
 
 
+@pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "suite", [pytest.param(x, marks=long if x.startswith("contrib") else ()) for x in SUITES]
