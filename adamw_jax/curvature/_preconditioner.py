@@ -183,6 +183,7 @@ def _slopes(
         return Step(state.count, values, params, loss, facts)
 
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, numerics.default_float()), params)
+    facts.gradient = ones
     if source.slopes is None:
         after = [spec for spec in tx.specs[at + 1 :] if spec.takes is Kind.MOMENTS]
         after = [spec for spec in after if spec.reads != "gradient"]

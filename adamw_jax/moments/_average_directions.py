@@ -33,11 +33,11 @@ class AverageDirectionsState(NamedTuple):
 
     Attributes:
       average: the moving average, params-shaped.
-      clock: its weights.
+      clock: its weights; None without correction.
     """
 
     average: Tree
-    clock: Clock
+    clock: Clock | None
     momenta = ("average", "clock")
     restarts = True
 
@@ -60,13 +60,14 @@ def average_directions(
 
     def init(params: Tree) -> AverageDirectionsState:
         check_floating(params, "parameter")
-        return AverageDirectionsState(zeros(params, dtype), Clock.start())
+        return AverageDirectionsState(zeros(params, dtype), Clock.start() if correct else None)
 
     def apply(
         direction: Tree, state: AverageDirectionsState, step: Step
     ) -> tuple[Tree, AverageDirectionsState]:
         check_gradient(direction, state.average)
-        b1, clock = step["b1"], state.clock.tick(step["b1"])
+        b1 = step["b1"]
+        clock = None if state.clock is None else state.clock.tick(b1)
         rest = jnp.ones([], b1.dtype) - b1
         moved = jax.tree.map(
             lambda m, u: lax.add(
@@ -76,7 +77,7 @@ def average_directions(
             direction,
         )
         state = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
-        return divided(moved, clock.weight_sum) if correct else moved, state
+        return moved if clock is None else divided(moved, clock.weight_sum), state
 
     return stage(
         "average_directions",
