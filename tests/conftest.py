@@ -17,8 +17,6 @@ import pytest
 
 collect_ignore = ["typed_calls.py", "data/torch/record.py"]  # for pyright; for PyTorch
 DEVICES = 8
-ALL_ROWS = "ADAMW_JAX_LONG_TESTS" in os.environ
-HALF = "make check runs half of this table, to save time; ADAMW_JAX_LONG_TESTS=1 runs all"
 QUICK_RUN = "ADAMW_JAX_QUICK_TESTS" in os.environ
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -42,14 +40,11 @@ def pytest_collection_modifyitems(items):
     tables = collections.defaultdict(list)
     for item in items:
         if sample := item.get_closest_marker("sample"):
-            half = bool(sample.kwargs.get("half"))
-            tables[item.nodeid.partition("[")[0], *sample.args, half].append(item)
-    for (_, size, half), rows in tables.items():
+            tables[item.nodeid.partition("[")[0], *sample.args].append(item)
+    for (_, size), rows in tables.items():
         chosen = {i * len(rows) // size for i in range(size)}
-        for place, i in enumerate(sorted({*range(len(rows))} - chosen)):
+        for i in {*range(len(rows))} - chosen:
             rows[i].add_marker(pytest.mark.slow)
-            if half and place % 2 and not ALL_ROWS:
-                rows[i].add_marker(pytest.mark.skip(reason=HALF))
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
     if jax.device_count() < DEVICES:
         reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"

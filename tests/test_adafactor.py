@@ -98,7 +98,7 @@ def compose_record(part: Any, gradient: jax.Array) -> np.ndarray:
     return np.asarray(record.second.raw)
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shape", [(), (5,), (1, 7), (3, 1, 2)])
 def test_vectors_are_never_factored(shape: tuple[int, ...]) -> None:
     """Vectors, scalars, and matrices below the size keep one value per parameter."""
@@ -130,7 +130,7 @@ def test_state_values(axes: str, shape: Any, row_shape: Any, column_shape: Any) 
     assert (second.rows.shape, second.columns.shape) == (row_shape, column_shape)
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("axes", ["last", "largest"])
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 6, 3), (6, 2, 3), (6, 3, 2), (3, 3, 3)])
 def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
@@ -155,7 +155,7 @@ def test_factors_agree_with_their_product(axes: str, shape: Any) -> None:
     assert_close(first, clamped)
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("axes", "order", "matrix"),
     [

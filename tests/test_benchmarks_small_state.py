@@ -17,7 +17,7 @@ def test_a_smaller_gpt2_keeps_the_share_of_its_embedding():
     assert len(trees.shapes("gpt2:2:384")) == len(small) - 120
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("storage", "bytes_of_state"),
     [

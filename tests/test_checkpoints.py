@@ -74,7 +74,7 @@ def run() -> tuple[Any, Any]:
     return train(ADAMW, PARAMS, ADAMW.init(PARAMS), range(5))
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "edited",
     [
@@ -121,7 +121,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.quick
 @pytest.mark.parametrize("plain", [False, True], ids=["typed", "plain dicts"])
 @pytest.mark.parametrize("name", WRAPPED)
@@ -228,7 +228,7 @@ TWINS = {
 }
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.quick
 @pytest.mark.parametrize("name", TWINS)
 def test_from_optax_and_back(tmp_path: pathlib.Path, name: str) -> None:
@@ -276,7 +276,7 @@ CORRESPONDS = {
 """Whose accumulators are those of which: nothing else of the catalogue is taken from optax."""
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.quick
 @pytest.mark.parametrize("theirs", CORRESPONDS)
 def test_only_what_means_the_same_goes_from_optax_and_back(theirs: str) -> None:

@@ -51,7 +51,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_combination_works(name: str) -> None:
     """Finite, moving, one structure and one dtype of state, the same in a scan and step by step."""

@@ -62,7 +62,7 @@ def mean_of(path: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *path)
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_keeps_its_steps_and_can_be_averaged(name: str) -> None:
     tx = OPTIMIZERS[name]

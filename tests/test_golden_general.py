@@ -152,7 +152,7 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.sample(8, half=True)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("system", "source", "told"),
     [pytest.param(*form, marks=pytest.mark.slow if i % 3 else ()) for i, form in enumerate(FORMS)],
@@ -200,7 +200,7 @@ def optax_trajectory(tx: Any) -> Arrays:
     return arrays | {f"params_{leaf}": np.asarray(p) for leaf, p in seen.items()}
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("system", "name", "told"), OPTAX)
 def test_other_hyperparameters_of_optax(tmp_path: Path, system: str, name: str, told: Any) -> None:
     more = {"dtype_momentum": np.float64} if "momentum" in told else {}
@@ -447,7 +447,7 @@ def test_decay_schedules_of_fastai(tmp_path: Path, with_arrays: bool, mult: bool
 AUTHORS = {"LR": 0.02, "wd": 0.3, "nBatches": 2, "Te": 2, "Tmult": 3}
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("missing", [(), ("Te",), ("lr", "Te")])
 @pytest.mark.parametrize("form", ["ADAMW", "ADAMdec", "SGDW", "SGD"])
 def test_restarts_of_the_authors(tmp_path: Path, form: str, missing: tuple[str, ...]) -> None:
@@ -491,7 +491,7 @@ OF_ALL_LEAVES = {
 }
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("system", "told"), JOINT)
 def test_other_hyperparameters_of_joint_steps(tmp_path: Path, system: str, told: Any) -> None:
     params, gradients = recorded_gradients()

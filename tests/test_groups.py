@@ -83,7 +83,7 @@ def trained(reader: str, rules: Any, change: Any = None) -> Any:
     return params
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @readers
 def test_two_tables_are_the_table_of_products(reader: str) -> None:
     assert_close(trained(reader, RATES * KINDS), trained(reader, BY_HAND))
@@ -221,7 +221,7 @@ def test_rules_without_effect_cost_nothing() -> None:
 GROUP = {"slow.learning_rate_factor": 0.5, "slow.weight_decay_factor": 3.0}
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @readers
 def test_a_live_group_is_pinned_and_cleared(reader: str) -> None:
     """Pinned factors equal those in the code, and cost no second trace."""

@@ -66,7 +66,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_equal_to_optax_in_float64(x64: None, name: str, options: Any) -> None:
     params, gradients = problem(jnp.float64)
@@ -128,7 +128,7 @@ def test_the_scale_of_the_loss_does_not_change_lars(scale: float) -> None:
     assert_close(moved_by_lars(jnp.float32(scale)), moved_by_lars(jnp.float32(1.0)), rtol=1e-5)
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("power", [-20, 7])
 def test_the_scale_of_the_loss_is_lost_exactly(power: int) -> None:
     """For powers of two no bit changes."""
@@ -159,7 +159,7 @@ DIRECTIONS = {
 }
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_after_any_direction(name: str) -> None:
     """Each step is lr times the share of the direction that stands before the stage."""
@@ -433,7 +433,7 @@ def test_complex_leaves_have_the_norm_of_their_absolute_values(factory: Any) -> 
         assert_close(got, jax.tree.map(lambda x: x.astype(jnp.complex64) * phase, expected))
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "make",
     [

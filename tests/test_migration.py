@@ -404,7 +404,7 @@ STORED = {
 }
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", STORED)
 def test_serializers_keep_every_storage(name: str) -> None:
     """Flax's bytes and state dicts, and plain dicts through ``migrate_state``."""

@@ -137,7 +137,7 @@ STAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.quick
 @pytest.mark.parametrize("size", [1e20, 1e30])
 @pytest.mark.parametrize("name", STAGES)

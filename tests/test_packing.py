@@ -67,7 +67,7 @@ def buffers(state: Any) -> int:
     return len(jax.tree.leaves(state))
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @packable
 def test_the_catalogue_steps_as_unpacked(entry: Entry) -> None:
     """Every optimizer with moments: the same parameters, and a state that unpacks to the same."""
@@ -109,7 +109,7 @@ def test_three_leaves_of_state_become_one(entry: Entry) -> None:
     assert buffers(state) <= buffers(plain) - 2 * trees
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -286,7 +286,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_other_transformations(name: str) -> None:
     tx, params = FOREIGN[name], sample_params()
@@ -424,7 +424,7 @@ def test_sharded_small_leaves_are_refused() -> None:
     assert avals(state) == avals(aj.adamw(0.1).init(params))
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64])
 def test_dtypes(dtype: Any) -> None:
     """Narrow leaves have float32 buffers; complex ones stay alone, beside packed real ones."""

@@ -75,7 +75,7 @@ def test_mixed_dtypes(entry: Entry) -> None:
     assert not any(leaf.weak_type for leaf in jax.tree.leaves((updates, state)))
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("entry", adamw_jax.list_optimizers())
 def test_half_precision_follows_float32(entry: str) -> None:
     """Low-precision parameters lose accuracy in the update only, not in the accumulators."""
@@ -96,7 +96,7 @@ def test_half_precision_follows_float32(entry: str) -> None:
     assert_close(updates(jnp.bfloat16), updates(jnp.float32), rtol=5e-3, atol=1e-6)
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @table
 def test_complex_is_real_when_real_and_turns_with_the_gradient(entry: Entry) -> None:
     """|g|^2 in the second moment: real numbers go as before, and a phase passes through."""

@@ -172,7 +172,7 @@ ROWS = [
 table = pytest.mark.parametrize("make", ROWS)
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @table
 def test_forms(make: Any) -> None:
     """Every form gives the updates of the plain dict, in its own structure."""
@@ -212,7 +212,7 @@ MASKED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("place", MASKED)
 def test_masks_that_are_trees_of_the_form(place: str) -> None:
     """A mask made of the parameters, which an Equinox module makes callable, as the function."""
@@ -318,7 +318,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CASES)
 def test_functions_of_a_state_in_boxes(name: str) -> None:
     """They give what they give without boxes, and a state in the boxes of its transformation."""

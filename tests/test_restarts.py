@@ -67,7 +67,7 @@ def first_update(tx: Any) -> Any:
     return tx.update(gradient, tx.init(params), params, **EXTRA)[0]
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("entry", HAVE_MOMENTS, ids=label)
 def test_by_hand(entry: Entry) -> None:
     """AMSGrad's maximum and the previous gradient are forgotten as well."""
@@ -75,7 +75,7 @@ def test_by_hand(entry: Entry) -> None:
         assert_close(last_update(tx, tx.init(sample_params()), restart=True), first_update(tx))
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("entry", HAVE_MOMENTS, ids=label)
 def test_by_lookahead(entry: Entry) -> None:
     """A Lookahead that resets its inner state, which synced after three steps."""
@@ -103,7 +103,7 @@ BESIDE_MOMENTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name",
     [
@@ -139,7 +139,7 @@ FOREIGN = {
 }  # fmt: skip
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_schedules_of_optax_go_on(name: str) -> None:
     """The update of the first moments, at the step size of the present step."""

@@ -102,7 +102,7 @@ def test_multipliers_by_the_equations(form: str, name: str) -> None:
         np.testing.assert_allclose(only_leaf(got, leaf), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @table
 def test_learning_rate_multiplies_the_step(entry: Entry) -> None:
     """A leaf with its own multiplier moves as under that learning rate, the others as before."""
@@ -117,7 +117,7 @@ def test_learning_rate_multiplies_the_step(entry: Entry) -> None:
     assert not np.allclose(slow["dense"]["kernel"], full["dense"]["kernel"], atol=1e-3)
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("entry", "form"),
     [(e, form) for e in BY_ELEMENT for form in FORMS if e.name == "adamw" or form == FORMS[0]],
@@ -158,7 +158,7 @@ def memory_of(state: Any, word: str) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in found if word in jax.tree_util.keystr(path)]
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @table
 def test_frozen_leaves_have_no_state_and_do_not_move(entry: Entry) -> None:
     """The others move as without them."""

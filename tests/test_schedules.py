@@ -263,7 +263,7 @@ def test_one_trace_and_the_default_dtype(name):
         assert jax.jit(schedule)(jnp.asarray(3, jnp.int64)).dtype == jnp.float64
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_array_vmap_and_scan_agree_with_scalars(name):
     schedule = SCHEDULES[name].learning_rate

@@ -100,7 +100,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -168,7 +168,7 @@ def test_steps_of_many_models_at_once() -> None:
         )
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @pytest.mark.optimized
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_after_keeps_values_that_a_reader_cannot_hold(
     chex.assert_trees_all_equal(got, x)
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto, "shard_map"], ids=str)
 @pytest.mark.parametrize("name", ["lamb", "adafactor", "acprop", "adan", "gadam", "diffgrad"])

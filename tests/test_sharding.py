@@ -50,7 +50,7 @@ def params_and_shardings() -> tuple[Any, Any]:
     return jax.device_put(params, shardings), shardings
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_a_state_is_laid_out_by_them_and_stays_so(params_and_shardings: Any, name: str) -> None:
     """Arrays like a parameter as the parameter, codes too, scales with their rows."""

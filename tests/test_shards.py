@@ -83,7 +83,7 @@ NORMED = {
 }
 
 
-@pytest.mark.sample(6, half=True)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("entry", PLAIN, ids=lambda entry: entry.label)
 def test_the_catalogue(entry: Any) -> None:
     """Every optimizer steps as on one device, those with norms once told; factors are refused."""
@@ -98,7 +98,7 @@ def test_the_catalogue(entry: Any) -> None:
     assert_as_one_device(sharded(told, arrays(0)), tx)
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", NORMED)
 def test_stages_and_wrappers(name: str) -> None:
     tx = NORMED[name]
@@ -205,7 +205,7 @@ STORED = {
 }
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", STORED)
 def test_codes(name: str, check_vma: bool) -> None:

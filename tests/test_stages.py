@@ -192,7 +192,7 @@ def test_none_is_dropped_and_recipes_are_flattened() -> None:
     assert_equal(run(compose(), *arguments)[0], run(optax.identity(), *arguments)[0])
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("entry", PLAIN, ids=label)
 def test_a_chain_of_the_stages_is_the_composed_recipe(entry: Entry) -> None:
     """Each stage alone in ``optax.chain`` counts and evaluates for itself: the same trajectory."""
@@ -506,7 +506,7 @@ def test_a_pinned_value_outside_a_range_that_became_narrower_is_refused() -> Non
             use(params, state, params)
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "names"),
     [

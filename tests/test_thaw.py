@@ -75,7 +75,7 @@ def alone(tree: Any) -> Any:
     return {"dense": {"kernel": tree["dense"]["kernel"]}, "scale": tree["scale"]}
 
 
-@pytest.mark.sample(10, half=True)
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("entry", BY_LEAF, ids=label)
 def test_a_leaf_that_joins_begins_afresh(entry: Entry) -> None:
     """It moves as with an optimizer of its own at the same step of the schedule."""
@@ -110,7 +110,7 @@ def test_averages_and_slow_weights_start_at_the_present_value(kind: str) -> None
     assert_equal(alone(state.stages["lookahead"].slow), alone(params))
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("storage", ["8bit", "4bit"])
 def test_encoded_states(storage: str) -> None:
     """The codes of the leaves that stay do not change; those that join are encoded, too."""

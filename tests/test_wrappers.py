@@ -318,7 +318,7 @@ def test_map_params(entry: Entry) -> None:
     assert_equal(hyperparams(changed), hyperparams(state))
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @table
 def test_orbax_round_trip(entry: Entry, tmp_path: Any) -> None:
     """A saved and restored state is the same bit by bit, and goes on the same."""
@@ -344,7 +344,7 @@ def test_extra_arguments_are_ignored(entry: Entry) -> None:
     assert_finite(updates)
 
 
-@pytest.mark.sample(5, half=True)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", with_direction())
 def test_direction_alone_makes_the_step(name: str) -> None:
     """``scale_by_<name>`` can be jitted alone; scaled by hand it is the optimizer without decay."""
@@ -371,7 +371,7 @@ WITHOUT_MOMENTUM = {
 }  # fmt: skip
 
 
-@pytest.mark.sample(4, half=True)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", adamw_jax.list_optimizers())
 def test_pullback_mixes_momenta_and_nothing_else(name: str) -> None:
     """With alpha 1 it is keeping, to the bit: flags and previous gradients are not averaged."""

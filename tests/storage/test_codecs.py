@@ -184,7 +184,7 @@ def test_float8_keeps_blocks_whose_scale_would_be_no_normal_number(
     np.testing.assert_allclose(got, largest * np.array([[1.0, 0.0, 0.75, 1.0]]), rtol=1 / 16)
 
 
-@pytest.mark.sample(10, half=True)
+@pytest.mark.sample(10)
 @codecs
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
 def test_an_empty_array_comes_back(name: str, shape: tuple[int, ...]) -> None:
@@ -219,7 +219,7 @@ def test_rows_and_flat_agree_where_rows_are_whole_blocks(size: int, x: Any) -> N
     assert np.all(error <= 0.0072 * largest + 1e-37)  # half the widest gap, and -0.993 for -1
 
 
-@pytest.mark.sample(1, half=True)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["8bit signed", "4bit signed", "4bit unsigned", "float8 signed"])
 def test_stochastic_rounding_has_the_right_mean(name: str) -> None:
     codec = CODECS[name]
@@ -231,7 +231,7 @@ def test_stochastic_rounding_has_the_right_mean(name: str) -> None:
     assert np.all(error[1:] > 0)
 
 
-@pytest.mark.sample(3, half=True)
+@pytest.mark.sample(3)
 @scaled
 def test_stochastic_rounding_stays_inside_the_map(name: str) -> None:
     """Zeros, the ends, and what lies under the lowest level have no neighbour beyond."""

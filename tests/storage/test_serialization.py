@@ -52,7 +52,7 @@ def stepped(tx: Any) -> Any:
     return jax.jit(tx.update)(gradients, tx.init(PARAMS), PARAMS)[1]
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @every
 def test_flax_serialization_brings_a_state_back(name: str) -> None:
     tx = TRANSFORMATIONS[name]()
@@ -72,7 +72,7 @@ def test_another_layout_is_refused_by_flax() -> None:
         serialization.from_bytes(aj.adamw(0.1, storage=eight_bit(128)).init(PARAMS), data)
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @every
 def test_pickle_and_copy(name: str) -> None:
     state = stepped(TRANSFORMATIONS[name]())
@@ -92,7 +92,7 @@ def names_of(tree: Any, path: str = "") -> Any:
         yield path, tree
 
 
-@pytest.mark.sample(2, half=True)
+@pytest.mark.sample(2)
 @every
 def test_a_traversal_by_names_sees_arrays_in_the_order_of_jax(name: str) -> None:
     state = stepped(TRANSFORMATIONS[name]())
