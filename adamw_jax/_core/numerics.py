@@ -65,6 +65,11 @@ def like(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)
 
 
+def mixed(rate: jax.Array, old: jax.Array, rest: jax.Array, new: jax.Array) -> jax.Array:
+    """Return ``rate * old + rest * new``, one step of a moving average, in the compute dtype."""
+    return lax.add(scaled(rate, widen(old)), scaled(rest, widen(new)))
+
+
 def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
     """Reshape a scalar of the state so that it broadcasts against a leaf.
 

@@ -66,8 +66,8 @@ def mup(
         (Flax, Haiku: dense, convolution, attention), ``"out_in"`` the last (Equinox, PyTorch).
       stacked: the leaves whose first axis counts layers, as for ``kernels_only``; it is no width.
       decay_follows_rate: whether the recipe multiplies the decay by the learning rate (the forms
-        ``"learning_rate"`` and ``"proximal"``). Decay and L2 then get the inverse multiplier, so
-        that the decay per step does not depend on the width. False for other forms.
+        ``"learning_rate"``, ``"corrected"`` and ``"proximal"``). Decay and L2 then get the inverse
+        multiplier, so that the decay per step does not depend on the width. False for other forms.
 
     Returns:
       Rules by the names of the parameters; multiply them by others to combine them.

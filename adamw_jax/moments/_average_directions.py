@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
@@ -69,13 +68,7 @@ def average_directions(
         b1 = step["b1"]
         clock = None if state.clock is None else state.clock.tick(b1)
         rest = jnp.ones([], b1.dtype) - b1
-        moved = jax.tree.map(
-            lambda m, u: lax.add(
-                numerics.scaled(b1, numerics.widen(m)), numerics.scaled(rest, numerics.widen(u))
-            ),
-            state.average,
-            direction,
-        )
+        moved = jax.tree.map(lambda m, u: numerics.mixed(b1, m, rest, u), state.average, direction)
         state = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
         return moved if clock is None else divided(moved, clock.weight_sum), state
 

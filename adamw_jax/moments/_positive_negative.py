@@ -81,9 +81,7 @@ def positive_negative(
 
         def written(now: jax.Array, buffer: Tree) -> Tree:
             def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
-                new = lax.add(
-                    numerics.scaled(b, numerics.widen(m)), numerics.scaled(rest, numerics.widen(g))
-                )
+                new = numerics.mixed(b, m, rest, g)
                 return lax.select(now, numerics.cast(new, m.dtype), m)
 
             return jax.tree.map(leaf, buffer, gradient)

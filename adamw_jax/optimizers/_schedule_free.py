@@ -15,6 +15,7 @@ from typing import Unpack
 
 from adamw_jax._core.compose import Composed, compose
 from adamw_jax._core.declare import LearningRate, ScalarOrSchedule
+from adamw_jax._core.stage import Stage
 from adamw_jax.moments import (
     correct_bias,
     ema_of_squares,
@@ -68,15 +69,10 @@ def schedule_free_adamw(
       The transformation; its state has two values per parameter. ``eval_params(state, params)``
       gives the weights to evaluate and to keep.
     """
-    o = CommonOptions(common)
-    made = finish(
-        o,
-        learning_rate,
-        estimate_moments(no_moment(), ema_of_squares(b2, dtype=o.state_dtype)),
-        correct_bias(),
-        precondition(eps),
+    tail = schedule_free(
+        plain(learning_rate), interpolation, rate_power=rate_power, step_power=step_power
     )
-    return _free(made, learning_rate, interpolation, rate_power, step_power)
+    return _averaged(learning_rate, b2, eps, None, tail, CommonOptions(common))
 
 
 @register(
@@ -116,24 +112,28 @@ def schedule_free_radam(
       The transformation; its state has two values per parameter. ``eval_params(state, params)``
       gives the weights to evaluate and to keep.
     """
-    o = CommonOptions(common)
+    tail = schedule_free(
+        plain(learning_rate), interpolation, rate_power=rate_power, step_power=step_power
+    )
+    rectified = rectify_variance(4.0, below=below)
+    return _averaged(learning_rate, b2, eps, rectified, tail, CommonOptions(common))
+
+
+def _averaged(
+    learning_rate: LearningRate,
+    b2: ScalarOrSchedule,
+    eps: ScalarOrSchedule,
+    rectified: Stage | None,
+    tail: Stage,
+    options: CommonOptions,
+) -> Composed:
+    """Build the recipe without momentum, with the tail at its end."""
     made = finish(
-        o,
+        options,
         learning_rate,
-        estimate_moments(no_moment(), ema_of_squares(b2, dtype=o.state_dtype)),
+        estimate_moments(no_moment(), ema_of_squares(b2, dtype=options.state_dtype)),
         correct_bias(),
-        rectify_variance(4.0, below=below),
+        rectified,
         precondition(eps),
     )
-    return _free(made, learning_rate, interpolation, rate_power, step_power)
-
-
-def _free(
-    made: Composed,
-    rate: LearningRate,
-    interpolation: ScalarOrSchedule,
-    rate_power: ScalarOrSchedule,
-    step_power: ScalarOrSchedule,
-) -> Composed:
-    tail = schedule_free(plain(rate), interpolation, rate_power=rate_power, step_power=step_power)
     return compose(made, tail)

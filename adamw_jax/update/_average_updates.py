@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
@@ -57,13 +56,7 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
     ) -> tuple[Tree, AverageUpdatesState]:
         b1 = step["b1"]
         rest = jnp.ones([], b1.dtype) - b1
-        moved = jax.tree.map(
-            lambda m, u: lax.add(
-                numerics.scaled(b1, numerics.widen(m)), numerics.scaled(rest, numerics.widen(u))
-            ),
-            state.average,
-            update,
-        )
+        moved = jax.tree.map(lambda m, u: numerics.mixed(b1, m, rest, u), state.average, update)
         return moved, AverageUpdatesState(numerics.cast_like(moved, state.average))
 
     return stage(
