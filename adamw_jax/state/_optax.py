@@ -30,6 +30,7 @@ from adamw_jax._core.boxes import boxed
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import declare
 from adamw_jax._core.encoded import decode_state, encode_like
+from adamw_jax._core.late import LATE
 from adamw_jax._core.record import Clock
 from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import ComposeState
@@ -152,6 +153,11 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         )
     if any(isinstance(memory, ScaledGradientState) for memory in ours.stages.values()):
         raise ValueError(_INSIDE.format("the recipe"))
+    if LATE in ours.stages:
+        raise ValueError(
+            f"optax's {type(theirs).__name__} has one count for all leaves, but the state has "
+            "leaves that joined late (thaw=True), which are corrected by clocks of their own."
+        )
     if more := sorted(set(ours.stages) - {moments, maximum}):
         raise ValueError(f"optax's {type(theirs).__name__} has no place for the state of {more}.")
     new: dict[str, Any] = {}
