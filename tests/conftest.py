@@ -36,7 +36,7 @@ def x64():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Marks the rows beyond a sample ``slow``, sorts, skips what needs more devices."""
+    """Marks the rows beyond a sample ``slow``; skips what needs more devices than there are."""
     tables = collections.defaultdict(list)
     for item in items:
         if sample := item.get_closest_marker("sample"):
@@ -45,12 +45,28 @@ def pytest_collection_modifyitems(items):
         chosen = {i * len(rows) // size for i in range(size)}
         for i in {*range(len(rows))} - chosen:
             rows[i].add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     if jax.device_count() < DEVICES:
         reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"
         for item in items:
             if item.get_closest_marker("devices"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class LongFirst:
+    """Puts the tests marked ``first`` at the beginning of what each of the two workers gets."""
+
+    @pytest.hookimpl(trylast=True)  # of the selected tests
+    def pytest_collection_modifyitems(self, items):
+        """Each worker gets one half of the list, and takes from the end of the other's."""
+        long = [item for item in items if item.get_closest_marker("first")]
+        rest = [item for item in items if not item.get_closest_marker("first")]
+        half = len(rest) // 2
+        items[:] = long[::2] + rest[:half] + long[1::2] + rest[half:]
+
+
+def pytest_configure(config):
+    """Adds the hook that comes last."""
+    config.pluginmanager.register(LongFirst())
 
 
 @pytest.fixture(autouse=True)
