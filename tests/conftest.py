@@ -7,6 +7,7 @@ That is one device and JAX's own configuration. A test that needs several device
 from __future__ import annotations
 
 import collections
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -65,8 +66,14 @@ class LongFirst:
 
 
 def pytest_configure(config):
-    """Adds the hook that comes last."""
+    """Adds the hook that comes last, and looks for garbage rarely: tracing makes much of it."""
     config.pluginmanager.register(LongFirst())
+    gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish():
+    """The modules and their tables stay: the collector need not look at them again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ import pytest
 from adamw_jax import (
     adam,
     adamw,
+    average_iterates,
     clear_hyperparams,
     compose,
     hyperparams,
@@ -94,6 +95,35 @@ def test_five_steps_compile_once(entry: Entry) -> None:
     assert step._cache_size() == 1
     assert avals(state) == before
     assert_finite(params)
+
+
+@pytest.mark.parametrize("entry", rows(EVERY))
+def test_a_step_without_jit_compiles_nothing_again(entry: Entry) -> None:
+    """Six steps, with one sync of Lookahead, compile each operation; the next six compile none."""
+    assert not _compiled_by_later_steps(entry.make())
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lookahead(sync_period=6),
+        *(average_iterates(kind=kind, period=2) for kind in ("equal", "ema", "weighted", "last")),
+    ],
+)
+def test_a_tail_without_jit_compiles_nothing_again(tail: Any) -> None:
+    """Also in steps that collect weights."""
+    assert not _compiled_by_later_steps(compose(adamw(0.1), tail))
+
+
+def _compiled_by_later_steps(tx: Any) -> list[str]:
+    params, state, step = VECTOR, tx.init(VECTOR), one_step(tx)
+    gradients = [GRADIENTS[i % 5] for i in range(12)]
+    for gradient in gradients[:6]:
+        params, state = step(params, state, gradient)
+    with compilations() as names:
+        for gradient in gradients[6:]:
+            params, state = step(params, state, gradient)
+    return names
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgdw", "radam"])

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 
 from adamw_jax._core import numerics
 
@@ -207,9 +206,7 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
         small = [numerics.scaled(f, numerics.widen(x)) for f, x in zip(own, leaves, strict=True)]
         return _root(square_norm_of_tree(small)) / power
 
-    if not isinstance(usual, Tracer):  # a conditional would be compiled at every call
-        return list(map(_root, squares) if usual else map(again, squares, parts, groups))
-    return lax.cond(
+    return numerics.branch(
         usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, parts, groups))
     )
 

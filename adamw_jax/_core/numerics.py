@@ -127,6 +127,18 @@ def power_of(x: jax.Array, power: jax.Array) -> jax.Array:
     return lax.exp(lax.mul(power, lax.log(x)))
 
 
+def branch(
+    taken: jax.Array, yes: Callable[..., Tree], no: Callable[..., Tree], *args: Tree
+) -> Tree:
+    """``lax.cond``, but outside of a trace it is the branch itself.
+
+    JAX would compile a conditional of new functions at every call.
+    """
+    if isinstance(taken, Tracer):
+        return lax.cond(taken, yes, no, *args)
+    return yes(*args) if taken else no(*args)
+
+
 def nonzero(x: jax.Array) -> jax.Array:
     """Replace 0 by 1, for a denominator that is safe to differentiate."""
     return lax.select(lax.eq(x, lax.full_like(x, 0)), lax.full_like(x, 1), x)

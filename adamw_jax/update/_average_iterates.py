@@ -198,7 +198,7 @@ def average_iterates(
             new = collected_into(state.mean, step.params)
             mean = jax.tree.map(lambda a, b: lax.select(state.due, a, b), new, state.mean)
         else:
-            mean = lax.cond(
+            mean = numerics.branch(
                 state.due, collected_into, lambda mean, _: mean, state.mean, step.params
             )
         if kind != "last":  # both read the parameters, which the update overwrites

@@ -186,7 +186,7 @@ def _renewed(state: LookaheadState, params: Tree) -> Tree:
     fast = jax.tree.leaves(params)
     # A parameter narrower than its slow weight cannot replace it.
     same = [i for i, (s, p) in enumerate(zip(slow, fast, strict=True)) if s.dtype == p.dtype]
-    new = lax.cond(
+    new = numerics.branch(
         state.since_sync == 0,
         lambda slow, fast: fast,
         lambda slow, fast: slow,
@@ -233,11 +233,11 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
         new, tail = _advanced(due, fast_updates, state.lookahead, params, rate)
         momentum = state.momentum
         if inner_state == "reset":
-            inner_new = lax.cond(
+            inner_new = numerics.branch(
                 due, lambda s: restarted(s, fast.init(params)), lambda s: s, inner_new
             )
         elif inner_state == "pullback":
-            inner_new, momentum = lax.cond(
+            inner_new, momentum = numerics.branch(
                 due,
                 lambda s, old: pulled_back(s, old, rate),
                 lambda s, old: (s, old),
