@@ -15,7 +15,7 @@ from adamw_jax import Rule, adam, adamw, parameter_rules, sgdw, summary
 from adamw_jax.direction import mup
 
 INPUTS, OUTPUTS, BATCH, BASE = 16, 4, 32, 64
-WIDTHS = (64, 128, 256, 512, 1024)
+WIDTHS = (64, 128, 256, 512)
 
 
 def initial(width: int, key: jax.Array, output_std: float) -> Any:
@@ -60,11 +60,13 @@ def changes(width: int, method: str, use_mup: bool, seed: jax.Array) -> dict[str
         logits = activations(params, x, multiplier)["output"]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    first, state, moved = activations(params, x, multiplier), tx.init(params), params
-    for _ in range(3):
+    def step(_: Any, carry: Any) -> Any:
+        moved, state = carry
         updates, state = tx.update(jax.grad(loss)(moved), state, moved)
-        moved = optax.apply_updates(moved, updates)
-    last = activations(moved, x, multiplier)
+        return optax.apply_updates(moved, updates), state
+
+    moved, _ = jax.lax.fori_loop(0, 3, step, (params, tx.init(params)))
+    first, last = (activations(weights, x, multiplier) for weights in (params, moved))
     return jax.tree.map(lambda a, b: jnp.abs(a - b).mean(), last, first)
 
 

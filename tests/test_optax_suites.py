@@ -8,6 +8,7 @@ file is also the pytest plugin. It replaces the functions of optax by ours. The 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -127,6 +128,7 @@ def pytest_configure(config: Any) -> None:
     """As a plugin: puts our functions in the place of optax's."""
     if CHOSEN not in os.environ:
         return
+    gc.set_threshold(100_000, 50, 50)  # tracing makes much garbage
     import optax.contrib
     from optax._src import alias, transform
 
@@ -179,7 +181,8 @@ def test_optax_passes_its_tests_with_ours(suite: str, tmp_path: pathlib.Path) ->
         **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JAX_NUMPY"))},
         "PYTHONPATH": os.pathsep.join(path for path in search if path),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 if suite == 'sharded' else 1}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 if suite == 'sharded' else 1} "
+        "--xla_cpu_parallel_codegen_split_count=1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         CHOSEN: suite,
     }
