@@ -69,6 +69,8 @@ __all__ = [
     "lookahead",
     "average_iterates",
     "eval_params",
+    # Robust steps
+    "skip_bad_steps",
     # The state
     "hyperparams",
     "set_hyperparams",

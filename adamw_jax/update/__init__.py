@@ -9,6 +9,7 @@ from adamw_jax.update._learning_rate import scale_by_learning_rate
 from adamw_jax.update._lookahead import LookaheadState, lookahead
 from adamw_jax.update._relative_step import scale_by_relative_step
 from adamw_jax.update._schedule_free import ScheduleFreeState, schedule_free
+from adamw_jax.update._skip_bad_steps import SkipBadStepsState, read_skips, skip_bad_steps
 from adamw_jax.update._stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
@@ -17,15 +18,18 @@ __all__ = [
     "IterateAverageState",
     "LookaheadState",
     "ScheduleFreeState",
+    "SkipBadStepsState",
     "StochasticRoundingState",
     "average_iterates",
     "average_updates",
     "compensated_rounding",
     "eval_params",
     "lookahead",
+    "read_skips",
     "refresh_batch_stats",
     "scale_by_learning_rate",
     "scale_by_relative_step",
     "schedule_free",
+    "skip_bad_steps",
     "stochastic_rounding",
 ]

@@ -1,0 +1,166 @@
+"""``skip_bad_steps``: a bad step leaves no trace but its count, whatever is inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamw_jax as aj
+from adamw_jax import read_skips, skip_bad_steps
+from adamw_jax.update import compensated_rounding, schedule_free, stochastic_rounding
+from tests.catalogue import (
+    PLAIN,
+    VARIANTS,
+    Entry,
+    assert_equal,
+    at,
+    one_operation_at_a_time,
+    rows,
+    sample_gradients,
+    sample_params,
+)
+
+pytestmark = pytest.mark.quick
+
+LARGE = {"dense": {"bias": jnp.linspace(-1.0, 1.0, 64), "kernel": jnp.ones((64, 64))}}
+"""Parameters of which the kernel is stored as codes."""
+
+
+def spoilt(gradient: Any, value: float, leaf: int = 1) -> Any:
+    """A gradient with one element replaced, in one leaf."""
+    leaves, structure = jax.tree.flatten(gradient)
+    leaves[leaf] = leaves[leaf].at[(0,) * leaves[leaf].ndim].set(value)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def trained(tx: Any, params: Any, gradients: list[Any], losses: list[float]) -> tuple[Any, Any]:
+    """Parameters and state after these steps, computed one operation at a time."""
+    update = optax.with_extra_args_support(tx).update
+
+    def step(params: Any, state: Any, gradient: Any, loss: Any) -> tuple[Any, Any]:
+        updates, state = update(gradient, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    state, first = tx.init(params), (gradients[0], jnp.float32(losses[0]))
+    step = one_operation_at_a_time(step, params, state, *first)
+    for gradient, loss in zip(gradients, losses, strict=True):
+        params, state = step(params, state, gradient, jnp.float32(loss))
+    return params, state
+
+
+BAD = {
+    "NaN": (jnp.nan, 1.0, "by_gradient"),
+    "infinity": (-jnp.inf, 1.0, "by_gradient"),
+    "a lost loss": (0.5, jnp.nan, "by_loss"),
+}
+
+
+def check(tx: Any, params: Any, gradients: list[Any], bad: str = "NaN") -> None:
+    """A bad step between two good ones: all is as without it, to the bit."""
+    element, loss, cause = BAD[bad]
+    given = [gradients[0], spoilt(gradients[1], element), gradients[1], gradients[2]]
+    moved, state = trained(skip_bad_steps(tx), params, given, [1.0, loss, 1.0, 1.0])
+    found = read_skips(state)
+    assert {name: int(n) for name, n in found.items() if n} == {"skipped": 1, cause: 1}
+    assert_equal((moved, state.inner), trained(tx, params, gradients, [1.0] * 3))
+
+
+@pytest.mark.parametrize("bad", ["NaN", pytest.param("a lost loss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("entry", rows(PLAIN))
+def test_every_optimizer(entry: Entry, bad: str) -> None:
+    gradients = [at(sample_gradients(), i) for i in range(3)]
+    check(entry.make(), sample_params(), gradients, bad)
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda entry: entry.label)
+def test_every_option(entry: Entry) -> None:
+    gradients = [at(sample_gradients(), i) for i in range(3)]
+    check(entry.make(), sample_params(), gradients, "infinity")
+
+
+def _groups(params: Any) -> Any:
+    return {"dense": "a"} if "scale" not in params else {"dense": "a", "scale": "b"}
+
+
+INSIDE = {
+    "lookahead": aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=2)),
+    "lookahead around": aj.lookahead(optax.adam(0.1), 2, inner_state="pullback"),
+    **{
+        f"average_iterates, {kind}": aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind))
+        for kind in ("equal", "weighted", "ema", "last")
+    },
+    "average every second": aj.compose(aj.sgdw(0.1), aj.average_iterates(1, 2)),
+    "schedule_free": aj.compose(aj.sgdw(0.1, momentum=None), schedule_free(0.1)),
+    "a schedule": aj.adamw(aj.one_cycle(0.1, 10)),
+    "percentile_clipping": aj.compose(aj.percentile_clipping(50, 4), aj.adamw(0.1)),
+    "clip_gradient": aj.compose(aj.clip_gradient(1.0), aj.adamw(0.1)),
+    "probe": aj.probe(aj.clip_gradient(1.0), aj.adamw(0.1)),
+    "frozen": aj.compose(aj.adamw(0.1), frozen="scale"),
+    "packed": aj.pack_small_leaves(aj.adamw(0.1)),
+    "partition": optax.partition({"a": aj.adamw(0.1), "b": optax.sgd(0.1)}, _groups),
+    "masked": optax.masked(aj.adamw(0.1), {"dense": True, "scale": False}),
+    "optax.adam": optax.adam(0.1),
+    "MultiSteps": optax.MultiSteps(aj.adamw(0.1), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("name", INSIDE)
+def test_every_tail_and_wrapper(name: str) -> None:
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        check(INSIDE[name], sample_params(), [at(sample_gradients(), i) for i in range(3)])
+
+
+STORED = {
+    **{name: aj.adamw(0.1, storage=name) for name in ("8bit", "4bit", "float8", "bfloat16")},
+    "quantize_state": aj.quantize_state(optax.adam(0.1)),
+    "at random": aj.quantize_state(optax.adam(0.1), rounding="stochastic"),
+    "root": aj.adamw(0.1, storage=aj.storage.eight_bit(root=True)),
+}
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", STORED)
+def test_every_storage(name: str) -> None:
+    gradients = [jax.tree.map(lambda p, i=i: (0.1 + i) * p, LARGE) for i in range(3)]
+    with jax.numpy_dtype_promotion("standard"):
+        check(STORED[name], LARGE, gradients)
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", STORED)
+def test_a_square_that_overflows_in_codes_is_seen(name: str) -> None:
+    """The gradient is finite, and codes have no infinity: their scales tell."""
+    good = jax.tree.map(lambda p: 0.1 * p, LARGE)
+    huge = spoilt(good, 1e20)
+    tx = skip_bad_steps(STORED[name])
+    with jax.numpy_dtype_promotion("standard"):
+        moved, state = trained(tx, LARGE, [good, huge, good], [1.0] * 3)
+        without = trained(STORED[name], LARGE, [good] * 2, [1.0] * 2)
+    assert int(read_skips(state)["by_overflow"]) == 1
+    assert_equal((moved, state.inner), without)
+
+
+@pytest.mark.parametrize("rounding", [stochastic_rounding(0), compensated_rounding()])
+def test_keys_and_errors_of_rounding_stay(rounding: Any) -> None:
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), sample_params())
+    gradients = [jax.tree.map(lambda g: g.astype(jnp.bfloat16), at(sample_gradients(), i))
+                 for i in range(3)]  # fmt: skip
+    check(aj.compose(aj.adamw(0.1), rounding), params, gradients)
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("entry", PLAIN, ids=lambda entry: entry.label)
+def test_a_finite_gradient_that_poisons_is_skipped(entry: Entry) -> None:
+    """One element of 1e30, or a loss of 1e20: what stays finite takes the step, all else skips."""
+    gradient, tx = at(sample_gradients(), 0), skip_bad_steps(entry.make())
+    for given, loss in ((spoilt(gradient, 1e30), 1.0), (gradient, 1e20)):
+        moved, state = trained(tx, sample_params(), [given, gradient], [loss, 1.0])
+        for x in jax.tree.leaves((moved, state)):
+            assert np.all(np.isfinite(np.asarray(x)))
