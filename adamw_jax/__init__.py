@@ -71,6 +71,7 @@ __all__ = [
     "eval_params",
     # Robust steps
     "skip_bad_steps",
+    "accumulate",
     # The state
     "hyperparams",
     "set_hyperparams",

@@ -48,7 +48,8 @@ def step_unless(
     arguments, structure = jax.tree.leaves((updates, state)), jax.tree.structure(shapes)
     code = refuse(*jax.tree.unflatten(structure, jaxpr_as_fun(closed)(*arguments)))
     arguments, code = lax.optimization_barrier((arguments, code))  # XLA would join the two passes
-    old = [None] * len(jax.tree.leaves(shapes[0])) + arguments[len(jax.tree.leaves(updates)) :]
+    held = arguments[len(jax.tree.leaves(updates)) :]
+    old = [None] * (len(closed.jaxpr.outvars) - len(held)) + held
     results = _evaluate(closed, arguments, old, code)
     return *jax.tree.unflatten(structure, results), code
 
@@ -81,7 +82,8 @@ def _evaluate(
     for atom, before in zip(jaxpr.outvars, old, strict=True):
         x = value(atom)
         before = lax.full_like(x, 0) if before is None else before
-        results.append(x if atom in keep else _unless(code, before, x))
+        held = not isinstance(atom, Literal) and atom in keep
+        results.append(x if held else _unless(code, before, x))
     return results
 
 

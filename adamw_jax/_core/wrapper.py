@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import optax
 
+from adamw_jax._core import numerics
+from adamw_jax._core.boxes import boxed
 from adamw_jax._core.stage import Declared
 
 Tree = Any
@@ -45,6 +47,24 @@ def wrapper(
 ) -> Wrapper:
     """Make a wrapper around ``inner`` from its two functions."""
     return Wrapper.of(Wrapping(name, inner), init, update)
+
+
+def innermost(tx: Any) -> Any:
+    """Return what is inside of all wrappers of ``tx``."""
+    return innermost(tx.inner) if isinstance(tx, Wrapper) else tx
+
+
+def fill_inner(tx: Wrapper, params: Tree, state: Any, like: Any) -> Any:
+    """Return the state that ``tx`` starts with, around a state of what is inside.
+
+    Args:
+      tx: a wrapper.
+      params: the parameters.
+      state: the state of ``tx.inner``.
+      like: a state; if it is in the boxes of ``nnx.Optimizer``, so is the result.
+    """
+    plain: Any = tx.init(numerics.unbox(numerics.as_arrays(params)))
+    return boxed(plain._replace(inner=numerics.unbox(state)), tx, params, like)
 
 
 def check_last(tx: Any) -> None:

@@ -1,5 +1,6 @@
 """Stages that make or change the update: learning rate, averages of weights, rounding."""
 
+from adamw_jax.update._accumulate import AccumulateState, accumulate
 from adamw_jax.update._average_iterates import IterateAverageState, average_iterates
 from adamw_jax.update._average_updates import AverageUpdatesState, average_updates
 from adamw_jax.update._batch_stats import refresh_batch_stats
@@ -8,11 +9,13 @@ from adamw_jax.update._eval_params import eval_params
 from adamw_jax.update._learning_rate import scale_by_learning_rate
 from adamw_jax.update._lookahead import LookaheadState, lookahead
 from adamw_jax.update._relative_step import scale_by_relative_step
+from adamw_jax.update._restart_averages import restart_averages
 from adamw_jax.update._schedule_free import ScheduleFreeState, schedule_free
 from adamw_jax.update._skip_bad_steps import SkipBadStepsState, read_skips, skip_bad_steps
 from adamw_jax.update._stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
+    "AccumulateState",
     "AverageUpdatesState",
     "CompensatedRoundingState",
     "IterateAverageState",
@@ -20,6 +23,7 @@ __all__ = [
     "ScheduleFreeState",
     "SkipBadStepsState",
     "StochasticRoundingState",
+    "accumulate",
     "average_iterates",
     "average_updates",
     "compensated_rounding",
@@ -27,6 +31,7 @@ __all__ = [
     "lookahead",
     "read_skips",
     "refresh_batch_stats",
+    "restart_averages",
     "scale_by_learning_rate",
     "scale_by_relative_step",
     "schedule_free",

@@ -23,7 +23,6 @@ Array([0., 0.], dtype=float32)
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,19 +34,18 @@ from jax.core import Tracer
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import LAST_COUNT, number, whole_number
-from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import is_encoded
 from adamw_jax._core.gradients import (
     entering,
     norms_of,
     square_norm_of_tree,
     step_of,
-    summed_axes,
 )
 from adamw_jax._core.stage import increment, transformation
 from adamw_jax._core.state import find
 from adamw_jax._core.two_passes import step_unless
 from adamw_jax._core.wrapper import Wrapper, wrapper
+from adamw_jax.update._bad_values import any_bad, bad, devices_of, is_bad
 
 Tree = Any
 
@@ -86,6 +84,7 @@ class SkipBadStepsState(NamedTuple):
     in_a_row: jax.Array
     losses: Window | None
     norms: Window | None
+    wraps = True
 
 
 def skip_bad_steps(
@@ -134,9 +133,7 @@ def skip_bad_steps(
         if limit is not None:
             number(name, limit, above=0)
     window = whole_number("window", window, 4)
-    norm_axes = inner.norm_axes if isinstance(inner, Composed) else None
-    agreed = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-    devices = _Devices(agreed, norm_axes != ())
+    devices, norm_axes = devices_of(inner, axis_name)
 
     def init(params: Tree) -> SkipBadStepsState:
         none = jnp.zeros([], jnp.int32)
@@ -166,7 +163,7 @@ def skip_bad_steps(
             def refuse(moved: Tree, new: Any) -> jax.Array:
                 overflown = _code(_overflows(updates, moved, state.inner, new), OVERFLOW)
                 code = devices.largest(lax.max(known, overflown))
-                return _explained(code, lambda: devices.largest(_code(_is_bad(updates), GRADIENT)))
+                return _explained(code, lambda: devices.largest(_code(is_bad(updates), GRADIENT)))
 
             moved, memory, code = step_unless(step, refuse, updates, state.inner)
         return moved, _counted(state._replace(inner=memory), code, loss, norm)
@@ -206,43 +203,6 @@ def read_skips(state: Any) -> dict[str, Any]:
     return counts
 
 
-class _Devices(NamedTuple):
-    """The devices that decide together inside ``jax.shard_map`` or ``jax.pmap``.
-
-    Attributes:
-      axes: the axes that were given.
-      typed: whether to add those along which types show that a value differs.
-    """
-
-    axes: tuple[str, ...]
-    typed: bool
-
-    def mean(self, x: jax.Array) -> jax.Array:
-        """Return the mean over the devices."""
-        axes = self._axes(x)
-        return lax.pmean(x, axes) if axes else x
-
-    def largest(self, x: jax.Array) -> jax.Array:
-        """Return the largest value of the devices."""
-        axes = self._axes(x)
-        return lax.pmax(x, axes) if axes else x
-
-    def _axes(self, x: jax.Array) -> tuple[str, ...]:
-        varying = numerics.varying_axes(x)
-        axes = set(varying) if self.typed else set()
-        for axis in self.axes:
-            try:
-                has_types = bool(numerics.varying_axes(lax.axis_index(axis)))
-            except NameError:
-                raise ValueError(
-                    f"axis_name names {axis!r}, which is not an axis of a jax.shard_map or "
-                    "jax.pmap around this update: leave axis_name out if the update sees whole "
-                    "arrays."
-                ) from None
-            axes |= {axis} if axis in varying or not has_types else set()
-        return tuple(sorted(axes))
-
-
 def _code(bad: jax.Array, code: int) -> jax.Array:
     return lax.select(bad, jnp.int32(code), jnp.int32(0))
 
@@ -254,27 +214,23 @@ def _explained(code: jax.Array, gradient: Callable[[], jax.Array]) -> jax.Array:
     return lax.cond(code == OVERFLOW, lambda: lax.max(code, gradient()), lambda: code)
 
 
-def _is_bad(tree: Tree) -> jax.Array:
-    return _any([(x, _bad(x)) for x in jax.tree.leaves(tree)])
-
-
 def _overflows(updates: Tree, moved: Tree, old: Any, new: Any) -> jax.Array:
     """Return whether gradient or update are not finite, or the new state is less so than the old.
 
     What belongs to an element of a parameter is judged together, in one reduction.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(updates)]
-    found = [(x, _bad(x)) for x in jax.tree.leaves(updates)]
+    found = [(x, bad(x)) for x in jax.tree.leaves(updates)]
 
-    def add(place: int, x: jax.Array, bad: jax.Array) -> None:
-        like = found[place] if place >= 0 else (jnp.zeros([0]), bad)
+    def add(place: int, x: jax.Array, where: jax.Array) -> None:
+        like = found[place] if place >= 0 else (jnp.zeros([0]), where)
         if (x.shape, _sharding(x)) != (like[0].shape, _sharding(like[0])):
-            found.append((x, bad))
+            found.append((x, where))
         else:
-            found[place] = like[0], lax.bitwise_or(like[1], bad)
+            found[place] = like[0], lax.bitwise_or(like[1], where)
 
     for place, x in enumerate(jax.tree.leaves(moved)):
-        add(place, x, _bad(x))
+        add(place, x, bad(x))
     before, after = (
         jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded) for state in (old, new)
     )
@@ -283,8 +239,8 @@ def _overflows(updates: Tree, moved: Tree, old: Any, new: Any) -> jax.Array:
     for (path, node), (_, was), start in zip(after, before, starts, strict=True):
         place = -1 if start is None else places[path[start:]]
         for x, y in zip(_floats_in(node), _floats_in(was), strict=True):
-            add(place, x, lax.bitwise_and(_bad(x), lax.bitwise_not(_bad(y))))
-    return _any(found)
+            add(place, x, lax.bitwise_and(bad(x), lax.bitwise_not(bad(y))))
+    return any_bad(found)
 
 
 def _sharding(x: jax.Array) -> Any:
@@ -296,25 +252,6 @@ def _floats_in(x: Any) -> list[jax.Array]:
     """Return the array of a leaf of a state if it has floats; of codes, the peaks."""
     arrays = x.peaks() if is_encoded(x) else [x]
     return [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
-
-
-def _bad(x: jax.Array) -> jax.Array:
-    """Return where an array is not finite; nowhere if it has whole numbers."""
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return lax.full_like(x, False, jnp.bool_)
-    parts = [lax.real(x), lax.imag(x)] if jnp.iscomplexobj(x) else [x]
-    return lax.bitwise_not(functools.reduce(lax.bitwise_and, map(lax.is_finite, parts)))
-
-
-def _any(found: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """Return whether anything is bad in pairs of an array and where it is bad."""
-    parts = []
-    for x, bad in found:
-        some, axes = lax.reduce_or(bad, tuple(range(bad.ndim))), summed_axes(x)
-        parts.append(
-            lax.pmax(lax.convert_element_type(some, jnp.int32), axes) > 0 if axes else some
-        )
-    return functools.reduce(lax.bitwise_or, parts, jnp.bool_(False))
 
 
 def _spike(window: Window | None, x: jax.Array | None, limit: float | None) -> jax.Array:
