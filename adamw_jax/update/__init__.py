@@ -5,6 +5,12 @@ from adamw_jax.update._average_iterates import IterateAverageState, average_iter
 from adamw_jax.update._average_updates import AverageUpdatesState, average_updates
 from adamw_jax.update._batch_stats import refresh_batch_stats
 from adamw_jax.update._compensated_rounding import CompensatedRoundingState, compensated_rounding
+from adamw_jax.update._dynamic_loss_scale import (
+    DynamicLossScaleState,
+    dynamic_loss_scale,
+    loss_scale,
+    scaled_value_and_grad,
+)
 from adamw_jax.update._eval_params import eval_params
 from adamw_jax.update._learning_rate import scale_by_learning_rate
 from adamw_jax.update._lookahead import LookaheadState, lookahead
@@ -18,6 +24,7 @@ __all__ = [
     "AccumulateState",
     "AverageUpdatesState",
     "CompensatedRoundingState",
+    "DynamicLossScaleState",
     "IterateAverageState",
     "LookaheadState",
     "ScheduleFreeState",
@@ -27,13 +34,16 @@ __all__ = [
     "average_iterates",
     "average_updates",
     "compensated_rounding",
+    "dynamic_loss_scale",
     "eval_params",
     "lookahead",
+    "loss_scale",
     "read_skips",
     "refresh_batch_stats",
     "restart_averages",
     "scale_by_learning_rate",
     "scale_by_relative_step",
+    "scaled_value_and_grad",
     "schedule_free",
     "skip_bad_steps",
     "stochastic_rounding",
