@@ -84,6 +84,97 @@ def test_every_option(entry: Entry) -> None:
     check(entry.make(), sample_params(), gradients, "infinity")
 
 
+def test_no_number_of_bad_steps_is_applied() -> None:
+    tx = skip_bad_steps(aj.adamw(0.1))
+    params = sample_params()
+    nan = jax.tree.map(lambda p: p * jnp.nan, params)
+    state, before = tx.init(params), tx.init(params)
+    update = jax.jit(tx.update, donate_argnums=1)
+    for _ in range(20):
+        updates, state = update(nan, state, params)
+    assert_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    assert_equal(state.inner, before.inner)
+    assert int(read_skips(state)["in_a_row"]) == 20
+    _, state = update(params, state, params)
+    assert (int(read_skips(state)["in_a_row"]), int(read_skips(state)["skipped"])) == (0, 20)
+
+
+def test_spikes_of_loss_and_norm() -> None:
+    """They are skipped at six deviations; a change that lasts is accepted."""
+    tx = skip_bad_steps(aj.sgdw(0.1), loss_spike=6.0, norm_spike=6.0, window=8)
+    params, rng, causes = {"w": jnp.ones(3)}, np.random.default_rng(0), []
+    state, update = tx.init(params), jax.jit(tx.update)
+    losses = 1.0 + 0.01 * rng.normal(size=40)
+    losses[[2, 20]] += 5.0  # the first before there is a window to judge it
+    losses[30:] += 3.0
+    sizes = 1.0 + 0.01 * rng.normal(size=40)
+    sizes[25] = 100.0
+    losses[26], before = np.nan, None
+    for i, (loss, size) in enumerate(zip(losses, sizes, strict=True)):
+        given = jax.tree.map(lambda p, size=size: jnp.float32(size) * p, params)
+        before, (updates, state) = state, update(given, state, params, value=jnp.float32(loss))
+        if state.in_a_row:
+            causes.append((i, [*np.asarray(state.skipped - before.skipped)]))
+            assert not np.any(updates["w"])
+            assert_equal(state.inner, before.inner)
+    assert causes[:3] == [(20, [1, 0, 0, 0]), (25, [1, 0, 0, 0]), (26, [0, 0, 0, 1])]
+    assert causes[3] == (30, [1, 0, 0, 0])
+    assert len(causes) == 4  # the window has widened: the new loss is no spike any more
+    assert state.losses is not None
+    assert np.all(np.isfinite(state.losses.values))
+    eager = tx.update(given, before, params, value=jnp.float32(losses[-1]))
+    assert_equal(eager[1].inner, state.inner)
+    with pytest.raises(ValueError, match=r"loss_spike needs the loss: call .* value=loss"):
+        tx.update(params, state, params)
+
+
+def test_it_maps_differentiates_and_scans() -> None:
+    tx, params = skip_bad_steps(aj.adamw(0.1)), jnp.ones((2, 3))
+    gradients = jnp.ones((2, 3)).at[1, 0].set(jnp.nan)
+    state = jax.vmap(tx.init)(params)
+    for update in (jax.vmap(tx.update), jax.jit(jax.vmap(tx.update))):
+        updates, after = update(gradients, state, params)
+        assert [*read_skips(after)["skipped"]] == [0, 1]
+        assert np.all(updates[0] != 0)
+        assert not np.any(updates[1])
+
+    def moved(rate: Any) -> Any:
+        guarded = skip_bad_steps(aj.adamw(rate))
+        return jnp.sum(guarded.update(params, guarded.init(params), params)[0])
+
+    expected = jax.grad(lambda rate: jnp.sum(aj.adamw(rate).update(
+        params, aj.adamw(rate).init(params), params)[0]))(0.1)  # fmt: skip
+    for found in (jax.grad(moved)(0.1), jax.jit(jax.grad(moved))(0.1)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_step_with_effects_runs_once() -> None:
+    calls = []
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        jax.debug.callback(lambda: calls.append(1))
+        return updates, state
+
+    noted = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    tx = skip_bad_steps(optax.chain(noted, aj.sgdw(0.1)))
+    params = jnp.ones(3)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    jax.effects_barrier()
+    assert len(calls) == 1
+    assert np.all(updates != 0)
+
+
+@pytest.mark.parametrize("name", ["spike", "deviation"])
+def test_wrong_limits(name: str) -> None:
+    options: Any = {"spike": {"loss_spike": 0.0}, "deviation": {"norm_spike": -1.0}}[name]
+    with pytest.raises(ValueError, match="_spike must be a number > 0, got"):
+        skip_bad_steps(aj.adamw(0.1), **options)
+    with pytest.raises(ValueError, match="window must be a whole number >= 4, got 2"):
+        skip_bad_steps(aj.adamw(0.1), window=2)
+    with pytest.raises(ValueError, match="there is no skip_bad_steps in this state"):
+        read_skips(aj.adamw(0.1).init(jnp.ones(2)))
+
+
 def _groups(params: Any) -> Any:
     return {"dense": "a"} if "scale" not in params else {"dense": "a", "scale": "b"}
 

@@ -18,6 +18,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from adamw_jax._core import numerics
+
 Tree = Any
 Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
@@ -45,17 +47,29 @@ def step_unless(
         code = refuse(moved, new)
         moved = jax.tree.map(lambda x: _unless(code, lax.full_like(x, 0), x), moved)
         return moved, jax.tree.map(lambda old, x: _unless(code, old, x), state, new), code
-    arguments, structure = jax.tree.leaves((updates, state)), jax.tree.structure(shapes)
-    code = refuse(*jax.tree.unflatten(structure, jaxpr_as_fun(closed)(*arguments)))
+    arguments, inputs = jax.tree.flatten((updates, state))
+    outputs = jax.tree.structure(shapes)
+    code = refuse(*jax.tree.unflatten(outputs, jaxpr_as_fun(closed)(*arguments)))
+    if axes := numerics.varying_axes(code):  # each device decides: the whole state may differ
+        arguments = [_varying(x, axes) for x in arguments]
+        closed = jax.make_jaxpr(step)(*jax.tree.unflatten(inputs, arguments))
     arguments, code = lax.optimization_barrier((arguments, code))  # XLA would join the two passes
     held = arguments[len(jax.tree.leaves(updates)) :]
     old = [None] * (len(closed.jaxpr.outvars) - len(held)) + held
     results = _evaluate(closed, arguments, old, code)
-    return *jax.tree.unflatten(structure, results), code
+    return *jax.tree.unflatten(outputs, results), code
 
 
 def _unless(code: jax.Array, old: Any, new: Any) -> jax.Array:
+    axes = numerics.varying_axes(code)
+    if axes:  # inside ``shard_map`` a select needs equal types
+        old, new = (_varying(x, axes) for x in (old, new))
     return lax.select(lax.ne(code, lax.full_like(code, 0)), old, new)
+
+
+def _varying(x: Any, axes: frozenset[str]) -> Any:
+    more = tuple(sorted(axes - numerics.varying_axes(x)))
+    return lax.pcast(x, more, to="varying") if more else x
 
 
 def _evaluate(

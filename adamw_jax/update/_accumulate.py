@@ -164,14 +164,15 @@ def _run_if(
     due: jax.Array, run: Callable[[Tree, Any], tuple[Tree, Any]], total: Tree, memory: Any
 ) -> tuple[Tree, Any]:
     """Return ``run(total, memory)`` if it is due, else zeros and the memory."""
+    concrete = not isinstance(due, Tracer)  # a conditional would be compiled at every call
+    if concrete and due:
+        return run(total, memory)
     shapes, _ = jax.eval_shape(run, total, memory)
 
     def rest(total: Tree, memory: Any) -> tuple[Tree, Any]:
         return jax.tree.map(lambda x, like: lax.full_like(x, 0, like.dtype), total, shapes), memory
 
-    if not isinstance(due, Tracer):  # a conditional would be compiled at every call
-        return (run if due else rest)(total, memory)
-    return lax.cond(due, run, rest, total, memory)
+    return rest(total, memory) if concrete else lax.cond(due, run, rest, total, memory)
 
 
 def _after(state: AccumulateState, due: jax.Array) -> AccumulateState:
