@@ -49,7 +49,7 @@ class AccumulateState(NamedTuple):
     Attributes:
       inner: state of the wrapped transformation.
       total: sum of the finite gradients since the last step, params-shaped; while ``good`` is 0 it
-        has no meaning.
+        has no meaning (it holds the last update).
       loss: sum of their losses, 0 without ``value=``.
       micro: micro-batches since the last step, int32.
       good: the finite ones among them, int32.
@@ -135,8 +135,9 @@ def accumulate(
                 more = extra if value is None else {**extra, "value": share * state.loss}
                 return inner.update(mean, memory, params, **more)
 
-            moved, memory = _run_if(due & (state.good > 0), run, state.total, state.inner)
-        return moved, _after(state._replace(inner=memory), due)
+            due_step = due & (state.good > 0)
+            moved, total, memory = _run_if(due_step, run, state.total, state.inner)
+        return moved, _after(state._replace(inner=memory, total=total), due)
 
     return wrapper(NAME, inner, init, update)
 
@@ -162,17 +163,32 @@ def _added(
 
 def _run_if(
     due: jax.Array, run: Callable[[Tree, Any], tuple[Tree, Any]], total: Tree, memory: Any
-) -> tuple[Tree, Any]:
-    """Return ``run(total, memory)`` if it is due, else zeros and the memory."""
-    concrete = not isinstance(due, Tracer)  # a conditional would be compiled at every call
-    if concrete and due:
-        return run(total, memory)
-    shapes, _ = jax.eval_shape(run, total, memory)
+) -> tuple[Tree, Tree, Any]:
+    """Return update, sum and memory: those of ``run(total, memory)`` if it is due.
 
-    def rest(total: Tree, memory: Any) -> tuple[Tree, Any]:
-        return jax.tree.map(lambda x, like: lax.full_like(x, 0, like.dtype), total, shapes), memory
+    A step writes its update over the sum, which has no meaning any more, so that neither a step nor
+    the calls in between need memory for an update of their own.
+    """
+    types: list[Tree] = []
 
-    return rest(total, memory) if concrete else lax.cond(due, run, rest, total, memory)
+    def step(total: Tree, memory: Any) -> tuple[Tree, Any]:
+        moved, memory = run(total, memory)
+        types.append(moved)
+        return numerics.cast_like(moved, total), memory
+
+    if isinstance(due, Tracer):
+        written, memory = lax.cond(due, step, lambda *old: old, total, memory)
+    elif due:
+        written, memory = step(total, memory)
+    else:  # a conditional would be compiled at every call
+        jax.eval_shape(step, total, memory)
+        written = total
+
+    def moved(x: jax.Array, like: jax.Array) -> jax.Array:
+        x = numerics.cast(x, like.dtype)
+        return lax.select(due, x, lax.full_like(x, 0))
+
+    return jax.tree.map(moved, written, types[0]), written, memory
 
 
 def _after(state: AccumulateState, due: jax.Array) -> AccumulateState:
