@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import adamw_jax as aj
 from adamw_jax import read_skips, skip_bad_steps
 from adamw_jax.update import compensated_rounding, schedule_free, stochastic_rounding
+from benchmarks import hlo
 from tests.catalogue import (
     PLAIN,
     VARIANTS,
@@ -173,6 +176,72 @@ def test_wrong_limits(name: str) -> None:
         skip_bad_steps(aj.adamw(0.1), window=2)
     with pytest.raises(ValueError, match="there is no skip_bad_steps in this state"):
         read_skips(aj.adamw(0.1).init(jnp.ones(2)))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("device", ["CPU", "TPU"])
+def test_no_copy_and_no_array_is_written_twice(device: str) -> None:
+    """The first pass reads; the second has the kernels of the plain step."""
+    if device == "TPU" and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the TPU compiler, is not installed (wheels are for x86-64 only)")
+    rows = 512 if device == "CPU" else 1 << 14  # smaller arrays a TPU keeps in fast memory
+    params = {f"layer{i}": jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for i in range(2)}
+    size, found = 2 * rows * 1024, []
+    for tx in (aj.adamw(0.1), skip_bad_steps(aj.adamw(0.1))):
+
+        def step(params: Any, state: Any, gradient: Any, tx: Any = tx) -> Any:
+            updates, state = tx.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        on = hlo.tpu_device() if device == "TPU" else None
+        state = jax.eval_shape(tx.init, params)
+        found.append(hlo.compile_step(step, params, state, params, device=on))
+    moved = [hlo.bytes_accessed(x) / size for x in found]
+    scratch = [hlo.scratch_bytes(x) / size for x in found]
+    reads = 4 * 4  # gradient, two moments, parameter
+    flags = 2 * 2  # on a CPU one byte for each element, and as many to find the cause
+    assert moved[1] - moved[0] < reads + 4 + flags + 0.2
+    assert scratch[1] - scratch[0] < 1.1
+    assert hlo.census(found[1].as_text()).copies == 0
+
+
+def test_keys_line_searches_and_boxes() -> None:
+    """What optimizers of others keep: typed random keys, a line search, Flax's boxes."""
+
+    def noisy(updates: Any, key: Any, params: Any = None) -> Any:
+        now, later = jax.random.split(key)
+        return jax.tree.map(lambda g: g * jax.random.uniform(now, g.shape), updates), later
+
+    params = jnp.ones(3)
+    tx = skip_bad_steps(optax.GradientTransformation(lambda params: jax.random.key(0), noisy))
+    state = tx.init(params)
+    for update in (tx.update, jax.jit(tx.update)):
+        _, same = update(params * jnp.nan, state, params)
+        _, later = update(params, state, params)
+        assert same.inner == state.inner
+        assert later.inner != state.inner
+    search, x = skip_bad_steps(optax.lbfgs()), jnp.zeros(3)
+    memory = search.init(x)
+
+    def distance(x: Any) -> Any:
+        return jnp.sum((x - 1) ** 2)
+
+    with jax.numpy_dtype_promotion("standard"):
+        for value in (jnp.nan, distance(x)):
+            x, memory = _searched(search, distance, value, x, memory)
+            assert bool(np.any(x)) != bool(jnp.isnan(value))
+    model = nnx.Linear(64, 128, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, skip_bad_steps(aj.adamw(0.1, storage="8bit")), wrt=nnx.Param)
+    gradient = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    for scale in (1.0, 1e20):
+        optimizer.update(model, jax.tree.map(lambda g, scale=scale: scale * g, gradient))
+    assert int(read_skips(optimizer.opt_state)["by_overflow"]) == 1
+
+
+def _searched(tx: Any, function: Any, value: Any, x: Any, state: Any) -> Any:
+    gradient = jax.grad(function)(x)
+    updates, state = tx.update(gradient, state, x, value=value, grad=gradient, value_fn=function)
+    return optax.apply_updates(x, updates), state
 
 
 def _groups(params: Any) -> Any:

@@ -86,8 +86,9 @@ class SmallFloat:
     def peaks(self, stored: Encoded) -> list[jax.Array]:
         """Return the maxima of the blocks, or the values if there are none."""
         if self.blocks is None:
-            return [stored.codes]
-        return [lax.mul(stored.scales, lax.full_like(stored.scales, jnp.finfo(self.dtype).max))]
+            return jax.tree.leaves(stored.codes)
+        largest = float(jnp.finfo(self.dtype).max)
+        return [lax.mul(x, lax.full_like(x, largest)) for x in jax.tree.leaves(stored.scales)]
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return the blocks; one code per byte."""
