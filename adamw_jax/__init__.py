@@ -69,6 +69,9 @@ __all__ = [
     "lookahead",
     "average_iterates",
     "eval_params",
+    # Robust steps
+    "skip_bad_steps",
+    "accumulate",
     # The state
     "hyperparams",
     "set_hyperparams",

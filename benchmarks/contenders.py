@@ -5,7 +5,9 @@ literals; the learning rate is 1e-3 unless the first call gives one, and `+` add
 
     ours:adamw(weight_decay=0.1)+lookahead(sync_period=6)     compose(adamw(...), lookahead(...))
     ours:adamw+pack_small_leaves                              pack_small_leaves(adamw(...))
+    ours:adamw+accumulate(every=4)                            accumulate(adamw(...), every=4)
     optax:adamw+lookahead                                     optax.lookahead(adamw(...), ...)
+    optax:adamw+MultiSteps(4)                                 optax.MultiSteps(adamw(...), 4)
     f32m=optax:adamw(mu_dtype="float32")                      shown under the label f32m
     torch:adamw-fused  torch:amsgrad-foreach  torch:radam-loop
     bnb:adamw8bit                                             bitsandbytes, on a CPU too
@@ -114,15 +116,20 @@ def _public(module: Any, name: str) -> Callable[..., Any]:
     return function
 
 
+#: Functions that take the whole optimizer, which stands before them in a contender's name.
+AROUND = ("pack_small_leaves", "skip_bad_steps", "accumulate")
+OPTAX_AROUND = ("MultiSteps", "apply_if_finite")
+
+
 def ours(calls: tuple[Call, ...]) -> Rule:
-    """Build a function of adamw_jax and the stages after it by `compose`, packed on request."""
+    """Build a function of adamw_jax and the stages after it by `compose`, or what is around all."""
     import adamw_jax
 
     *stages, last = calls
-    if stages and last.name == "pack_small_leaves":
-        pack = _public(adamw_jax, last.name)
-        packed = pack(ours(tuple(stages)).transformation, *last.arguments, **last.keywords)
-        return Rule(packed)
+    if stages and last.name in AROUND:
+        around = _public(adamw_jax, last.name)
+        whole = around(ours(tuple(stages)).transformation, *last.arguments, **last.keywords)
+        return Rule(whole)
     first, *tails = calls
     first = first.with_learning_rate()
     stages = [
@@ -132,9 +139,14 @@ def ours(calls: tuple[Call, ...]) -> Rule:
 
 
 def optax(calls: tuple[Call, ...]) -> Rule:
-    """Build a function of optax and the stages after it by `optax.chain`, or its Lookahead."""
+    """Build a function of optax and the stages after it by `optax.chain`, or what is around it."""
     import optax
 
+    *stages, last = calls
+    if stages and last.name in OPTAX_AROUND:
+        inner = LIBRARIES["optax"](tuple(stages)).transformation
+        whole = _public(optax, last.name)(inner, *last.arguments, **last.keywords)
+        return Rule(getattr(whole, "gradient_transformation", lambda: whole)())
     first, *tails = calls
     first = first.with_learning_rate()
     inner = _public(optax, first.name)(*first.arguments, **first.keywords)

@@ -34,6 +34,7 @@ from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams
 from adamw_jax._core.passes import Recipe, start, take_step
 from adamw_jax._core.stage import Declared, Spec, Stage, stage_of
 from adamw_jax._core.state import ComposeState
+from adamw_jax._core.wrapper import check_last
 
 Tree = Any
 
@@ -187,6 +188,7 @@ def _frozen_of(stages: tuple[Any, ...], frozen: masks.Mask) -> masks.Mask:
 def _specs_of(entry: Any) -> tuple[Spec, ...]:
     if entry is None:
         return ()
+    check_last(entry)
     if isinstance(entry, Composed):
         return entry.specs
     if isinstance(entry, Stage):

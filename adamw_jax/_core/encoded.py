@@ -57,6 +57,10 @@ class Codec(Protocol):
         """Return the array in its original dtype."""
         ...
 
+    def peaks(self, stored: Encoded) -> list[jax.Array]:
+        """Return arrays whose elements bound the magnitudes of all elements."""
+        ...
+
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return blocks and codes per byte, which devices cannot split, for so many axes."""
         ...
@@ -114,6 +118,18 @@ class Encoded:
         if len(codes) == len(whole) and codes[:-1] != whole[:-1]:
             self._check_shard((*codes[:-1], *whole[-1:]))
         return self.layout.codec.decode(self)
+
+    def peaks(self) -> list[jax.Array]:
+        """Return the largest magnitudes of its parts, infinite where infinity may be stored.
+
+        Codecs store an infinite second moment as (nearly) the largest number of the dtype.
+        """
+
+        def marked(x: jax.Array) -> jax.Array:
+            limit = lax.full_like(x, 0.99 * float(jnp.finfo(x.dtype).max))
+            return lax.select(lax.ge(x, limit), lax.full_like(x, jnp.inf), x)
+
+        return list(map(marked, self.layout.codec.peaks(self)))
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Encode another array in this layout.

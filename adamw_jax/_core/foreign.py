@@ -16,6 +16,7 @@ import optax
 
 from adamw_jax._core.checks import switch
 from adamw_jax._core.stage import Declared, Kind, Spec, Stage, Step, stage_of, transformation
+from adamw_jax._core.wrapper import check_last
 
 Tree = Any
 
@@ -93,6 +94,7 @@ def _declared(tx: Any, gives: Kind, *, negate: bool = False) -> Stage | Declared
             "tx is an optax.MultiSteps, whose empty steps the following stages would count: put it "
             "around the whole recipe, optax.MultiSteps(compose(...), every_k_schedule=...)."
         )
+    check_last(tx)
     if isinstance(tx, Declared):
         last = tx.declaration if isinstance(tx, Stage) else tx.declaration.specs[-1]
         if last.gives is gives and not negate:

@@ -33,6 +33,7 @@ from adamw_jax._core.passes import check_state, live_at
 from adamw_jax._core.record import Moments, Reading
 from adamw_jax._core.stage import Facts, Kind, Spec, Step
 from adamw_jax._core.state import ComposeState, find
+from adamw_jax._core.wrapper import innermost
 from adamw_jax.curvature._products import real_params
 from adamw_jax.state import from_optax
 
@@ -85,6 +86,7 @@ def inverse_preconditioner(
     tx: Composed, opt_state: State, params: Tree, gradient: Tree | None, loss: Mapping[str, Any]
 ) -> Tree:
     """Return 1 / P, as ``preconditioner``; ``loss`` holds the extra arguments of KOALA."""
+    tx = innermost(tx)
     if not isinstance(tx, Composed):
         raise TypeError(
             "tx must be a recipe of adamw_jax (for a state of optax, the recipe with the same "
@@ -114,6 +116,7 @@ def _plain_inverse(
 
 def measures_loss(tx: Any) -> bool:
     """Return whether the preconditioner of ``tx`` depends on the gradient and the loss."""
+    tx = innermost(tx)
     specs = tx.specs if isinstance(tx, Composed) else ()
     return any(spec.slopes is not None and spec.slopes.needs_loss for spec in specs)
 

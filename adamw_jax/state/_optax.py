@@ -34,6 +34,7 @@ from adamw_jax._core.late import LATE
 from adamw_jax._core.record import Clock
 from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import ComposeState
+from adamw_jax._core.wrapper import Wrapper, fill_inner
 from adamw_jax.moments import (
     AverageState,
     CenteredSquaresState,
@@ -54,7 +55,7 @@ Tree = Any
 
 def from_optax(
     saved: State,
-    tx: Composed,
+    tx: Composed | Wrapper,
     params: Tree,
     *,
     b1: float | None = None,
@@ -66,7 +67,7 @@ def from_optax(
       saved: state of ``optax.adam``, ``adamw``, ``adamax``, ``amsgrad``, ``radam``, ``adabelief``
         or ``sgd`` with momentum, wrapped or not. Optax keeps the same state for ``adam``,
         ``adamax`` and ``radam``; it is read as that of ``tx``.
-      tx: the recipe of this library to continue with.
+      tx: the recipe of this library to continue with, also in ``skip_bad_steps`` and the like.
       params: current parameters.
       b1: decay rate of the first moment in the saved run, which is not in its state; None for that
         of ``tx``, which must then be a number.
@@ -80,6 +81,9 @@ def from_optax(
         those of ``tx`` in number, meaning or shape, or a decay rate of ``tx`` is a schedule and
         ``b1`` or ``b2`` is not given.
     """
+    if isinstance(tx, Wrapper):
+        inside: Any = tx.inner
+        return fill_inner(tx, params, from_optax(saved, inside, params, b1=b1, b2=b2), saved)
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
     plain = numerics.unbox(saved)
@@ -140,6 +144,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     """
     tx = transformation(tx, "tx")
     plain, target = numerics.unbox(state), tx.init(numerics.unbox(numerics.as_arrays(params)))
+    plain = states.replace(plain, _has_leftovers, lambda _, node: node.settled())
     found = states.nodes(plain, ComposeState)
     if len(found) != 1:
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
@@ -212,12 +217,19 @@ def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, 
             kept[path] = jnp.array(leaf, copy=True)
             continue
         like_a_parameter = owner is not None and leaf.shape == jnp.shape(owner)
-        if not _is_zero(leaf) and (like_a_parameter or not _fields(_holder(holders, path)).wraps):
+        holder = _holder(holders, path)
+        wraps = _fields(holder).wraps or getattr(type(holder), "wraps", False)
+        if not _is_zero(leaf) and (like_a_parameter or not wraps):
             raise ValueError(
                 f"optax's state has no place for {numerics.leaf_name(path)!r}, which is outside "
                 "the recipe: wrap tx in the same way, or read averaged weights with eval_params."
             )
     return kept
+
+
+def _has_leftovers(node: Any) -> bool:
+    """Return whether a state may hold arrays without a meaning, which ``settled()`` clears."""
+    return hasattr(type(node), "settled")
 
 
 def _is_zero(x: Any) -> bool:

@@ -22,6 +22,7 @@ from adamw_jax._core import masks
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.numerics import as_arrays, named_leaves
 from adamw_jax._core.stage import RULE, transformation
+from adamw_jax._core.wrapper import Wrapper
 
 GROUPS = ("leaves", "parameters")
 HEADER = ("stage", "kinds", "hyperparameters", "state", "bytes/param")
@@ -31,7 +32,8 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     """Make tables of the stages of a recipe and their state, and of what each leaf gets.
 
     Args:
-      tx: a recipe of this library; any other transformation gives one row for its whole state.
+      tx: a recipe of this library, also in ``skip_bad_steps`` and the like; any other
+        transformation gives one row for its whole state.
       params: parameters, or their ``jax.ShapeDtypeStruct``s. No memory is allocated.
 
     Returns:
@@ -44,8 +46,12 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     tx = transformation(tx, "tx")
     shapes = jax.eval_shape(lambda p: p, as_arrays(params))
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    state = jax.eval_shape(tx.init, shapes)
+    state = whole = jax.eval_shape(tx.init, shapes)
     rows = []
+    while isinstance(tx, Wrapper):
+        own = state._replace(inner=None)
+        rows.append((tx.declaration.name, "around all", "", *_cost(own, size)))
+        tx, state = tx.inner, state.inner
     if isinstance(tx, Composed):
         for spec in tx.specs:
             shown = ", ".join(map(str, spec.hyperparams.values()))
@@ -53,7 +59,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
             rows.append((spec.name, spec.kinds, shown, *_cost(memory, size)))
     else:
         rows.append((type(tx).__name__, "", "", *_cost(state, size)))
-    rows.append((f"sum over {size:,} parameters", "", "", *_cost(state, size, scalars=True)))
+    rows.append((f"sum over {size:,} parameters", "", "", *_cost(whole, size, scalars=True)))
     groups = _groups(tx, shapes) if isinstance(tx, Composed) else []
     return "\n\n".join(_table(table) for table in ([HEADER, *rows], groups) if table)
 

@@ -22,6 +22,7 @@ from adamw_jax._core.boxes import boxed
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like
+from adamw_jax._core.wrapper import Wrapper, fill_inner
 from adamw_jax.moments import MaximumState, MomentsState
 from adamw_jax.state._optax import check_stages, filled_part, known_stages
 
@@ -40,7 +41,7 @@ class TorchState(NamedTuple):
 
 def from_torch(
     saved: Mapping[str, Any],
-    tx: Composed,
+    tx: Composed | Wrapper,
     params: Tree,
     *,
     names: Sequence[str] | Mapping[str, int | str] | None = None,
@@ -52,7 +53,8 @@ def from_torch(
     Args:
       saved: the ``state_dict()`` of ``Adam``, ``AdamW``, ``RAdam`` or ``SGD`` with momentum, with
         tensors or NumPy arrays. All parameters have the same step and the same betas.
-      tx: the recipe of this library to continue with. Frozen leaves need no entry.
+      tx: the recipe of this library to continue with, also in ``skip_bad_steps``.
+        Frozen leaves need no entry.
       params: current parameters, already in the layout of this program.
       names: the leaves of ``params`` by their slash-separated names, in the order in which PyTorch
         got its parameters. Or a mapping from the name of a leaf to its number in PyTorch, or to its
@@ -72,6 +74,10 @@ def from_torch(
       ValueError: ``saved`` is of another optimizer, a leaf has no entry or another shape, steps or
         betas differ, or the accumulators are not those of ``tx``.
     """
+    if isinstance(tx, Wrapper):
+        inside: Any = tx.inner
+        state = from_torch(saved, inside, params, names=names, convert=convert, count=count)
+        return fill_inner(tx, params, state, None)
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
     groups = saved.get("param_groups") if isinstance(saved, Mapping) else None

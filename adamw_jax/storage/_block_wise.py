@@ -96,6 +96,10 @@ class BlockWise:
         x = self.blocks.join(lax.mul(values, values) if self.root else values, shape)
         return lax.convert_element_type(x, stored.layout.dtype)
 
+    def peaks(self, stored: Encoded) -> list[jax.Array]:
+        """Return the scales, or their squares if they are those of roots."""
+        return [lax.mul(x, x) if self.root else x for x in jax.tree.leaves(stored.scales)]
+
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return blocks and codes per byte."""
         return self.blocks, 8 // self.bits

@@ -83,6 +83,13 @@ class SmallFloat:
         values = lax.mul(blocks, jnp.broadcast_to(stored.scales[..., None], blocks.shape))
         return lax.convert_element_type(self.blocks.join(values, shape), dtype)
 
+    def peaks(self, stored: Encoded) -> list[jax.Array]:
+        """Return the maxima of the blocks, or the values if there are none."""
+        if self.blocks is None:
+            return jax.tree.leaves(stored.codes)
+        largest = float(jnp.finfo(self.dtype).max)
+        return [lax.mul(x, lax.full_like(x, largest)) for x in jax.tree.leaves(stored.scales)]
+
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return the blocks; one code per byte."""
         return self.blocks or Blocks(1), 1

@@ -75,6 +75,10 @@ class RankOne:
         values = self.flat.values(codes, scales)
         return lax.convert_element_type(values, stored.layout.dtype)
 
+    def peaks(self, stored: Encoded) -> list[jax.Array]:
+        """Return the scales of all axes."""
+        return self.flat.peaks(stored)
+
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Do as ``Codec.pieces``; arrays with two or more axes have no blocks."""
         blocks, codes_per_byte = self.flat.pieces(axes)

@@ -47,8 +47,8 @@ def eval_params(state: Any, params: Tree) -> Tree:
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_averages):
-        if not _averages(node):
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=averages):
+        if not averages(node):
             continue
         kept, evaluate = _other_weights(node)
         kept = decode_state(kept)
@@ -93,7 +93,8 @@ def _joined(kept: jax.Array, params: Tree) -> bool:
     return kept.shape[-1:] == (sum(x.size for _, x in leaves),) and not itself
 
 
-def _averages(node: Any) -> bool:
+def averages(node: Any) -> bool:
+    """Return whether a node of a state holds other weights than the parameters."""
     return isinstance(node, tuple) and _other_weights(node) is not None
 
 
