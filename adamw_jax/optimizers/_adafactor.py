@@ -151,7 +151,7 @@ def adafactor(
             precondition(None),
             None if clipping_threshold is None else clip_by_rms(clipping_threshold),
             scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
-            step=scale_by_relative_step(rate) if relative else None,
+            step=scale_by_relative_step(rate, o.rules) if relative else None,
         ),
         None if averaged is None else store(averaged, o.storage),
         decayed,

@@ -29,6 +29,7 @@ from adamw_jax.optimizers._common import (
     RENAMED,
     AroundDirection,
     CommonOptions,
+    check_decay,
     finish,
 )
 from adamw_jax.update import lookahead
@@ -130,7 +131,9 @@ def register(
             carried = getattr(given.get("learning_rate"), "bias_correction", None)
             if carried and takes_correction(new):
                 new.setdefault("bias_correction", carried)
-            return factory(**new)  # type: ignore[arg-type]
+            made = factory(**new)  # type: ignore[arg-type]
+            check_decay(made, given.get("rules"))
+            return made
 
         def takes_correction(given: Mapping[str, Any]) -> bool:
             return "bias_correction" in signature.parameters and corrects(given)
@@ -173,8 +176,6 @@ def _direction_of(
 
     def scale_by(*args: Any, **kwargs: Any) -> Composed:
         given = _bound(name, signature, args, kwargs, why)
-        if given.get("rules") is not None:
-            given["rules"] = given["rules"].of_decay()
         made = optimizer(learning_rate=1.0, **plain, **given)
         end = next(i for i, spec in enumerate(made.specs) if spec.gives is Kind.UPDATE)
         return composed_like(made, made.specs[:end])
@@ -280,7 +281,9 @@ def _from_direction(direction: Any, learning_rate: Any, options: dict[str, Any])
         )
 
     def optimizer(learning_rate: LearningRate, **common: Unpack[AroundDirection]) -> Composed:
-        return finish(CommonOptions(common), learning_rate, direction)
+        made = finish(CommonOptions(common), learning_rate, direction)
+        check_decay(made, common.get("rules"))
+        return made
 
     signature, _ = full_signature(optimizer)
     lacks = "the direction is made already"
@@ -328,6 +331,13 @@ def _unpacked(
         raise TypeError(
             f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
             f"the transformation {carrier!r}."
+        )
+    if isinstance(carrier, slice):
+        raise TypeError(
+            f"learning_rate must be a number or a schedule, got {carrier!r}. For fastai's rates by "
+            f"group give {carrier.stop} and rules=adamw_jax.direction.discriminative_rates("
+            f"{carrier.start}, {carrier.stop}, ['body/*', 'head/*']), with your groups from input "
+            "to output."
         )
     if not hasattr(carrier, "learning_rate"):
         return given
