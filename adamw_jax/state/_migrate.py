@@ -143,10 +143,8 @@ def _fill(
     tails = TAILS | {*named}
     _check_not_mapped(old, new)
     sources = {path: origin(path) for path in new.leaves}
-    taken = set(sources.values())
-
-    kept, started, dropped, converted, problems = [], [], [], [], []
     values: dict[Path, Any] = {}
+    kept, started, converted, problems = [], [], [], []
     for path, leaf in new.leaves.items():
         name, source = new.name(path), old.leaves.get(sources[path])
         inside, inner = new.recipe_of(path) is not None, new.inner(path)
@@ -154,7 +152,7 @@ def _fill(
         if source is None or (misfit and not inside):
             values[path] = leaf if change is None else change.start(inner, leaf, exact)
             started.append(name)
-            taken.discard(sources[path])
+            del sources[path]
             joins = change is not None and change.starts(inner)
             if inside and not (joins or _may_start(inner, tails)):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
@@ -166,24 +164,37 @@ def _fill(
         values[path] = _taken(source, leaf)
         if _dtype(source) != _dtype(leaf):
             converted.append(name)
-    for path, leaf in old.leaves.items():
-        if path not in taken:
-            dropped.append(old.name(path))
-            if old.recipe_of(path) is None or (change and change.drops(old.inner(path))):
-                continue
-            if _is_missed(old, path, leaf, new, tails, params):
-                problems.append(f"{old.name(path)} is in the checkpoint but not in the new recipe")
-    problems += _empty_stages(old, new, tails)
+    taken = {*sources.values()}
+    left = [path for path in old.leaves if path not in taken]
+    problems += _missed(left, old, new, tails, params, change) + _empty_stages(old, new, tails)
     if problems:
-        hint = "If leaves were frozen or are frozen now, give thaw=True."
-        if change is not None:
-            hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
-        raise ValueError(
-            "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
-            f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
-        )
-    report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
-    return values, report
+        raise ValueError(_misfits(problems, change))
+    lists = (kept, started, map(old.name, left), converted)
+    return values, MigrationReport(*(tuple(sorted(names)) for names in lists))
+
+
+def _misfits(problems: list[str], change: Thaw | None) -> str:
+    """Make the error text for a checkpoint that does not fit."""
+    hint = "If leaves were frozen or are frozen now, give thaw=True."
+    if change is not None:
+        hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
+    return (
+        "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
+        f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
+    )
+
+
+def _missed(
+    left: list[Path], old: _Leaves, new: _Leaves, tails: set[str], params: Any, change: Thaw | None
+) -> list[str]:
+    """List the accumulators of the checkpoint that have no place, and may not be dropped."""
+    inside = [path for path in left if old.recipe_of(path) is not None]
+    return [
+        f"{old.name(path)} is in the checkpoint but not in the new recipe"
+        for path in inside
+        if not (change and change.drops(old.inner(path)))
+        and _is_missed(old, path, old.leaves[path], new, tails, params)
+    ]
 
 
 def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
