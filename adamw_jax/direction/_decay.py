@@ -46,7 +46,7 @@ from adamw_jax._core.declare import (
 )
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.record import leafwise
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction._rule import Factor, LeafRules, Rule, value_at
 from adamw_jax.direction._rules import ParameterRules, rules_of, values_of
 
@@ -57,8 +57,11 @@ OF_PEAK = ("schedule", "corrected")
 """Forms that divide by the peak of the learning rate."""
 SCALED = ("corrected", "proximal", "inside")
 """Forms that multiply by the learning rate themselves."""
+READS_RATE = ("schedule", *SCALED)
+"""Forms that read the learning rate."""
 
 
+@shows_options
 def l2_decay(
     l2: ScalarOrSchedule,
     mask: masks.Mask = None,
@@ -101,6 +104,7 @@ def l2_decay(
     )
 
 
+@shows_options
 def decoupled_decay(
     weight_decay: ScalarOrSchedule,
     mask: masks.Mask = None,
@@ -135,7 +139,7 @@ def decoupled_decay(
     """
     one_of("form", form, (*FORMS, "inside"))
     switch("cautious", cautious)
-    reads_rate = form in (*OF_PEAK, *SCALED)
+    reads_rate = form in READS_RATE
     declared = declare(weight_decay=nonnegative(weight_decay))
     declared |= decay_hyperparams(rules, with_learning_rate=reads_rate)
     if reads_rate:

@@ -26,7 +26,7 @@ from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient, norms_of_leaves
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction._decay import decay_hyperparams, decay_rates, decay_settings
 from adamw_jax.direction._rule import Factor
 from adamw_jax.direction._rules import ParameterRules
@@ -40,6 +40,7 @@ class RatioOfGradientState(NamedTuple):
     """Marks a state, without an array, whose moments are of gradients scaled by trust ratios."""
 
 
+@shows_options
 def scale_by_trust_ratio(
     trust_coefficient: ScalarOrSchedule | None = 1.0,
     eps: ScalarOrSchedule | None = 0.0,

@@ -21,7 +21,7 @@ from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.record import Clock, divided
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -41,6 +41,7 @@ class AverageDirectionsState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def average_directions(
     b1: ScalarOrSchedule = 0.9, *, correct: bool = True, dtype: Any = None
 ) -> Stage:

@@ -27,7 +27,7 @@ from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.options import Option, filled
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_settings
 from adamw_jax.moments._loss_measurement import (
@@ -82,6 +82,7 @@ class LossFilterOptions(FilterOptions, total=False):
     ]
 
 
+@shows_options
 def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilterOptions]) -> Stage:
     """Make the stage of ``koala_v``. Arguments as for ``koala_v``.
 

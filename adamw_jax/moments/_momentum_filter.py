@@ -28,7 +28,7 @@ from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction, length,
 from adamw_jax._core.gradients import check_floating, check_gradient, size, square_norm_of_tree
 from adamw_jax._core.options import Option, filled
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_settings
 from adamw_jax.direction._rules import values_of
@@ -144,6 +144,7 @@ class MomentumFilterOptions(FilterOptions, total=False):
     ]
 
 
+@shows_options
 def momentum_filter(
     learning_rate: ScalarOrSchedule = 1.0,
     rules: ParameterRules | None = None,

@@ -20,7 +20,7 @@ from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtyp
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.stage import Stage
 from adamw_jax.direction import clip_by_rms, decoupled_decay, scale_by_parameter_rms
-from adamw_jax.direction._decay import FORMS, OF_PEAK
+from adamw_jax.direction._decay import FORMS, OF_PEAK, READS_RATE
 from adamw_jax.moments import estimate_moments, factored_squares, no_moment, precondition
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
@@ -196,7 +196,7 @@ def _decay(
         weight_decay,
         mask,
         form,
-        learning_rate=learning_rate,
-        base_learning_rate=options.base_learning_rate,
+        learning_rate=learning_rate if form in READS_RATE else None,
+        base_learning_rate=options.base_learning_rate if form in OF_PEAK else None,
         rules=rules,
     )

@@ -16,7 +16,7 @@ from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option, filled, options_of
 from adamw_jax._core.stage import Stage
 from adamw_jax.direction import ParameterRules, decoupled_decay
-from adamw_jax.direction._decay import FORMS, l2_decay
+from adamw_jax.direction._decay import FORMS, OF_PEAK, READS_RATE, l2_decay
 from adamw_jax.storage._stages import store
 from adamw_jax.update import scale_by_learning_rate
 from adamw_jax.update._learning_rate import descend, scale_gradient
@@ -229,8 +229,8 @@ def finish(
             options.weight_decay,
             mask,
             decay,
-            learning_rate=rate,
-            base_learning_rate=options.base_learning_rate,
+            learning_rate=rate if decay in READS_RATE else None,
+            base_learning_rate=options.base_learning_rate if decay in OF_PEAK else None,
             rules=rules,
         )
     return compose(

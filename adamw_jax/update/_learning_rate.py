@@ -16,7 +16,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._rule import Factor
 from adamw_jax.direction._rules import values_of
@@ -24,6 +24,7 @@ from adamw_jax.direction._rules import values_of
 Tree = Any
 
 
+@shows_options
 def scale_by_learning_rate(
     learning_rate: ScalarOrSchedule,
     *,
@@ -61,6 +62,7 @@ class ScaledGradientState(NamedTuple):
     """Marks a state, without an array, whose momentum includes the learning rate."""
 
 
+@shows_options
 def scale_gradient(learning_rate: ScalarOrSchedule, rules: ParameterRules | None = None) -> Stage:
     """Multiply the gradient by the learning rate, so that the momentum buffer includes it.
 

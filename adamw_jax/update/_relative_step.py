@@ -21,7 +21,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._rules import values_of
 from adamw_jax.update._learning_rate import declared_with, multiplied
@@ -51,6 +51,7 @@ def learning_rates(rules: ParameterRules | None, step: Step, tree: Tree, *, rela
     return values_of(rules, "learning_rate", step, tree, change=bounded)
 
 
+@shows_options
 def scale_by_relative_step(
     learning_rate: ScalarOrSchedule = LARGEST, rules: ParameterRules | None = None
 ) -> Stage:
