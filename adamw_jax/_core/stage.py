@@ -157,6 +157,7 @@ class Spec(NamedTuple):
     # calls it, so that patterns that do not fit the parameters raise there.
     settings: Callable[[Tree], Mapping[str, Tree]] | None = None
     options: Mapping[str, str] = types.MappingProxyType({})  # set by ``shows_options``
+    weights: str = ""  # "averaged": it averages the parameters, "own": it evaluates other weights
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """Declare a stage that wraps this one and has another state."""
@@ -297,13 +298,14 @@ def stage(
     reads: str = "",
     settings: Callable[[Tree], Mapping[str, Tree]] | None = None,
     options: Mapping[str, str] = types.MappingProxyType({}),
+    weights: str = "",
 ) -> Stage:
     """Declare a stage; ``init=None`` if it has no state, see ``Spec`` for the other arguments."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
     spec = spec._replace(write_after_read=write_after_read, slopes=slopes, settings=settings)
     spec = spec._replace(reduces=reduces, clips=clips, elementwise=elementwise, reads=reads)
-    return stage_of(spec._replace(options=options))
+    return stage_of(spec._replace(options=options, weights=weights))
 
 
 TAILS: set[str] = set()

@@ -275,6 +275,7 @@ def momentum_filter(
         needs_params=True,
         slopes=Slopes(slopes, needs_loss=True),
         settings=settings,
+        weights="own",
     )
 
 

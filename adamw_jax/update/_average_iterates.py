@@ -241,6 +241,7 @@ def average_iterates(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        weights="averaged",
     )
 
 

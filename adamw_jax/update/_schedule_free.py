@@ -137,5 +137,6 @@ def schedule_free(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        weights="own",
         reduces=True,  # XLA computes the update whole, since z and y read it
     )
