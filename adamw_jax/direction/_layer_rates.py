@@ -33,8 +33,8 @@ def layer_decay(
 
     The last layer in ``layers`` has the multiplier ``rate``, the first ``rate ** len(layers)``.
     Parameters that match no pattern (the head, the last norm) have 1. This is the convention of
-    BEiT and timm, where the embedding is a layer below the first block. ELECTRA has one power more
-    in all layers.
+    BEiT, where the embedding is a layer below the first block. timm counts the last norm with the
+    last block: ``("blocks/11/*", "norm/*")``. ELECTRA has one power more in all layers.
 
     Args:
       rate: multiplier per layer, in (0, 1]; 0.65 to 0.9 are usual for fine-tuning.
