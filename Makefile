@@ -11,11 +11,12 @@ TEST_ARGS ?=
 STEPS ?=
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help demo test check fix pages constraints clean
+.PHONY: help demo test beside check fix pages constraints clean
 
 help:
 	@echo "make demo         run the comparisons and write a report to open in a browser (DEMO_ARGS=--quick is shorter)"
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
+	@echo "make beside       run torch, timm, transformers, Keras and fastai beside the pages about them (an environment of 6 GB)"
 	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"
 	@echo "make pages        write anew what is made from the registry: README's table, types of scale_by_x, docs/optimizers, its pictures"
@@ -27,6 +28,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python tools/run_tests.py $(TEST_ARGS)
+
+beside:
+	$(MAKE) VENV=.venv-beside .venv-beside/.beside
+	.venv-beside/bin/python -m pytest -n 0 tests/test_beside.py
 
 check: $(VENV)/.check
 	$(BIN)/python tools/check.py $(STEPS)

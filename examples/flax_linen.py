@@ -47,7 +47,7 @@ def main():
         {
             "*kernel": aj.Rule(),
             "*bias": aj.Rule(weight_decay=0.0),
-            "*scale": aj.Rule(weight_decay=0.0, learning_rate=0.1),
+            "*scale": aj.Rule(weight_decay=0.0, learning_rate_factor=0.1),
         }
     )
     tx = aj.radam(3e-3, b2=0.99, weight_decay=0.1, rules=rules)

@@ -434,7 +434,9 @@ def test_decay_under_masks_and_rules() -> None:
     updates = moved_by_decay("learning_rate", mask="w")
     assert not np.any(updates["b"])
     assert np.all(updates["w"] != 0)
-    rules = parameter_rules({"w": Rule(learning_rate=0.5), "b": Rule(weight_decay=0.5)})
+    rules = parameter_rules(
+        {"w": Rule(learning_rate_factor=0.5), "b": Rule(weight_decay_factor=0.5)}
+    )
     updates = moved_by_decay("learning_rate", rules=rules)
     np.testing.assert_allclose(updates["b"], [-5e-3 * 2.0], rtol=1e-5)
     np.testing.assert_allclose(updates["w"], [[-1e-2, 1e-2]], rtol=1e-5)

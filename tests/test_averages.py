@@ -179,6 +179,13 @@ def test_factors_have_not_the_axis_names_of_linen() -> None:
     assert_close(jax.tree.leaves(updates), jax.tree.leaves(expected))
 
 
+def test_an_average_of_other_weights_is_refused() -> None:
+    """The parameters of these methods are not the weights to evaluate."""
+    for tx in (aj.schedule_free_adamw(0.1), aj.schedule_free_radam(0.1), aj.koala_m()):
+        with pytest.raises(ValueError, match="leave average_iterates out, eval_params"):
+            aj.compose(tx, aj.average_iterates())
+
+
 def test_a_small_weight_of_schedule_free_keeps_its_digits() -> None:
     """Late in a run the average moves by a millionth of its distance, not by a rounded one."""
     tx = aj.compose(aj.sgdw(1.0, momentum=None), aj.update.schedule_free(1.0))

@@ -234,7 +234,8 @@ def test_rules_of_the_wrong_type() -> None:
         parameter_rules({"*": 0.1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"rules must .*parameter_rules"):
         adam(0.1, rules={"*": Rule()})
-    for name in ("learning_rate", "weight_decay"):
+    values = ("learning_rate", "weight_decay")
+    for name in (*values, *(f"{value}_factor" for value in values)):
         with pytest.raises(ValueError, match=rf"{name} must be a number >= 0, got -1"):
             Rule(**{name: -1})
         with pytest.raises(ValueError, match=rf"{name} must be a number >= 0, got nan"):

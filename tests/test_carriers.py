@@ -307,6 +307,20 @@ def test_a_schedule_of_b2_drives_the_rate_of_the_second_moment() -> None:
         aj.adan(plan, b3=0.9)
 
 
+NO_MOMENTUM: dict[str, Any] = {
+    "schedule_free_adamw": aj.schedule_free_adamw,
+    "schedule_free_radam": aj.schedule_free_radam,
+    "create": lambda rate: aj.create(aj.as_direction(optax.scale_by_lion()), rate),
+}
+
+
+@pytest.mark.parametrize("name", NO_MOMENTUM)
+def test_a_momentum_that_has_no_place_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"OneCycle has a .* with momentum=None"):
+        NO_MOMENTUM[name](one_cycle(0.1, 10))
+    NO_MOMENTUM[name](one_cycle(0.1, 10, momentum=None))
+
+
 def test_an_l2_that_nothing_takes_is_refused() -> None:
     plan: Any = types.SimpleNamespace(learning_rate=1.0, l2=0.1)
     for factory in (aj.koala_v, aj.koala_m):

@@ -27,6 +27,16 @@ def given(direction: Any) -> Any:
     return aj.extend.stage("given", aj.extend.Kind.GRADIENT, aj.extend.Kind.DIRECTION, apply)
 
 
+def test_cautious_behind_a_direction_of_others() -> None:
+    """The error of create() has the code, which runs as it stands."""
+    direction = aj.as_direction(optax.scale_by_lion())
+    with pytest.raises(TypeError, match=r"create\(compose\(direction, adamw_jax.cautious\(\)\)"):
+        aj.create(direction, 0.1, cautious=True)
+    tx = aj.create(aj.compose(direction, aj.cautious()), 0.1)
+    g = jnp.array([1.0, -1.0])
+    np.testing.assert_allclose(tx.update(g, tx.init(g), g)[0], [-0.1, 0.1])
+
+
 def cautiously(direction: Any, gradient: Any) -> Any:
     tx = aj.compose(given(direction), aj.cautious())
     return jax.jit(tx.update)(gradient, tx.init(gradient), gradient)[0]

@@ -589,7 +589,7 @@ def test_decay_and_rules_are_not_clipped() -> None:
 
     assert_close(step(weight_decay=0.1)["b"], -0.1 * 0.1 * params["b"])
     assert_close(optax.tree.norm(step()), 0.5)
-    rules = aj.parameter_rules({"a": aj.Rule(learning_rate=0.5), "b": aj.Rule()})
+    rules = aj.parameter_rules({"a": aj.Rule(learning_rate_factor=0.5), "b": aj.Rule()})
     assert_close(optax.tree.norm(step(rules=rules)), 0.25)
 
 

@@ -99,7 +99,9 @@ def test_negate_makes_a_direction_of_an_optimizer_with_learning_rate_1() -> None
 
 def test_rules_schedules_storage_and_pins_reach_a_direction() -> None:
     params = {"bias": jnp.ones(8), "kernel": jnp.ones((64, 128))}
-    rules = aj.parameter_rules({"bias": aj.Rule(freeze=True)}, default=aj.Rule(learning_rate=0.5))
+    rules = aj.parameter_rules(
+        {"bias": aj.Rule(freeze=True)}, default=aj.Rule(learning_rate_factor=0.5)
+    )
     tx = aj.create(
         aj.as_direction(optax.scale_by_lion()),
         aj.one_cycle(1.0, 10),

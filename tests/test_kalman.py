@@ -232,7 +232,7 @@ def test_masks_and_rules(factory: Any) -> None:
     assert_equal(masked["scale"], plain["scale"])
     assert_equal(masked["dense"]["kernel"], decayed["dense"]["kernel"])
     assert not np.array_equal(decayed["scale"], plain["scale"])
-    slow = {"dense/*": Rule(learning_rate=0.5, weight_decay=0.0), "scale": Rule()}
+    slow = {"dense/*": Rule(learning_rate_factor=0.5, weight_decay=0.0), "scale": Rule()}
     ruled = after(weight_decay=0.5, rules=parameter_rules(slow))
     assert_close(ruled["dense"], jax.tree.map(lambda u: 0.5 * u, plain["dense"]), rtol=1e-6)
     assert_close(ruled["scale"], decayed["scale"], rtol=1e-6)

@@ -294,7 +294,7 @@ def test_rules_act_behind_the_ratio() -> None:
     """A multiplier of the learning rate is not cancelled, a frozen leaf has no state."""
     rules = aj.parameter_rules(
         {
-            "dense/bias": aj.Rule(learning_rate=0.5),
+            "dense/bias": aj.Rule(learning_rate_factor=0.5),
             "dense/kernel": aj.Rule(weight_decay=0.0),
             "scale": aj.Rule(freeze=True),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import chex
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adamw_jax
 from adamw_jax import (
     Rule,
     adafactor,
@@ -108,20 +110,26 @@ def test_multipliers_of_stacked_layers() -> None:
     layers = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
     params = {"embed": jnp.ones(2), "layers": layers, "head": jnp.ones(2)}
     rules = layer_decay(0.5, ["embed", "layers/*"], params, stacked="layers/*")
-    expected = {"embed": Rule(0.5**4), "layers/*": Rule((0.125, 0.25, 0.5))}
+    expected = {
+        "embed": Rule(learning_rate_factor=0.5**4),
+        "layers/*": Rule(learning_rate_factor=(0.125, 0.25, 0.5)),
+    }
     assert rules == parameter_rules(expected, default=Rule())
     assert "x (0.125, 0.25, 0.5)" in summary(adamw(1e-3, rules=rules), params)
-    tx = adamw(1e-3, rules=parameter_rules({"embed": Rule((1.0, 2.0))}, default=Rule()))
+    tx = adamw(
+        1e-3,
+        rules=parameter_rules({"embed": Rule(learning_rate_factor=(1.0, 2.0))}, default=Rule()),
+    )
     with pytest.raises(ValueError, match=r"embed has a tuple of 2 .* shape \(3,\)"):
         tx.init({**params, "embed": jnp.ones(3)})
     with pytest.raises(ValueError, match="use a pattern for each number of layers"):
         layer_decay(0.5, ["*"], params, stacked="layers/*")
     with pytest.raises(ValueError, match="stacked needs params"):
         layer_decay(0.5, ["layers/*"], stacked="layers/*")
-    with pytest.raises(ValueError, match="weight_decay must be a number >= 0"):
-        Rule(weight_decay=(1.0,))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"learning_rate is a tuple.* leave out name='a'"):
-        Rule((1.0,), name="a")
+    with pytest.raises(ValueError, match="weight_decay_factor must be a number >= 0"):
+        Rule(weight_decay_factor=(1.0,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"learning_rate_factor is a tuple.* leave out name='a'"):
+        Rule(learning_rate_factor=(1.0,), name="a")
 
 
 def test_discriminative_rates_are_fastais() -> None:
@@ -137,6 +145,26 @@ def test_discriminative_rates_are_fastais() -> None:
     assert rates(discriminative_rates(1e-3, 1e-2, "*"), params)["a"] == 1.0
     with pytest.raises(ValueError, match="Not matched"):
         rates(discriminative_rates(1e-3, 1e-2, groups[1:]), params)
+
+
+@pytest.mark.parametrize("rates", [slice(1e-4, 1e-2), slice(1e-2)])
+def test_the_slice_of_fastai_names_the_code_to_write(rates: Any) -> None:
+    """The two calls in the message, run as they stand, make the groups of the slice."""
+    with pytest.raises(TypeError, match=r"give 0.01 and rules=adamw_jax.direction.discriminative"):
+        adamw(rates)
+    with pytest.raises(ValueError, match="discriminative_rates") as error:
+        one_cycle(rates, total_steps=10)
+    rules = re.search(r"rules = (.*\]\)) with", str(error.value))
+    optimizer = re.search(r"and (adamw\(.*\))\.", str(error.value))
+    assert rules
+    assert optimizer
+    names: dict[str, Any] = {"adamw_jax": adamw_jax, "adamw": adamw, "one_cycle": one_cycle}
+    names["rules"] = eval(rules[1], names)
+    tx = eval(optimizer[1], names)
+    params = {"body": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+    updates, _ = tx.update(params, tx.init(params), params)
+    low = 1e-3 if rates.start is None else rates.start
+    np.testing.assert_allclose(updates["body"]["w"] / updates["head"]["w"], low / 1e-2, rtol=1e-3)
 
 
 def test_discriminative_rates_under_one_cycle() -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from adamw_jax import Rule, adam, adamw, parameter_rules, sgdw, summary
 from adamw_jax.direction import mup
+from adamw_jax.direction._rules import values_of
+from adamw_jax.extend import Step
 
 INPUTS, OUTPUTS, BATCH, BASE = 16, 4, 32, 64
 WIDTHS = (64, 128, 256, 512)
@@ -110,9 +112,10 @@ def shapes(width: int, layers: int = 2) -> Any:
 
 
 def multipliers(rules: Any, params: Any, field: str = "learning_rate") -> dict[str, float]:
-    factors = rules.factors(field, params, None)
+    step = Step(jnp.int32(0), {field: jnp.float32(1)}, None, {})
+    factors = values_of(rules, field, step, params)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): factor
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(factor)
         for path, factor in jax.tree_util.tree_leaves_with_path(factors)
     }
 

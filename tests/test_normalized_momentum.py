@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import adamw_jax as aj
+from adamw_jax._core.stage import stage_of
 from tests.catalogue import assert_close, run, sample_gradients, sample_params
 
 pytestmark = pytest.mark.quick
@@ -43,6 +44,48 @@ def test_laprop_is_adam_of_signs_for_a_constant_gradient() -> None:
     assert_close(ours, run(aj.adam(0.05, b1=0.0), params, gradients)[0])
     got, _ = run(aj.laprop(0.1), jnp.zeros(3), jnp.tile(jnp.array([2.0, -1e-3, 5.0]), (7, 1)))
     np.testing.assert_allclose(got, [-0.7, 0.7, -0.7], rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_leaf", [False, True])
+def test_a_skipped_step_is_not_in_the_average_of_laprop(by_leaf: bool) -> None:
+    """RAdam's first five steps: the first that moves has the full weight, with r_t."""
+    g, params = jnp.array([2.0, -1e-3]), jnp.zeros(2)
+    tx, steps = aj.laprop(1.0, eps=1e-8, rectify=True), []
+    if by_leaf:  # one flag for each leaf
+        specs = list(tx.specs)
+        at = next(i for i, spec in enumerate(specs) if spec.name == "average_directions")
+        tx = aj.compose(*map(stage_of, [*specs[:at], flags_by_leaf().spec, *specs[at:]]))
+    radam, state = aj.radam(1.0, b1=0.0), tx.init(params)
+    theirs = radam.init(params)
+    for _ in range(8):
+        update, state = tx.update(g, state, params)
+        want, theirs = radam.update(g, theirs, params)
+        steps.append((update, want))
+    assert not np.any([update for update, _ in steps[:5]])
+    np.testing.assert_allclose(*steps[5], rtol=1e-5)
+    np.testing.assert_allclose(  # a mean of three rectified steps
+        steps[7][0],
+        sum(w * want for w, (_, want) in zip((0.81, 0.9, 1.0), steps[5:], strict=True)) / 2.71,
+        rtol=1e-5,
+    )
+
+
+def flags_by_leaf() -> Any:
+    """A stage that says for each leaf what rectify_variance says for all."""
+
+    def apply(direction: Any, state: Any, step: Any) -> Any:
+        flag = step.facts.skip_step
+        step.facts.skip_step = jax.tree.map(lambda _: flag, direction)
+        return direction, state
+
+    kind = aj.extend.Kind.DIRECTION
+    return aj.extend.stage("flags", kind, kind, apply)
+
+
+def test_nadam_without_momentum_decay_is_that_of_optax() -> None:
+    params, gradients = sample_params(), sample_gradients(6)
+    got, _ = run(aj.nadam(0.05, momentum_decay=None), params, gradients)
+    assert_close(got, run(aj.adam(0.05, nesterov=True), params, gradients)[0], rtol=0, atol=0)
 
 
 def test_a_huge_gradient_has_no_more_weight_than_another() -> None:

@@ -121,7 +121,7 @@ def test_three_leaves_of_state_become_one(entry: Entry) -> None:
             "rules": aj.parameter_rules(
                 {
                     "*/bias": aj.Rule(weight_decay=0.0),
-                    "*/kernel": aj.Rule(learning_rate=0.5),
+                    "*/kernel": aj.Rule(learning_rate_factor=0.5),
                     "scale": aj.Rule(weight_decay=0.0),
                 }
             )

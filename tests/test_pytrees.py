@@ -146,7 +146,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "probe per leaf": lambda: probe(wide(), per_leaf=True),
     "stochastic_rounding": lambda: compose(wide(), stochastic_rounding()),
     "compensated_rounding": lambda: compose(wide(), compensated_rounding()),
-    "rules": lambda: wide(rules=parameter_rules({"*": Rule(weight_decay=0.5)})),
+    "rules": lambda: wide(rules=parameter_rules({"*": Rule(weight_decay_factor=0.5)})),
     "only": lambda: compose(
         *(adamw_jax.estimate_moments(), only(amsgrad_max(), matrices_only)),
         *(adamw_jax.correct_bias(), adamw_jax.precondition()),

@@ -89,7 +89,7 @@ def descent(form: str, lr: float, wd: float, l2: float) -> Any:
 @pytest.mark.parametrize("name", EVERY_LEAF)
 def test_multipliers_by_the_equations(form: str, name: str) -> None:
     """lr by 0.5 and decay by 3: the fixed and the schedule form know no learning rate."""
-    rule = Rule(learning_rate=0.5, weight_decay=3.0)
+    rule = Rule(learning_rate_factor=0.5, weight_decay_factor=3.0)
     params, gradients = sample_params(), sample_gradients(STEPS)
     tx = plain_sgd(weight_decay=DECAY, l2=0.2, decay=form, rules=with_rule(name, rule))
     got, _ = run(tx, params, gradients)
@@ -108,7 +108,7 @@ def test_learning_rate_multiplies_the_step(entry: Entry) -> None:
     """A leaf with its own multiplier moves as under that learning rate, the others as before."""
     params, gradients = sample_params(), sample_gradients(STEPS)
     plain = {"weight_decay": DECAY, "l2": 0.1}
-    tx = entry.make(RATE, rules=with_rule("dense/kernel", Rule(learning_rate=0.25)), **plain)
+    tx = entry.make(RATE, rules=with_rule("dense/kernel", Rule(learning_rate_factor=0.25)), **plain)
     got, _ = run(tx, params, gradients)
     slow, _ = run(entry.make(0.25 * RATE, **plain), params, gradients)
     full, _ = run(entry.make(RATE, **plain), params, gradients)
@@ -126,7 +126,7 @@ def test_learning_rate_multiplies_the_step(entry: Entry) -> None:
 def test_weight_decay_multiplies_the_coefficients(entry: Entry, form: str) -> None:
     """Of decoupled decay, in every form, and of L2, together."""
     params, gradients = sample_params(), sample_gradients(STEPS)
-    rules = with_rule("scale", Rule(weight_decay=2.5))
+    rules = with_rule("scale", Rule(weight_decay_factor=2.5))
     tx = entry.make(RATE, weight_decay=0.1, l2=0.2, decay=form, rules=rules)
     got, _ = run(tx, params, gradients)
     more, _ = run(entry.make(RATE, weight_decay=0.25, l2=0.5, decay=form), params, gradients)
@@ -291,7 +291,7 @@ def test_rules_work_with_amsgrad_under_jit_and_lookahead() -> None:
     rules = parameter_rules(
         {
             "*/bias": Rule(freeze=True),
-            "*/kernel": Rule(learning_rate=0.1),
+            "*/kernel": Rule(learning_rate_factor=0.1),
             "scale": Rule(weight_decay=0.0),
         }
     )
@@ -312,7 +312,7 @@ def test_rules_work_with_amsgrad_under_jit_and_lookahead() -> None:
     assert_close(got["scale"], still["scale"])
 
 
-@pytest.mark.parametrize("rest", [Rule(), Rule(learning_rate=0.5), Rule(freeze=True)])
+@pytest.mark.parametrize("rest", [Rule(), Rule(learning_rate_factor=0.5), Rule(freeze=True)])
 @pytest.mark.parametrize("named", [Rule(freeze=True), Rule(weight_decay=0.0)])
 def test_a_default_is_the_rule_of_the_leaves_that_match_no_pattern(named: Rule, rest: Rule) -> None:
     short = parameter_rules({"*/bias": named}, default=rest)

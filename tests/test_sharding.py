@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import adamw_jax as aj
 from adamw_jax._core.encoded import is_encoded
 from adamw_jax.storage import eight_bit
-from tests.catalogue import Entry, one_step
+from tests.catalogue import Entry, assert_close, one_step
 from tools.small_state_memory import measure
 
 pytestmark = pytest.mark.devices
@@ -209,3 +209,30 @@ def test_what_is_no_sharding_is_refused() -> None:
         aj.state_shardings(optax.adam, params, P("data"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shardings is empty"):
         aj.state_shardings(optax.adam(0.1), {}, {})
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["jit", "shard_map"])
+def test_leaves_join_where_their_parameters_are(params_and_shardings: Any, inside: bool) -> None:
+    """Moments of leaves that thaw are sharded as the parameters, and step as on one device."""
+    sharded, shardings = params_and_shardings
+    tx = aj.adamw(0.1)
+    still = aj.compose(tx, frozen="dense/*")
+    ends = []
+    for params in (sharded, jax.device_put(jax.tree.map(jnp.asarray, sharded), jax.devices()[0])):
+        _, state = jax.jit(still.update)(params, still.init(params), params)
+        state, _ = aj.migrate_state(state, tx, params, thaw=True)
+        step = tx.update
+        if params is sharded:
+            first = state.stages["estimate_moments"].first.moment
+            assert jax.tree.map(lambda m: m.sharding.spec, first) == SPECS
+            if inside:
+                specs = jax.tree.map(lambda x: getattr(x.sharding, "spec", P()), state)
+                mesh = shardings["scale"].mesh
+                places = {"in_specs": (SPECS, specs, SPECS), "out_specs": (SPECS, specs)}
+                step = jax.shard_map(step, mesh=mesh, **places)
+        for _ in range(2):
+            updates, state = jax.jit(step)(params, state, params)
+        ends.append((jax.device_get(updates), int(state.count)))
+    (got, count), (expected, _) = ends
+    assert_close(got, expected)
+    assert count == 3

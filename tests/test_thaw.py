@@ -180,15 +180,90 @@ def test_a_step_is_compiled_once_and_donates() -> None:
     assert step._cache_size() == 1
 
 
+WRAPPERS: dict[str, Any] = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+    "chain": lambda tx: optax.chain(optax.identity(), tx),
+    "quantize_state": lambda tx: aj.quantize_state(tx, min_size=10**6),
+    "stochastic": lambda tx: aj.quantize_state(tx, min_size=10**6, rounding="stochastic"),
+}
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_recipe_in_a_wrapper_thaws_as_without_it(name: str) -> None:
+    """The wrapper keeps its own state."""
+    wrap, tx, start = WRAPPERS[name], aj.adamw(FALL), sample_params()
+    still = wrap(frozen(tx))
+    with jax.numpy_dtype_promotion("standard"):  # for MultiSteps
+        params, state = trained(still, range(BEFORE), start, still.init(start))
+        state, report = aj.migrate_state(state, wrap(tx), params, thaw=True)
+        got, after = trained(wrap(tx), range(BEFORE, STEPS), params, state)
+    assert_close(got, trained(tx, range(BEFORE, STEPS), *thawed(tx))[0])
+    assert not report.dropped
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_codes_of_quantize_state_thaw_as_those_of_storage() -> None:
+    """With real codes, and with codes that a checkpoint without them becomes."""
+    params = {"body": jnp.linspace(-1, 1, 8192), "head": jnp.linspace(1, 2, 8192)}
+    still, tx = aj.compose(aj.adamw(0.1), frozen="body"), aj.adamw(0.1)
+    coded, ends = aj.adamw(0.1, storage="8bit"), []
+    own = aj.compose(coded, frozen="body")
+    for before, after in ((aj.quantize_state(still), aj.quantize_state(tx)), (own, coded)):
+        _, state = before.update(params, before.init(params), params)
+        state, _ = aj.migrate_state(state, after, params, thaw=True)
+        ends.append(after.update(params, state, params)[0])
+    assert_equal(*ends)
+    plain = still.update(params, still.init(params), params)[1]
+    state, _ = aj.migrate_state(plain, aj.quantize_state(tx), params, thaw=True)
+    assert_equal(aj.quantize_state(tx).update(params, state, params)[0]["body"], ends[0]["body"])
+
+
+def parted(tx: Any) -> Any:
+    """Two recipes, for two parts of the parameters."""
+    labels = {"dense": "rest", "scale": "late"}
+    return optax.partition({"rest": tx, "late": tx}, labels)
+
+
+def test_the_way_around_one_filter_for_all_leaves() -> None:
+    """What the error says: two recipes in a partition, of which one begins later."""
+    params, gradients = sample_params(), at(GRADIENTS, 0)
+    tx = aj.create(aj.as_direction(optax.scale_by_lion()), 0.1)
+    before = optax.partition(
+        {"rest": tx, "late": optax.set_to_zero()}, {"dense": "rest", "scale": "late"}
+    )
+    state = before.update(gradients, before.init(params), params)[1]
+    new = parted(tx)
+    inner = new.init(params).inner_states | {"rest": state.inner_states["rest"]}
+    state = new.init(params)._replace(inner_states=inner)
+    updates, state = new.update(gradients, state, params)
+    counts = [int(x.inner_state.count) for x in state.inner_states.values()]
+    assert sorted(counts) == [1, 2]
+    assert float(jnp.abs(updates["scale"])) == pytest.approx(0.1)
+
+
+def test_the_way_around_packing() -> None:
+    """What the error says: unpack, then thaw."""
+    tx, start = aj.adamw(FALL), sample_params()
+    packed = aj.compose(aj.pack_small_leaves(aj.adamw(FALL), 5), frozen=STILL)
+    params, state = trained(packed, range(BEFORE), start, packed.init(start))
+    state = aj.packing.repack_state(state, frozen(tx), params)
+    state, _ = aj.migrate_state(state, tx, params, thaw=True)
+    got, _ = trained(tx, range(BEFORE, STEPS), params, state)
+    assert_close(got, trained(tx, range(BEFORE, STEPS), *thawed(tx))[0])
+
+
 def refusals() -> dict[str, tuple[Any, Any, str]]:
     """What was trained, what shall go on, and what the error names."""
     tx, packed = aj.adamw(0.1), aj.pack_small_leaves(aj.adamw(0.1), 5)
+    adam = aj.create(aj.as_direction(optax.scale_by_adam()), 0.1)
     koala = next(entry for entry in PLAIN if entry.name == "koala_m").make()
     return {
         "koala_m": (frozen(koala), aj.compose(koala), "momentum_filter has scalars for all leaves"),
-        "packed": (aj.compose(packed, frozen=STILL), packed, "pack_small_leaves"),
-        "packed at once": (aj.compose(packed, frozen=SMALL), packed, "pack_small_leaves"),
-        "wrapped": (frozen(tx), optax.MultiSteps(tx, 2), "needs a recipe as tx"),
+        "packed": (aj.compose(packed, frozen=STILL), packed, "repack_state"),
+        "packed at once": (aj.compose(packed, frozen=SMALL), packed, "repack_state"),
+        "foreign": (frozen(adam), adam, "scale_by_adam has scalars for all .* optax.partition"),
+        "several": (parted(tx), parted(tx), "needs one recipe in tx and in saved"),
         "without thaw": (frozen(tx), tx, "give thaw=True"),
         "frozen without thaw": (tx, frozen(tx), "give thaw=True"),
     }

@@ -79,6 +79,29 @@ def test_a_recipe_shows_its_stages_and_options() -> None:
         "  frozen=...,",
         ">",
     ]
+    lines = {
+        "decoupled_decay(weight_decay=0.1, learning_rate=0.1, mask='*/b', form='corrected'),": (
+            aj.adamw(0.1, weight_decay=0.1, mask="*/b", decay="corrected")
+        ),
+        "rectify_variance(threshold=5.0, below='momentum'),": aj.radam(0.1, below="momentum"),
+        "estimate_moments(momentum=0.9, first=heavy_ball(nesterov=True), second=no_moment()),": (
+            aj.sgdw(0.1, nesterov=True)
+        ),
+        "correct_bias(convention='current'),": aj.adam(0.1, bias_correction="current"),
+        "scale_by_learning_rate(learning_rate=0.1, rules=...),": (
+            aj.adam(0.1, rules=aj.parameter_rules({}, aj.Rule()))
+        ),
+        "average_iterates(average_decay=0.999, kind='ema'),": (
+            aj.compose(aj.adam(0.1), aj.average_iterates(kind="ema"))
+        ),
+        "lookahead(slow_step_size=0.5, sync_period=6),": (
+            aj.compose(aj.adam(0.1), aj.lookahead(sync_period=6))
+        ),
+        "precondition(eps=1e-08, eps_hat=True),": aj.adam(0.1, eps_hat=True),
+        "estimate_moments(b1=0.9, b2=0.999, storage=...),": aj.adam(0.1, storage="8bit"),
+    }
+    for line, tx in lines.items():
+        assert line in [one.strip() for one in repr(tx).splitlines()], repr(tx)
     assert repr(aj.precondition()) == "<stage precondition(eps=1e-08): moments -> direction>"
 
 

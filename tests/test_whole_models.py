@@ -103,7 +103,6 @@ OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "micro_square_norms": lambda m: diagnostics.micro_square_norms(stacked(m)),
     "read_probe": lambda m: diagnostics.read_probe(after_a_step(PROBED), m),
     "stationarity_report": lambda m: diagnostics.stationarity_report(loss_fn, m, BATCHES, 0.1),
-    "ParameterRules.factors": lambda m: RULES.factors("weight_decay", m, None).layers,
     "ParameterRules.for_tree": lambda m: RULES.for_tree(m).layers,
     "ParameterRules.frozen": lambda m: RULES.frozen(m).layers,
     "ParameterRules.settings": lambda m: RULES.settings(m)["rule"].layers,

@@ -30,7 +30,7 @@ from adamw_jax._core import masks
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import Hyperparameter
 from adamw_jax._core.foreign import foreign
-from adamw_jax._core.kinds import check_kinds, check_names, share_hyperparams
+from adamw_jax._core.kinds import check_kinds, check_names, check_weights, share_hyperparams
 from adamw_jax._core.passes import Recipe, start, take_step
 from adamw_jax._core.stage import Declared, Spec, Stage, stage_of
 from adamw_jax._core.state import ComposeState
@@ -114,11 +114,13 @@ def compose(
 
     Raises:
       ValueError: the kinds do not fit, two stages with state or hyperparameters have the same name,
+        the average of a schedule-free method would be averaged again,
         or (in ``init``) two Lookaheads have the same parameter.
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     check_kinds(specs)
     check_names(specs)
+    check_weights(specs)
     names, declared = share_hyperparams(specs)
     frozen = _frozen_of(stages, frozen)
     norm_axes = _norm_axes_of(stages, norm_axes)

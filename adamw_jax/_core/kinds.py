@@ -76,6 +76,18 @@ def check_names(specs: tuple[Spec, ...]) -> None:
         seen.add(spec.name)
 
 
+def check_weights(specs: tuple[Spec, ...]) -> None:
+    """Raise if a stage averages parameters that are not the weights to evaluate."""
+    own = [spec.name for spec in specs if spec.weights == "own"]
+    averaged = [spec.name for spec in specs if spec.weights == "averaged"]
+    if own and averaged:
+        raise ValueError(
+            f"with {own[0]} the parameters are not the weights to evaluate, so {averaged[0]} would "
+            f"average something else: leave {averaged[0]} out, eval_params(state, params) gives "
+            f"the weights of {own[0]}."
+        )
+
+
 def twice(name: str) -> str:
     """Make the error text for two stages of one name."""
     return (

@@ -6,8 +6,10 @@ A step checks its arguments and goes through four passes: ``without_frozen``,
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +61,26 @@ class Recipe(NamedTuple):
     sequential: bool | None
 
 
+_STARTED: contextvars.ContextVar[list[Recipe] | None] = contextvars.ContextVar(
+    "started", default=None
+)
+
+
+@contextlib.contextmanager
+def recipes_started() -> Iterator[list[Recipe]]:
+    """Collect the recipes that make a state inside, also under wrappers, outer ones first."""
+    found: list[Recipe] = []
+    token = _STARTED.set(found)
+    try:
+        yield found
+    finally:
+        _STARTED.reset(token)
+
+
 def start(recipe: Recipe, params: Tree) -> ComposeState:
     """Make the state of a recipe."""
+    if (started := _STARTED.get()) is not None:
+        started.append(recipe)
     whole = params = numerics.as_arrays(params)
     for spec in recipe.specs:
         if spec.settings is not None:

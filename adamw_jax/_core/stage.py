@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter
 from adamw_jax._core.encoded import is_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
+from adamw_jax._core.options import full_signature
 
 Tree = Any
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Kind(enum.Enum):
@@ -150,14 +156,21 @@ class Spec(NamedTuple):
     # ``params -> {column: tree of words}``: what it does with each leaf, for ``summary``. ``init``
     # calls it, so that patterns that do not fit the parameters raise there.
     settings: Callable[[Tree], Mapping[str, Tree]] | None = None
+    options: Mapping[str, str] = types.MappingProxyType({})  # set by ``shows_options``
+    weights: str = ""  # "averaged": it averages the parameters, "own": it evaluates other weights
 
     def around(self, apply: Any, init: Any, **changes: Any) -> Spec:
         """Declare a stage that wraps this one and has another state."""
         return self._replace(apply=apply, init=init, write_after_read=None, **changes)
 
     def __str__(self) -> str:
-        """Return the name with the hyperparameters, ``precondition(eps=1e-08)``."""
-        return f"{self.name}({', '.join(map(str, self.hyperparams.values()))})"
+        """Return the name with hyperparameters and options, ``precondition(eps=1e-08)``."""
+        shown = [*map(str, self.hyperparams.values()), *options_shown(self.options)]
+        if self.storage is not None:
+            shown.append("storage=...")
+        if self.partial:
+            shown.append("only=...")
+        return f"{self.name}({', '.join(shown)})"
 
     @property
     def kinds(self) -> str:
@@ -219,6 +232,51 @@ class Stage(Declared):
         return f"<stage {self.spec}: {self.spec.kinds}>"
 
 
+def shows_options(make: Callable[P, T]) -> Callable[P, T]:
+    """Show, in the stage or part that a function makes, the arguments that are not the defaults.
+
+    Hyperparameters are shown anyway. ``repr`` of a recipe prints both.
+    """
+    signature, _ = full_signature(make)
+    known = signature.parameters.values()
+    defaults = {one.name: one.default for one in known if one.default is not one.empty}
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        result = make(*args, **kwargs)
+        declared: Any = result.spec if isinstance(result, Stage) else result
+        if not hasattr(declared, "options"):  # lookahead around another optimizer
+            return result
+        given = signature.bind(*args, **kwargs).arguments
+        values = [hyper.value for hyper in declared.hyperparams.values()]
+        options = {
+            name: shown(given[name])
+            for name, default in defaults.items()
+            if name in given and not any(given[name] is value for value in values)
+            if given[name] is not default and shown(given[name]) != shown(default)
+        }
+        changed = declared._replace(options={**declared.options, **options})
+        return cast(T, stage_of(changed) if isinstance(result, Stage) else changed)
+
+    return made
+
+
+def shown(value: Any) -> str:
+    """Return an option in words; ``...`` for trees, functions and arrays."""
+    if isinstance(value, bool | int | float | str | type(None)):
+        return repr(value)
+    if type(value) is tuple:
+        return f"({', '.join(map(shown, value))})"
+    if isinstance(value, type | np.dtype):
+        return getattr(value, "__name__", str(value))
+    return "..."
+
+
+def options_shown(options: Mapping[str, str]) -> list[str]:
+    """Return ``name=value`` for each option."""
+    return [f"{name}={value}" for name, value in options.items()]
+
+
 RULE = "rule"
 """The column of ``Spec.settings`` that says which rule a leaf has, also if it is frozen."""
 
@@ -239,13 +297,15 @@ def stage(
     elementwise: bool = False,
     reads: str = "",
     settings: Callable[[Tree], Mapping[str, Tree]] | None = None,
+    options: Mapping[str, str] = types.MappingProxyType({}),
+    weights: str = "",
 ) -> Stage:
     """Declare a stage; ``init=None`` if it has no state, see ``Spec`` for the other arguments."""
     declared = hyperparams or {}
     spec = Spec(name, takes, gives, apply, init, declared, needs_params, name in TAILS)
     spec = spec._replace(write_after_read=write_after_read, slopes=slopes, settings=settings)
     spec = spec._replace(reduces=reduces, clips=clips, elementwise=elementwise, reads=reads)
-    return stage_of(spec)
+    return stage_of(spec._replace(options=options, weights=weights))
 
 
 TAILS: set[str] = set()

@@ -6,7 +6,8 @@ from adamw_jax.direction._decay import decoupled_decay, normalized_decay
 from adamw_jax.direction._layer_rates import discriminative_rates, layer_decay
 from adamw_jax.direction._mup import mup
 from adamw_jax.direction._parameter_rms import scale_by_parameter_rms
-from adamw_jax.direction._rules import LeafRules, ParameterRules, Rule, parameter_rules
+from adamw_jax.direction._rule import LeafRules, Rule
+from adamw_jax.direction._rules import ParameterRules, parameter_rules
 from adamw_jax.direction._trust_ratio import scale_by_trust_ratio
 
 __all__ = [

@@ -23,11 +23,12 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, at_least_one, declare
 from adamw_jax._core.gradients import norms_of_leaves, size
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
 
+@shows_options
 def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     """Scale each leaf of the direction down to a root mean square of ``clipping_threshold``.
 

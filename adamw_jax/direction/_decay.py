@@ -6,6 +6,7 @@
     corrected       theta'   = theta - lr_t direction - (lr_t^2 / lr_0) wd theta          (AdamC)
     fixed           theta'   = theta - lr_t direction - wd theta
     proximal        theta'   = (theta - lr_t direction) / (1 + lr_t wd)
+    inside          theta'   = theta - buffer - lr_t wd theta       (the buffer includes lr_t)
 
 theta are the parameters before the step, wd the coefficient, lr_t the learning rate at step t and
 lr_0 its peak. In the form *schedule* the decay follows the shape of the learning-rate schedule but
@@ -24,6 +25,7 @@ never works against the step (Chen et al. 2025, arXiv 2510.12402).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -44,25 +46,22 @@ from adamw_jax._core.declare import (
 )
 from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.record import leafwise
-from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._rules import (
-    Factor,
-    LeafRules,
-    ParameterRules,
-    is_off,
-    product,
-    times,
-)
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax.direction._rule import Factor, LeafRules, Rule, value_at
+from adamw_jax.direction._rules import ParameterRules, rules_of, values_of
 
 Tree = Any
 
 FORMS = ("learning_rate", "schedule", "corrected", "fixed", "proximal")
 OF_PEAK = ("schedule", "corrected")
 """Forms that divide by the peak of the learning rate."""
-SCALED = ("corrected", "proximal")
+SCALED = ("corrected", "proximal", "inside")
 """Forms that multiply by the learning rate themselves."""
+READS_RATE = ("schedule", *SCALED)
+"""Forms that read the learning rate."""
 
 
+@shows_options
 def l2_decay(
     l2: ScalarOrSchedule,
     mask: masks.Mask = None,
@@ -75,7 +74,7 @@ def l2_decay(
     Args:
       l2: coefficient >= 0 of the loss term l2/2 |theta|^2, or a schedule of it.
       mask: which leaves decay, as for ``decoupled_decay``.
-      rules: per-parameter multipliers of the coefficient.
+      rules: per-parameter coefficients.
       rate_name: name of the coefficient for ``set_hyperparams``: ``"l2"``, or ``"weight_decay"`` as
         in LARS.
 
@@ -86,14 +85,13 @@ def l2_decay(
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         check_gradient(gradient, step.params)
 
-        def leaf(factor: Factor, g: jax.Array, p: jax.Array) -> jax.Array:
-            if is_off(factor):
+        def leaf(rate: Factor, g: jax.Array, p: jax.Array) -> jax.Array:
+            if not isinstance(rate, jax.Array):
                 return g
-            rate = times(step[rate_name], factor)
             return lax.add(numerics.widen(g), numerics.scaled(rate, numerics.widen(p)))
 
-        factors = decay_factors(mask, rules, step)
-        return jax.tree.map(leaf, factors, gradient, step.params), state
+        rates = decay_rates(mask, rules, step, rate_name)
+        return jax.tree.map(leaf, rates, gradient, step.params), state
 
     return stage(
         "l2_decay",
@@ -106,6 +104,7 @@ def l2_decay(
     )
 
 
+@shows_options
 def decoupled_decay(
     weight_decay: ScalarOrSchedule,
     mask: masks.Mask = None,
@@ -123,13 +122,13 @@ def decoupled_decay(
       mask: which leaves decay: a tree of bools, a function of the parameters, or a pattern on leaf
         names such as ``"*/kernel"``; None for all. The other leaves take the step without decay.
       form: ``"learning_rate"`` (put the stage before the learning rate), or ``"schedule"``,
-        ``"corrected"``, ``"fixed"`` or ``"proximal"`` (put it after the learning rate); the
-        equations are above.
+        ``"corrected"``, ``"fixed"``, ``"proximal"`` or ``"inside"`` (put it after the learning
+        rate); the equations are above.
       learning_rate: the recipe's learning rate, needed by all forms but the first and ``"fixed"``.
       base_learning_rate: the peak lr_0 by which the two forms divide that have it, > 0. Needed if
         ``learning_rate`` is a schedule or an array (as from ``optax.inject_hyperparams``); a number
         is its own peak.
-      rules: per-parameter multipliers of the coefficient.
+      rules: per-parameter coefficients, and learning rates for the forms that read it.
       cautious: decay only elements that have the sign of the direction, which moves them towards 0,
         or whose direction is 0. For complex elements: if the real part of conj(direction) theta is
         not negative.
@@ -138,35 +137,35 @@ def decoupled_decay(
       A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
       needs the parameters.
     """
-    one_of("form", form, FORMS)
+    one_of("form", form, (*FORMS, "inside"))
     switch("cautious", cautious)
+    reads_rate = form in READS_RATE
     declared = declare(weight_decay=nonnegative(weight_decay))
-    declared |= decay_hyperparams(rules, with_learning_rate=form in SCALED)
-    if form in (*OF_PEAK, "proximal"):
+    declared |= decay_hyperparams(rules, with_learning_rate=reads_rate)
+    if reads_rate:
         if learning_rate is None:
             raise ValueError(f"form={form!r} needs learning_rate: give that of the recipe.")
         declared |= declare(learning_rate=length(learning_rate))
-    base = _base(form, learning_rate, base_learning_rate) if form in OF_PEAK else None
+    base = _base(form, learning_rate, base_learning_rate, rules) if form in OF_PEAK else None
     late = form != "learning_rate"
 
-    def coefficient(step: Step) -> jax.Array:
-        rate = step["weight_decay"]
+    def rates_of(step: Step) -> Tree:
+        """Return the coefficient of each leaf with the learning rate in it."""
+        rates = decay_rates(mask, rules, step)
         if base is not None:
-            rate = rate * step["learning_rate"] / numerics.nonzero(numerics.scalar(base))
+            rates = jax.tree.map(_multiplied, rates, _shares_of_peak(rules, base, step))
         if form in SCALED:
-            rate = rate * step["learning_rate"]
-        return rate
+            lengths = values_of(rules, "learning_rate", step, step.params)
+            rates = jax.tree.map(_multiplied, rates, lengths)
+        return rates
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        rate = coefficient(step)
-        skipped = step.facts.skip_step
-        if skipped is not None:  # no decay in a step that rectify_variance skips
-            rate = jax.tree.map(lambda s: lax.select(s, jnp.zeros_like(rate), rate), skipped)
-
-        def leaf(factor: Factor, rate: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            if is_off(factor):
+        def leaf(decay: Factor, skipped: Any, u: jax.Array, p: jax.Array) -> jax.Array:
+            if not isinstance(decay, jax.Array):
                 return u
-            wide, decay = numerics.widen(u), times(rate, factor)
+            if skipped is not False:  # no decay in a step that rectify_variance skips
+                decay = lax.select(skipped, jnp.zeros_like(decay), decay)
+            wide = numerics.widen(u)
             decayed = (lax.sub if late else lax.add)(
                 wide, numerics.scaled(decay, numerics.widen(p))
             )
@@ -178,8 +177,8 @@ def decoupled_decay(
             agree = numerics.agreement(u, p)  # an update is minus a direction
             return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
-        factors = decay_factors(mask, rules, step, with_learning_rate=form in SCALED)
-        return jax.tree.map(leaf, factors, leafwise(rate, flow), flow, step.params), state
+        skipped = False if step.facts.skip_step is None else step.facts.skip_step
+        return jax.tree.map(leaf, rates_of(step), leafwise(skipped, flow), flow, step.params), state
 
     kind = Kind.UPDATE if late else Kind.DIRECTION
     return stage(
@@ -211,7 +210,14 @@ def normalized_decay(norm: float, updates: float) -> float:
     return number("norm", norm, least=0) / math.sqrt(number("updates", updates, above=0))
 
 
-def _base(form: str, learning_rate: Any, base: float | None) -> Any:
+def _base(form: str, learning_rate: Any, base: float | None, rules: ParameterRules | None) -> Any:
+    """Return the peak of the learning rate; check that it is known, also for each rule."""
+    for rule in () if rules is None else rules.all:
+        if callable(rule.learning_rate) and rule.base_learning_rate is None:
+            raise ValueError(
+                f'decay="{form}" divides the learning-rate schedule of a rule by its peak: give '
+                f"the peak as base_learning_rate to {rule}."
+            )
     if base is not None:
         if callable(base):
             raise TypeError(f"base_learning_rate must be a number, not the schedule {base!r}.")
@@ -231,25 +237,45 @@ def _base(form: str, learning_rate: Any, base: float | None) -> Any:
     return learning_rate
 
 
-def decay_factors(
-    mask: masks.Mask, rules: ParameterRules | None, step: Step, with_learning_rate: bool = False
-) -> Tree:
-    """Return the factor on the decay coefficient of each leaf; the number 0 if it does not decay.
+def _shares_of_peak(rules: ParameterRules | None, base: Any, step: Step) -> Tree:
+    """Return the learning rate of each leaf without multipliers, as a share of its peak."""
 
-    A stage that calls this declares ``decay_hyperparams`` and ``decay_settings``.
+    @functools.cache  # once for all leaves
+    def share(rule: Rule | None) -> jax.Array:
+        if rule is None:
+            return step["learning_rate"] / numerics.nonzero(numerics.scalar(base))
+        peak = rule.learning_rate if rule.base_learning_rate is None else rule.base_learning_rate
+        now = numerics.scalar(value_at(rule, "learning_rate", step))
+        return now / numerics.nonzero(numerics.scalar(peak))
+
+    found = rules_of(rules, step.params)
+    return jax.tree.map(lambda leaf: share(leaf.own("learning_rate")), found)
+
+
+def _multiplied(rate: Factor, other: Factor) -> Factor:
+    """Return the product; the number 0 wins."""
+    if not isinstance(rate, jax.Array) or not isinstance(other, jax.Array):
+        return 0.0
+    return lax.mul(*jnp.broadcast_arrays(rate, other))
+
+
+def decay_rates(
+    mask: masks.Mask, rules: ParameterRules | None, step: Step, name: str = "weight_decay"
+) -> Tree:
+    """Return the coefficient of each leaf; the number 0 if it does not decay.
+
+    A stage that calls this declares ``decay_hyperparams`` and ``decay_settings``. ``name`` is that
+    of the coefficient in the stage.
     """
     chosen = masks.resolve(mask, step.params, "mask")
-    if rules is None:
-        return jax.tree.map(float, chosen)
-    fields = ("weight_decay", *(("learning_rate",) if with_learning_rate else ()))
-    factors = [rules.factors(field, step.params, step) for field in fields]
-    return jax.tree.map(lambda use, *each: product([*each]) if use else 0.0, chosen, *factors)
+    rates = values_of(rules, "weight_decay", step, step.params, name)
+    return jax.tree.map(lambda use, rate: rate if use else 0.0, chosen, rates)
 
 
 def decay_hyperparams(
     rules: ParameterRules | None, with_learning_rate: bool = False
 ) -> dict[str, Hyperparameter]:
-    """Return the hyperparameters of the live groups that ``decay_factors`` reads."""
+    """Return the hyperparameters of the live groups that a stage with ``decay_rates`` reads."""
     if rules is None:
         return {}
     return rules.declared("weight_decay") | (
@@ -268,10 +294,12 @@ def decay_settings(
             return {column: jax.tree.map(lambda use: "yes" if use else "no", found)}
 
         def words(use: bool, leaf: LeafRules) -> str:
-            factor = leaf.shown("weight_decay")
-            if not use or factor == "0":
+            shown = leaf.shown("weight_decay")
+            if not use or shown == "0":
                 return "no"
-            return "yes" if factor == "1" else f"yes, x {factor}"
+            if leaf.own("weight_decay"):
+                return shown
+            return "yes" if shown == "1" else f"yes, x {shown}"
 
         return {column: jax.tree.map(words, found, rules.for_tree(params))}
 

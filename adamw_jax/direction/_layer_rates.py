@@ -4,7 +4,7 @@
     discriminative_rates    low^(1 - s) high^s     s = l / (L - 1), as a share of high
 
 >>> layer_decay(0.5, ["embed/*", "blocks/0/*", "blocks/1/*"]).tables[0].rules["embed/*"]
-Rule(learning_rate=0.125, weight_decay=1.0, freeze=False, name=None)
+Rule(learning_rate_factor=0.125)
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import number
-from adamw_jax.direction._rules import ParameterRules, Rule, parameter_rules
+from adamw_jax.direction._rule import Rule
+from adamw_jax.direction._rules import ParameterRules, parameter_rules
 
 Tree = Any
 Groups = str | Sequence[str | Sequence[str]]
@@ -32,8 +33,8 @@ def layer_decay(
 
     The last layer in ``layers`` has the multiplier ``rate``, the first ``rate ** len(layers)``.
     Parameters that match no pattern (the head, the last norm) have 1. This is the convention of
-    BEiT and timm, where the embedding is a layer below the first block. ELECTRA has one power more
-    in all layers.
+    BEiT, where the embedding is a layer below the first block. timm counts the last norm with the
+    last block: ``("blocks/11/*", "norm/*")``. ELECTRA has one power more in all layers.
 
     Args:
       rate: multiplier per layer, in (0, 1]; 0.65 to 0.9 are usual for fine-tuning.
@@ -57,7 +58,7 @@ def layer_decay(
     for group, depth in reversed([*zip(groups, depths, strict=True)]):
         one = tuple(rate ** (above + i) for i in range(depth or 1, 0, -1))
         above += depth or 1
-        table = dict.fromkeys(group, Rule(one if depth else one[0])) | table
+        table = dict.fromkeys(group, Rule(learning_rate_factor=one if depth else one[0])) | table
     return parameter_rules(table, Rule())
 
 
@@ -94,7 +95,9 @@ def discriminative_rates(
         share = number("low", low, above=0, most=high) / high
         factors = [share ** ((last - i) / max(last, 1)) for i in range(len(found))]
     pairs = zip(found, factors, strict=True)
-    return parameter_rules({p: Rule(factor) for group, factor in pairs for p in group})
+    return parameter_rules(
+        {p: Rule(learning_rate_factor=factor) for group, factor in pairs for p in group}
+    )
 
 
 def _depth(group: tuple[str, ...], params: Tree, stacked: masks.Mask) -> int:

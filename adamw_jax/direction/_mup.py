@@ -12,7 +12,7 @@ Multipliers of the learning rate, with r the width of an axis divided by its wid
 >>> import jax.numpy as jnp
 >>> base, wide = {"hidden": jnp.ones((64, 64))}, {"hidden": jnp.ones((256, 256))}
 >>> mup(wide, base).tables[0].rules["hidden"]
-Rule(learning_rate=0.25, weight_decay=4.0, freeze=False, name=None)
+Rule(learning_rate_factor=0.25, weight_decay_factor=4.0)
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of, switch
-from adamw_jax.direction._rules import ParameterRules, Rule, parameter_rules
+from adamw_jax.direction._rule import Rule
+from adamw_jax.direction._rules import ParameterRules, parameter_rules
 
 Tree = Any
 
@@ -94,7 +95,7 @@ def mup(
         ratios = _ratios(name, np.shape(leaf)[own:], np.shape(base[name])[own:])
         rate = _multiplier(ratios if layout == "in_out" else ratios[::-1], optimizer)
         decay = 1.0 / rate if decay_follows_rate else 1.0
-        table[glob.escape(name)] = Rule(rate, decay)
+        table[glob.escape(name)] = Rule(learning_rate_factor=rate, weight_decay_factor=decay)
     return parameter_rules(table)
 
 

@@ -21,12 +21,13 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction._clip_by_rms import rms_of_leaves
 
 Tree = Any
 
 
+@shows_options
 def scale_by_parameter_rms(
     min_scale: ScalarOrSchedule = 1e-3, max_scale: ScalarOrSchedule | None = None
 ) -> Stage:

@@ -26,9 +26,10 @@ from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient, norms_of_leaves
-from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._decay import decay_factors, decay_hyperparams, decay_settings
-from adamw_jax.direction._rules import Factor, ParameterRules, is_off, times
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax.direction._decay import decay_hyperparams, decay_rates, decay_settings
+from adamw_jax.direction._rule import Factor
+from adamw_jax.direction._rules import ParameterRules
 
 Tree = Any
 
@@ -39,6 +40,7 @@ class RatioOfGradientState(NamedTuple):
     """Marks a state, without an array, whose moments are of gradients scaled by trust ratios."""
 
 
+@shows_options
 def scale_by_trust_ratio(
     trust_coefficient: ScalarOrSchedule | None = 1.0,
     eps: ScalarOrSchedule | None = 0.0,
@@ -57,8 +59,8 @@ def scale_by_trust_ratio(
     """Scale each leaf by the ratio of its parameter's norm to its own norm.
 
     Norms are Euclidean, over the whole leaf, in float32 at least, and of |x| for complex leaves.
-    Put a decay that shall be scaled before this stage. Put ``scale_by_rules`` and the learning rate
-    after it, because the ratio would cancel them.
+    Put a decay that shall be scaled before this stage. Put the learning rate after it, because the
+    ratio would cancel it.
 
     Args:
       trust_coefficient: factor on the ratio, > 0, or a schedule of it: 1 in LAMB, 1e-3 in LARS;
@@ -124,11 +126,11 @@ def scale_by_trust_ratio(
         one = jnp.ones([], numerics.default_float())
 
         def leaf(
-            scale: bool, factor: Factor, u: jax.Array, p: jax.Array, length: Any, weight: Any
+            scale: bool, decay: Factor, u: jax.Array, p: jax.Array, length: Any, weight: Any
         ) -> Any:
-            if not scale and is_off(factor):
+            rate = None if not isinstance(decay, jax.Array) else decay
+            if not scale and rate is None:
                 return u, one
-            rate = None if is_off(factor) else times(step["weight_decay"], factor)
             decayed = numerics.widen(u)
             if rate is not None:
                 decayed = lax.add(decayed, numerics.scaled(rate, numerics.widen(p)))
@@ -140,16 +142,16 @@ def scale_by_trust_ratio(
             return numerics.scaled(found, decayed), found
 
         scaled = masks.resolve(mask, step.params, "mask")
-        factors = jax.tree.map(lambda _: 0.0, scaled)
+        decays = jax.tree.map(lambda _: 0.0, scaled)
         if weight_decay is not None:
-            factors = decay_factors(weight_decay_mask, rules, step)
+            decays = decay_rates(weight_decay_mask, rules, step)
         some, theirs = (
             jax.tree.map(lambda scale, x: x if scale else None, scaled, tree)
             for tree in (flow, step.params)
         )
         lengths = norms_of_leaves(some, plain=step.in_sequence)
         weights = norms_of_leaves(theirs)
-        both = jax.tree.map(leaf, scaled, factors, flow, step.params, lengths, weights)
+        both = jax.tree.map(leaf, scaled, decays, flow, step.params, lengths, weights)
         moved, ratios = (jax.tree.map(lambda _, x, i=i: x[i], scaled, both) for i in (0, 1))
         step.facts.leaf_scalars = masks.show(ratios, scaled)
         return moved, state

@@ -28,13 +28,14 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, length, nonnegative
 from adamw_jax._core.gradients import norm_of_tree, norms_of_leaves
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
 _FLOOR = 1e-10
 
 
+@shows_options
 def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8) -> Stage:
     """Scale the gradient down to a norm of at most ``max_grad_norm``.
 
@@ -58,6 +59,7 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
     )
 
 
+@shows_options
 def clip_step(
     learning_rate: ScalarOrSchedule, max_step: ScalarOrSchedule, *, per_leaf: bool = False
 ) -> Stage:
@@ -118,6 +120,7 @@ def clip_elements(limit: ScalarOrSchedule) -> Stage:
     )
 
 
+@shows_options
 def normalize(*, per_leaf: bool = False) -> Stage:
     """Scale the direction to a norm of 1 over all parameters.
 

@@ -34,7 +34,7 @@ from adamw_jax._core.gradients import (
     norms_of_groups,
     square_norm_of_tree,
 )
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage
+from adamw_jax._core.stage import Kind, Stage, Step, increment, shows_options, stage
 
 Tree = Any
 
@@ -52,6 +52,7 @@ class PercentileClippingState(NamedTuple):
     seen: jax.Array
 
 
+@shows_options
 def percentile_clipping(
     percentile: float = 5, history: int = 100, *, whole_tree: bool = False
 ) -> Stage:

@@ -28,7 +28,7 @@ from adamw_jax._core.declare import (
 )
 from adamw_jax._core.gradients import check_floating, check_gradient, norms_of_leaves
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -45,6 +45,7 @@ class VarianceReductionState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def variance_reduction(
     gamma: ScalarOrSchedule = 0.025,
     b1: ScalarOrSchedule = 0.95,

@@ -20,7 +20,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.record import Moments, emptied
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -53,6 +53,7 @@ class CorrectedMaximumState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
     """Replace the second moment by the largest one so far, element by element.
 

@@ -2,8 +2,9 @@
 
     m' = b1 m + (1 - b1) u;   u <- m'             with bias correction u <- m' / W
 
-W is the sum of the weights. In Adam the momentum of the gradients is divided; here the momentum
-is of divided gradients, so one huge gradient has no more weight than any other.
+W is the sum of the weights. A step that ``rectify_variance`` skips does not count. In Adam the
+momentum of the gradients is divided; here the momentum is of divided gradients, so one huge
+gradient has no more weight than any other.
 
 >>> average_directions(0.9).spec.kinds
 'direction -> direction'
@@ -11,17 +12,19 @@ is of divided gradients, so one huge gradient has no more weight than any other.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_floating, check_gradient
-from adamw_jax._core.record import Clock, divided
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.record import Clock, divided, leafwise
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -41,6 +44,7 @@ class AverageDirectionsState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def average_directions(
     b1: ScalarOrSchedule = 0.9, *, correct: bool = True, dtype: Any = None
 ) -> Stage:
@@ -69,8 +73,11 @@ def average_directions(
         clock = None if state.clock is None else state.clock.tick(b1)
         rest = jnp.ones([], b1.dtype) - b1
         moved = jax.tree.map(lambda m, u: numerics.mixed(b1, m, rest, u), state.average, direction)
-        state = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
-        return moved if clock is None else divided(moved, clock.weight_sum), state
+        new = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
+        moved = moved if clock is None else divided(moved, clock.weight_sum)
+        if step.facts.skip_step is None:
+            return moved, new
+        return _unless_skipped(step.facts.skip_step, moved, new, state)
 
     return stage(
         "average_directions",
@@ -80,3 +87,19 @@ def average_directions(
         init=init,
         hyperparams=declare(b1=decay_rate(b1)),
     )
+
+
+def _unless_skipped(
+    skip: Tree, moved: Tree, new: AverageDirectionsState, old: AverageDirectionsState
+) -> tuple[Tree, AverageDirectionsState]:
+    """Leave a skipped step out of the average, and do not move in it."""
+    skips = leafwise(skip, moved)
+    every = functools.reduce(lax.bitwise_and, jax.tree.leaves(skips), jnp.asarray(True))
+
+    def kept(skip: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+        return lax.select(jnp.broadcast_to(skip, jnp.shape(after)), before, after)
+
+    clock = jax.tree.map(functools.partial(kept, every), old.clock, new.clock)
+    average = jax.tree.map(kept, skips, old.average, new.average)
+    zeros = jax.tree.map(jnp.zeros_like, moved)
+    return jax.tree.map(kept, skips, zeros, moved), AverageDirectionsState(average, clock)

@@ -22,12 +22,13 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax._core.record import Clock
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, average
 
 Tree = Any
 
 
+@shows_options
 def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -> Part:
     """Average gradients, ``m' = b1 m + (1 - b1) g``.
 
@@ -68,6 +69,7 @@ class SquaresState(NamedTuple):
     moment = property(operator.itemgetter(0))
 
 
+@shows_options
 def ema_of_squares(
     b2: ScalarOrSchedule = 0.999,
     *,
@@ -123,6 +125,7 @@ class SquaredMomentumState(NamedTuple):
     moment = property(operator.itemgetter(0))
 
 
+@shows_options
 def ema_of_squared_momentum(
     b2: ScalarOrSchedule = 0.999, *, dtype: Any = None, storage: Any = None
 ) -> Part:
@@ -183,6 +186,7 @@ class FlooredSquaresState(NamedTuple):
     moment = property(operator.itemgetter(0))
 
 
+@shows_options
 def ema_of_centered_squares(
     b2: ScalarOrSchedule = 0.999,
     eps_root: ScalarOrSchedule = 1e-16,

@@ -22,13 +22,14 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.record import Moments, Reading
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
 CONVENTIONS = ("exact", "current")
 
 
+@shows_options
 def correct_bias(convention: str = "exact", *, first: bool = True, second: bool = True) -> Stage:
     """Divide the moments by the sum of their weights.
 

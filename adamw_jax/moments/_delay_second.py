@@ -23,13 +23,14 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.record import Clock, Moments
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
 NUMERATORS = ("gradient", "momentum")
 
 
+@shows_options
 def delay_second(
     numerator: str = "gradient", *, corrected_by: str = "prior", first: str = "numerator"
 ) -> Stage:

@@ -127,6 +127,12 @@ def estimate_moments(
         value = after(state.second.moment, known)
         return state._replace(second=with_moment(state.second, value))
 
+    shown = {
+        name: str(part)
+        for name, part, plain in (("first", first, "ema()"), ("second", second, "ema_of_squares()"))
+        if str(part) != plain
+    }
+    shown |= {} if restart_period is None else {"restart_period": str(restart_period)}
     made = stage(
         "estimate_moments",
         Kind.GRADIENT,
@@ -136,6 +142,7 @@ def estimate_moments(
         hyperparams=_joined(first, second),
         elementwise=first.elementwise and second.elementwise,
         write_after_read=write_after_read,
+        options=shown,
     )
     parts = {"first": first, "second": second}
     formats = {name: part.storage for name, part in parts.items() if part.storage is not None}

@@ -35,7 +35,7 @@ from adamw_jax._core.declare import (
 )
 from adamw_jax._core.gradients import check_gradient, check_uncut
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step, increment
+from adamw_jax._core.stage import Step, increment, shows_options
 from adamw_jax.moments._factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments._parts import Part
 
@@ -60,6 +60,7 @@ class FactoredSquaresState(NamedTuple):
     steps: jax.Array
 
 
+@shows_options
 def factored_squares(
     decay_rate: ScalarOrSchedule = 0.8,
     eps: ScalarOrSchedule | None = 1e-30,

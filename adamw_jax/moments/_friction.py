@@ -21,7 +21,7 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.record import Moments, emptied
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -41,6 +41,7 @@ class FrictionState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
     """Multiply the direction by a sigmoid of the gradient's change, element by element.
 

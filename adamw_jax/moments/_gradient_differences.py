@@ -25,7 +25,7 @@ from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare
 from adamw_jax._core.record import Clock, Reading, divided
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, started, zeros
 
 Tree = Any
@@ -51,6 +51,7 @@ class DifferencesState(NamedTuple):
     momenta = ("average", "difference", "clock", "difference_clock")
 
 
+@shows_options
 def gradient_differences(
     b1: ScalarOrSchedule = 0.98,
     b2: ScalarOrSchedule = 0.92,

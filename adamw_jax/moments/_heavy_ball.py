@@ -21,7 +21,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any
@@ -40,6 +40,7 @@ class HeavyBallState(NamedTuple):
     momenta = ("buffer",)
 
 
+@shows_options
 def heavy_ball(
     momentum: ScalarOrSchedule = 0.9,
     *,

@@ -19,7 +19,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any
@@ -37,6 +37,7 @@ class InfinityNormState(NamedTuple):
     moment = property(operator.itemgetter(0))
 
 
+@shows_options
 def infinity_norm(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 0.0,

@@ -27,19 +27,19 @@ from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.options import Option, filled
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_settings
 from adamw_jax.moments._loss_measurement import (
     FilterOptions,
     Gains,
     Layers,
-    decay_shares,
     declare_decay,
     declare_noise,
     gains,
     measured,
     noise_after,
+    rates_or_none,
     start_value,
 )
 
@@ -82,10 +82,11 @@ class LossFilterOptions(FilterOptions, total=False):
     ]
 
 
+@shows_options
 def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilterOptions]) -> Stage:
     """Make the stage of ``koala_v``. Arguments as for ``koala_v``.
 
-    Only the multipliers of the decay are read from ``rules``.
+    Only the decay is read from ``rules``.
 
     Returns:
       A stage *gradient -> direction* with two scalars of state. Its ``update`` needs ``value``, the
@@ -110,8 +111,8 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
         measurement = measured("koala_v", step.extra, step["target"])
         variance = state.variance + step["q"]
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(o.mask, rules, step)
-        found = gains(gradient, shares, step, measurement, variance, noise, layers)
+        rates = rates_or_none(o.mask, rules, step)
+        found = gains(gradient, rates, step, measurement, variance, noise, layers)
         return LossFilterState(variance, noise), found
 
     def apply(gradient: Tree, state: LossFilterState, step: Step) -> tuple[Tree, LossFilterState]:

@@ -41,8 +41,7 @@ from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option
 from adamw_jax._core.stage import Step
 from adamw_jax.direction import ParameterRules
-from adamw_jax.direction._decay import decay_factors, decay_hyperparams
-from adamw_jax.direction._rules import is_off, times
+from adamw_jax.direction._decay import decay_hyperparams, decay_rates
 
 Tree = Any
 
@@ -193,7 +192,7 @@ def start_value(**named: Ranged) -> Any:
 def declare_decay(
     weight_decay: ScalarOrSchedule | None, mask: Any, rules: ParameterRules | None
 ) -> dict[str, Hyperparameter]:
-    """Declare the decay coefficient, if there is one, and what ``decay_shares`` reads."""
+    """Declare the decay coefficient, if there is one, and what ``rates_or_none`` reads."""
     if weight_decay is not None:
         return declare(weight_decay=nonnegative(weight_decay)) | decay_hyperparams(rules)
     if mask is not None:
@@ -204,16 +203,16 @@ def declare_decay(
     return {}
 
 
-def decay_shares(mask: masks.Mask, rules: ParameterRules | None, step: Step) -> Tree | None:
-    """Return the factor on the decay coefficient of each leaf, or None without decay."""
+def rates_or_none(mask: masks.Mask, rules: ParameterRules | None, step: Step) -> Tree | None:
+    """Return the decay coefficient of each leaf, or None without decay."""
     if "weight_decay" not in step.values:
         return None
-    return decay_factors(mask, rules, step)
+    return decay_rates(mask, rules, step)
 
 
 def gains(
     gradient: Tree,
-    shares: Tree | None,
+    rates: Tree | None,
     step: Step,
     measurement: Measurement,
     variance: jax.Array,
@@ -224,15 +223,15 @@ def gains(
     leaves, structure = jax.tree.flatten(gradient)
     layered = structure.flatten_up_to(_layered(layers.stacked, gradient))
     nothing = [None] * len(leaves)
-    params = nothing if shares is None else structure.flatten_up_to(step.params)
-    factors = nothing if shares is None else structure.flatten_up_to(shares)
+    params = nothing if rates is None else structure.flatten_up_to(step.params)
+    decays = [0.0] * len(leaves) if rates is None else structure.flatten_up_to(rates)
     zero = jnp.zeros([], numerics.default_float())
     errors, sizes = [], []
-    for g, p, share, own in zip(leaves, params, factors, layered, strict=True):
+    for g, p, rate, own in zip(leaves, params, decays, layered, strict=True):
         error, decay = numerics.widen(g), zero
         size = square = _square(error, own)
-        if share is not None and not is_off(share):
-            rate, wide = times(step["weight_decay"], share), numerics.widen(jnp.asarray(p))
+        if isinstance(rate, jax.Array):
+            wide = numerics.widen(jnp.asarray(p))
             error = lax.add(error, numerics.scaled(rate, wide))
             decay = 0.5 * rate * _square(wide, own)
             square = _square(error, own)

@@ -28,20 +28,20 @@ from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction, length,
 from adamw_jax._core.gradients import check_floating, check_gradient, size, square_norm_of_tree
 from adamw_jax._core.options import Option, filled
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_settings
-from adamw_jax.direction._rules import times
+from adamw_jax.direction._rules import values_of
 from adamw_jax.moments._loss_measurement import (
     FilterOptions,
     Gains,
     Layers,
-    decay_shares,
     declare_decay,
     declare_noise,
     gains,
     measured,
     noise_after,
+    rates_or_none,
     start_value,
 )
 from adamw_jax.moments._parts import zeros
@@ -144,6 +144,7 @@ class MomentumFilterOptions(FilterOptions, total=False):
     ]
 
 
+@shows_options
 def momentum_filter(
     learning_rate: ScalarOrSchedule = 1.0,
     rules: ParameterRules | None = None,
@@ -153,8 +154,8 @@ def momentum_filter(
     """Make the stage of ``koala_m``. Arguments as for ``koala_m``.
 
     ``dtype`` is the storage dtype of velocity and average, None for float32 (float64 under x64).
-    The stage applies the learning rate itself, because the velocity includes it. It reads the
-    multipliers of ``rules``; to freeze leaves use ``compose(frozen=...)``.
+    The stage applies the learning rate itself, because the velocity includes it. It reads
+    the learning rates and decays of ``rules``; to freeze leaves use ``compose(frozen=...)``.
 
     Returns:
       A stage *gradient -> update* with two values of state per parameter. Its ``update`` needs the
@@ -211,18 +212,16 @@ def momentum_filter(
         drift = lax.select(jnp.isinf(drift), state.drift, drift)
         covariance = state.covariance.predicted(step["kappa"], drift, step["qv"])
         noise = noise_after(state.noise, measurement, step)
-        shares = decay_shares(o.mask, rules, step)
-        found = gains(gradient, shares, step, measurement, covariance.parameter, noise, layers)
+        rates = rates_or_none(o.mask, rules, step)
+        found = gains(gradient, rates, step, measurement, covariance.parameter, noise, layers)
         return MomentumFilterState(covariance, drift, noise, velocity, average), params, found
 
     def apply(
         gradient: Tree, state: MomentumFilterState, step: Step
     ) -> tuple[Tree, MomentumFilterState]:
         (covariance, drift, noise, velocity, average), params, found = read(gradient, state, step)
-        pull = jax.tree.map(lambda gain: step["learning_rate"] * gain, found.gain)
-        if rules is not None:
-            rates = rules.factors("learning_rate", step.params, step)
-            pull = jax.tree.map(times, pull, rates)
+        rates = values_of(rules, "learning_rate", step, step.params)
+        pull = jax.tree.map(_times, rates, found.gain)
 
         def moved(x: jax.Array, error: jax.Array) -> jax.Array:
             return numerics.scaled(covariance.parameter * x, error)
@@ -276,7 +275,12 @@ def momentum_filter(
         needs_params=True,
         slopes=Slopes(slopes, needs_loss=True),
         settings=settings,
+        weights="own",
     )
+
+
+def _times(rate: Any, gain: jax.Array) -> jax.Array:
+    return jnp.zeros_like(gain) if not isinstance(rate, jax.Array) else numerics.scaled(rate, gain)
 
 
 def _towards(share: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
 from adamw_jax._core.record import Moments, divided, emptied
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
@@ -41,6 +41,7 @@ class NesterovState(NamedTuple):
     restarts = True
 
 
+@shows_options
 def nesterov(momentum_decay: ScalarOrSchedule | None = None) -> Stage:
     """Replace the first moment by its bias-corrected value one step ahead.
 

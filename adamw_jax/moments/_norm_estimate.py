@@ -30,7 +30,7 @@ from adamw_jax._core.gradients import (
     norm_of_tree,
     square_norm_of_tree,
 )
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
 
 Tree = Any
 
@@ -46,6 +46,7 @@ class NormEstimateState(NamedTuple):
     square: jax.Array
 
 
+@shows_options
 def scale_by_norm_estimate(
     beta: ScalarOrSchedule = 0.9, floor: ScalarOrSchedule = 1e-3, use_previous: bool = True
 ) -> Stage:

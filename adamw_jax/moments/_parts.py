@@ -10,6 +10,7 @@ work on them.
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter, storage_dtype
 from adamw_jax._core.record import Clock, Reading
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, options_shown
 
 Tree = Any
 
@@ -46,6 +47,7 @@ class Part(NamedTuple):
       elementwise: whether an element of its state and of its moment depends only on the same
         element of the gradient and the state, in the same way for all leaves. Only then is it
         packed (``pack_small_leaves``).
+      options: its other arguments that are not the defaults, in words, set by ``shows_options``.
     """
 
     name: str
@@ -59,6 +61,11 @@ class Part(NamedTuple):
     kind: type | None = None
     storage: Any = None
     elementwise: bool = False
+    options: Mapping[str, str] = types.MappingProxyType({})
+
+    def __str__(self) -> str:
+        """Return the name with the options, ``heavy_ball(nesterov=True)``."""
+        return f"{self.name}({', '.join(options_shown(self.options))})"
 
 
 class AverageState(NamedTuple):

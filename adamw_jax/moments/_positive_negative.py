@@ -23,7 +23,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, real
 from adamw_jax._core.record import Clock, Reading
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any
@@ -47,6 +47,7 @@ class PositiveNegativeState(NamedTuple):
     momenta = ("average", "other", "clock")
 
 
+@shows_options
 def positive_negative(
     b1: ScalarOrSchedule = 0.9,
     b0: ScalarOrSchedule = 1.0,

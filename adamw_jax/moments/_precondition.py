@@ -22,11 +22,12 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import number, one_of
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
 from adamw_jax._core.record import Moments, Reading, leafwise
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 Tree = Any
 
 
+@shows_options
 def precondition(
     eps: ScalarOrSchedule | None = 1e-8,
     eps_root: ScalarOrSchedule | None = None,

@@ -20,12 +20,13 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, up_to_half
 from adamw_jax._core.record import Moments
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._precondition import factors, numerator, quotient, times, where_adaptive
 
 Tree = Any
 
 
+@shows_options
 def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedule = 1e-8) -> Stage:
     """Divide the first moment by a power of the root of the second.
 

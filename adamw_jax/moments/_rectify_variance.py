@@ -23,11 +23,12 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
 from adamw_jax._core.record import Moments
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 
 FALLBACKS = ("skip", "decay", "momentum")
 
 
+@shows_options
 def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") -> Stage:
     """Scale the direction by the rectifier r_t once the average is long enough.
 

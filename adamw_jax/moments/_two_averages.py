@@ -22,7 +22,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax._core.record import Clock, Reading
-from adamw_jax._core.stage import Step
+from adamw_jax._core.stage import Step, shows_options
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any
@@ -44,6 +44,7 @@ class TwoAveragesState(NamedTuple):
     momenta = ("fast", "slow", "clock")
 
 
+@shows_options
 def two_averages(
     b1: ScalarOrSchedule = 0.9,
     b3: ScalarOrSchedule = 0.9999,

@@ -20,7 +20,7 @@ from adamw_jax._core.declare import LearningRate, ScalarOrSchedule, storage_dtyp
 from adamw_jax._core.masks import Mask
 from adamw_jax._core.stage import Stage
 from adamw_jax.direction import clip_by_rms, decoupled_decay, scale_by_parameter_rms
-from adamw_jax.direction._decay import FORMS, OF_PEAK
+from adamw_jax.direction._decay import FORMS, OF_PEAK, READS_RATE
 from adamw_jax.moments import estimate_moments, factored_squares, no_moment, precondition
 from adamw_jax.optimizers._common import CommonOptions, Stored, finish
 from adamw_jax.optimizers._registry import register
@@ -151,7 +151,7 @@ def adafactor(
             precondition(None),
             None if clipping_threshold is None else clip_by_rms(clipping_threshold),
             scale_by_parameter_rms(min_scale, max_scale) if multiply_by_parameter_scale else None,
-            step=scale_by_relative_step(rate) if relative else None,
+            step=scale_by_relative_step(rate, o.rules) if relative else None,
         ),
         None if averaged is None else store(averaged, o.storage),
         decayed,
@@ -196,7 +196,7 @@ def _decay(
         weight_decay,
         mask,
         form,
-        learning_rate=learning_rate,
-        base_learning_rate=options.base_learning_rate,
+        learning_rate=learning_rate if form in READS_RATE else None,
+        base_learning_rate=options.base_learning_rate if form in OF_PEAK else None,
         rules=rules,
     )

@@ -1,6 +1,6 @@
 """Define the keywords that optimizers share, and build the end of a recipe.
 
-[l2] -> direction -> [decay] -> [rules] -> learning rate -> [decay]
+[l2] -> direction -> [decay] -> learning rate -> [decay]
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from adamw_jax._core.masks import Mask
 from adamw_jax._core.options import Option, filled, options_of
 from adamw_jax._core.stage import Stage
 from adamw_jax.direction import ParameterRules, decoupled_decay
-from adamw_jax.direction._decay import FORMS, l2_decay
-from adamw_jax.direction._rules import scale_by_rules
+from adamw_jax.direction._decay import FORMS, OF_PEAK, READS_RATE, l2_decay
 from adamw_jax.storage._stages import store
 from adamw_jax.update import scale_by_learning_rate
 from adamw_jax.update._learning_rate import descend, scale_gradient
@@ -61,7 +60,7 @@ class Ending(TypedDict, total=False):
     ]
     rules: Annotated[
         ParameterRules | None,
-        Option(None, "per-parameter multipliers and freezing, from ``parameter_rules``."),
+        Option(None, "per-parameter learning rates, decay and freezing, from ``parameter_rules``."),
     ]
 
 
@@ -184,6 +183,18 @@ class CommonOptions(types.SimpleNamespace):
         return self.rules.frozen if self.rules is not None and self.rules.freezes else None
 
 
+def check_decay(made: Composed, rules: ParameterRules | None) -> None:
+    """Raise if a rule has a coefficient of decay, but the recipe has no decay."""
+    given = () if rules is None else rules.all
+    own = [rule for rule in given if rule.weight_decay not in (None, 0)]
+    names = [name.rpartition(".")[2] for name in made.hyperparams]
+    if own and not {"weight_decay", "l2"} & {*names}:
+        raise ValueError(
+            f"{own[0]} has a weight_decay, but the optimizer does not decay: give it weight_decay= "
+            "or l2=, which may be 0.0."
+        )
+
+
 def plain(learning_rate: LearningRate) -> ScalarOrSchedule:
     """Assert that ``register`` has replaced an object of several schedules."""
     assert not hasattr(learning_rate, "learning_rate")
@@ -212,24 +223,22 @@ def finish(
         )
     rules, decayed = options.rules, None
     if options.weight_decay is not None:
-        base = options.base_learning_rate
         if schedule_inside and decay == "learning_rate":
-            decay, base = "schedule", 1.0
+            decay = "inside"
         decayed = decoupled_decay(
             options.weight_decay,
             mask,
             decay,
-            learning_rate=rate,
-            base_learning_rate=base,
+            learning_rate=rate if decay in READS_RATE else None,
+            base_learning_rate=options.base_learning_rate if decay in OF_PEAK else None,
             rules=rules,
         )
     return compose(
         None if l2 is None else l2_decay(l2, mask, rules=rules),
-        scale_gradient(rate) if schedule_inside else None,
+        scale_gradient(rate, rules) if schedule_inside else None,
         store(compose(*direction), options.storage),
         decayed if decay == "learning_rate" else None,
-        None if rules is None else scale_by_rules(rules),
-        step or (descend() if schedule_inside else scale_by_learning_rate(rate)),
+        step or (descend() if schedule_inside else scale_by_learning_rate(rate, rules=rules)),
         None if decay == "learning_rate" else decayed,
         frozen=options.frozen,
     )

@@ -116,7 +116,7 @@ def scale_by_mars(b1: ScalarOrSchedule = 0.95, b2: ScalarOrSchedule = 0.99,
     rectify: bool = False, eps_hat: bool = False, bias_correction: str = 'exact') -> Composed: ...
 
 def scale_by_nadam(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-08, *, momentum_decay: ScalarOrSchedule = 0.004,
+    eps: ScalarOrSchedule = 1e-08, *, momentum_decay: ScalarOrSchedule | None = 0.004,
     state_dtype: Any = None, amsgrad: bool = False, rectify: bool = False, eps_hat: bool = False,
     bias_correction: str = 'exact') -> Composed: ...
 

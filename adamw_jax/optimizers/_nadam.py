@@ -45,7 +45,7 @@ def nadam(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
     *,
-    momentum_decay: ScalarOrSchedule = 4e-3,
+    momentum_decay: ScalarOrSchedule | None = 4e-3,
     **common: Unpack[Common],
 ) -> Composed:
     """NAdam: Adam with Nesterov's look-ahead, in PyTorch's form.
@@ -57,7 +57,8 @@ def nadam(
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the root; 1e-8 (PyTorch).
       momentum_decay: how fast mu grows from about b1 / 2 to b1, >= 0; 4e-3 (PyTorch), which closes
-        half of the gap in 4200 steps.
+        half of the gap in 4200 steps. None for the constant weight b1, which is optax's form and
+        ``adam(nesterov=True)``.
 
     Returns:
       The transformation; its state has two values per parameter, three with ``amsgrad``.

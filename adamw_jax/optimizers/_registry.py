@@ -29,6 +29,7 @@ from adamw_jax.optimizers._common import (
     RENAMED,
     AroundDirection,
     CommonOptions,
+    check_decay,
     finish,
 )
 from adamw_jax.update import lookahead
@@ -102,6 +103,7 @@ def register(
     after_direction: tuple[str, ...] = (),
     in_direction: tuple[str, ...] = (),
     second_rate: str = "b2",
+    no_momentum: str = "",
     corrects: Callable[[Mapping[str, Any]], bool] = lambda given: True,
     **facts: Any,
 ) -> Callable[[Callable[P, Composed]], Callable[P, Composed]]:
@@ -116,6 +118,7 @@ def register(
       after_direction: arguments of its own that act after the direction.
       in_direction: common keywords that are part of the direction here, but not in most optimizers.
       second_rate: the argument that takes a schedule of b2.
+      no_momentum: what it has in place of a momentum, so that a schedule of one is refused.
       corrects: whether the optimizer corrects the bias of its moments, by the given arguments.
       **facts: fields of ``OptimizerInfo``.
     """
@@ -126,11 +129,13 @@ def register(
         @functools.wraps(factory)
         def public(*args: P.args, **kwargs: P.kwargs) -> Composed:
             given = _bound(name, signature, args, kwargs, lambda _: facts["lacks"])
-            new = _unpacked(name, signature, second_rate, given)
+            new = _unpacked(name, signature, second_rate, given, no_momentum)
             carried = getattr(given.get("learning_rate"), "bias_correction", None)
             if carried and takes_correction(new):
                 new.setdefault("bias_correction", carried)
-            return factory(**new)  # type: ignore[arg-type]
+            made = factory(**new)  # type: ignore[arg-type]
+            check_decay(made, given.get("rules"))
+            return made
 
         def takes_correction(given: Mapping[str, Any]) -> bool:
             return "bias_correction" in signature.parameters and corrects(given)
@@ -173,8 +178,6 @@ def _direction_of(
 
     def scale_by(*args: Any, **kwargs: Any) -> Composed:
         given = _bound(name, signature, args, kwargs, why)
-        if given.get("rules") is not None:
-            given["rules"] = given["rules"].of_decay()
         made = optimizer(learning_rate=1.0, **plain, **given)
         end = next(i for i, spec in enumerate(made.specs) if spec.gives is Kind.UPDATE)
         return composed_like(made, made.specs[:end])
@@ -279,14 +282,23 @@ def _from_direction(direction: Any, learning_rate: Any, options: dict[str, Any])
             "optax.scale_by_lion()."
         )
 
+    if "cautious" in options:
+        raise TypeError(
+            "create() does not take cautious for a direction: put the stage behind it, "
+            "create(compose(direction, adamw_jax.cautious()), learning_rate)."
+        )
+
     def optimizer(learning_rate: LearningRate, **common: Unpack[AroundDirection]) -> Composed:
-        return finish(CommonOptions(common), learning_rate, direction)
+        made = finish(CommonOptions(common), learning_rate, direction)
+        check_decay(made, common.get("rules"))
+        return made
 
     signature, _ = full_signature(optimizer)
     lacks = "the direction is made already"
+    inside = "cannot schedule the momentum inside a direction"
     given = {"learning_rate": learning_rate, **options}
     given = _bound("create", signature, (), given, lambda _: lacks)
-    return optimizer(**_unpacked("create", signature, "b2", given))
+    return optimizer(**_unpacked("create", signature, "b2", given, inside))
 
 
 def _bound(
@@ -316,19 +328,20 @@ def _bound(
 
 
 def _unpacked(
-    name: str, signature: inspect.Signature, second_rate: str, given: dict[str, Any]
+    name: str,
+    signature: inspect.Signature,
+    second_rate: str,
+    given: dict[str, Any],
+    no_momentum: str = "",
 ) -> dict[str, Any]:
     """Return the arguments, with the schedules in the learning rate given to their arguments.
 
     ``one_cycle``, ``phases`` and ``warm_restarts`` return objects with ``learning_rate`` and some
     of ``momentum``, ``b2``, ``weight_decay`` and ``l2``. A momentum of None (no buffer) stays None.
+    ``no_momentum`` says why a schedule of the momentum is refused.
     """
     carrier: Any = given.get("learning_rate")
-    if isinstance(carrier, optax.GradientTransformation):
-        raise TypeError(
-            f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
-            f"the transformation {carrier!r}."
-        )
+    _check_carrier(name, carrier, no_momentum)
     if not hasattr(carrier, "learning_rate"):
         return given
     known, new = signature.parameters, {**given, "learning_rate": carrier.learning_rate}
@@ -359,6 +372,27 @@ def _unpacked(
         bases = (getattr(carrier, f"{word}_learning_rate", None) for word in ("base", "max"))
         new["base_learning_rate"] = next((base for base in bases if base is not None), None)
     return new
+
+
+def _check_carrier(name: str, carrier: Any, no_momentum: str) -> None:
+    """Raise if the learning rate is a transformation or a slice, or has a schedule too many."""
+    if isinstance(carrier, optax.GradientTransformation):
+        raise TypeError(
+            f"learning_rate must be a number, a schedule, or an object such as one_cycle(...), got "
+            f"the transformation {carrier!r}."
+        )
+    if isinstance(carrier, slice):
+        raise TypeError(
+            f"learning_rate must be a number or a schedule, got {carrier!r}. For fastai's rates by "
+            f"group give {carrier.stop} and rules=adamw_jax.direction.discriminative_rates("
+            f"{carrier.start}, {carrier.stop}, ['body/*', 'head/*']), with your groups from input "
+            "to output."
+        )
+    if no_momentum and getattr(carrier, "momentum", None) is not None:
+        raise ValueError(
+            f"{name}() {no_momentum}, but {type(carrier).__name__} has a schedule of the momentum: "
+            "build the schedules with momentum=None."
+        )
 
 
 def _docstring(row: OptimizerInfo, options: Mapping[str, Option]) -> str:

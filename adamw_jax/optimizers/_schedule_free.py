@@ -39,6 +39,7 @@ _CITATION = "Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky, The Road Less 
     arxiv="2405.15682",
     state_values=2,
     direction=None,
+    no_momentum="has interpolation in place of a momentum",
     lacks="its moments are the authors'; compose(adam(..., b1=0.0), schedule_free(...)) takes it",
     differs="as optax.contrib.schedule_free_adamw, but z and the average are float32 at least, "
     "warm-up is a schedule of the learning rate, and evaluation is eval_params.",
@@ -82,6 +83,7 @@ def schedule_free_adamw(
     arxiv="2405.15682",
     state_values=2,
     direction=None,
+    no_momentum="has interpolation in place of a momentum",
     lacks="its moments are the authors'; compose(adam(..., b1=0.0), schedule_free(...)) takes it",
     differs="optax does not have it. In the authors' code the rectifier multiplies the decay, too.",
 )

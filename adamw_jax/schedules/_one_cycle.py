@@ -57,7 +57,8 @@ def one_cycle(
     ``total_steps``. The arguments must be numbers, not tracers.
 
     Args:
-      max_learning_rate: the peak, > 0; ``lr_range_test`` helps to find it.
+      max_learning_rate: the peak, > 0; ``lr_range_test`` helps to find it. For fastai's
+        ``slice(low, peak)`` give ``peak``, and the optimizer ``rules=discriminative_rates(...)``.
       total_steps: number of updates in the cycle, over all epochs.
       preset: form of the cycle, with its options:
 
@@ -96,10 +97,7 @@ def one_cycle(
     one_of("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset].options(preset, options)
     if isinstance(max_learning_rate, (tuple, list, slice)):
-        raise ValueError(
-            f"max_learning_rate must be a number > 0, got {max_learning_rate!r}: give the highest, "
-            "and the optimizer rules=discriminative_rates(low, high, groups)."
-        )
+        raise ValueError(_by_group(max_learning_rate, total_steps))
     top = number("max_learning_rate", max_learning_rate, above=0)
     total = positive_steps("total_steps", total_steps)
     momenta = (0.0, 0.0, 0.0) if momentum is None else _momenta(momentum)
@@ -107,6 +105,22 @@ def one_cycle(
     if momentum is None:
         return OneCycle(rate, None, total, top)
     return OneCycle(rate, moving, total, top, PRESETS[preset].bias_correction)
+
+
+def _by_group(rates: Any, total_steps: Any) -> str:
+    """Make the error text for several peaks: fastai's slice, or PyTorch's list."""
+    asked = f"max_learning_rate must be a number > 0, got {rates!r}. "
+    if isinstance(rates, slice):
+        return asked + (
+            "For fastai's rates by group write rules = adamw_jax.direction.discriminative_rates("
+            f"{rates.start}, {rates.stop}, ['body/*', 'head/*']) with your groups from input to "
+            f"output, and adamw(one_cycle({rates.stop}, {total_steps}), rules=rules)."
+        )
+    return asked + (
+        "For a peak by group give the optimizer rules=parameter_rules({'head/*': Rule("
+        f"learning_rate=one_cycle({rates[-1] if rates else 0.1}, {total_steps}).learning_rate)}}, "
+        "default=Rule())."
+    )
 
 
 def _momenta(momentum: Any) -> Momenta:

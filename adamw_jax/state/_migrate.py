@@ -27,12 +27,19 @@ import optax
 
 from adamw_jax._core import boxes, numerics
 from adamw_jax._core.checks import switch
-from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state, encode_like, is_encoded
 from adamw_jax._core.late import LATE
+from adamw_jax._core.passes import recipes_started
 from adamw_jax._core.stage import TAILS, transformation
-from adamw_jax._core.state import ComposeState, Hyperparams, find, hyperparams_in, is_hyperparams
-from adamw_jax.state._thaw import Thaw, exact_fields, with_late
+from adamw_jax._core.state import (
+    ComposeState,
+    Hyperparams,
+    find,
+    hyperparams_in,
+    is_hyperparams,
+    replace,
+)
+from adamw_jax.state._thaw import Thaw, exact_fields, late_of
 
 State = Any
 Path = tuple[str, ...]
@@ -77,10 +84,10 @@ def migrate_state(
       thaw: whether leaves may join, which were frozen before, or leave, because they are frozen
         now. The moments of a leaf that joins start anew, with a clock and a count of their own, as
         in PyTorch, so its first steps are those of a fresh optimizer. Schedules, pinned values and
-        all other leaves go on. ``tx`` is then a recipe of ``compose`` or of the catalogue, and
-        ``saved`` holds one. Averages of the weights and Lookahead count the frozen value as the
-        past of the leaf. What a stage knows of all leaves together, such as norms of the gradient,
-        goes on.
+        all other leaves go on. ``tx`` and ``saved`` then hold one recipe of this library, which may
+        be in a wrapper (``optax.MultiSteps``, ``quantize_state``, ``optax.chain``). Averages of the
+        weights and Lookahead count the frozen value as the past of the leaf. What a stage knows of
+        all leaves together, such as norms of the gradient, goes on.
 
     Returns:
       The state, in arrays of its own, and a report of what was kept, started, dropped and
@@ -97,56 +104,65 @@ def migrate_state(
     tx = transformation(tx, "tx")
     switch("thaw", thaw)
     plain = numerics.unbox(saved)
-    target: Any = tx.init(numerics.unbox(numerics.as_arrays(params)))
+    with recipes_started() as started:
+        target: Any = tx.init(numerics.unbox(numerics.as_arrays(params)))
     stored = target
     if _must_decode(plain, target, thaw):
         plain, target = decode_state(plain), decode_state(target)
     old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
-    change = _change(old, new, tx, params, thaw)
-    if change is not None and isinstance(tx, Composed):
-        target, late = with_late(target, tx, params, change, thaw)
-        stored = _joined(stored, late)
-        new = _leaves(target, "the state of tx")
-    values, report = _fill(old, new, tx, params, change if thaw else None, exact_fields(target))
+    change, exact = _change(old, new, params, thaw), set()
+    if change is not None:
+        ((_, node),) = find(target, ComposeState)
+        late = late_of(node, started[0], params, change, thaw)
+        target, stored = (_joined(state, late) for state in (target, stored))
+        new, exact = _leaves(target, "the state of tx"), exact_fields(node)
+    tails = TAILS | {spec.name for recipe in started for spec in recipe.specs if spec.tail}
+    values, report = _fill(old, new, tails, params, change if thaw else None, exact)
     filled = encode_like(stored, _filled(target, values))
     for _, node in find(filled, Hyperparams):
         node.check_pins(node.names.domains)
-    late = {LATE: filled.stages[LATE]} if change and LATE in filled.stages else {}
+    late = find(filled, ComposeState)[0][1].stages if change is not None else {}
+    late = {LATE: late[LATE]} if LATE in late else {}
     shaped = tx._replace(init=lambda params: _joined(tx.init(params), late))
     return boxes.boxed(filled, shaped, params, saved), report
 
 
 def _joined(state: Any, late: Mapping[str, Any]) -> Any:
-    """Return a state with the entry of late leaves, if there is one."""
-    return state._replace(stages={**state.stages, **late}) if late else state
+    """Return a state with the entry of late leaves in its recipe, if there is one."""
+
+    def join(path: str, node: ComposeState) -> ComposeState:
+        return node._replace(stages={**node.stages, **late})
+
+    return replace(state, ComposeState, join) if late else state
 
 
-def _change(old: _Leaves, new: _Leaves, tx: Any, params: Any, thaw: bool) -> Thaw | None:
-    """Compare the leaves of two recipes; None if ``tx`` holds its recipe inside."""
-    if isinstance(tx, Composed) and len(old.recipes) == 1:
+def _change(old: _Leaves, new: _Leaves, params: Any, thaw: bool) -> Thaw | None:
+    """Compare the leaves of two recipes; None if there are several."""
+    if len(old.recipes) == len(new.recipes) == 1:
         was, now = ([side.inner(path) for path in side.leaves] for side in (old, new))
         return Thaw.between(was, now, params)
     if thaw:
         raise ValueError(
-            "thaw=True needs a recipe as tx and a state with one recipe as saved: thaw inside a "
-            "wrapper, or one recipe of a partition after the other."
+            "thaw=True needs one recipe in tx and in saved: thaw the recipes of a partition one "
+            "after the other."
         )
     return None
 
 
 def _fill(
-    old: _Leaves, new: _Leaves, tx: Any, params: Any, change: Thaw | None, exact: set[Path]
+    old: _Leaves,
+    new: _Leaves,
+    tails: set[str],
+    params: Any,
+    change: Thaw | None,
+    exact: set[Path],
 ) -> tuple[dict[Path, Any], MigrationReport]:
     """Return the values of the new leaves, and the report; raise if the two do not fit."""
     origin = _matched(old.recipes, new.recipes)
-    named = [spec.name for spec in tx.specs if spec.tail] if isinstance(tx, Composed) else []
-    tails = TAILS | {*named}
     _check_not_mapped(old, new)
     sources = {path: origin(path) for path in new.leaves}
-    taken = set(sources.values())
-
-    kept, started, dropped, converted, problems = [], [], [], [], []
     values: dict[Path, Any] = {}
+    kept, started, converted, problems = [], [], [], []
     for path, leaf in new.leaves.items():
         name, source = new.name(path), old.leaves.get(sources[path])
         inside, inner = new.recipe_of(path) is not None, new.inner(path)
@@ -154,7 +170,7 @@ def _fill(
         if source is None or (misfit and not inside):
             values[path] = leaf if change is None else change.start(inner, leaf, exact)
             started.append(name)
-            taken.discard(sources[path])
+            del sources[path]
             joins = change is not None and change.starts(inner)
             if inside and not (joins or _may_start(inner, tails)):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
@@ -166,24 +182,37 @@ def _fill(
         values[path] = _taken(source, leaf)
         if _dtype(source) != _dtype(leaf):
             converted.append(name)
-    for path, leaf in old.leaves.items():
-        if path not in taken:
-            dropped.append(old.name(path))
-            if old.recipe_of(path) is None or (change and change.drops(old.inner(path))):
-                continue
-            if _is_missed(old, path, leaf, new, tails, params):
-                problems.append(f"{old.name(path)} is in the checkpoint but not in the new recipe")
-    problems += _empty_stages(old, new, tails)
+    taken = {*sources.values()}
+    left = [path for path in old.leaves if path not in taken]
+    problems += _missed(left, old, new, tails, params, change) + _empty_stages(old, new, tails)
     if problems:
-        hint = "If leaves were frozen or are frozen now, give thaw=True."
-        if change is not None:
-            hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
-        raise ValueError(
-            "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
-            f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
-        )
-    report = MigrationReport(*(tuple(sorted(x)) for x in (kept, started, dropped, converted)))
-    return values, report
+        raise ValueError(_misfits(problems, change))
+    lists = (kept, started, map(old.name, left), converted)
+    return values, MigrationReport(*(tuple(sorted(names)) for names in lists))
+
+
+def _misfits(problems: list[str], change: Thaw | None) -> str:
+    """Make the error text for a checkpoint that does not fit."""
+    hint = "If leaves were frozen or are frozen now, give thaw=True."
+    if change is not None:
+        hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
+    return (
+        "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
+        f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
+    )
+
+
+def _missed(
+    left: list[Path], old: _Leaves, new: _Leaves, tails: set[str], params: Any, change: Thaw | None
+) -> list[str]:
+    """List the accumulators of the checkpoint that have no place, and may not be dropped."""
+    inside = [path for path in left if old.recipe_of(path) is not None]
+    return [
+        f"{old.name(path)} is in the checkpoint but not in the new recipe"
+        for path in inside
+        if not (change and change.drops(old.inner(path)))
+        and _is_missed(old, path, old.leaves[path], new, tails, params)
+    ]
 
 
 def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from adamw_jax._core import masks, numerics
-from adamw_jax._core.compose import Composed
 from adamw_jax._core.encoded import decode_state
 from adamw_jax._core.late import LATE, clocked, group_of, groups_for, start_group
+from adamw_jax._core.passes import Recipe
 from adamw_jax._core.stage import Spec
 from adamw_jax._core.state import ComposeState, nodes
 
@@ -75,36 +75,35 @@ def exact_fields(state: Any) -> set[Path]:
     return {(*as_names(path), field) for path, node in held for field in type(node).exact}
 
 
-def with_late(
-    state: ComposeState, tx: Composed, params: Any, change: Thaw, thaw: bool
-) -> tuple[ComposeState, dict[str, Any]]:
-    """Add the clocks of leaves that join, and those that the checkpoint has, to a new state.
+def late_of(
+    state: ComposeState, recipe: Recipe, params: Any, change: Thaw, thaw: bool
+) -> dict[str, Any]:
+    """Return the clocks of leaves that join, and of those that the checkpoint has.
 
     Args:
-      state: the state of ``tx``, not encoded.
-      tx: the recipe.
+      state: the new state of the recipe, not encoded.
+      recipe: the recipe.
       params: the parameters.
       change: which leaves join.
       thaw: whether leaves may join.
 
     Returns:
-      The state, and the entry that was added.
+      The entry for the stages of the state; empty if no leaf is late.
     """
     known = set(change.groups)
     if thaw and change.joining:
-        _check(state, tx.specs, change)
+        _check(state, recipe.specs, change)
         joining = {"/".join(path) for path in change.joining}
         known |= {*groups_for(joining, ["/".join(path) for path in change.params])}
     groups = {group_of("/".join(path), known) for path in change.new.values()}
     used = sorted(group for group in groups if group is not None)
     params = numerics.unbox(numerics.as_arrays(params))
-    start = start_group(tx.specs, state.stages, params)
+    start = start_group(recipe.specs, state.stages, params)
     if not used or not start:
-        return state, {}
+        return {}
     for group in (None, *used):
-        _check_apart(group, used, state, tx, params)
-    late = {LATE: {group: jax.tree.map(jnp.copy, start) for group in used}}
-    return state._replace(stages={**state.stages, **late}), late
+        _check_apart(group, used, state, recipe, params)
+    return {LATE: {group: jax.tree.map(jnp.copy, start) for group in used}}
 
 
 def _check(state: ComposeState, specs: Iterable[Spec], change: Thaw) -> None:
@@ -116,25 +115,30 @@ def _check(state: ComposeState, specs: Iterable[Spec], change: Thaw) -> None:
         if joins and None in owners and not (clocked(spec) or spec.tail):
             raise ValueError(
                 f"thaw=True: {spec.name} has scalars for all leaves together, so none can join "
-                "later. Start with tx.init(params)."
+                "later. Start all again with tx.init(params), or give the leaves that join an "
+                "optimizer of their own: train with optax.partition({'rest': tx, 'late': "
+                "optax.set_to_zero()}, labels), and go on with {'rest': tx, 'late': tx}, whose "
+                "state is new.init(params) with inner_states['rest'] of the old one."
             )
 
 
 def _check_apart(
-    group: Any, groups: list[str], state: ComposeState, tx: Composed, params: Any
+    group: Any, groups: list[str], state: ComposeState, recipe: Recipe, params: Any
 ) -> None:
     """Raise if the state of a group is not a part of the whole, since leaves are packed."""
-    if tx.frozen is not None:
-        params = masks.hide(params, masks.resolve(tx.frozen, params, "frozen"))
+    if recipe.frozen is not None:
+        params = masks.hide(params, masks.resolve(recipe.frozen, params, "frozen"))
     chosen = numerics.map_named(lambda name, _: group_of(name, groups) == group, params)
-    for spec in tx.specs:
+    for spec in recipe.specs:
         if spec.name not in state.stages or not clocked(spec) or spec.init is None:
             continue
         own = _shapes(lambda p, make=spec.init: decode_state(make(p)), masks.show(params, chosen))
         if not own.items() <= _shapes(decode_state, state.stages[spec.name]).items():
             raise ValueError(
                 f"thaw=True: pack_small_leaves puts leaves of {spec.name} together, so they cannot "
-                "join later. Leave packing out (repack_state), or start with tx.init(params)."
+                "join later. Go on without packing: convert the state with repack_state(saved, "
+                "old, params), where old is the old recipe without pack_small_leaves, then call "
+                "migrate_state with that state and tx without pack_small_leaves."
             )
 
 

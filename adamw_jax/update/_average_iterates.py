@@ -31,7 +31,7 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of, switch, whole_number
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, increment, shows_options, stage, tail
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -90,6 +90,7 @@ class IterateAverageState(NamedTuple):
         return self.mean, evaluate
 
 
+@shows_options
 def average_iterates(
     start: int = 0,
     period: int = 1,
@@ -240,6 +241,7 @@ def average_iterates(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        weights="averaged",
     )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any
@@ -36,6 +36,7 @@ class AverageUpdatesState(NamedTuple):
     momenta = ("average",)
 
 
+@shows_options
 def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
     """Replace the update by the moving average of the updates, without bias correction.
 

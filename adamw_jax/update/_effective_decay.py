@@ -18,23 +18,23 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
 from adamw_jax.direction import ParameterRules
-from adamw_jax.direction._decay import decay_factors, decay_hyperparams, decay_settings
-from adamw_jax.direction._rules import Factor, is_off, times
-from adamw_jax.update._relative_step import relative_step
+from adamw_jax.direction._decay import decay_hyperparams, decay_rates, decay_settings
+from adamw_jax.direction._rule import Factor
+from adamw_jax.update._relative_step import learning_rates
 
 Tree = Any
 
 FORMS = ("learning_rate", "raw_learning_rate", "proximal")
 
 
+@shows_options
 def effective_decay(
     weight_decay: ScalarOrSchedule,
     learning_rate: ScalarOrSchedule,
@@ -55,7 +55,7 @@ def effective_decay(
         ``"raw_learning_rate"`` multiplies only by ``learning_rate``. ``"proximal"`` subtracts as
         the first form, then divides by 1 plus its coefficient.
       relative: whether the learning rate is the upper bound of a relative step.
-      rules: per-parameter multipliers of the coefficient.
+      rules: per-parameter coefficients and learning rates.
 
     Returns:
       A stage *update -> update*.
@@ -64,23 +64,24 @@ def effective_decay(
     switch("relative", relative)
 
     def apply(update: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        scales, rate = None, step["learning_rate"]
+        scales, bounded = None, False
         if form != "raw_learning_rate":
-            scales = step.facts.parameter_scale
-            rate = relative_step(rate, step.count) if relative else rate
+            scales, bounded = step.facts.parameter_scale, relative
         if scales is None:
-            scales = jax.tree.map(lambda _: jnp.ones_like(rate), step.params)
-        rate = rate * step["weight_decay"]
+            scales = jax.tree.map(lambda _: numerics.scalar(1.0), step.params)
+        lengths = learning_rates(rules, step, step.params, relative=bounded)
 
-        def leaf(factor: Factor, scale: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            if is_off(factor):
+        def leaf(
+            rate: Factor, length: Factor, scale: jax.Array, u: jax.Array, p: jax.Array
+        ) -> jax.Array:
+            if not isinstance(rate, jax.Array) or not isinstance(length, jax.Array):
                 return u
-            decay = times(rate * scale, factor)
+            decay = rate * length * scale
             moved = lax.sub(numerics.widen(u), numerics.scaled(decay, numerics.widen(p)))
             return numerics.scaled(1.0 / (1.0 + decay), moved) if form == "proximal" else moved
 
-        factors = decay_factors(mask, rules, step, with_learning_rate=True)
-        return jax.tree.map(leaf, factors, scales, update, step.params), state
+        rates = decay_rates(mask, rules, step)
+        return jax.tree.map(leaf, rates, lengths, scales, update, step.params), state
 
     return stage(
         "effective_decay",

@@ -8,64 +8,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax.direction import ParameterRules
+from adamw_jax.direction._rule import Factor
+from adamw_jax.direction._rules import values_of
 
 Tree = Any
 
 
-def scale_by_learning_rate(learning_rate: ScalarOrSchedule, *, flip_sign: bool = True) -> Stage:
+@shows_options
+def scale_by_learning_rate(
+    learning_rate: ScalarOrSchedule,
+    *,
+    flip_sign: bool = True,
+    rules: ParameterRules | None = None,
+) -> Stage:
     """Multiply the direction by minus the learning rate.
 
     Args:
       learning_rate: number >= 0, or a schedule of the step count, whose values are not checked (a
         negative value ascends). To maximise, negate the loss or the gradients.
       flip_sign: False multiplies by the learning rate itself, to maximise.
+      rules: learning rates of groups of parameters, and multipliers.
 
     Returns:
       A stage *direction -> update*.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        rate = -step["learning_rate"] if flip_sign else step["learning_rate"]
         if step.facts.step_size is not None:
             step.facts.step_size = step.facts.step_size * step["learning_rate"]
-        return _scaled(rate, direction), state
+        sign = lax.neg if flip_sign else None
+        return _scaled(rules, direction, step, sign), state
 
-    declared = declare(learning_rate=length(learning_rate))
-    return stage("scale_by_learning_rate", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+    return stage(
+        "scale_by_learning_rate",
+        Kind.DIRECTION,
+        Kind.UPDATE,
+        apply,
+        **declared_with(learning_rate, rules),
+    )
 
 
 class ScaledGradientState(NamedTuple):
     """Marks a state, without an array, whose momentum includes the learning rate."""
 
 
-def scale_gradient(learning_rate: ScalarOrSchedule) -> Stage:
+@shows_options
+def scale_gradient(learning_rate: ScalarOrSchedule, rules: ParameterRules | None = None) -> Stage:
     """Multiply the gradient by the learning rate, so that the momentum buffer includes it.
 
     With ``descend()`` at the end this is Algorithm 1 of Loshchilov & Hutter (1711.05101).
+    ``rules`` are as for ``scale_by_learning_rate``.
 
     Returns:
       A stage *gradient -> gradient*.
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        rate = step["learning_rate"]
-        return _scaled(rate, gradient), state
+        return _scaled(rules, gradient, step), state
 
-    declared = declare(learning_rate=length(learning_rate))
     return stage(
         "scale_gradient",
         Kind.GRADIENT,
         Kind.GRADIENT,
         apply,
         init=lambda params: ScaledGradientState(),
-        hyperparams=declared,
+        **declared_with(learning_rate, rules),
     )
 
 
@@ -79,6 +96,24 @@ def descend() -> Stage:
     return stage("descend", Kind.DIRECTION, Kind.UPDATE, apply)
 
 
-def _scaled(rate: jax.Array, tree: Tree) -> Tree:
-    wide = jax.tree.map(numerics.widen, tree)
-    return jax.tree.map(lambda x: numerics.scaled(rate, x), wide)
+def declared_with(learning_rate: ScalarOrSchedule, rules: ParameterRules | None) -> dict[str, Any]:
+    """Return what a stage declares that multiplies by the learning rates of the leaves."""
+    own = {} if rules is None else rules.declared("learning_rate")
+    return {
+        "hyperparams": declare(learning_rate=length(learning_rate)) | own,
+        "settings": None if rules is None else rules.settings,
+    }
+
+
+def _scaled(
+    rules: ParameterRules | None, flow: Tree, step: Step, sign: Callable[..., Any] | None = None
+) -> Tree:
+    tree = flow if step.params is None else step.params
+    rates = values_of(rules, "learning_rate", step, tree, change=sign or (lambda rate: rate))
+    return jax.tree.map(multiplied, rates, flow)
+
+
+def multiplied(rate: Factor, x: jax.Array) -> jax.Array:
+    """Return the rate times a leaf."""
+    wide = numerics.widen(x)
+    return wide * rate if not isinstance(rate, jax.Array) else numerics.scaled(rate, wide)

@@ -37,6 +37,7 @@ from adamw_jax._core.stage import (
     Step,
     increment,
     require_params,
+    shows_options,
     stage,
     tail,
     transformation,
@@ -96,6 +97,7 @@ class LookaheadWrapperState(NamedTuple):
     momentum: Any
 
 
+@shows_options
 def lookahead(
     inner: optax.GradientTransformation | None = None,
     sync_period: int = 5,

@@ -20,8 +20,11 @@ import jax
 from jax import lax
 
 from adamw_jax._core import numerics
-from adamw_jax._core.declare import ScalarOrSchedule, declare, length
-from adamw_jax._core.stage import Kind, Stage, Step, stage
+from adamw_jax._core.declare import ScalarOrSchedule
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax.direction import ParameterRules
+from adamw_jax.direction._rules import values_of
+from adamw_jax.update._learning_rate import declared_with, multiplied
 
 Tree = Any
 
@@ -39,19 +42,40 @@ def relative_step(learning_rate: jax.Array, count: jax.Array) -> jax.Array:
     return lax.min(learning_rate, lax.rsqrt(numerics.scalar(count) + 1.0))
 
 
-def scale_by_relative_step(learning_rate: ScalarOrSchedule = LARGEST) -> Stage:
+def learning_rates(rules: ParameterRules | None, step: Step, tree: Tree, *, relative: bool) -> Tree:
+    """Return the learning rate of each leaf, or with ``relative`` its relative step."""
+
+    def bounded(rate: jax.Array) -> jax.Array:
+        return relative_step(rate, step.count) if relative else rate
+
+    return values_of(rules, "learning_rate", step, tree, change=bounded)
+
+
+@shows_options
+def scale_by_relative_step(
+    learning_rate: ScalarOrSchedule = LARGEST, rules: ParameterRules | None = None
+) -> Stage:
     """Multiply the direction by minus the relative step.
 
     Args:
       learning_rate: upper bound of the relative step, >= 0, or a schedule of it; 1e-2 (paper).
+      rules: per-parameter upper bounds, and multipliers of the step.
 
     Returns:
       A stage *direction -> update*.
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        rate = -relative_step(step["learning_rate"], step.count)
-        return jax.tree.map(lambda u: numerics.scaled(rate, numerics.widen(u)), direction), state
+        tree = direction if step.params is None else step.params
+        rates = values_of(
+            rules, "learning_rate", step, tree, change=lambda rate: -relative_step(rate, step.count)
+        )
+        return jax.tree.map(multiplied, rates, direction), state
 
-    declared = declare(learning_rate=length(learning_rate))
-    return stage("scale_by_relative_step", Kind.DIRECTION, Kind.UPDATE, apply, hyperparams=declared)
+    return stage(
+        "scale_by_relative_step",
+        Kind.DIRECTION,
+        Kind.UPDATE,
+        apply,
+        **declared_with(learning_rate, rules),
+    )

@@ -25,7 +25,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length, nonnegative
 from adamw_jax._core.sequential import first_element
-from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage, tail
 
 Tree = Any
 
@@ -60,6 +60,7 @@ class ScheduleFreeState(NamedTuple):
         return self.z, evaluate
 
 
+@shows_options
 def schedule_free(
     learning_rate: ScalarOrSchedule,
     interpolation: ScalarOrSchedule = 0.9,
@@ -136,5 +137,6 @@ def schedule_free(
         init=init,
         hyperparams=declared,
         needs_params=True,
+        weights="own",
         reduces=True,  # XLA computes the update whole, since z and y read it
     )

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax, random
 
 from adamw_jax._core import numerics
-from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage, tail
 from adamw_jax.update._rounding_grid import (
     gap,
     in_place_of,
@@ -61,6 +61,7 @@ class StochasticRoundingState(NamedTuple):
     key: jax.Array
 
 
+@shows_options
 def stochastic_rounding(seed: Any = 0) -> Stage:
     """Make updates that round parameters of less than 32 bits at random, without a bias.
 
