@@ -18,8 +18,8 @@ from tests.catalogue import (
     Entry,
     assert_close,
     at,
+    label,
     reference,
-    rows,
     run,
     sample_gradients,
     sample_params,
@@ -28,7 +28,8 @@ from tests.catalogue import (
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize("entry", rows(PLAIN))
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("entry", PLAIN, ids=label)
 def test_every_optimizer(entry: Entry) -> None:
     """Twice the same micro-batch is a step with it; in between nothing moves."""
     twice = jax.tree.map(lambda g: np.repeat(g, 2, axis=0), sample_gradients())

@@ -96,7 +96,7 @@ def check(tx: Any, scope: str, kind: AxisType = AxisType.Auto) -> None:
     assert max(found.get("all-reduce", [0])) <= ROW
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("entry", PLAIN, ids=label)
 def test_every_optimizer(entry: Entry) -> None:
     check(entry.make(), entry.scope)

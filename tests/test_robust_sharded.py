@@ -62,7 +62,7 @@ def ends(update: Any, tx: Any, bad: tuple[int, ...] = (2,)) -> Any:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("around", AROUND)
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("inside", INSIDE)
 def test_sharded_arrays_need_no_option(inside: str, around: str, kind: AxisType) -> None:
     tx, on = AROUND[around](INSIDE[inside]), mesh(kind)
@@ -80,6 +80,7 @@ def test_sharded_arrays_need_no_option(inside: str, around: str, kind: AxisType)
     assert_close(got, ends(jax.jit(tx.update), tx), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("around", AROUND)
 def test_shards_by_hand(around: str, check_vma: bool) -> None:
