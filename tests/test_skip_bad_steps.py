@@ -238,6 +238,7 @@ def test_a_line_search() -> None:
             assert bool(np.any(x)) != bool(jnp.isnan(value))
 
 
+@pytest.mark.slow
 def test_codes_in_boxes() -> None:
     model = nnx.Linear(64, 128, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, skip_bad_steps(aj.adamw(0.1, storage="8bit")), wrt=nnx.Param)
