@@ -24,6 +24,7 @@ STEPS = {
     "exports": (PYTHON, "tools/optimizer_exports.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
+    "scale": (PYTHON, "tools/scale.py", "--check"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),

@@ -1,0 +1,182 @@
+"""Write docs/scale.md: memory, step floors and bytes on the wire of large models; or --check it.
+
+    python tools/scale.py
+
+Nothing is allocated. Bytes of state are those that ``adamw_jax.summary`` reports for the shapes of
+a decoder whose layers are stacked.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import adamw_jax as aj
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scale.md"
+WIDTHS = {"1 B": (2048, 18), "8 B": (4096, 38), "70 B": (8192, 86), "100 B": (10240, 79)}
+"""Width and layers of each model."""
+
+VOCABULARY = 50304
+PARAMETER = GRADIENT = 2  # bytes of bfloat16
+BANDWIDTH = 4.8e12  # bytes per second of an H200, its data sheet
+DEVICES = {"one card": 1, "a slice of 256": 256, "1,000 hosts of 8": 8000}
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adamw": aj.adamw,
+    "adamw + lookahead": lambda rate, **o: aj.compose(aj.adamw(rate, **o), aj.lookahead()),
+    "adan": aj.adan,
+    "lion": aj.lion,
+    "lamb": aj.lamb,
+    "adafactor": aj.adafactor,
+}
+STORAGES = (None, "bfloat16", "8bit", "4bit")
+
+
+def shapes(width: int, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the parameters of a decoder in bfloat16, layers stacked along the first axis."""
+    found = {
+        "embedding": (VOCABULARY, width),
+        "attention": (layers, width, 4 * width),
+        "mlp_in": (layers, width, 4 * width),
+        "mlp_out": (layers, 4 * width, width),
+        "norms": (layers, 2, width),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in found.items()}
+
+
+def size(params: Any) -> int:
+    """Return the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def state_bytes(tx: Any, params: Any) -> float:
+    """Return the bytes of state per parameter, from the table of ``summary``."""
+    (line,) = (x for x in aj.summary(tx, params).splitlines() if x.startswith("sum over"))
+    return float(line.split()[-1])
+
+
+def rows(header: list[str], body: list[list[str]]) -> str:
+    """Return a Markdown table with numbers to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_optimizer() -> str:
+    """Return bytes of state per parameter by optimizer and storage."""
+    params, body = shapes(*WIDTHS["1 B"]), []
+    for name, make in OPTIMIZERS.items():
+        made = [make(1e-3) if s is None else make(1e-3, storage=s) for s in STORAGES]
+        body.append([f"`{name}`", *(f"{state_bytes(tx, params):.2f}" for tx in made)])
+    return rows(["optimizer", *(f"`{s or 'float32'}`" for s in STORAGES)], body)
+
+
+def memory() -> str:
+    """Return GiB per device for parameters, gradients and state of AdamW."""
+    body = []
+    for model, widths in WIDTHS.items():
+        params = shapes(*widths)
+        count = size(params)
+        for storage in (None, "8bit", "4bit"):
+            state = state_bytes(aj.adamw(1e-3, storage=storage), params)
+            whole, gib = PARAMETER + GRADIENT, count / 2**30
+            row = [f"{model}, `{storage or 'float32'}`", f"{(whole + state) * gib:,.1f}"]
+            for devices in [*DEVICES.values()][1:]:
+                row.append(f"{(whole + state / devices) * gib:,.1f}")
+                row.append(f"{(whole + state) / devices * gib:,.3f}")
+            body.append(row)
+    names = [*DEVICES][1:]
+    layouts = [f"{name}, {layout}" for name in names for layout in ("ZeRO-1", "FSDP")]
+    return rows(["model, state of AdamW", "one card", *layouts], body)
+
+
+def floors() -> str:
+    """Return the least milliseconds of a step of the optimizer, by memory traffic alone."""
+    body = []
+    for model, widths in WIDTHS.items():
+        params = shapes(*widths)
+        row = [model]
+        for storage in (None, "8bit"):
+            moved = 2 * PARAMETER + GRADIENT
+            moved += 2 * state_bytes(aj.adamw(1e-3, storage=storage), params)
+            times = [moved * size(params) / n / BANDWIDTH * 1e3 for n in DEVICES.values()]
+            row += [f"{time:,.3f}" for time in times]
+        body.append(row)
+    names = [f"`{s}`, {name}" for s in ("float32", "8bit") for name in DEVICES]
+    return rows(["model", *names], body)
+
+
+def wire() -> str:
+    """Return GiB that each device sends in a step, with rings of many devices."""
+    body = []
+    for model, widths in WIDTHS.items():
+        gib = size(shapes(*widths)) / 2**30
+        parallel, zero = 2 * GRADIENT * gib, (GRADIENT + PARAMETER) * gib
+        fsdp = (GRADIENT + 2 * PARAMETER) * gib
+        body.append([model, *(f"{x:,.1f}" for x in (parallel, zero, fsdp))])
+    return rows(["model", "data parallel", "ZeRO-1", "FSDP"], body)
+
+
+def page() -> str:
+    """Return the text of the page."""
+    return f"""# Scale
+
+What the state of an optimizer costs for models of 1 to 100 billion parameters. `python
+tools/scale.py` computes this page from `summary` and the shapes of a decoder, without allocating
+anything; `make check` compares it, and a test compares the figures with arrays on one and on
+eight devices. Parameters and gradients are bfloat16. How to lay a state out over devices:
+[Several devices](sharding.md).
+
+## Bytes of state per parameter
+
+{by_optimizer()}
+
+Adafactor keeps a number for each row and column. `stochastic_rounding` adds a key,
+`compensated_rounding` 2 bytes, `accumulate` 4. `skip_bad_steps` and `dynamic_loss_scale` add a
+few numbers in all.
+
+## Memory per device, in GiB
+
+Parameters, gradients and state of AdamW. In ZeRO-1 only the state is cut, in FSDP all three.
+
+{memory()}
+
+## Least time of a step, in milliseconds
+
+Gradient, parameters and state of AdamW are read once, parameters and state written once, at 4.8
+TB/s, the bandwidth of one H200; on several devices with FSDP or ZeRO-1. No program is faster;
+small state is slower than this, because codes cost arithmetic ([low
+precision](low_precision.md)).
+
+{floors()}
+
+## GiB on the wire per device and step
+
+A ring of many devices sends nearly the array itself to gather or to scatter it, and twice that to
+reduce it. Data parallel reduces gradients. ZeRO-1 scatters sums of gradients and gathers
+parameters. FSDP also gathers the parameters for the backward pass. The optimizer itself sends
+nothing, or a few numbers for each leaf if it takes norms.
+
+{wire()}
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or with --check return 1 if it differs."""
+    new = page()
+    if "--check" in arguments:
+        is_old = new != PAGE.read_text(encoding="utf-8")
+        if is_old:
+            print("docs/scale.md is old; run python tools/scale.py")
+        return int(is_old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
