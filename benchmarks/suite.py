@@ -134,6 +134,18 @@ def _sections() -> dict[str, Section]:
         ("lookahead", "ours:adamw", tail, optax_tail, "again=ours:adamw"),
         (Bound(tail, "ours:adamw", 1.15), Bound(tail, optax_tail, 0.40)),
     )
+    guard, finite = "ours:adamw+skip_bad_steps", "optax:adamw+apply_if_finite(5)"
+    sections["guard"] = Section(
+        "adamw whose bad steps are skipped, resnet50",
+        ("step", "--tree", "resnet50", "ours:adamw", guard, finite, "again=ours:adamw"),
+        (Bound(guard, finite, 0.7), Bound(guard, None, 1.1, "scratch_per_param")),
+    )
+    mean, several = "ours:adamw+accumulate(4)", "optax:adamw+MultiSteps(4)"
+    sections["accumulate"] = Section(
+        "adamw once in 4 micro-batches, averaged over these, resnet50",
+        ("lookahead", "--period", "4", "ours:adamw", mean, several, "again=ours:adamw"),
+        (Bound(mean, several, 0.3), Bound(mean, None, 1.1, "scratch_per_param")),
+    )
     sections["compile"] = Section(
         "Trace and compile, 1,000 leaves",
         (
