@@ -135,6 +135,19 @@ def test_models_of_their_own_skip_by_themselves() -> None:
     assert_equal(skipped.sum(axis=1), (jnp.arange(8) == 3).astype(jnp.int32))
 
 
+@pytest.mark.parametrize("around", AROUND)
+def test_a_sharded_state_of_whole_parameters_in_an_explicit_mesh(around: str) -> None:
+    """ZeRO-1: every array of the state keeps its place, also the sum of gradients."""
+    tx, on = AROUND[around](INSIDE["clipped"]), mesh(AxisType.Explicit)
+    with jax.set_mesh(on):
+        params = jax.device_put({"w": jnp.ones((16, 4))}, NamedSharding(on, P()))
+        parts = aj.state_shardings(tx, params, NamedSharding(on, P("fsdp")))
+        state = jax.jit(tx.init, out_shardings=parts)(params)
+        _, after = jax.eval_shape(tx.update, params, state, params)
+    for x, part in zip(*map(jax.tree.leaves, (after, parts)), strict=True):
+        assert [*x.sharding.spec] == [*part.spec, *[None] * (x.ndim - len(part.spec))]
+
+
 def test_what_must_be_said() -> None:
     tx, params = skip_bad_steps(aj.adamw(0.1)), arrays(0)
     state = jax.tree.map(lambda s: s.spec, aj.state_shardings(tx, params, places(mesh())))

@@ -195,6 +195,31 @@ def test_a_sharded_state_of_whole_gradients_in_an_explicit_mesh(name: str) -> No
         assert [*x.sharding.spec] == [*part.spec, *[None] * (x.ndim - len(part.spec))]
 
 
+KEPT = {
+    "lookahead": aj.compose(aj.adamw(0.1), aj.lookahead()),
+    "lookahead without moments": aj.compose(aj.sgdw(0.1, momentum=None), aj.lookahead()),
+    "lookahead around": aj.lookahead(aj.adamw(0.1), inner_state="pullback"),
+    "equal": aj.compose(aj.sgdw(0.1), aj.average_iterates()),
+    "every second": aj.compose(aj.sgdw(0.1), aj.average_iterates(1, 2)),
+    "last": aj.compose(aj.sgdw(0.1), aj.average_iterates(kind="last")),
+    "schedule_free": aj.schedule_free_adamw(0.1),
+}
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_weights_of_whole_parameters_in_an_explicit_mesh(name: str) -> None:
+    """Weights in the state keep their place, whatever place the parameters have."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.ones((16, 4)), NamedSharding(mesh, P()))}
+        parts = aj.state_shardings(KEPT[name], params, NamedSharding(mesh, P("data")))
+        state = jax.jit(KEPT[name].init, out_shardings=parts)(params)
+        _, after = jax.eval_shape(one_step(KEPT[name]), params, state, params)
+    for x, part in zip(*map(jax.tree.leaves, (after, parts)), strict=True):
+        assert [*x.sharding.spec] == [*part.spec, *[None] * (x.ndim - len(part.spec))]
+
+
 def test_what_is_no_sharding_is_refused() -> None:
     params = {"w": jnp.ones((16, 4))}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -49,6 +49,12 @@ def widen(x: jax.Array) -> jax.Array:
     return cast(x, compute_dtype(x))
 
 
+def placed_like(x: Any, like: Any) -> Any:
+    """Reshard ``x`` in a mesh of explicit axes if ``like`` is sharded otherwise, as in ZeRO-1."""
+    place = jax.typeof(like).sharding
+    return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
+
+
 def copied(params: Tree) -> Tree:
     """Copy parameters in their compute dtype, for a state; the caller's buffers may be donated."""
 

@@ -149,7 +149,7 @@ def _added(
     first = state.good == 0
 
     def sum_of(old: jax.Array, new: jax.Array) -> jax.Array:
-        new = numerics.cast(new, old.dtype)
+        new = numerics.placed_like(numerics.cast(new, old.dtype), old)
         return lax.select(lost, old, lax.select(first, new, lax.add(old, new)))
 
     return state._replace(

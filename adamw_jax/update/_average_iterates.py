@@ -189,6 +189,7 @@ def average_iterates(
         def collect(mean: jax.Array, theta: jax.Array) -> jax.Array:
             wide = numerics.widen(jnp.asarray(*jax.tree.leaves(theta)))  # perhaps in a box
             if kind == "last":
+                wide = numerics.placed_like(wide, lax.index_in_dim(mean, 0, keepdims=False))
                 return lax.dynamic_update_index_in_dim(mean, wide, state.next.slot, 0)
             return lax.add(mean, numerics.scaled(share, lax.sub(wide, mean)))
 

@@ -172,6 +172,7 @@ def _advanced(
 
     def leaf(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
         back = moved(u, s, p) - numerics.widen(p)
+        u = numerics.placed_like(u, back)
         return lax.select(due, lax.convert_element_type(back, u.dtype), u)
 
     def narrow(s: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
@@ -193,7 +194,7 @@ def _renewed(state: LookaheadState, params: Tree) -> Tree:
         lambda slow, fast: fast,
         lambda slow, fast: slow,
         [slow[i] for i in same],
-        [jnp.asarray(fast[i]) for i in same],
+        [numerics.placed_like(jnp.asarray(fast[i]), slow[i]) for i in same],
     )
     for i, value in zip(same, new, strict=True):
         slow[i] = value
