@@ -97,7 +97,8 @@ def _unless_skipped(
     every = functools.reduce(lax.bitwise_and, jax.tree.leaves(skips), jnp.asarray(True))
 
     def kept(skip: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
-        return lax.select(jnp.broadcast_to(skip, jnp.shape(after)), before, after)
+        which = jnp.broadcast_to(skip, jnp.shape(after)) if jnp.ndim(skip) else skip
+        return lax.select(which, before, after)
 
     clock = jax.tree.map(functools.partial(kept, every), old.clock, new.clock)
     average = jax.tree.map(kept, skips, old.average, new.average)
