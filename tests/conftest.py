@@ -68,7 +68,7 @@ class LongFirst:
 def pytest_configure(config):
     """Adds the hook that comes last, and looks for garbage rarely: tracing makes much of it."""
     config.pluginmanager.register(LongFirst())
-    gc.set_threshold(100_000, 50, 50)
+    gc.set_threshold(5_000, 10, 10)
 
 
 def pytest_collection_finish():

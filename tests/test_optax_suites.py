@@ -128,7 +128,7 @@ def pytest_configure(config: Any) -> None:
     """As a plugin: puts our functions in the place of optax's."""
     if CHOSEN not in os.environ:
         return
-    gc.set_threshold(100_000, 50, 50)  # tracing makes much garbage
+    gc.set_threshold(5_000, 10, 10)  # tracing makes much garbage
     import optax.contrib
     from optax._src import alias, transform
 

@@ -46,6 +46,7 @@ ADAM, ADAM_OF_OPTAX, SGD = aj.adam(0.1), optax.adam(0.1), aj.sgdw(0.1)
 PACKED = aj.pack_small_leaves(ADAM)
 AVERAGED = aj.compose(ADAM, aj.average_iterates())
 PROBED = aj.probe(ADAM, per_leaf=True)
+GUARDED, SCALED = aj.skip_bad_steps(ADAM), aj.update.dynamic_loss_scale(ADAM)
 METER = optax.chain(diagnostics.measure_noise_scale(8, 16), ADAM)
 MEASURE = diagnostics.RunningMeasure()
 
@@ -127,6 +128,7 @@ OF_PARAMS: dict[str, Callable[[Any], Any]] = {
     "Choice.check_names": lambda m: storage.choose("8bit", exempt="*weight").check_names(STATE, m),
     "encode_state": lambda m: storage.encode_state(STATE, m, storage.choose("8bit", min_size=1)),
     "eval_params": lambda m: aj.eval_params(after_a_step(AVERAGED), m),
+    "restart_averages": lambda m: aj.update.restart_averages(after_a_step(AVERAGED), AVERAGED, m),
 }
 OF_STATE: dict[str, Callable[[Any], Any]] = {
     "lr_range_test": measured_steps,
@@ -136,6 +138,8 @@ OF_STATE: dict[str, Callable[[Any], Any]] = {
     "restart_moments": lambda m: aj.restart_moments((m, STATE))[1],
     "clear_hyperparams": lambda m: aj.clear_hyperparams((m, STATE))[1],
     "hyperparams": lambda m: aj.hyperparams((m, STATE)),
+    "loss_scale": lambda m: aj.update.loss_scale((m, after_a_step(SCALED))),
+    "read_skips": lambda m: aj.read_skips((m, after_a_step(GUARDED))),
     "set_hyperparams": lambda m: aj.set_hyperparams((m, STATE), learning_rate=0.5)[1],
     "decode_state": lambda m: storage.decode_state((m, STATE))[1],
 }

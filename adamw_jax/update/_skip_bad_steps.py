@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.core import Tracer
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import LAST_COUNT, number, whole_number
@@ -209,9 +208,7 @@ def _code(bad: jax.Array, code: int) -> jax.Array:
 
 def _explained(code: jax.Array, gradient: Callable[[], jax.Array]) -> jax.Array:
     """Look for the cause of an overflow in the gradient, which is read again only then."""
-    if not isinstance(code, Tracer):  # a conditional would be compiled at every call
-        return lax.max(code, gradient()) if code == OVERFLOW else code
-    return lax.cond(code == OVERFLOW, lambda: lax.max(code, gradient()), lambda: code)
+    return numerics.branch(code == OVERFLOW, lambda: lax.max(code, gradient()), lambda: code)
 
 
 def _overflows(updates: Tree, moved: Tree, old: Any, new: Any) -> jax.Array:
