@@ -104,7 +104,7 @@ def test_rules_schedules_storage_and_pins_reach_a_direction() -> None:
     )
     tx = aj.create(
         aj.as_direction(optax.scale_by_lion()),
-        aj.one_cycle(1.0, 10),
+        aj.one_cycle(1.0, 10, momentum=None),
         rules=rules,
         storage={"mu": "8bit"},
     )
