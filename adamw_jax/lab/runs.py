@@ -24,7 +24,8 @@ from adamw_jax.lab.stats import SIGNS
 from adamw_jax.lab.train import Runner
 
 ROOT = Path("adamw-jax-results")
-COLORS = {"shown": "green", "tie": "yellow", "not shown": "red"}
+COLORS = {"shown": "green", "equivalent": "cyan", "contradicted": "red", "undecided": "yellow",
+          "does not apply": "dim"}  # fmt: skip
 MARK = "run.json"
 
 

@@ -99,12 +99,12 @@ def _too_large(s: Settings, rows: Sequence[Row]) -> Verdict:
         claim="Updates become too large when gradients grow and the second moment decays slowly; "
         "clipping bounds them",
         task="pure noise that grows",
-        word="shown" if ok else "not shown",
+        word="shown" if ok else "contradicted",
         evidence="Largest RMS, usually 1: "
         + ", ".join(f"{peak:.1f} with {decay}" for decay, peak in peaks.items())
         + f"; clipped {clipped:.2f}; largest distance to theory {100 * off:.1f} %.",
         rule=f"All within {100 * TOLERANCE:g} % of theory, the peak rising with b2 and above 2 for "
-        f"{s.b2[-1]:g}, and at most 1.001 when clipped at 1: shown; else not shown.",
+        f"{s.b2[-1]:g}, and at most 1.001 when clipped at 1: shown; else contradicted.",
         literature="Shazeer & Stern: yes (larger than desired if the decay is too slow).",
     )
 

@@ -115,12 +115,12 @@ def _settling(s: Settings, limits: Sequence[Row], steps: Sequence[Row]) -> Verdi
     return Verdict(
         claim="The uncertainty settles where the equations say, and no step exceeds Polyak's",
         task="constant gradient; training",
-        word="shown" if ok else "not shown",
+        word="shown" if ok else "contradicted",
         evidence=f"After {s.settling} steps {min(shares):.3f} to {max(shares):.3f} of Polyak's "
         f"step, off the formula by at most {off:.1g}; in training at most {most:.3f} of it in any "
         "layer.",
         rule=f"Within {TOLERANCE:g} of the formula in every case, varying twofold, and in training "
-        f"never above 1 by more than {TOLERANCE:g}: shown; else not shown.",
+        f"never above 1 by more than {TOLERANCE:g}: shown; else contradicted.",
         literature="Follows from the equations.",
     )
 

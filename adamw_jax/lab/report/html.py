@@ -85,10 +85,9 @@ def _summary(report: Report) -> str:
                 f"<td>{words}</td></tr>"
             )
     return (
-        "<section><h2>Verdicts</h2><p>Every claim is stated as by its proponents and judged by "
-        "the rule next to the evidence below. Settings are chosen on validation data, results "
-        "are reported on test data. <i>Not shown</i> means only that the rule was not met at this "
-        "scale with these seeds.</p><table "
+        "<section><h2>Verdicts</h2><p>Each is judged by the rule next to the evidence "
+        "below. Settings are chosen on validation data, results are reported on test data. "
+        "<i>Undecided</i> means that these seeds are too few for the scatter.</p><table "
         f"class='summary'>{''.join(lines)}</table></section>\n"
     )
 
