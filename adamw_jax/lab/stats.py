@@ -151,7 +151,8 @@ class Judged:
 
     Attributes:
       mean: mean differences.
-      low: lower ends of the 95 % intervals, each by itself.
+      low: lower ends of the intervals at the level that Holm's method tests each difference at.
+        With one difference, this is the 95 % interval.
       high: upper ends.
       p_difference: p-values of "the difference is 0", corrected by Holm.
       p_equivalence: p-values of "the difference is beyond the margin", corrected by Holm.
@@ -192,7 +193,8 @@ def judge(differences: np.ndarray, margin: float | np.ndarray) -> Judged:
         inside = np.where(error > 0, room / error, np.where(room >= 0, np.inf, -np.inf))
         p_difference = holm(np.where(known, 2 * stdtr(seeds - 1, -apart), 1.0))
         p_equivalence = holm(np.where(known, stdtr(seeds - 1, -inside), 1.0))
-    half = stdtrit(seeds - 1, 1 - ERROR / 2) * error
+    places = np.argsort(np.argsort(-np.where(known, apart, -1.0), axis=-1), axis=-1)
+    half = stdtrit(seeds - 1, 1 - ERROR / 2 / (differences.shape[-2] - places)) * error
     words = np.select(
         [~known, (p_difference < ERROR) & (mean > 0), p_difference < ERROR, p_equivalence < ERROR],
         ["does not apply", "shown", "contradicted", "equivalent"],

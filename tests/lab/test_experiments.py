@@ -3,15 +3,12 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adamw_jax.lab.experiments import DEMO, PRESETS, get_experiment, list_experiments, settings_hash
-from adamw_jax.lab.experiments.compare import evaluations, numbers_for
 from adamw_jax.lab.experiments.decoupled_decay import DECOUPLED, L2, drift
 from adamw_jax.lab.progress import Silent
-from adamw_jax.lab.recipes import Carrier, catalogue, tables
 from adamw_jax.lab.theory import l2_decay_kept, reddi_drift
 from adamw_jax.lab.train import Runner
 
@@ -217,69 +214,3 @@ def test_unknown_names_are_refused_with_the_choices():
         get_experiment("radam").settings("full")
     with pytest.raises(ValueError, match="unknown setting of radam 'epoch'"):
         get_experiment("radam").settings_from({"epoch": [1]})
-
-
-def test_compare_gives_decay_to_those_that_decay_and_keeps_the_steps():
-    """Otherwise adam and adamw would be one recipe, and tie."""
-    compare = get_experiment("compare")
-    s = dataclasses.replace(
-        compare.settings("tiny"), optimizers=("adam", "adamw", "lookahead_adamw"), steps=21,
-        points=3, weight_decay=1.0, learning_rates=(0.03,),
-    )  # fmt: skip
-    rows = compare.measure(s, Runner(Silent()))
-    assert max(r["step"] for r in rows) == 21
-    assert {(r["group"], r.get("weight_decay")) for r in rows} == {
-        ("adam", None), ("adamw", 1.0), ("lookahead_adamw", 1.0),
-    }  # fmt: skip
-    loss = {name: [r["train_loss"] for r in rows if r["group"] == name] for name in s.optimizers}
-    assert loss["adam"] != loss["adamw"]
-    result = compare.analyse(s, rows)
-    assert (
-        "Decoupled weight decay of 1: adamw, lookahead_adamw. Without decay, as is their default: "
-        "adam." in result.remarks
-    )
-    summary = {line["optimizer"]: line["weight_decay"] for line in result.tables[0].rows}
-    assert summary == {"adam": None, "adamw": 1.0, "lookahead_adamw": 1.0}
-
-
-def test_compare_refuses_steps_that_its_evaluations_do_not_divide():
-    s = get_experiment("compare").settings("demo")
-    with pytest.raises(ValueError, match="steps must be a positive multiple of the 10 evaluations"):
-        dataclasses.replace(s, steps=405)
-
-
-@pytest.mark.parametrize("steps", [1, 7, 20, 400, 401, 405, 407, 960])
-def test_evaluations_divide_the_steps(steps):
-    assert steps % evaluations(steps) == 0
-    dataclasses.replace(
-        get_experiment("compare").settings("demo"), steps=steps, points=evaluations(steps)
-    )
-
-
-RATES = {"b1", "b2", "b3", "momentum", "decay_rate"}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("adamw", {"b1": (0.95, 0.85), "b2": 0.99}),
-        ("lookahead_adamw", {"b1": (0.95, 0.85), "b2": 0.99}),
-        ("sgdw", {"momentum": (0.95, 0.85)}),
-        ("adan", {"b1": 0.98, "b2": 0.92, "b3": 0.99}),
-        ("adafactor", {"decay_rate": 0.8}),
-        ("clipped_sgd", {}),
-    ],
-)
-def test_compare_trains_the_optimizers_that_it_names(name, expected):
-    """A shorter memory where it is Adam's, the cycle's momentum where it is the usual one."""
-    recipe, steps = catalogue(name), 100
-    rates, momenta = tables("one_cycle", 0.1, steps, recipe.momentum)
-    carrier = Carrier(jnp.asarray(rates), jnp.asarray(momenta))
-    tx = recipe.build(carrier, numbers_for(name, None, 0.99))
-    of_steps = {key: hyper.value for key, hyper in tx.hyperparams.items() if key in RATES}
-    assert set(of_steps) == set(expected)
-    for key, value in of_steps.items():
-        at = value if callable(value) else lambda count, value=value: value
-        first, lowest = expected[key] if isinstance(expected[key], tuple) else (expected[key],) * 2
-        assert float(at(0)) == pytest.approx(first)
-        assert min(float(at(count)) for count in range(steps)) == pytest.approx(lowest, abs=1e-3)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from rich.console import Console
 
-from adamw_jax.lab.cli.parsing import count, names, rates
+from adamw_jax.lab.cli.parsing import axes, count, names, rates
 
 Seeds = Annotated[int, tyro.conf.arg(metavar="N")]
 Comma = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
@@ -25,19 +25,22 @@ class Demo:
     Attributes:
       quick: train fewer epochs; takes about half a minute.
       out: folder for the results; by default a new one under adamw-jax-results/.
-      overwrite: replace earlier results in that folder.
+      resume: continue an interrupted run in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
     """
 
     quick: bool = False
     out: Path | None = None
+    resume: bool = False
     overwrite: bool = False
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
         from adamw_jax.lab.experiments import DEMO
 
-        return Run(DEMO, "quick" if self.quick else "demo", self.out, self.overwrite).perform(
-            console, command, "Claims of the Adam literature, tested", "demo"
+        preset = "quick" if self.quick else "demo"
+        return Run(DEMO, preset, self.out, self.resume, self.overwrite).perform(
+            console, "Claims of the Adam literature, tested", "demo"
         )
 
 
@@ -49,22 +52,25 @@ class Run:
       names: names of the experiments.
       preset: how long to train; demo is the longest.
       out: folder for the results; by default a new one under adamw-jax-results/.
-      overwrite: replace earlier results in that folder.
+      resume: continue an interrupted run in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional]
     preset: Literal["demo", "quick", "tiny"] = "demo"
     out: Path | None = None
+    resume: bool = False
     overwrite: bool = False
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
-        return self.perform(console, command, f"Experiments: {', '.join(self.names)}", "run")
+        return self.perform(console, f"Experiments: {', '.join(self.names)}", "run")
 
-    def perform(self, console: Console, command: str, title: str, kind: str) -> int:
+    def perform(self, console: Console, title: str, kind: str) -> int:
         """Run the experiments and print the verdicts."""
         from adamw_jax.lab.experiments import get_experiment
-        from adamw_jax.lab.runs import new_folder, perform, say
+        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.runs import perform, say
 
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"names must be one or more different experiments, got {self.names}.")
@@ -72,60 +78,94 @@ class Run:
         work = [
             (experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen
         ]
-        folder = new_folder(self.out, kind, self.overwrite)
-        say(perform(title, command, work, folder, console), console, tables=kind != "demo")
+        out = self.out or default_folder(kind)
+        report = perform(title, work, out, console, overwrite=self.overwrite, resume=self.resume)
+        say(report, console, tables=kind != "demo")
         return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compare optimizers on a task, each with the same grid of learning rates.
+    """Compare optimizers on a task, each tuned with the same number of trials.
 
     Attributes:
-      task: digits, digits_noisy or mnist1d.
-      optimizers: two or more names; the first is compared with each of the others.
-      seeds: number of seeds, 2 or more.
-      steps: steps per run; by default 400 on digits and 960 on mnist1d.
-      lr_grid: learning rates, the same for every optimizer.
-      weight_decay: decoupled decay of the optimizers that decay by default, such as adamw.
-      b2: decay rate of the second moment, for optimizers whose default is Adam's 0.999. Short runs
-        need a smaller one.
+      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
+      optimizers: two or more names, or functions of your own as module:name or file.py:name; the
+        first is compared with each of the others.
+      steps: steps of a run; by default 960 on mnist1d, else 400.
+      trials: settings to try for each optimizer.
+      tuning_seeds: runs of each trial.
+      seeds: fresh seeds of the chosen settings, 2 or more.
+      metric: what is judged; by default accuracy, or else loss.
+      margin: largest difference that does not matter; by default 0.01 of a share, else 2 %.
+      target: validation metric to which steps and seconds are counted.
+      lr_grid: learning rates to try, in place of a range.
+      space: axes of the search, such as b2=0.99 weight_decay=0.01..1 sgdw.learning_rate=0.1,0.3;
+        "none" removes an axis.
       schedule: schedule of the learning rate.
+      extend: how often to extend a space at whose edge the best trial lies.
       out: folder for the results; by default a new one under adamw-jax-results/.
-      overwrite: replace earlier results in that folder.
+      resume: continue an interrupted comparison in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
     """
 
     task: str = "digits"
     optimizers: Comma = "adamw,radam"
-    seeds: Seeds = 4
     steps: int | None = None
-    lr_grid: Comma = "0.001,0.003,0.01,0.03,0.1"
-    weight_decay: float = 0.1
-    b2: float = 0.99
-    schedule: Literal["one_cycle", "constant", "cosine"] = "one_cycle"
+    trials: int = 8
+    tuning_seeds: Seeds = 2
+    seeds: Seeds = 32
+    metric: str | None = None
+    margin: float | None = None
+    target: float | None = None
+    lr_grid: Comma | None = None
+    space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=VALUES")] = ()
+    schedule: Literal["warmup_cosine", "one_cycle", "constant", "cosine"] = "warmup_cosine"
+    extend: int = 0
     out: Path | None = None
+    resume: bool = False
     overwrite: bool = False
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
-        from adamw_jax.lab.experiments import compare
+        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.loader import load, load_task
+        from adamw_jax.lab.protocol import Budget, compare
+        from adamw_jax.lab.runs import comparison_title, say_results, shown_progress
 
+        task, chosen = load_task(self.task), names("--optimizers", self.optimizers)
         steps = self.steps if self.steps is not None else (960 if self.task == "mnist1d" else 400)
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {steps}.")
-        settings = compare.Settings(
-            task=self.task,
-            optimizers=names("--optimizers", self.optimizers),
-            seeds=count("--seeds", self.seeds, least=2),
-            steps=steps,
-            points=compare.evaluations(steps),
-            learning_rates=rates("--lr-grid", self.lr_grid),
-            weight_decay=self.weight_decay,
-            b2=self.b2,
-            schedule=self.schedule,
-        )
-        title = f"{', '.join(settings.optimizers)} on {self.task}"
-        return _one(compare.EXPERIMENT, settings, title, self, console, command)
+        found = axes("--space", self.space, [name.rpartition(":")[2] for name in chosen])
+        if self.lr_grid is not None:
+            found.setdefault("", {})["learning_rate"] = rates("--lr-grid", self.lr_grid)
+        makes = [load("optimizer", name) if ":" in name else name for name in chosen]
+        given = _named(chosen, makes, found)
+        out = self.out or default_folder("compare")
+        with shown_progress(console) as progress:
+            made = compare(
+                task, given, budget=Budget(steps, self.trials, self.tuning_seeds),
+                seeds=self.seeds, metric=self.metric, margin=self.margin, target=self.target,
+                space=found.get(""), schedule=self.schedule, extend=self.extend, out=out,
+                resume=self.resume, overwrite=self.overwrite, progress=progress,
+            )  # fmt: skip
+        title = comparison_title(made.settings)
+        say_results(title, [made.result()], out, made.seconds, console, tables=True)
+        return 0
+
+
+def _named(names: Sequence[str], makes: Sequence[Any], own: dict[str, dict[str, Any]]) -> Any:
+    """Return optimizers by name, with the axes that are given for them."""
+    from adamw_jax.lab.contenders import Optimizer
+
+    given = {}
+    for text, make in zip(names, makes, strict=True):
+        name = text.rpartition(":")[2]
+        optimizer = make if isinstance(make, Optimizer) else Optimizer(make)
+        space = {**optimizer.space, **own.get(name, {})}
+        if name in given:
+            raise ValueError(f"--optimizers must be different, got {name!r} twice.")
+        given[name] = dataclasses.replace(optimizer, space=space)
+    return given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +173,16 @@ class LrFind:
     """Find a learning rate by the range test.
 
     Attributes:
-      task: digits, digits_noisy or mnist1d.
-      optimizer: name of the optimizer.
+      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
+      optimizer: name of the optimizer, or a function of your own as module:name or file.py:name.
       seeds: number of runs.
       steps: steps per run.
       start: first learning rate.
       end: last learning rate.
-      weight_decay: decoupled decay.
+      weight_decay: decoupled decay; by default that of the optimizer.
       out: folder for the results; by default a new one under adamw-jax-results/.
-      overwrite: replace earlier results in that folder.
+      resume: keep results that are finished in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
     """
 
     task: str = "digits"
@@ -150,25 +191,41 @@ class LrFind:
     steps: int = 200
     start: float = 1e-6
     end: float = 10.0
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     out: Path | None = None
+    resume: bool = False
     overwrite: bool = False
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
+        from adamw_jax.lab.contenders import Optimizer, contender
         from adamw_jax.lab.experiments import lr_find
+        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.loader import load, load_task
+        from adamw_jax.lab.runs import perform, say
 
+        task, text = load_task(self.task), self.optimizer
+        make = load("optimizer", text) if ":" in text else text
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        optimizer = dataclasses.replace(make if isinstance(make, Optimizer) else Optimizer(make))
+        optimizer = dataclasses.replace(optimizer, space={**optimizer.space, **decay})
+        contender(optimizer)  # it checks the name and the decay
         settings = lr_find.Settings(
-            task=self.task,
-            optimizer=self.optimizer,
-            seeds=count("--seeds", self.seeds),
-            steps=self.steps,
-            start=self.start,
-            end=self.end,
-            weight_decay=self.weight_decay,
-        )
-        title = f"A learning rate for {self.optimizer} on {self.task}"
-        return _one(lr_find.EXPERIMENT, settings, title, self, console, command)
+            task=task.name, optimizer=text, seeds=count("--seeds", self.seeds), steps=self.steps,
+            start=self.start, end=self.end,
+        )  # fmt: skip
+
+        def measure(s: Any, runner: Any) -> Any:
+            return lr_find.measured(task, optimizer, s, runner.progress)
+
+        experiment = dataclasses.replace(lr_find.EXPERIMENT, measure=measure)
+        report = perform(
+            f"A learning rate for {text} on {task.name}", [(experiment, "own", settings)],
+            self.out or default_folder("lr-find"), console,
+            overwrite=self.overwrite, resume=self.resume,
+        )  # fmt: skip
+        say(report, console, tables=True)
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +238,7 @@ class List:
 
     pattern: Annotated[str, tyro.conf.Positional] = "*"
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
         from adamw_jax.lab.cli.catalogue import show_list
 
@@ -198,7 +255,7 @@ class Info:
 
     name: Annotated[str, tyro.conf.Positional]
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
         from adamw_jax.lab.cli.catalogue import show_info
 
@@ -209,7 +266,7 @@ class Info:
 class Doctor:
     """Show versions and devices, and test one step; exit with 1 if the library does not work."""
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
         from adamw_jax.lab.cli.doctor import show_doctor
 
@@ -226,25 +283,13 @@ class Report:
 
     folder: Annotated[Path, tyro.conf.Positional]
 
-    def __call__(self, console: Console, command: str) -> int:
+    def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
         from adamw_jax.lab.report import build
         from adamw_jax.lab.runs import say
 
         say(build(self.folder), console)
         return 0
-
-
-def _one(
-    experiment: Any, settings: Any, title: str, options: Any, console: Console, command: str
-) -> int:
-    """Run one experiment with the user's settings and print its table."""
-    from adamw_jax.lab.runs import new_folder, perform, say
-
-    folder = new_folder(options.out, experiment.name.replace("_", "-"), options.overwrite)
-    work = [(experiment, "own", settings)]
-    say(perform(title, command, work, folder, console), console, tables=True)
-    return 0
 
 
 COMMANDS = {
@@ -271,5 +316,8 @@ def run(arguments: Sequence[str]) -> int:
         description="Try, compare and look up optimizers of the Adam family for JAX.",
     )
     command = shlex.join(["adamw-jax", *arguments])
+    from adamw_jax.lab.runs import COMMAND
+
+    COMMAND.set(command)
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    return chosen(console, command)
+    return chosen(console)

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 
 from adamw_jax.lab.choices import choose
+from adamw_jax.lab.tasks.data_set import DataSet, Split
 from adamw_jax.lab.tasks.digits import digits, digits_noisy
 from adamw_jax.lab.tasks.mnist1d import mnist1d
-from adamw_jax.lab.tasks.data_set import Split, DataSet
 
 TASKS: dict[str, Callable[[], DataSet]] = {
     "mnist1d": mnist1d,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adamw_jax.lab.tasks.data_set import Split, DataSet, standardized
+from adamw_jax.lab.tasks.data_set import DataSet, Split, standardized
 
 SPLIT_SEED = 1
 NOISE_SEED = 2

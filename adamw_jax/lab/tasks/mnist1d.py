@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adamw_jax.lab.tasks.data_set import Split, DataSet, standardized
+from adamw_jax.lab.tasks.data_set import DataSet, Split, standardized
 
 POINTS = 12
 LENGTH = 40
