@@ -35,13 +35,13 @@ def from_nnx(
         return nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)[1:]
 
     def train(params: Any, rest: Any, batch: Any) -> Any:
-        module = nnx.merge(structure, params, rest)
+        module = nnx.merge(structure, params, rest, copy=True)
         module.train()
         value = loss(module, batch)
         return value, nnx.split(module, nnx.Param, ...)[2]
 
     def measure(params: Any, rest: Any, batch: Any) -> dict[str, Any]:
-        module = nnx.merge(structure, params, rest)
+        module = nnx.merge(structure, params, rest, copy=True)
         module.eval()
         return evaluate(module, batch) if evaluate else {"loss": loss(module, batch)}
 

@@ -283,8 +283,12 @@ class Comparison:
         for key, rows in self.runs.items():
             if key[:2] == (CONFIRM, name):
                 values = [(row[f"validation_{s.metric}"], row) for row in rows]
-                good = (row for value, row in values if value is not None
-                        and (value >= self.target if s.higher_is_better else value <= self.target))  # fmt: skip
+                good = (
+                    row
+                    for value, row in values
+                    if value is not None
+                    and (value >= self.target if s.higher_is_better else value <= self.target)
+                )
                 first = next(good, None)
                 firsts.append((first["step"], first["seconds"]) if first else (math.inf, math.inf))
         steps, seconds = np.median(np.asarray(firsts), axis=0)

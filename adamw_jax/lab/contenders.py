@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optax
 
@@ -56,11 +56,13 @@ class Contender:
       name: unique name in tables.
       recipe: makes it.
       space: every axis that is searched or set.
+      required: hyperparameters without a default.
     """
 
     name: str
     recipe: Recipe
     space: Space
+    required: frozenset[str] = frozenset()
 
 
 def contenders(
@@ -106,7 +108,7 @@ def contender(
         default = _default_space(taken, info(make.removeprefix(PREFIX)).degree == 0)
         recipe = _by_name(make, name, {**default, **shared, **own.space}, fixed)
     elif callable(make) and not isinstance(make, tuple):
-        name = name or getattr(make, "__name__", type(make).__name__)
+        name = name or _function_name(make)
         taken = inspect.signature(make).parameters
         default = _default_space(taken, True)
         recipe = _by_function(make, name, constant)
@@ -116,14 +118,20 @@ def contender(
                 f"space of an optimizer that is already made must be empty, got {own.space!r}; "
                 "give a function of these hyperparameters that makes it."
             )
-        name = name or _made_name(make)
-        return Contender(name, Recipe(name, lambda carrier, numbers: make), {})
+        name, ready = name or _made_name(make), cast(optax.GradientTransformation, make)
+        return Contender(name, Recipe(name, lambda carrier, numbers: ready), {})
     else:
         raise TypeError(
             "an optimizer must be a name, a function of hyperparameters or an optax "
             f"transformation, got {make!r}."
         )
-    return Contender(name, recipe, _space(name, taken, default, shared, own.space))
+    required = frozenset(key for key, p in taken.items() if p.default is p.empty)
+    return Contender(name, recipe, _space(name, taken, default, shared, own.space), required)
+
+
+def _function_name(make: Callable[..., Any]) -> str:
+    name = getattr(make, "__name__", type(make).__name__)
+    return f"optax.{name}" if (make.__module__ or "").partition(".")[0] == "optax" else name
 
 
 def _made_name(make: Any) -> str:
@@ -158,11 +166,9 @@ def _space(
     for key in own:
         if key not in taken and not open_ended:
             raise ValueError(unknown(f"hyperparameter of {name}", key, sorted(taken)))
-    if {**shared, **own}.get("learning_rate", ()) is None and "learning_rate" in default:
-        if taken["learning_rate"].default is inspect.Parameter.empty:
-            raise ValueError(
-                f"space of {name} must have the axis learning_rate: give a list or range."
-            )
+    removed = {**shared, **own}.get("learning_rate", ()) is None and "learning_rate" in default
+    if removed and taken["learning_rate"].default is inspect.Parameter.empty:
+        raise ValueError(f"space of {name} must have the axis learning_rate: give a list or range.")
     merged = {**default, **{k: v for k, v in shared.items() if k in taken}, **own}
     return {
         key: checked(f"space of {name}, {key},", axis)

@@ -136,8 +136,7 @@ class Engine:
                 return [rows[i] for i in range(len(lanes))]
             except Untraceable as error:
                 if len(modes) == 1:
-                    assert error.__cause__ is not None
-                    raise error.__cause__ from None
+                    raise (error.__cause__ or error) from None
                 with self._guard:
                     if modes[0] == (vmapped, traced):
                         del modes[0]
@@ -183,8 +182,10 @@ class Engine:
             metrics = {name: np.asarray(value)[: len(lanes)] for name, value in metrics.items()}
             seconds += (time.perf_counter() - clock) / width
             for i, own in enumerate(rows):
-                own.append({"step": mark, "seconds": round(seconds, 4)}
-                           | {name: finite(value[i]) for name, value in metrics.items()})  # fmt: skip
+                own.append(
+                    {"step": mark, "seconds": round(seconds, 4)}
+                    | {name: finite(value[i]) for name, value in metrics.items()}
+                )
             say((mark - before) * len(lanes), metrics)
             before = mark
         return rows

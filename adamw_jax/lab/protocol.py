@@ -17,7 +17,7 @@ from adamw_jax.lab.choices import choose
 from adamw_jax.lab.comparison import CONFIRM, LOWER, TUNE, Comparison, Row, Settings, is_share
 from adamw_jax.lab.contenders import Contender, Make, Optimizer, contenders, in_words
 from adamw_jax.lab.engine import Engine, Lane, metric_names
-from adamw_jax.lab.recipes import SCHEDULES, tables
+from adamw_jax.lab.recipes import tables
 from adamw_jax.lab.spaces import Numbers, extended, trials
 from adamw_jax.lab.task import Task
 
@@ -137,7 +137,7 @@ def compare(
     ['sgdw', 'adamw']
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
-    choose("schedule", schedule, SCHEDULES)
+    tables(schedule, 1.0, budget.steps)  # it checks the name and the steps
     made = contenders(optimizers, space, schedule == "constant")
     if seeds < 2 or seeds > 10_000:
         raise ValueError(f"seeds must be between 2 and 10000, got {seeds}.")
@@ -233,12 +233,19 @@ class Study:
                 if receive is not None:
                     receive(new)
 
-        spaces = {contender.name: [contender.space] for contender in self.contenders}
+        spaces = {c.name: [c.space, c.space] for c in self.contenders}  # the whole, its parts
         self._begin()
         with terminated_like_interrupted():
             for number in range(self.settings.extend + 1):
-                self._work([piece for contender in self.contenders
-                            for piece in self._tuning(contender, spaces[contender.name])], rows, add)  # fmt: skip
+                self._work(
+                    [
+                        piece
+                        for contender in self.contenders
+                        for piece in self._tuning(contender, spaces[contender.name])
+                    ],
+                    rows,
+                    add,
+                )
                 if number < self.settings.extend and not self._extend(rows, spaces):
                     break
             best = Comparison(self.settings, rows)
@@ -258,9 +265,9 @@ class Study:
 
     def _trials(self, spaces: Sequence[Any]) -> list[Numbers]:
         """Return all trials: those of the space, and half as many for every extension."""
-        found = trials(spaces[0], self.settings.trials, SOBOL_SEED)
+        found = trials(spaces[1], self.settings.trials, SOBOL_SEED)
         more = max(self.settings.trials // 2, 1)
-        for number, space in enumerate(spaces[1:], 1):
+        for number, space in enumerate(spaces[2:], 1):
             found += trials(space, more, SOBOL_SEED + number)
         return found
 
@@ -268,13 +275,18 @@ class Study:
         """Extend every space whose best trial is at its edge; return whether there is one."""
         edges = Comparison(self.settings, rows).at_edge()
         for name, at_edge in edges.items():
-            spaces[name].append(extended(spaces[name][-1], at_edge))
+            whole, *parts = spaces[name]
+            new, whole = extended(whole, at_edge)
+            spaces[name] = [whole, *parts, new]
         return bool(edges)
 
     def _tuning(self, contender: Contender, spaces: Sequence[Any]) -> Iterator[Runs]:
         found = enumerate(self._trials(spaces))
-        lanes = [(trial, tuple(numbers.items()), seed)
-                 for trial, numbers in found for seed in range(self.settings.tuning_seeds)]  # fmt: skip
+        lanes = [
+            (trial, tuple(numbers.items()), seed)
+            for trial, numbers in found
+            for seed in range(self.settings.tuning_seeds)
+        ]
         return self._pieces(contender, TUNE, lanes)
 
     def _confirming(self, contender: Contender, best: Comparison) -> Iterator[Runs]:
@@ -297,8 +309,14 @@ class Study:
                        for trial, _, seed in piece.lanes)  # fmt: skip
 
         def store(piece: Runs, tables: list[list[Row]]) -> None:
-            add([row for own in tables for row in own
-                 if (row["stage"], row["optimizer"], row["trial"], row["seed"]) not in done])  # fmt: skip
+            add(
+                [
+                    row
+                    for own in tables
+                    for row in own
+                    if (row["stage"], row["optimizer"], row["trial"], row["seed"]) not in done
+                ]
+            )
 
         old = sum(len(piece.lanes) for piece in pieces if not missing(piece))
         self._say(old * self.settings.steps, "continued")

@@ -33,7 +33,8 @@ def lr_find(
     Args:
       task: what to train.
       optimizer: as for ``compare``. It must take a learning rate. Its other hyperparameters have
-        their defaults, or the single value of an axis of its space.
+        the single value of an axis of its space, or their defaults; one without a default has the
+        smallest value of its axis.
       start: first learning rate.
       end: last learning rate.
       steps: largest number of steps, at least 20; a run ends earlier if the loss diverges.
@@ -67,8 +68,11 @@ def check(start: float, end: float, steps: int) -> None:
 def _made(chosen: Contender, rate: Any) -> optax.GradientTransformationExtraArgs:
     momentum = chosen.recipe.momentum or MOMENTUM
     carrier = Carrier(jnp.reshape(rate, 1), jnp.full(1, momentum, jnp.float32))
-    fixed = {key: axis[0] for key, axis in chosen.space.items()
-             if not isinstance(axis, Range) and len(axis) == 1}  # fmt: skip
+    fixed = {}
+    for key, axis in chosen.space.items():
+        values = (axis.low, axis.high) if isinstance(axis, Range) else axis
+        if len(values) == 1 or key in chosen.required:
+            fixed[key] = min(values)
     numbers = {**fixed, "learning_rate": rate}
     return optax.with_extra_args_support(chosen.recipe.build(carrier, numbers))
 

@@ -157,20 +157,24 @@ def edges(tried: Sequence[Numbers], chosen: Numbers) -> dict[str, bool]:
     return found
 
 
-def extended(space: Space, at_edge: Mapping[str, bool]) -> Space:
-    """Return the space beyond the edges at which the best trial lies.
+def extended(space: Space, at_edge: Mapping[str, bool]) -> tuple[Space, Space]:
+    """Return the space beyond the edges at which the best trial lies, and both together.
 
     A range is continued by half its width. A list gets one value more, at the distance of the last
     two, as a ratio if all values are positive.
     """
     new: dict[str, Axis] = dict(space)
+    whole: dict[str, Axis] = dict(space)
     for name, above in at_edge.items():
         axis = space[name]
         if isinstance(axis, Range):
-            new[name] = axis.beyond(above)
+            beyond = axis.beyond(above)
+            low, high = min(axis.low, beyond.low), max(axis.high, beyond.high)
+            new[name], whole[name] = beyond, Range(low, high, axis.log)
             continue
         values = sorted(axis)
         last, before = (values[-1], values[-2]) if above else (values[0], values[1])
-        ratio = values[0] > 0
-        new[name] = (float(f"{last * last / before if ratio else 2 * last - before:.4g}"),)
-    return new
+        value = last * last / before if values[0] > 0 else 2 * last - before
+        value = float(f"{value:.4g}")
+        new[name], whole[name] = (value,), (*axis, value)
+    return new, whole

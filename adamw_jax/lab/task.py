@@ -72,7 +72,8 @@ class Data:
         """Yield the batches of a run without end; only for data that is not arrays."""
         while True:
             found = False
-            for batch in self.train(seed) if callable(self.train) else iter(self.train):
+            source: Any = self.train(seed) if callable(self.train) else self.train
+            for batch in source:
                 found = True
                 yield jax.tree.map(np.asarray, batch)
             if not found:
@@ -214,11 +215,11 @@ class _Kept:
 
 def is_arrays(tree: Tree) -> bool:
     """Return whether a tree consists of arrays of examples; a list is one of batches."""
+    if isinstance(tree, list | _Kept) or hasattr(tree, "__next__"):
+        return False
     leaves = jax.tree.leaves(tree)
-    return (
-        not isinstance(tree, list | _Kept)
-        and bool(leaves)
-        and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+    return bool(leaves) and all(
+        hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -159,8 +160,11 @@ class Runner:
         task = task_of(chunk.task, plan.batch_size)
         curves = [tables(a.schedule, a.learning_rate, plan.steps, recipe.momentum)
                   for a in chunk.arms]  # fmt: skip
-        lanes = [Lane(seed, *own, dict(arm.settings))
-                 for arm, own in zip(chunk.arms, curves, strict=True) for seed in plan.seeds]  # fmt: skip
+        lanes = [
+            Lane(seed, *own, dict(arm.settings))
+            for arm, own in zip(chunk.arms, curves, strict=True)
+            for seed in plan.seeds
+        ]
         marks = range(plan.steps // plan.points, plan.steps + 1, plan.steps // plan.points)
 
         def say(steps: int, metrics: Row) -> None:
@@ -179,7 +183,7 @@ class Runner:
             for lane, own in zip(lanes, made, strict=True)
         ]  # fmt: skip
         each = len(plan.seeds)
-        return [sum(rows[i : i + each], []) for i in range(0, len(rows), each)]
+        return [list(itertools.chain(*rows[i : i + each])) for i in range(0, len(rows), each)]
 
 
 def _chunks(task: str, arms: Sequence[Arm], plan: Plan, width: int) -> Iterator[Chunk]:

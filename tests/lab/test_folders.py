@@ -40,7 +40,7 @@ def test_a_folder_is_not_overwritten_silently(tmp_path):
     (tmp_path / "foreign" / "thesis.txt").write_text("", "utf-8")
     for options in ({"overwrite": True}, {"resume": True}):
         with (
-            pytest.raises(ValueError, match="but no (earlier )?results"),
+            pytest.raises(ValueError, match=r"but no (earlier )?results"),
             open_folder(tmp_path / "foreign", **options),
         ):
             pass
@@ -51,12 +51,14 @@ def test_old_results_stay_until_the_new_ones_are_whole(tmp_path):
     folder = tmp_path / "results"
     fill(folder)
     (folder / "mine.txt").write_text("kept", "utf-8")
-    with (
-        pytest.raises(Interrupted, match=r"--resume --out"),
-        open_folder(folder, overwrite=True) as place,
-    ):
-        (place / "run.json").write_text("half", "utf-8")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with open_folder(folder, overwrite=True) as place:
+            (place / "run.json").write_text("half", "utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=r"--resume --out"):
+        interrupted()
     assert (folder / "run.json").read_text("utf-8") == "old"
     with open_folder(folder, resume=True) as place:  # goes on with the new ones
         assert (place / "run.json").read_text("utf-8") == "half"
@@ -218,8 +220,11 @@ def test_a_finished_experiment_is_not_measured_again(whole, tmp_path):
 @pytest.mark.parametrize("words", [["--help"], ["report"]])
 def test_output_that_is_not_utf_8_kills_nothing(encoding, words, whole):
     words = [*words, str(whole)] if words == ["report"] else words
-    done = subprocess.run([sys.executable, "-m", "adamw_jax.lab", *words], capture_output=True,
-                          env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "adamw_jax.lab", *words],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"},
+    )
     assert done.returncode == 0, done.stderr
     if words[0] == "report":
         assert b"report.html" in done.stdout

@@ -288,7 +288,8 @@ class Report:
         from adamw_jax.lab.report import build
         from adamw_jax.lab.runs import say
 
-        say(build(self.folder), console)
+        report = build(self.folder)
+        say(report, console, tables=len(report.sections) == 1)
         return 0
 
 

@@ -255,7 +255,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
             word="shown" if sure and met == sure else "contradicted",
             evidence=f"{met} of the {sure} settings for which theory predicts a path of {FAR:g} or "
             f"more ({len(rows) - sure} others are too near the frontier to tell).",
-            rule=f"x beyond {DECIDED:g} on the predicted side at every one: shown; else contradicted.",
+            rule=f"x beyond {DECIDED:g} on the predicted side at every one: shown; else "
+            "contradicted.",
         ),
     ]
     columns = [

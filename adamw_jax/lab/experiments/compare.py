@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,25 +32,29 @@ def result(c: Comparison) -> Result:
     return Result(_verdicts(c, ranking), _tables(c, ranking), [_figure(c)], list(_remarks(c)))
 
 
-def _verdicts(c: Comparison, ranking: list[Row]) -> list[Verdict]:
+def _verdicts(c: Comparison, ranking: Sequence[Row]) -> list[Verdict]:
     s, made = c.settings, []
     mean = {line["optimizer"]: line for line in ranking}
     unit = " points" if s.percent else ""
-    which = "higher" if s.higher_is_better else "lower"
+    which, what = ("higher", "gain") if s.higher_is_better else ("lower", "reduction")
+    first = s.optimizers[0]
     for name in s.optimizers[1:]:
         line = mean.get(name)
         if line is None or "word" not in line:
             continue
-        texts = {key: s.text(line[key], signed=True) for key in ("difference", "low", "high")}
-        evidence = "Runs diverged." if line["word"] == "does not apply" else (
-            f"{name} {s.text(line['mean'])}, {s.optimizers[0]} "
-            f"{s.text(mean[s.optimizers[0]]['mean'])}; {'gain' if s.higher_is_better else 'reduction'} "
-            f"{texts['difference']}{unit} [{texts['low']}, {texts['high']}], p {line['p']:.2g}"
-            f"{', within the margin' if line['within_margin'] else ''}. These "
-            f"seeds would have shown {s.text(line['detectable'], signed=True)}{unit} in 4 of 5 cases."
-        )  # fmt: skip
+        difference, low, high, seen = (
+            s.text(line[key], signed=True) for key in ("difference", "low", "high", "detectable")
+        )
+        small = ", within the margin" if line["within_margin"] else ""
+        evidence = (
+            f"{name} {s.text(line['mean'])}, {first} {s.text(mean[first]['mean'])}; {what} "
+            f"{difference}{unit} [{low}, {high}], p {line['p']:.2g}{small}. These seeds would have "
+            f"shown {seen}{unit} in 4 of 5 cases."
+        )
+        if line["word"] == "does not apply":
+            evidence = "Runs diverged."
         made.append(Verdict(
-            claim=f"{name} reaches a {which} {s.split} {s.metric} than {s.optimizers[0]}",
+            claim=f"{name} reaches a {which} {s.split} {s.metric} than {first}",
             task=s.task, word=line["word"], evidence=evidence, rule=_rule(c),
         ))  # fmt: skip
     return made
@@ -68,7 +72,7 @@ def _rule(c: Comparison) -> str:
     )
 
 
-def _tables(c: Comparison, ranking: list[Row]) -> list[Table]:
+def _tables(c: Comparison, ranking: Sequence[Row]) -> list[Table]:
     s = c.settings
     form = "{:.1%}" if s.percent else "{:.4g}"
     shown = []

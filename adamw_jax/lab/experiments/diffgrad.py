@@ -191,7 +191,8 @@ def _arrives(s: Settings, function: str, rows: Sequence[Row]) -> Verdict:
         evidence=f"Minimum at {end[ADAM]['best']:+.2f}; from {s.start:g} at lr "
         f"{s.learning_rate:g} diffGrad ends at {end[DIFFGRAD]['x']:+.2f}, Adam at "
         f"{end[ADAM]['x']:+.2f}, Adam at half that lr at {end[HALF]['x']:+.2f}.",
-        rule=f"Within {NEAR:g} of it diffGrad and not Adam: shown; both: equivalent; else contradicted.",
+        rule=f"Within {NEAR:g} of it diffGrad and not Adam: shown; both: equivalent; else "
+        "contradicted.",
         literature="Dubey et al. analyse three such functions, in diffGrad's favour.",
     )
 
