@@ -9,9 +9,10 @@ tyro, filelock), and uses only public names of the library.
 from adamw_jax.lab.adapters import from_equinox, from_linen, from_nnx
 from adamw_jax.lab.comparison import Comparison
 from adamw_jax.lab.contenders import Optimizer
-from adamw_jax.lab.protocol import Budget, compare
+from adamw_jax.lab.protocol import compare
 from adamw_jax.lab.range_test import lr_find
 from adamw_jax.lab.spaces import log_uniform, uniform
+from adamw_jax.lab.study import Budget
 from adamw_jax.lab.task import Data, Task, split
 
 __all__ = [

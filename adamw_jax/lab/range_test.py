@@ -12,7 +12,8 @@ import optax
 
 from adamw_jax import lr_range_test
 from adamw_jax.lab.contenders import Contender, Make, Optimizer, contender
-from adamw_jax.lab.engine import order_of
+from adamw_jax.lab.feeding import order_of
+from adamw_jax.lab.programs import train_step
 from adamw_jax.lab.recipes import MOMENTUM, Carrier
 from adamw_jax.lab.spaces import Range
 from adamw_jax.lab.task import Task
@@ -82,17 +83,10 @@ def _step(task: Task, chosen: Contender, seed: int) -> Any:
 
     @jax.jit
     def step(carry: Any, rate: jax.Array, batch: Any) -> Any:
-        params, state, inner, count = carry
-
-        def loss_of(params: Any) -> Any:
-            losses, new = task.losses(params, state, batch, jax.random.fold_in(root, count))
-            return jnp.mean(losses), (jnp.mean(losses * losses), new)
-
-        (loss, (squares, new)), slope = jax.value_and_grad(loss_of, has_aux=True)(params)
+        *inside, count = carry
         tx = _made(chosen, rate.astype(jnp.float32))
-        extra = {"value": loss, "value_sq_mean": squares}
-        updates, inner = tx.update(slope, inner, params, **extra)
-        return (optax.apply_updates(params, updates), new, inner, count + 1), loss
+        inside, loss = train_step(task, tx, inside, batch, jax.random.fold_in(root, count))
+        return (*inside, count + 1), loss
 
     return step
 

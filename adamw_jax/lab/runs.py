@@ -22,10 +22,10 @@ from adamw_jax.lab.experiments.registry import Experiment
 from adamw_jax.lab.folders import open_folder
 from adamw_jax.lab.logs import LiveLog, Logged, read_log, same_settings, write_log, write_run
 from adamw_jax.lab.progress import Lines, Live, Progress
-from adamw_jax.lab.protocol import Study, terminated_like_interrupted
 from adamw_jax.lab.report import Report, build
 from adamw_jax.lab.results import Result, Table, Verdict
 from adamw_jax.lab.stats import SIGNS
+from adamw_jax.lab.study import Study, terminated_like_interrupted
 from adamw_jax.lab.train import Runner
 
 COLORS = {

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import optax
 
-from adamw_jax.lab.engine import Engine, Lane, Row, finite, order_of
+from adamw_jax.lab.engine import Engine, Lane, Row, finite
+from adamw_jax.lab.feeding import order_of
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.progress import Progress
 from adamw_jax.lab.recipes import Arm, tables

@@ -13,9 +13,10 @@ import pytest
 
 import adamw_jax as aj
 from adamw_jax.lab import Budget, Data, Optimizer, Task, compare, log_uniform, lr_find, split
-from adamw_jax.lab.comparison import Comparison, Settings
+from adamw_jax.lab.comparison import Comparison
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.report import build
+from adamw_jax.lab.settings import Settings
 
 pytestmark = pytest.mark.quick
 

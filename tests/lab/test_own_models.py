@@ -100,8 +100,9 @@ def run(*words, **options):
 
 def compared(name, out, *more):
     return run(
-        "compare", "--task", f"{FILE}:{name}", "--optimizers", f"adamw,{FILE}:mine", "--steps", "12",
-        "--trials", "4", "--tuning-seeds", "4", "--seeds", "16", "--out", str(out), *more,
+        "compare", "--task", f"{FILE}:{name}", "--optimizers", f"adamw,{FILE}:mine",
+        "--steps", "12", "--trials", "4", "--tuning-seeds", "4", "--seeds", "16",
+        "--out", str(out), *more,
     )  # fmt: skip
 
 

@@ -130,8 +130,9 @@ class Compare:
         """Run the command and return the exit status."""
         from adamw_jax.lab.folders import default_folder
         from adamw_jax.lab.loader import load, load_task
-        from adamw_jax.lab.protocol import Budget, compare
+        from adamw_jax.lab.protocol import compare
         from adamw_jax.lab.runs import comparison_title, say_results, shown_progress
+        from adamw_jax.lab.study import Budget
 
         task, chosen = load_task(self.task), names("--optimizers", self.optimizers)
         steps = self.steps if self.steps is not None else (960 if self.task == "mnist1d" else 400)

@@ -7,18 +7,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from adamw_jax.lab.comparison import CONFIRM, Comparison, Settings
+from adamw_jax.lab.comparison import CONFIRM, Comparison
 from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.settings import Settings
 from adamw_jax.lab.train import Runner, task_of
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
     """Compare the optimizers on a task of the lab."""
-    from adamw_jax.lab.protocol import Budget, compare
+    from adamw_jax.lab.protocol import compare
+    from adamw_jax.lab.study import Budget
 
     budget = Budget(s.steps, s.trials, s.tuning_seeds, s.evaluations)
     found = compare(task_of(s.task), s.optimizers, budget=budget, seeds=s.seeds, extend=s.extend,
