@@ -9,6 +9,7 @@ tyro, filelock), and uses only public names of the library.
 from adamw_jax.lab.adapters import from_equinox, from_linen, from_nnx
 from adamw_jax.lab.comparison import Comparison
 from adamw_jax.lab.contenders import Optimizer
+from adamw_jax.lab.event_files import tensorboard
 from adamw_jax.lab.protocol import compare
 from adamw_jax.lab.range_test import lr_find
 from adamw_jax.lab.spaces import log_uniform, uniform
@@ -28,5 +29,6 @@ __all__ = [
     "log_uniform",
     "lr_find",
     "split",
+    "tensorboard",
     "uniform",
 ]

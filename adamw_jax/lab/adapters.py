@@ -26,6 +26,16 @@ def from_nnx(
       data: the data.
       evaluate: ``(module, batch)`` to a dict of metrics, in evaluation mode. By default the loss.
       **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+
+    >>> import numpy as np
+    >>> from flax import nnx
+    >>> from adamw_jax.lab import split
+    >>> x = np.ones((10, 3), np.float32)
+    >>> task = from_nnx(
+    ...     lambda rngs: nnx.Linear(3, 1, rngs=rngs),
+    ...     lambda net, batch: (net(batch[0]) - batch[1]) ** 2,
+    ...     split((x, x[:, :1])),
+    ... )
     """
     from flax import nnx
 
@@ -72,6 +82,14 @@ def from_linen(
       test: keyword arguments in evaluation, such as ``{"train": False}``.
       rngs: names of the random generators that the module uses in training.
       **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+
+    >>> import numpy as np
+    >>> from flax import linen
+    >>> from adamw_jax.lab import split
+    >>> x = np.ones((10, 3), np.float32)
+    >>> task = from_linen(
+    ...     linen.Dense(1), lambda outputs, batch: (outputs - batch[1]) ** 2, split((x, x[:, :1]))
+    ... )
     """
     in_training, in_test = dict(train or {}), dict(test or {})
     sample = jax.tree.map(lambda a: a[:1], data.validation)
@@ -118,6 +136,15 @@ def from_equinox(
       evaluate: ``(module, batch)`` to a dict of metrics, in inference mode
         (``equinox.nn.inference_mode``). By default the loss, with a fixed key.
       **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+
+    >>> import equinox, numpy as np
+    >>> from adamw_jax.lab import split
+    >>> x = np.ones((10, 3), np.float32)
+    >>> task = from_equinox(
+    ...     lambda key: equinox.nn.Linear(3, 1, key=key),
+    ...     lambda net, batch, key: (jax.vmap(net)(batch[0]) - batch[1]) ** 2,
+    ...     split((x, x[:, :1])),
+    ... )
     """
     import equinox as eqx
 

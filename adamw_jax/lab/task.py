@@ -69,7 +69,11 @@ class Data:
         return {name: tree for name, tree in splits.items() if tree is not None}
 
     def batches(self, seed: int) -> Iterator[Tree]:
-        """Yield the batches of a run without end; only for data that is not arrays."""
+        """Yield the batches of a run without end; only for data that is not arrays.
+
+        Args:
+          seed: seed of the run.
+        """
         while True:
             found = False
             source: Any = self.train(seed) if callable(self.train) else self.train
@@ -165,7 +169,11 @@ class Task:
             raise ValueError(f"lanes must be 1 or more, or None, got {self.lanes}.")
 
     def start(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """Return initial parameters and state; the state is None without ``stateful``."""
+        """Return initial parameters and state; the state is None without ``stateful``.
+
+        Args:
+          key: random key.
+        """
         made = self.init(key)
         if not self.stateful:
             return made, None
@@ -177,13 +185,26 @@ class Task:
         return made
 
     def losses(self, params: Tree, state: Tree, batch: Tree, key: jax.Array) -> tuple[Any, Tree]:
-        """Return the loss or losses of a batch, and the new state."""
+        """Return the loss or losses of a batch, and the new state.
+
+        Args:
+          params: parameters.
+          state: state, or None without ``stateful``.
+          batch: a batch of training examples.
+          key: random key.
+        """
         given = (params, state, batch, key) if self.stateful else (params, batch, key)
         made = self.loss(*given[: _arity(self.loss, len(given))])
         return made if self.stateful else (made, None)
 
     def metrics(self, params: Tree, state: Tree, batch: Tree) -> dict[str, Any]:
-        """Return the metrics of a batch by name."""
+        """Return the metrics of a batch by name.
+
+        Args:
+          params: parameters.
+          state: state, or None without ``stateful``.
+          batch: a batch of held-out examples.
+        """
         if self.evaluate is None:
             return {"loss": self.losses(params, state, batch, jax.random.key(0))[0]}
         made = self.evaluate(*((params, state, batch) if self.stateful else (params, batch)))

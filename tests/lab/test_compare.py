@@ -12,7 +12,17 @@ import optax
 import pytest
 
 import adamw_jax as aj
-from adamw_jax.lab import Budget, Data, Optimizer, Task, compare, log_uniform, lr_find, split
+from adamw_jax.lab import (
+    Budget,
+    Data,
+    Optimizer,
+    Task,
+    compare,
+    log_uniform,
+    lr_find,
+    split,
+    tensorboard,
+)
 from adamw_jax.lab.comparison import Comparison
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.report import build
@@ -390,3 +400,21 @@ def test_lr_find_takes_a_task_and_any_optimizer():
     with pytest.raises(ValueError, match="must take a learning rate"):
         lr_find(line(), optax.sgd(0.1))
     assert log_uniform(1, 2) == log_uniform(1, 2)
+
+
+def test_event_files_hold_the_metrics_of_every_run(tmp_path, found):
+    from tensorboardX.proto.event_pb2 import Event
+
+    tensorboard(tmp_path)(found.rows)
+    files = sorted(tmp_path.glob("*/*/events*"))
+    assert len(files) == len(found.runs)
+    (own,) = (tmp_path / "adamw" / "confirm-{}-1000".format(found.chosen("adamw")[0])).iterdir()
+    data, values = own.read_bytes(), {}
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    rows = found.runs["confirm", "adamw", found.chosen("adamw")[0], 1000]
+    for row in rows:
+        assert values["test_loss", row["step"]] == pytest.approx(row["test_loss"])
