@@ -34,7 +34,7 @@ def source_of(data: Data, seeds: Sequence[int], steps: int) -> Callable[[int, in
     """Return (begin, end, lanes) -> indices or batches of shape (lanes, end - begin, ...)."""
     distinct = list(dict.fromkeys(seeds))
     if data.size is not None:
-        size, batch_size = data.size, data.batch_size
+        size, batch_size = data.size, data.batch_size or 1
         orders = {seed: order_of(size, seed, steps, batch_size) for seed in distinct}
 
         def read(begin: int, end: int) -> dict[int, Tree]:

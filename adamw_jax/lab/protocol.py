@@ -83,7 +83,7 @@ def compare(
     Raises:
       ValueError: an argument does not fit.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, numpy as np
     >>> from adamw_jax.lab import Task, split
     >>> x = np.linspace(-1, 1, 60, dtype=np.float32)
     >>> line = Task(

@@ -96,5 +96,5 @@ def _batches(task: Task, seed: int, steps: int) -> Iterator[Any]:
     if data.size is None:
         yield from data.batches(seed)
         return
-    for part in order_of(data.size, seed, steps, data.batch_size):
+    for part in order_of(data.size, seed, steps, data.batch_size or 1):
         yield jax.tree.map(lambda a, part=part: jnp.asarray(np.asarray(a)[part]), data.train)

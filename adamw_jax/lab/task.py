@@ -28,13 +28,14 @@ class Data:
       validation: arrays as above, or an iterable of batches; settings are chosen on it.
       test: the same; results are reported on it and nothing is chosen. None to report on
         ``validation``.
-      batch_size: examples per step, if ``train`` consists of arrays.
+      batch_size: examples per step, if ``train`` consists of arrays; None for 32, or all if there
+        are fewer.
     """
 
     train: Tree
     validation: Tree
     test: Tree = None
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes, and join batches of held-out data."""
@@ -44,7 +45,9 @@ class Data:
                 object.__setattr__(self, name, _joined(name, value))
         if is_arrays(self.train):
             size = examples("train", self.train)
-            if not 1 <= self.batch_size <= size:
+            if self.batch_size is None:
+                object.__setattr__(self, "batch_size", min(32, size))
+            elif not 1 <= self.batch_size <= size:
                 raise ValueError(
                     f"batch_size must be between 1 and the {size} training examples, got "
                     f"{self.batch_size}."
@@ -85,7 +88,12 @@ class Data:
 
 
 def split(
-    arrays: Tree, *, validation: float = 0.2, test: float = 0.2, batch_size: int = 32, seed: int = 0
+    arrays: Tree,
+    *,
+    validation: float = 0.2,
+    test: float = 0.2,
+    batch_size: int | None = None,
+    seed: int = 0,
 ) -> Data:
     """Split examples at random into training, validation and test data.
 
@@ -93,7 +101,7 @@ def split(
       arrays: a pytree of arrays with one entry per example, such as ``(inputs, labels)``.
       validation: share of the examples for choosing settings.
       test: share for the results.
-      batch_size: examples per step.
+      batch_size: examples per step; None for 32, or all if there are fewer.
       seed: seed of the split.
 
     >>> data = split((np.arange(10.0), np.arange(10)), batch_size=2)
