@@ -85,8 +85,9 @@ class Lines:
                 self.last = now
                 share = 100 * self.done // max(self.total, 1)
                 left = (now - self.start) * (self.total / max(self.done, 1) - 1)
-                self.console.print(f"      {share:3d} %, {max(left, 0):.0f} s left: {message}",
-                                   markup=False, highlight=False)  # fmt: skip
+                rest = f", {left:.0f} s left" if share >= 5 else ""  # before, it mostly compiled
+                text = f"      {share:3d} %{rest}: {message}"
+                self.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
         """Do nothing."""
