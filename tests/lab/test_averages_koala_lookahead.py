@@ -247,7 +247,6 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
         if each["kind"] == "training" and each["seed"] in s.seeds
     ]
     monkeypatch.setattr(koala_runs.common, "train_all", lambda *_: made_up)
-    monkeypatch.setattr(koala_runs, "_filtered", lambda *_: [])
     result = koala.EXPERIMENT.analyse(s, koala.EXPERIMENT.measure(s, Runner(Silent())))
     assert result.verdicts[-2].word == "shown", result.verdicts[-2].evidence
     assert all(panel.rows for figure in result.figures for panel in figure.panels)
@@ -255,7 +254,8 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
 
 def test_koala_trains():
     s = tiny(koala, seeds=(0,), factors=(1.0,))
-    (found,) = koala_runs._filtered(s, Runner(Silent()), "digits", koala.V)
+    arms = [arm for arm in koala_runs._arms(s) if arm.group == koala.V]
+    (found,) = Runner(Silent()).train("digits", arms, s.plan("digits"))
     assert (found["group"], found["learning_rate"], found["step"]) == (koala.V, 1.0, 20)
     assert found["test_accuracy"] > 0.6
 
