@@ -289,6 +289,11 @@ class Comparison:
         )
 
 
+def whole_runs(settings: Settings, rows: list[Row]) -> list[Row]:
+    """Return the rows of the runs that are complete; a killed process may leave half a run."""
+    return [row for own in Comparison(settings, rows).runs.values() for row in own]
+
+
 KNOWN = {"task", "stage", "optimizer", "trial", "seed", "step", "epoch", "seconds", "train_loss"}
 
 

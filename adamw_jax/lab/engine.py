@@ -9,6 +9,7 @@ cannot be traced in this way, the numbers become constants, or runs are trained 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -83,7 +84,8 @@ class Engine:
         """
         self.stop.clear()
         pool = concurrent.futures.ThreadPoolExecutor(self.workers)
-        futures = {pool.submit(work, piece): piece for piece in pieces}
+        configured = _configuration()
+        futures = {pool.submit(configured, work, piece): piece for piece in pieces}
         try:
             for future in concurrent.futures.as_completed(futures):
                 done(futures[future], future.result())
@@ -206,6 +208,21 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
+
+
+def _configuration() -> Callable[[Callable[[Any], Any], Any], Any]:
+    """Return a function that works in another thread under the JAX contexts of this one."""
+    names = ("enable_x64", "default_matmul_precision", "numpy_dtype_promotion",
+             "numpy_rank_promotion")  # fmt: skip
+    values = {name: getattr(jax.config, f"jax_{name}") for name in names}
+
+    def configured(work: Callable[[Any], Any], piece: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(getattr(jax, name)(value))
+            return work(piece)
+
+    return configured
 
 
 def metric_names(task: Task) -> tuple[str, ...]:

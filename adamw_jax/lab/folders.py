@@ -62,8 +62,12 @@ def open_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) 
         lock.release()
 
 
-def default_folder(kind: str) -> Path:
-    """Return a new folder under ``adamw-jax-results``, which is not made yet."""
+def chosen_folder(out: Path | None, kind: str, resume: bool) -> Path:
+    """Return the user's folder, or a new one under ``adamw-jax-results``, not made yet."""
+    if out is not None:
+        return out
+    if resume:
+        raise ValueError("--resume needs the folder to continue: give it as --out.")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return ROOT / f"{kind}-{stamp}-{os.getpid()}"
 

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,27 @@ class LiveLog:
     The file for programs (JSONL) and the table (CSV) have all rows that were added before a crash.
     """
 
-    def __init__(self, folder: Path, logged: Logged, resume: bool):
+    def __init__(
+        self,
+        folder: Path,
+        logged: Logged,
+        resume: bool,
+        whole: Callable[[list[Row]], list[Row]] = lambda rows: rows,
+    ):
         """Begin, or with ``resume`` read what is there.
 
         Args:
           folder: the folder of the logs.
           logged: experiment, preset and settings.
           resume: continue a log with the same settings.
+          whole: returns those of earlier rows that belong to whole runs; the others are dropped.
         """
         self.folder, self.logged = folder, dataclasses.replace(logged, finished=False)
         name = logged.experiment.name
         if resume and (folder / f"{name}.json").exists():
             old = read_log(folder, name)
             same_settings(folder, old.settings, logged.settings)
-            self.logged = dataclasses.replace(old, finished=False)
+            self.logged = dataclasses.replace(old, rows=whole(old.rows), finished=False)
         write_log(folder, self.logged)
         self.keys = list(dict.fromkeys(key for row in self.rows for key in row))
 

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import datetime
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from adamw_jax.lab.comparison import Comparison
+from adamw_jax.lab.comparison import Comparison, whole_runs
 from adamw_jax.lab.environment import environment
 from adamw_jax.lab.experiments.compare import EXPERIMENT
 from adamw_jax.lab.experiments.registry import Experiment
@@ -107,7 +108,8 @@ def run_study(study: Study, out: Path, *, resume: bool, overwrite: bool) -> Comp
     """Run a comparison with a live log in a folder, and build the report there."""
     settings = study.settings
     with open_folder(out, overwrite=overwrite, resume=resume) as folder:
-        log = LiveLog(folder / "logs", Logged(EXPERIMENT, "own", settings, 0.0, []), resume)
+        begin = Logged(EXPERIMENT, "own", settings, 0.0, [])
+        log = LiveLog(folder / "logs", begin, resume, functools.partial(whole_runs, settings))
         run = _begun(folder, comparison_title(settings), [EXPERIMENT.name])
         found = study.run(log.rows, log.add)
         logged = log.finish(found.rows, found.seconds)

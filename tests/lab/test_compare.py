@@ -148,6 +148,24 @@ def test_a_fault_of_the_user_is_shown_as_it_is():
         compare(line(), ["adamw", broken], budget=2, seeds=2)
 
 
+def test_contexts_of_jax_reach_the_programs():
+    seen = []
+
+    def watched(params, batch):
+        seen.append(params["w"].dtype)
+        return loss(params, batch)
+
+    def wide(key):
+        return jax.tree.map(lambda a: a.astype("float64"), init(key))
+
+    x, y = X.astype(np.float64), Y.astype(np.float64)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # optax promotes
+        task = line(init=wide, loss=watched, data=split((x, y), batch_size=16))
+        found = compare(task, [optax.adam, optax.lion], budget=Budget(4, 2, 1, 1), seeds=2)
+    assert set(seen) == {np.dtype("float64")}
+    assert {line["optimizer"] for line in found.ranking()} == {"optax.adam", "optax.lion"}
+
+
 def batches(seed):
     rng = np.random.default_rng(seed)
     while True:
@@ -322,6 +340,18 @@ def test_files_are_live_and_an_interrupted_run_is_continued(tmp_path, found):
     assert live == seen
     assert 0 < len(live) < len(found.rows)
     assert (out / "logs" / "compare.csv").read_text().count("\n") == len(live) + 1
+    half = json.dumps(
+        next(
+            row
+            for row in found.rows
+            if not any(
+                all(row[k] == old[k] for k in ("stage", "optimizer", "trial", "seed"))
+                for old in live
+            )
+        )
+    )
+    with open(out / "logs" / "compare.jsonl", "a", encoding="utf-8") as file:
+        file.write(f'{half}\n{{"task": "li')  # half a run, and half a row
     partial = build(out)  # what is there can be shown
     assert "Not finished" in " ".join(partial.sections[0].result.remarks)
     with pytest.raises(ValueError, match=r"other settings \(seeds 5 there, 6 now\)"):

@@ -12,7 +12,7 @@ import pytest
 
 from adamw_jax.lab.cli import main
 from adamw_jax.lab.experiments import get_experiment
-from adamw_jax.lab.folders import Interrupted, default_folder, open_folder
+from adamw_jax.lab.folders import Interrupted, chosen_folder, open_folder
 from adamw_jax.lab.logs import LiveLog, Logged, read_log
 from adamw_jax.lab.report import build
 
@@ -83,7 +83,10 @@ def test_two_processes_cannot_write_one_folder(tmp_path):
 
 def test_default_folders_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len({default_folder("demo") for _ in range(3)}) == 3
+    assert len({chosen_folder(None, "demo", False) for _ in range(3)}) == 3
+    assert chosen_folder(tmp_path, "demo", True) == tmp_path
+    with pytest.raises(ValueError, match="--resume needs the folder"):
+        chosen_folder(None, "demo", True)
     assert not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ class Run:
     def perform(self, console: Console, title: str, kind: str) -> int:
         """Run the experiments and print the verdicts."""
         from adamw_jax.lab.experiments import get_experiment
-        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.folders import chosen_folder
         from adamw_jax.lab.runs import perform, say
 
         if not self.names or len(set(self.names)) < len(self.names):
@@ -78,7 +78,7 @@ class Run:
         work = [
             (experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen
         ]
-        out = self.out or default_folder(kind)
+        out = chosen_folder(self.out, kind, self.resume)
         report = perform(title, work, out, console, overwrite=self.overwrite, resume=self.resume)
         say(report, console, tables=kind != "demo")
         return 0
@@ -128,7 +128,7 @@ class Compare:
 
     def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
-        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.folders import chosen_folder
         from adamw_jax.lab.loader import load, load_task
         from adamw_jax.lab.protocol import compare
         from adamw_jax.lab.runs import comparison_title, say_results, shown_progress
@@ -141,7 +141,7 @@ class Compare:
             found.setdefault("", {})["learning_rate"] = rates("--lr-grid", self.lr_grid)
         makes = [load("optimizer", name) if ":" in name else name for name in chosen]
         given = _named(chosen, makes, found)
-        out = self.out or default_folder("compare")
+        out = chosen_folder(self.out, "compare", self.resume)
         with shown_progress(console) as progress:
             made = compare(
                 task, given, budget=Budget(steps, self.trials, self.tuning_seeds),
@@ -201,7 +201,7 @@ class LrFind:
         """Run the command and return the exit status."""
         from adamw_jax.lab.contenders import Optimizer, contender
         from adamw_jax.lab.experiments import lr_find
-        from adamw_jax.lab.folders import default_folder
+        from adamw_jax.lab.folders import chosen_folder
         from adamw_jax.lab.loader import load, load_task
         from adamw_jax.lab.runs import perform, say
 
@@ -222,7 +222,7 @@ class LrFind:
         experiment = dataclasses.replace(lr_find.EXPERIMENT, measure=measure)
         report = perform(
             f"A learning rate for {text} on {task.name}", [(experiment, "own", settings)],
-            self.out or default_folder("lr-find"), console,
+            chosen_folder(self.out, "lr-find", self.resume), console,
             overwrite=self.overwrite, resume=self.resume,
         )  # fmt: skip
         say(report, console, tables=True)
