@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamw_jax.lab.settings import Settings
+from adamw_jax.lab.settings import Row, Settings, numbers_of
 from adamw_jax.lab.spaces import edges
 from adamw_jax.lab.stats import ERROR, Judged, judge
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from adamw_jax.lab.results import Result
 
-Row = dict[str, Any]
 TUNE, CONFIRM = "tune", "confirm"
 
 
@@ -292,16 +291,6 @@ class Comparison:
 def whole_runs(settings: Settings, rows: list[Row]) -> list[Row]:
     """Return the rows of the runs that are complete; a killed process may leave half a run."""
     return [row for own in Comparison(settings, rows).runs.values() for row in own]
-
-
-KNOWN = {"task", "stage", "optimizer", "trial", "seed", "step", "epoch", "seconds", "train_loss"}
-
-
-def numbers_of(row: Row) -> dict[str, float]:
-    """Return the hyperparameters in a row."""
-    splits = ("validation_", "test_")
-    return {k: v for k, v in row.items()
-            if k not in KNOWN and not k.startswith(splits) and v is not None}  # fmt: skip
 
 
 def _or_last(value: float) -> float:

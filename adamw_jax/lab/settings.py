@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+Row = dict[str, Any]
 SHARES = ("accuracy", "acc", "f1", "auc", "precision", "recall")
 """Metrics with these words are shares, which are better if higher and printed in per cent."""
 LOWER = ("loss", "error", "perplexity", "mse", "mae", "rmse", "nll")
@@ -70,3 +72,13 @@ class Settings:
 def is_share(metric: str) -> bool:
     """Return whether a metric is a share between 0 and 1, by its name."""
     return any(word in SHARES for word in metric.lower().split("_"))
+
+
+KNOWN = {"task", "stage", "optimizer", "trial", "seed", "step", "epoch", "seconds", "train_loss"}
+
+
+def numbers_of(row: Row) -> dict[str, float]:
+    """Return the hyperparameters in a row."""
+    splits = ("validation_", "test_")
+    return {k: v for k, v in row.items()
+            if k not in KNOWN and not k.startswith(splits) and v is not None}  # fmt: skip

@@ -20,6 +20,7 @@ from adamw_jax.lab.experiments.adafactor_runs import (
     newest_weight,
 )
 from adamw_jax.lab.experiments.common import column, unique, where
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
@@ -217,12 +218,8 @@ def _training_figure(s: Settings, rows: Sequence[Row]) -> Figure:
         for clipping in (False, True):
             for rate in s.learning_rates:
                 same = where(rows, decay=decay, clipping=clipping, learning_rate=rate)
-                value = spread(column(same, "test_accuracy"))
                 name = f"{decay}, {'clipped' if clipping else 'unclipped'}"
-                accuracy.append(
-                    {"series": name, "x": rate, "y": value.mean, "low": value.mean - value.sd,
-                     "high": value.mean + value.sd}
-                )  # fmt: skip
+                accuracy.append(point(name, rate, column(same, "test_accuracy")))
     return Figure(
         name="training",
         title=f"Training on {get_task(s.task).title} without warm-up",

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import optax
 
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Column, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
@@ -226,16 +227,7 @@ def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Ro
         mine = where(rows, arm=arm)
         for step in unique(mine, "step"):
             now = where(mine, step=step)
-            s = spread(column(now, metric))
-            if not math.isfinite(s.mean):
-                continue  # a seed has diverged, so there is no mean
-            out.append(
-                {
-                    "series": now[0]["group"],
-                    "x": now[0]["epoch"],
-                    "y": s.mean,
-                    "low": s.mean - s.sd,
-                    "high": s.mean + s.sd,
-                }
-            )
+            values = column(now, metric)
+            if all(map(math.isfinite, values)):  # else a seed has diverged, so there is no mean
+                out.append(point(now[0]["group"], now[0]["epoch"], values))
     return out

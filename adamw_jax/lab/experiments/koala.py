@@ -28,6 +28,7 @@ from adamw_jax.lab.experiments.koala_runs import (
     measure,
     polyak_share,
 )
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
@@ -182,9 +183,7 @@ def _figures(
         for group, factor in itertools.product(USUAL, s.factors):
             mine = where(training, task=task, group=group,
                          learning_rate=round(USUAL[group] * factor, 8))  # fmt: skip
-            v = spread(column(common.at_end(mine), "test_accuracy"))
-            drawn.append({"series": group, "x": factor, "y": v.mean, "low": v.mean - v.sd,
-                          "high": v.mean + v.sd})  # fmt: skip
+            drawn.append(point(group, factor, column(common.at_end(mine), "test_accuracy")))
         draw = lines("learning rate / usual one", "test accuracy", xscale="log", percent=True,
                      spread="bars", markers=True, ticks_at_data=True,
                      legend="lower center")  # fmt: skip
