@@ -13,7 +13,7 @@ import numpy as np
 from adamw_jax.lab.task import Data, Task, Tree
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def initial(task: Task, seed: int) -> tuple[Tree, Tree]:
     """Return the start of a run, drawn alone, so that it does not depend on other lanes."""
     return _drawn(task)(jax.random.key(seed))

@@ -44,6 +44,7 @@ class Data:
             if value is not None:
                 object.__setattr__(self, name, _joined(name, value))
         if is_arrays(self.train):
+            object.__setattr__(self, "train", jax.tree.map(np.asarray, self.train))
             size = examples("train", self.train)
             if self.batch_size is None:
                 object.__setattr__(self, "batch_size", min(32, size))

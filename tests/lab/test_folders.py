@@ -139,6 +139,21 @@ def test_a_live_log_has_every_row_at_once_and_goes_on(tmp_path):
         LiveLog(tmp_path, Logged(REDDI, "demo", REDDI.settings("demo"), 0.0, []), resume=True)
 
 
+def test_a_disk_that_fills_up_meanwhile_loses_no_row(tmp_path, monkeypatch):
+    log = LiveLog(tmp_path, log_of(), resume=False)
+    log.add([{"x": 1}])
+
+    def full(*rest, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", full)
+        with pytest.raises(OSError, match=r"No space left on device.*reddi\.jsonl"):
+            log.add([{"x": 2}])
+    assert log.rows == [{"x": 1}, {"x": 2}]
+    assert LiveLog(tmp_path, log_of(), resume=True).rows == [{"x": 1}]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "results"

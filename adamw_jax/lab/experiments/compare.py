@@ -65,7 +65,8 @@ def _verdicts(c: Comparison, ranking: Sequence[Row]) -> list[Verdict]:
 def _rule(c: Comparison) -> str:
     s = c.settings
     count = len(s.optimizers) - 1
-    margin = f"{100 * c.margin:.3g} points" if s.percent else f"{c.margin:.3g}"
+    margin = f"{100 * c.margin:.3g}" if s.percent else f"{c.margin:.3g}"
+    margin += "" if not s.percent else " point" if margin == "1" else " points"
     corrected = f", corrected for {count} comparisons (Holm)" if count > 1 else ""
     return (
         f"Paired t-tests over {s.seeds} fresh seeds at 5 %{corrected}: a difference from 0, shown "
