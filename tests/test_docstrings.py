@@ -16,7 +16,7 @@ import adamw_jax
 ROOMS = ["adamw_jax"] + [
     f"adamw_jax.{found.name}"
     for found in pkgutil.iter_modules(adamw_jax.__path__)
-    if found.ispkg and found.name != "lab" and not found.name.startswith("_")
+    if found.ispkg and not found.name.startswith("_")
 ]
 
 

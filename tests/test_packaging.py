@@ -16,7 +16,8 @@ import yaml
 import adamw_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-LAB_ONLY = ("flax", "matplotlib", "rich", "sklearn", "tyro", "orbax", "chex", "adamw_jax.lab")
+LAB_ONLY = ("flax", "matplotlib", "rich", "sklearn", "tyro", "filelock", "orbax", "chex",
+            "adamw_jax.lab")  # fmt: skip
 
 # Put together here, so that this file does not contain what it looks for.
 FORBIDDEN = [

@@ -1,16 +1,23 @@
 """Write and read the logs of a run: settings as JSON, rows as JSONL and as CSV.
 
-* ``logs/<experiment>.json``: experiment, preset, settings and their hash, seconds, number of rows
+* ``logs/<experiment>.json``: experiment, preset, settings and their hash; at the end also seconds,
+  number of rows and the hash of the rows
 * ``logs/<experiment>.jsonl``: one row per line
 * ``logs/<experiment>.csv``: the same rows
 * ``run.json``: title, command, start, seconds, environment, order of experiments
+
+The head is written first. A log whose head has no number of rows is not finished: it can be shown
+and continued. Files are replaced in one move, so a full disk leaves the old ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,74 +29,181 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """An experiment that has been measured."""
+    """An experiment that has been measured; ``finished`` is False if rows are missing."""
 
     experiment: Experiment
     preset: str
     settings: Any
     seconds: float
     rows: list[Row]
+    finished: bool = True
 
 
 def write_log(folder: Path, logged: Logged) -> None:
-    """Write the three files of an experiment."""
+    """Write the three files of an experiment, the head last."""
     folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{_line(row)}\n" for row in logged.rows)
     name = logged.experiment.name
+    write_text(folder / f"{name}.jsonl", text)
+    write_text(folder / f"{name}.csv", as_csv(logged.rows))
+    ending = {"rows": len(logged.rows), "rows_hash": _hash(text)} if logged.finished else {}
     head = {
         "experiment": name,
         "preset": logged.preset,
         "settings": dataclasses.asdict(logged.settings),
         "settings_hash": settings_hash(logged.settings),
         "seconds": round(logged.seconds, 2),
-        "rows": len(logged.rows),
+        **ending,
     }
-    _write_json(folder / f"{name}.json", head)
-    lines = [json.dumps(row, allow_nan=False) for row in logged.rows]
-    (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (folder / f"{name}.csv").write_text(as_csv(logged.rows), encoding="utf-8")
+    write_json(folder / f"{name}.json", head)
 
 
 def read_log(folder: Path, name: str) -> Logged:
     """Read the files of ``write_log``; a missing or damaged one is a ``ValueError``."""
-    head = read_json(folder / f"{name}.json")
-    path = folder / f"{name}.jsonl"
+    head, path = read_json(folder / f"{name}.json"), folder / f"{name}.jsonl"
+    finished = "rows" in head
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8") if finished or path.exists() else ""
+        rows = _rows(text if finished else text[: text.rfind("\n") + 1])
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the log {path}: {error}") from error
-    if len(rows) != head.get("rows"):
+    if finished and (len(rows), _hash(text)) != (head["rows"], head.get("rows_hash")):
         raise ValueError(
-            f"the log {path} has {len(rows)} rows, but {folder / f'{name}.json'} says "
-            f"{head.get('rows')}: it is incomplete, run the experiment again."
+            f"the log {path} has {len(rows)} rows that are not the {head['rows']} that were "
+            f"written, as {folder / f'{name}.json'} says: run the experiment again."
         )
-    experiment = get_experiment(head["experiment"])
-    settings = experiment.settings_from(head["settings"])
-    return Logged(experiment, head["preset"], settings, head["seconds"], rows)
+    try:
+        experiment = get_experiment(head["experiment"])
+        settings = experiment.settings_from(head["settings"])
+        if settings_hash(settings) != head["settings_hash"]:
+            raise ValueError("the settings are not those that were written")
+        return Logged(
+            experiment, str(head["preset"]), settings, float(head["seconds"]), rows, finished
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"cannot use the log {folder / f'{name}.json'}: {what}") from error
 
 
-def write_run(folder: Path, title: str, command: str, started: str, seconds: float,
-              environment: dict[str, str], experiments: Sequence[str]) -> None:  # fmt: skip
+class LiveLog:
+    """A log to which rows are added while an experiment runs.
+
+    The file for programs (JSONL) and the table (CSV) have all rows that were added before a crash.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        logged: Logged,
+        resume: bool,
+        whole: Callable[[list[Row]], list[Row]] = lambda rows: rows,
+    ):
+        """Begin, or with ``resume`` read what is there.
+
+        Args:
+          folder: the folder of the logs.
+          logged: experiment, preset and settings.
+          resume: continue a log with the same settings.
+          whole: returns those of earlier rows that belong to whole runs; the others are dropped.
+        """
+        self.folder, self.logged = folder, dataclasses.replace(logged, finished=False)
+        name = logged.experiment.name
+        if resume and (folder / f"{name}.json").exists():
+            old = read_log(folder, name)
+            same_settings(folder, old.settings, logged.settings)
+            self.logged = dataclasses.replace(old, rows=whole(old.rows), finished=False)
+        write_log(folder, self.logged)
+        self.keys = list(dict.fromkeys(key for row in self.rows for key in row))
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows so far."""
+        return self.logged.rows
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Add rows to the files; they stay in memory also if the disk is full."""
+        self.rows.extend(rows)
+        new = [key for row in rows for key in row if key not in self.keys]
+        self.keys += dict.fromkeys(new)
+        stem = self.folder / self.logged.experiment.name
+        table = as_csv(self.rows if new else rows, self.keys)
+        if not new:
+            table = table.partition("\n")[2]
+        for kind, text in (("jsonl", "".join(f"{_line(row)}\n" for row in rows)), ("csv", table)):
+            path = stem.with_suffix(f".{kind}")
+            try:
+                with open(path, "w" if new and kind == "csv" else "a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def finish(self, rows: list[Row], seconds: float) -> Logged:
+        """Write the log anew with all rows in order; return it."""
+        done = dataclasses.replace(
+            self.logged, rows=rows, seconds=self.logged.seconds + seconds, finished=True
+        )
+        write_log(self.folder, done)
+        return done
+
+
+def same_settings(folder: Path, old: Any, new: Any) -> None:
+    """Raise ``ValueError`` if settings differ from those of a log."""
+    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+    changed = [f"{key} {before[key]!r} there, {value!r} now"
+               for key, value in after.items() if before[key] != value]  # fmt: skip
+    if changed:
+        raise ValueError(
+            f"cannot continue {folder.parent}: it was made with other settings ({changed[0]}); "
+            "give the same ones, or another folder (--out)."
+        )
+
+
+def write_run(folder: Path, run: dict[str, Any]) -> None:
     """Write ``run.json``."""
-    _write_json(
-        folder / "run.json",
-        {
-            "title": title,
-            "command": command,
-            "started": started,
-            "seconds": round(seconds, 1),
-            "environment": environment,
-            "experiments": list(experiments),
-        },
-    )
+    write_json(folder / "run.json", run)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object; a missing or damaged file is a ``ValueError``."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"cannot read {path}: it must hold an object, got {type(found).__name__}.")
+    return found
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON object."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there, so that the old one stays until then."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _rows(text: str) -> list[Row]:
+    rows = [json.loads(line, parse_constant=_refuse) for line in io.StringIO(text)]
+    wrong = next((row for row in rows if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise ValueError(f"a row must be an object, got {wrong!r}")
+    return rows
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Column
 
@@ -62,7 +63,7 @@ class Lines:
         self.console, self.every = console, every
         self.total = self.done = 0
         self.title = ""
-        self.last = 0.0
+        self.start = self.last = 0.0
         self.lock = threading.Lock()
 
     def experiment(self, title: str, number: int, of: int) -> None:
@@ -73,6 +74,7 @@ class Lines:
         """Start counting."""
         with self.lock:
             self.title, self.total, self.done, self.last = title, total, 0, time.monotonic()
+            self.start = self.last
 
     def advance(self, steps: int, message: str) -> None:
         """Count steps, and print a line when it is time."""
@@ -82,7 +84,10 @@ class Lines:
             if now - self.last >= self.every:
                 self.last = now
                 share = 100 * self.done // max(self.total, 1)
-                self.console.print(f"      {share:3d} %  {message}", markup=False, highlight=False)
+                left = (now - self.start) * (self.total / max(self.done, 1) - 1)
+                rest = f", {left:.0f} s left" if share >= 5 else ""  # before, it mostly compiled
+                text = f"      {share:3d} %{rest}: {message}"
+                self.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
         """Do nothing."""
@@ -99,6 +104,8 @@ class Live:
             BarColumn(bar_width=16),
             TaskProgressColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[message]}", table_column=Column(no_wrap=True, ratio=1)),
             console=console,
             expand=True,

@@ -173,8 +173,16 @@ def _one_cycle(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
 
 
+def _warmup_cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    warmup = max(steps // 10, 1)
+    up = (np.arange(warmup) + 1) / warmup
+    down, momenta = _cosine(steps - warmup)[0], np.full(steps, MOMENTUM)
+    return np.concatenate([up, down]), momenta
+
+
 SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "one_cycle": _one_cycle,
     "constant": _constant,
     "cosine": _cosine,
+    "warmup_cosine": _warmup_cosine,
 }

@@ -18,7 +18,7 @@ class Verdict:
     Attributes:
       claim: the claim, as stated by its proponents.
       task: the task on which it was tested.
-      word: ``"shown"``, ``"tie"`` or ``"not shown"``.
+      word: one of ``stats.WORDS``.
       evidence: the numbers, in a sentence.
       rule: how the word follows from the numbers, fixed before measuring.
       literature: findings of others.

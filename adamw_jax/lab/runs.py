@@ -1,10 +1,12 @@
-"""Run experiments: measure, write logs, build the report, print the verdicts."""
+"""Run experiments and comparisons: measure, write logs, build the report, print the verdicts."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import dataclasses
 import datetime
-import shutil
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,57 +16,28 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from adamw_jax.lab.comparison import Comparison, whole_runs
 from adamw_jax.lab.environment import environment
+from adamw_jax.lab.experiments.compare import EXPERIMENT
 from adamw_jax.lab.experiments.registry import Experiment
-from adamw_jax.lab.logs import Logged, write_log, write_run
+from adamw_jax.lab.folders import open_folder
+from adamw_jax.lab.logs import LiveLog, Logged, read_log, same_settings, write_log, write_run
 from adamw_jax.lab.progress import Lines, Live, Progress
 from adamw_jax.lab.report import Report, build
-from adamw_jax.lab.results import Table, Verdict
+from adamw_jax.lab.results import Result, Table, Verdict
 from adamw_jax.lab.stats import SIGNS
+from adamw_jax.lab.study import Study, terminated_like_interrupted
 from adamw_jax.lab.train import Runner
 
-ROOT = Path("adamw-jax-results")
-COLORS = {"shown": "green", "tie": "yellow", "not shown": "red"}
-MARK = "run.json"
-
-
-def new_folder(out: Path | None, kind: str, overwrite: bool = False) -> Path:
-    """Make an empty folder for results and return its path.
-
-    Args:
-      out: the user's choice, or None for a new folder under ``adamw-jax-results``.
-      kind: the command, for the name of the folder.
-      overwrite: replace earlier results in the folder; other files are never deleted.
-    """
-    if out is None:
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        out = ROOT / f"{kind}-{stamp}"
-        number = 2
-        while out.exists():
-            out = ROOT / f"{kind}-{stamp}-{number}"
-            number += 1
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} is not empty; choose another --out or add --overwrite.")
-        if not (out / MARK).is_file():
-            raise ValueError(
-                f"{out} has files but no earlier results ({MARK}), so nothing is deleted; choose "
-                "another --out."
-            )
-        _clear(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {out}: {error}") from error
-    return out
-
-
-def _clear(folder: Path) -> None:
-    """Delete the files that a run writes, and no others."""
-    for name in ("logs", "figures", "tables"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (MARK, "report.html", "report.md", "verdicts.csv"):
-        (folder / name).unlink(missing_ok=True)
+COLORS = {
+    "shown": "green",
+    "equivalent": "cyan",
+    "contradicted": "red",
+    "undecided": "yellow",
+    "does not apply": "dim",
+}
+COMMAND = contextvars.ContextVar("command", default="adamw_jax.lab.compare(...)")
+"""The command that the reports name."""
 
 
 @contextlib.contextmanager
@@ -77,68 +50,130 @@ def shown_progress(console: Console) -> Iterator[Progress]:
         yield Lines(console)
 
 
+def _begun(folder: Path, title: str, names: Sequence[str]) -> dict[str, Any]:
+    """Write and return the head of a run, whose seconds are not known yet."""
+    now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    run = {"title": title, "command": COMMAND.get(), "started": now, "seconds": 0.0,
+           "environment": environment(), "experiments": list(names)}  # fmt: skip
+    write_run(folder, run)
+    return run
+
+
+def _built(folder: Path, run: dict[str, Any], seconds: float) -> Report:
+    write_run(folder, run | {"seconds": round(seconds, 1)})
+    return build(folder)
+
+
 def perform(
     title: str,
-    command: str,
     work: Sequence[tuple[Experiment, str, Any]],
-    folder: Path,
+    out: Path,
     console: Console,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Report:
     """Measure, write logs, and build the report.
 
     Args:
       title: title of the report.
-      command: the user's command.
       work: experiments, each with the name of its preset and its settings.
-      folder: an empty folder.
+      out: folder for the results.
       console: console for progress.
+      overwrite: replace earlier results, see ``open_folder``.
+      resume: keep the experiments that are finished.
     """
-    begun = time.perf_counter()
-    started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    with shown_progress(console) as progress:
-        runner = Runner(progress)
-        for number, (experiment, preset, settings) in enumerate(work, 1):
-            progress.experiment(experiment.title, number, len(work))
-            clock = time.perf_counter()
-            rows = experiment.measure(settings, runner)
-            seconds = time.perf_counter() - clock
-            write_log(folder / "logs", Logged(experiment, preset, settings, seconds, rows))
-    seconds = time.perf_counter() - begun
-    names = [experiment.name for experiment, _, _ in work]
-    write_run(folder, title, command, started, seconds, environment(), names)
-    console.print("Writing the report ...", style="dim")
-    return build(folder)
+    with open_folder(out, overwrite=overwrite, resume=resume) as folder:
+        run = _begun(folder, title, [experiment.name for experiment, _, _ in work])
+        seconds = 0.0
+        with shown_progress(console) as progress, terminated_like_interrupted():
+            runner = Runner(progress)
+            for number, (experiment, preset, settings) in enumerate(work, 1):
+                progress.experiment(experiment.title, number, len(work))
+                logs = folder / "logs"
+                if resume and (logs / f"{experiment.name}.json").exists():
+                    same_settings(logs, read_log(logs, experiment.name).settings, settings)
+                else:
+                    clock = time.perf_counter()
+                    rows = experiment.measure(settings, runner)
+                    own = time.perf_counter() - clock
+                    write_log(logs, Logged(experiment, preset, settings, own, rows))
+                seconds += read_log(logs, experiment.name).seconds
+        console.print("Writing the report ...", style="dim")
+        report = _built(folder, run, seconds)
+    return dataclasses.replace(report, folder=out)
+
+
+def run_study(study: Study, out: Path, *, resume: bool, overwrite: bool) -> Comparison:
+    """Run a comparison with a live log in a folder, and build the report there."""
+    settings = study.settings
+    with open_folder(out, overwrite=overwrite, resume=resume) as folder:
+        begin = Logged(EXPERIMENT, "own", settings, 0.0, [])
+        log = LiveLog(folder / "logs", begin, resume, functools.partial(whole_runs, settings))
+        run = _begun(folder, comparison_title(settings), [EXPERIMENT.name])
+        found = study.run(log.rows, log.add)
+        logged = log.finish(found.rows, found.seconds)
+        _built(folder, run, logged.seconds)
+    return dataclasses.replace(found, seconds=logged.seconds)
+
+
+def write_results(found: Comparison, out: Path, overwrite: bool) -> Path:
+    """Write the log and the report of a comparison; return the report."""
+    with open_folder(out, overwrite=overwrite) as folder:
+        run = _begun(folder, comparison_title(found.settings), [EXPERIMENT.name])
+        logged = Logged(EXPERIMENT, "own", found.settings, found.seconds, found.rows)
+        write_log(folder / "logs", logged)
+        _built(folder, run, found.seconds)
+    return out / "report.html"
+
+
+def comparison_title(settings: Any) -> str:
+    """Return the title of the report of a comparison."""
+    return f"{', '.join(settings.optimizers)} on {settings.task}"
 
 
 def say(report: Report, console: Console, *, tables: bool = False) -> None:
     """Print the verdicts with their rules, the files, and with ``tables`` each first table."""
-    if tables:
-        for section in report.sections:
-            for table in section.result.tables[:1]:
-                console.print(grid_of(table))
-            for remark in section.result.remarks:
-                console.print(f"· {remark}", markup=False, highlight=False)
-    if report.verdicts:
-        console.print(_verdicts(report))
-    console.print(
-        f"Report:   {(report.folder / 'report.html').resolve()}", markup=False, soft_wrap=True
-    )
+    results = [section.result for section in report.sections]
+    title, seconds = report.run["title"], report.run["seconds"]
+    say_results(title, results, report.folder, seconds, console, tables=tables)
+
+
+def say_results(
+    title: str,
+    results: Sequence[Result],
+    folder: Path,
+    seconds: float,
+    console: Console,
+    *,
+    tables: bool,
+) -> None:
+    """Print results as ``say`` does; the files come first, because printing can fail."""
+    console.print(f"Report:   {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
     console.print(
         f"Also:     report.md, figures/ (PNG, SVG, CSV), tables/ (CSV), logs/ (JSONL, CSV). "
-        f"{report.run['seconds']:.0f} s of measurements.",
+        f"{seconds:.0f} s of measurements.",
         markup=False,
         highlight=False,
     )
+    for result in results if tables else ():
+        for table in result.tables[: 2 if result.tables[0].name == "ranking" else 1]:
+            console.print(grid_of(table))
+        for remark in result.remarks:
+            console.print(f"· {remark}", markup=False, highlight=False)
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    if verdicts:
+        console.print(_verdicts(title, verdicts))
 
 
-def _verdicts(report: Report) -> Grid:
+def _verdicts(title: str, all_verdicts: Sequence[Verdict]) -> Grid:
     """Return one row per claim: claim and rule, and the verdict and evidence of each task."""
-    grid = Grid(title=report.run["title"], title_justify="left", title_style="bold")
+    grid = Grid(title=escape(title), title_justify="left", title_style="bold")
     grid.show_lines, grid.header_style = True, "bold"
     grid.add_column("Claim and rule", ratio=5)
     grid.add_column("Verdict and evidence", ratio=6)
     claims: dict[str, list[Verdict]] = {}
-    for verdict in report.verdicts:
+    for verdict in all_verdicts:
         claims.setdefault(verdict.claim, []).append(verdict)
     for claim, verdicts in claims.items():
         grid.add_row(

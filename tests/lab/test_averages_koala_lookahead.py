@@ -32,8 +32,10 @@ def row(group, seed, validation, test, **more):
 
 @pytest.mark.parametrize(
     ("low", "mean", "word"),
-    [(-0.009, 0.0, "shown"), (-0.02, -0.005, "tie"), (-0.02, -0.015, "not shown")],
-)
+    [(-0.009, 0.0, "shown"), (-0.02, -0.005, "undecided"),
+     (-0.02, -0.016, "contradicted"),
+     (float("nan"), float("nan"), "does not apply")],
+)  # fmt: skip
 def test_as_good_as(low, mean, word):
     assert as_good(Interval(mean, low, 2 * mean - low, 4), 0.01) == word
 
@@ -101,8 +103,8 @@ def variance_rows(s, off=1.0, flat=False, slower=1):
     ("changes", "words"),
     [
         ({"slower": 4}, ["shown", "shown", "shown"]),
-        ({"off": 1.1}, ["not shown", "shown", "tie"]),
-        ({"flat": True}, ["not shown", "tie", "tie"]),
+        ({"off": 1.1}, ["contradicted", "shown", "equivalent"]),
+        ({"flat": True}, ["contradicted", "equivalent", "equivalent"]),
     ],
 )
 def test_verdicts_on_lookahead(changes, words):
@@ -136,9 +138,9 @@ def gadam_rows(s, gain, sparse=0.0, sgd=0.9):
         (lambda rate, decay: rate * (2 + decay), 0.0, 0.8,
          ["shown", "shown", "shown", "shown", "shown", "shown"]),
         (lambda rate, decay: 0.0 * rate, -0.02, 0.8,
-         ["tie", "tie", "tie", "not shown", "tie", "shown"]),
+         ["equivalent", "equivalent", "equivalent", "contradicted", "undecided", "shown"]),
         (lambda rate, decay: -rate * (2 + decay), 0.0, 0.9,
-         ["not shown", "not shown", "not shown", "shown", "not shown", "not shown"]),
+         ["contradicted", "contradicted", "contradicted", "shown", "contradicted", "contradicted"]),
     ],
 )  # fmt: skip
 def test_verdicts_on_averages(gain, sparse, sgd, words):
@@ -212,7 +214,13 @@ def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
     ("wide", "accuracy", "share", "shrinks", "words"),
     [
         (True, 0.9, 1.0, 0.1, ["shown"] * 8 + ["shown", "shown"]),
-        (False, 0.8, 1.1, 10.0, ["tie"] * 4 + ["not shown"] * 4 + ["not shown", "not shown"]),
+        (
+            False,
+            0.8,
+            1.1,
+            10.0,
+            ["equivalent"] * 4 + ["contradicted"] * 4 + ["contradicted", "contradicted"],
+        ),
     ],
 )
 def test_verdicts_on_koala(wide, accuracy, share, shrinks, words):
@@ -239,7 +247,6 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
         if each["kind"] == "training" and each["seed"] in s.seeds
     ]
     monkeypatch.setattr(koala_runs.common, "train_all", lambda *_: made_up)
-    monkeypatch.setattr(koala_runs, "_filtered", lambda *_: [])
     result = koala.EXPERIMENT.analyse(s, koala.EXPERIMENT.measure(s, Runner(Silent())))
     assert result.verdicts[-2].word == "shown", result.verdicts[-2].evidence
     assert all(panel.rows for figure in result.figures for panel in figure.panels)
@@ -247,7 +254,8 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
 
 def test_koala_trains():
     s = tiny(koala, seeds=(0,), factors=(1.0,))
-    (found,) = koala_runs._filtered(s, Runner(Silent()), "digits", koala.V)
+    arms = [arm for arm in koala_runs._arms(s) if arm.group == koala.V]
+    (found,) = Runner(Silent()).train("digits", arms, s.plan("digits"))
     assert (found["group"], found["learning_rate"], found["step"]) == (koala.V, 1.0, 20)
     assert found["test_accuracy"] > 0.6
 

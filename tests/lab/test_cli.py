@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import adamw_jax
 from adamw_jax import list_optimizers
 from adamw_jax.lab.cli import main
-from adamw_jax.lab.cli.parsing import count, names, rates
+from adamw_jax.lab.cli.parsing import axes, axis, count, names, rates
+from adamw_jax.lab.spaces import log_uniform, uniform
 
 pytestmark = pytest.mark.quick
 
@@ -78,25 +80,23 @@ def test_run_and_report(tmp_path, capsys):
 def test_compare(tmp_path, capsys):
     out = tmp_path / "results"
     command = ["compare", "--task", "digits", "--optimizers", "adamw,sgdw,lookahead_adamw",
-               "--seeds", "2", "--steps", "20", "--lr-grid", "0.003,0.03",
+               "--seeds", "3", "--tuning-seeds", "1", "--steps", "20", "--lr-grid", "0.003,0.03",
+               "--space", "b2=0.99", "sgdw.weight_decay=none", "weight_decay=0.1",
                "--out", str(out)]  # fmt: skip
     assert main(command) == 0
     text = said(capsys)
-    assert "difference to adamw" in text
-    assert "at the edge of the grid" in text
-    head = json.loads((out / "logs" / "compare.json").read_text("utf-8"))
-    assert head["settings"]["learning_rates"] == [0.003, 0.03]
+    assert "gain over adamw" in text
+    assert "3 fresh seeds" in text
     rows = [json.loads(line) for line in (out / "logs" / "compare.jsonl").read_text().splitlines()]
-    with open(out / "tables" / "compare-summary.csv", encoding="utf-8") as file:
-        summary = {line["optimizer"]: line for line in csv.DictReader(file)}
-    for name, line in summary.items():
-        mine = [r["test_accuracy"] for r in rows if r["group"] == name and r["step"] == 20
-                and r["learning_rate"] == float(line["learning_rate"])]  # fmt: skip
-        assert float(line["mean"]) == pytest.approx(sum(mine) / 2)
-    assert summary["adamw"]["difference"] == ""
-    assert summary["sgdw"]["difference"]
-    budgets = {(r["group"], r["learning_rate"], r["seed"]) for r in rows}
-    assert len(budgets) == 3 * 2 * 2  # every optimizer gets the whole grid
+    with open(out / "tables" / "compare-ranking.csv", encoding="utf-8") as file:
+        ranking = {line["optimizer"]: line for line in csv.DictReader(file)}
+    for name, line in ranking.items():
+        mine = [r["test_accuracy"] for r in rows if r["optimizer"] == name
+                and r["stage"] == "confirm" and r["step"] == 20]  # fmt: skip
+        assert float(line["mean"]) == pytest.approx(sum(mine) / 3)
+    trials = {(r["optimizer"], r["learning_rate"], r.get("weight_decay")) for r in rows}
+    assert trials == {(name, rate, None if name == "sgdw" else 0.1)
+                      for name in ranking for rate in (0.003, 0.03)}  # fmt: skip
     assert json.loads((out / "run.json").read_text("utf-8"))["command"].startswith(
         "adamw-jax compare --task digits"
     )
@@ -133,15 +133,26 @@ def test_lr_find(tmp_path, capsys):
             ["compare", "--optimizers", "adamw,radm"],
             "unknown optimizer 'radm'.*Did you mean 'radam'",
         ),
-        (["compare", "--optimizers", "adamw"], "at least two different names"),
+        (["compare", "--optimizers", "adamw"], "two or more with different names"),
+        (["compare", "--optimizers", "adamw,adamw"], "must be different, got 'adamw' twice"),
         (["compare", "--task", "mnist"], "unknown task 'mnist'; choose from mnist1d, digits"),
-        (["compare", "--seeds", "1"], "2 or more"),
-        (["compare", "--seeds", "0"], "--seeds must be 2 or more, got 0"),
-        (["compare", "--steps", "0"], "steps must be 1 or more, got 0"),
+        (["compare", "--task", "nothing.py:task"], "there is no file nothing.py"),
+        (["compare", "--task", "json:loads"], "or a function that returns one, got function"),
+        (["compare", "--task", "json:lods"], "unknown name in json 'lods'.*Did you mean 'loads'"),
+        (["compare", "--task", "json:decoder"], "must be an adamw_jax.lab.Task .* got module"),
+        (["compare", "--seeds", "1"], "seeds must be between 2 and"),
+        (["compare", "--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        (["compare", "--trials", "0"], "trials must be a whole number >= 1, got 0"),
+        (["compare", "--margin", "-1"], "margin must be a number >= 0"),
+        (["compare", "--metric", "acuracy"], "unknown metric 'acuracy'.*Did you mean 'accuracy'"),
+        (["compare", "--space", "b2"], "--space must be AXIS=VALUES"),
+        (["compare", "--space", "sgd.b2=1"], "with an optimizer of adamw, radam"),
+        (["compare", "--space", "radam.speed=1"], "unknown hyperparameter of radam 'speed'"),
+        (["compare", "--space", "speed=1"], "no optimizer takes 'speed'"),
+        (["compare", "--space", "b2=1..0"], "finite bounds low < high"),
+        (["compare", "--space", "learning_rate=none"], "must have the axis learning_rate"),
+        (["lr-find", "--end", "inf"], "0 < start < end"),
         (["compare", "--lr-grid", "0.1,x"], "--lr-grid must be numbers separated by commas"),
-        (["compare", "--lr-grid", "-1"], "learning rates must be numbers > 0"),
-        (["compare", "--weight-decay", "-1"], "weight_decay must be a number >= 0"),
-        (["compare", "--b2", "1"], "b2 must lie in"),
         (["lr-find", "--task", "cifar"], "unknown task 'cifar'"),
         (["lr-find", "--optimizer", "lookahead_"], "unknown optimizer 'lookahead_'"),
         (["lr-find", "--start", "1", "--end", "0.1"], "0 < start < end"),
@@ -152,8 +163,6 @@ def test_lr_find(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_answered_in_words(command, message, capsys, tmp_path, monkeypatch):
-    import re
-
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
     error = capsys.readouterr().err
@@ -187,6 +196,12 @@ def test_lists_on_the_command_line():
     assert names("--x", " a, b ,,c") == ("a", "b", "c")
     assert rates("--x", "1e-2,0.001,1e-2") == (0.001, 0.01)
     assert count("--x", 3) == (0, 1, 2)
+    assert axis("--x", "0.1..1") == log_uniform(0.1, 1)
+    assert axis("--x", "0..1") == uniform(0, 1)
+    assert axis("--x", "none") is None
+    assert axes("--x", ["b2=0.9,0.99", "radam.b1=0"], ["radam"]) == {
+        "": {"b2": (0.9, 0.99)}, "radam": {"b1": (0.0,)},
+    }  # fmt: skip
     with pytest.raises(ValueError, match="--x must be names"):
         names("--x", " , ")
 

@@ -49,8 +49,8 @@ def rows_of(s, gained, lowered):
     ("gained", "lowered", "words"),
     [
         (0.3, 0.2, ["shown", "shown"]),
-        (-0.001, -0.001, ["tie", "tie"]),
-        (-0.3, -0.2, ["not shown", "not shown"]),
+        (-0.001, -0.001, ["equivalent", "equivalent"]),
+        (-0.3, -0.2, ["contradicted", "contradicted"]),
     ],
 )
 def test_verdicts(gained, lowered, words) -> None:
@@ -66,7 +66,7 @@ def test_a_diverged_run_loses() -> None:
         if row["kind"] in ("loss", "end") and row["series"] == gradinit.GRADINIT:
             row |= {"train_loss": None} if row["kind"] == "end" else {"loss": None}
     result = gradinit.EXPERIMENT.analyse(TINY, rows)
-    assert [verdict.word for verdict in result.verdicts] == ["shown", "not shown"]
+    assert [verdict.word for verdict in result.verdicts] == ["shown", "contradicted"]
     drawn = {row["series"] for panel in result.figures[0].panels for row in panel.rows}
     assert drawn == {gradinit.PLAIN}
 

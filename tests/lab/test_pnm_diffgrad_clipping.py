@@ -64,10 +64,10 @@ def training_rows(pnm_accuracy, sgd_accuracy):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, ["shown", "shown", "tie", "shown", "shown"]),
-        ({"direction": 1.1}, ["not shown", "shown", "tie", "shown", "shown"]),
-        ({"gain": 0.9}, ["shown", "not shown", "tie", "shown", "shown"]),
-        ({"iterates": -0.2}, ["shown", "shown", "tie", "not shown", "shown"]),
+        ({}, ["shown", "shown", "equivalent", "shown", "shown"]),
+        ({"direction": 1.1}, ["contradicted", "shown", "equivalent", "shown", "shown"]),
+        ({"gain": 0.9}, ["shown", "contradicted", "equivalent", "shown", "shown"]),
+        ({"iterates": -0.2}, ["shown", "shown", "equivalent", "contradicted", "shown"]),
     ],
 )
 def test_pnm_verdicts(changes, words):
@@ -79,7 +79,7 @@ def test_pnm_verdicts(changes, words):
 def test_pnm_is_not_called_better_when_it_is_worse():
     s = tiny(pnm, noise_seeds=(0, 1, 2, 3))
     result = pnm.EXPERIMENT.analyse(s, noise_rows(s) + training_rows(0.8, 0.9))
-    assert result.verdicts[-1].word == "not shown"
+    assert result.verdicts[-1].word == "contradicted"
 
 
 # diffGrad
@@ -129,9 +129,9 @@ def valley_rows(s, ends, shares):
     ("ends", "shares", "words"),
     [
         ((0.5, 0.0), ((0.3, 0.4), (0.0, 0.5)), ("shown", "shown")),
-        ((0.0, 0.0), ((0.5, 0.4), (0.0, 0.5)), ("tie", "tie")),
-        ((0.0, 0.5), ((0.7, 0.1), (0.0, 0.5)), ("not shown", "not shown")),
-        ((0.5, 0.5), ((0.1, 0.7), (0.9, 0.5)), ("not shown", "not shown")),
+        ((0.0, 0.0), ((0.5, 0.4), (0.0, 0.5)), ("equivalent", "equivalent")),
+        ((0.0, 0.5), ((0.7, 0.1), (0.0, 0.5)), ("contradicted", "contradicted")),
+        ((0.5, 0.5), ((0.1, 0.7), (0.9, 0.5)), ("contradicted", "contradicted")),
     ],
 )
 def test_diffgrad_verdicts(ends, shares, words):
@@ -198,8 +198,8 @@ def noisy_rows(s, ratio):
     ("plain", "other", "ratio", "noise", "words"),
     [
         (0.8, 0.2, 0.5, 3.0, ("shown", "shown", "shown")),
-        (0.4, 0.2, 1.0, 1.0, ("not shown", "tie", "tie")),
-        (0.8, 0.5, 2.0, 0.3, ("not shown", "not shown", "not shown")),
+        (0.4, 0.2, 1.0, 1.0, ("contradicted", "equivalent", "equivalent")),
+        (0.8, 0.5, 2.0, 0.3, ("contradicted", "contradicted", "contradicted")),
     ],
 )
 def test_clipping_verdicts(plain, other, ratio, noise, words):

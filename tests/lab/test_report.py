@@ -21,7 +21,7 @@ from adamw_jax.lab.plots.style import INK, SERIES
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.report import build, markdown
 from adamw_jax.lab.results import Column, Figure, Panel, Table
-from adamw_jax.lab.runs import new_folder, perform, say
+from adamw_jax.lab.runs import perform, say
 
 pytestmark = pytest.mark.quick
 
@@ -32,8 +32,7 @@ NAMES = ("decay_scale", "decoupled_decay")
 def report(tmp_path_factory):
     work = [(e, "tiny", e.settings("tiny")) for e in map(get_experiment, NAMES)]
     folder = tmp_path_factory.mktemp("report")
-    console = Console(file=io.StringIO(), width=100)
-    return perform("A <small> report", "adamw-jax test", work, folder, console)
+    return perform("A <small> report", work, folder, Console(file=io.StringIO(), width=100))
 
 
 def test_every_file_is_there(report):
@@ -226,7 +225,10 @@ def test_damaged_logs_are_refused_by_name(report, tmp_path):
     path = tmp_path / "decay_scale.jsonl"
     whole = path.read_text("utf-8")
     path.write_text("\n".join(whole.splitlines()[:-1]), "utf-8")
-    with pytest.raises(ValueError, match=r"decay_scale.jsonl has 11 rows, but .* says 12"):
+    with pytest.raises(ValueError, match=r"decay_scale.jsonl has 11 rows that are not the 12"):
+        read_log(tmp_path, "decay_scale")
+    path.write_text(whole.replace("0.", "1.", 1), "utf-8")
+    with pytest.raises(ValueError, match="run the experiment again"):
         read_log(tmp_path, "decay_scale")
     path.write_text(whole[:-20], "utf-8")
     with pytest.raises(ValueError, match=r"cannot read the log .*decay_scale\.jsonl"):
@@ -250,26 +252,3 @@ def test_verdicts_are_printed_with_their_rules(report):
         assert verdict.word in text
         assert verdict.rule[:40] in text
     assert "report.html" in text
-
-
-def test_results_are_not_overwritten_silently(tmp_path):
-    folder = new_folder(tmp_path / "new", "demo")
-    assert folder.is_dir()
-    (folder / "run.json").write_text("{}", "utf-8")
-    (folder / "mine.txt").write_text("kept", "utf-8")
-    with pytest.raises(ValueError, match="is not empty; choose another --out or add --overwrite"):
-        new_folder(folder, "demo")
-    new_folder(folder, "demo", overwrite=True)
-    assert [p.name for p in folder.iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match="no earlier results"):
-        new_folder(folder, "demo", overwrite=True)
-    (tmp_path / "file").write_text("", "utf-8")
-    with pytest.raises(ValueError, match="cannot make the folder"):
-        new_folder(tmp_path / "file" / "below", "demo")
-
-
-def test_default_folder_is_new_every_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folders = {new_folder(None, "demo") for _ in range(3)}
-    assert len(folders) == 3
-    assert all(folder.parent.name == "adamw-jax-results" for folder in folders)

@@ -72,7 +72,7 @@ def test_equals_a_plain_loop(runner):
 def test_the_step_is_told_the_losses(runner):
     """The mean loss, and the mean of the examples' squares, which differs from its square."""
 
-    def update(updates, state, params, *, value, value_sq_mean):
+    def update(updates, state, params, *, value, value_sq_mean, **others):
         spread = jnp.where(value_sq_mean > value**2, 1.0, jnp.nan)
         return jax.tree.map(lambda g: -0.1 * spread * g, updates), state
 

@@ -55,7 +55,7 @@ def edge_rows(s, ratios):
 
 @pytest.mark.parametrize(
     ("ratios", "word"),
-    [((1.09, 0.91), "shown"), ((1.11, 1.0), "not shown"), ((0.3, 0.3), "not shown")],
+    [((1.09, 0.91), "shown"), ((1.11, 1.0), "contradicted"), ((0.3, 0.3), "contradicted")],
 )
 def test_edge_verdicts(ratios, word):
     s = tiny(edge_of_stability)
@@ -65,7 +65,7 @@ def test_edge_verdicts(ratios, word):
 def test_a_diverged_run_is_not_at_the_edge():
     s = tiny(edge_of_stability)
     rows = [row | {"ratio": None} for row in edge_rows(s, (1.0, 1.0))]
-    assert set(words(edge_of_stability, s, rows)) == {"not shown"}
+    assert set(words(edge_of_stability, s, rows)) == {"contradicted"}
 
 
 # Local geometry
@@ -84,8 +84,8 @@ def test_diagonal_of_two_linear_layers():
     ("uneven", "even", "found"),
     [
         ((12.0, 15.0), (1.3, 1.0), ("shown", "shown")),
-        ((12.0, 7.0), (1.3, 3.0), ("not shown", "not shown")),
-        ((20.0, 8.0), (2.0, 1.0), ("tie", "tie")),
+        ((12.0, 7.0), (1.3, 3.0), ("contradicted", "contradicted")),
+        ((20.0, 8.0), (2.0, 1.0), ("equivalent", "equivalent")),
     ],
 )
 def test_geometry_verdicts_go_by_the_worse_layer(uneven, even, found):
@@ -145,8 +145,8 @@ def cycle_rows(s, gradients, drift, ratio):
     ("gradients", "drift", "ratio", "found"),
     [
         ((0.0, 45.0), 1.0, 1.01, ["shown", "shown", "shown"]),
-        ((0.1, 45.0), 6.0, 0.5, ["not shown", "not shown", "not shown"]),
-        ((0.0, 0.5), 0.0, 1.03, ["shown", "not shown", "not shown"]),
+        ((0.1, 45.0), 6.0, 0.5, ["contradicted", "contradicted", "contradicted"]),
+        ((0.0, 0.5), 0.0, 1.03, ["shown", "contradicted", "contradicted"]),
     ],
 )
 def test_invariant_measure_verdicts(gradients, drift, ratio, found):
@@ -184,8 +184,8 @@ def loss_rows(s, powers):
     ("sgd", "adam", "found"),
     [
         (1.0, 0.5, ("shown", "shown")),
-        (0.5, 1.0, ("not shown", "not shown")),
-        (0.0, 0.0, ("not shown", "not shown")),
+        (0.5, 1.0, ("contradicted", "contradicted")),
+        (0.0, 0.0, ("contradicted", "contradicted")),
     ],
 )
 def test_batch_size_verdicts(sgd, adam, found):
@@ -197,7 +197,7 @@ def test_batch_size_verdicts(sgd, adam, found):
 def test_a_wide_interval_of_the_power_is_a_tie():
     s = tiny(batch_size_rules)
     verdict = batch_size_rules._verdict(s, batch_size_rules.ADAM, batch_size_rules.BEST, [0.4, 0.7])
-    assert verdict.word == "tie"
+    assert verdict.word == "equivalent"
 
 
 def test_a_power_between_the_two_is_neither():
@@ -205,7 +205,7 @@ def test_a_power_between_the_two_is_neither():
     s = tiny(batch_size_rules)
     for name in batch_size_rules.RULES:
         verdict = batch_size_rules._verdict(s, name, batch_size_rules.BEST, [0.74, 0.75, 0.76])
-        assert verdict.word == "not shown"
+        assert verdict.word == "contradicted"
     close = batch_size_rules._verdict(s, batch_size_rules.SGD, batch_size_rules.BEST, [0.95, 0.951])
     assert close.word == "shown"
 
@@ -243,8 +243,8 @@ def test_rates_have_the_same_bound_where_noise_is_steady():
     ("estimated", "scattered", "found"),
     [
         (0.1, 0.4, ["shown", "shown", "shown", "shown"]),
-        (0.8, 1.0, ["not shown", "not shown", "not shown", "tie"]),
-        (0.1, 1.5, ["shown", "shown", "shown", "not shown"]),
+        (0.8, 1.0, ["contradicted", "contradicted", "contradicted", "equivalent"]),
+        (0.1, 1.5, ["shown", "shown", "shown", "contradicted"]),
     ],
 )
 def test_moment_estimation_verdicts(estimated, scattered, found):
@@ -285,7 +285,7 @@ def start_rows(s, power, growth, level):
     ("power", "growth", "level", "found"),
     [
         ((-0.5, 0.2), 0.6, 1.45, ["shown", "shown", "shown", "shown"]),
-        ((-0.3, -0.2), 0.4, 1.7, ["not shown", "not shown", "not shown", "not shown"]),
+        ((-0.3, -0.2), 0.4, 1.7, ["contradicted", "contradicted", "contradicted", "contradicted"]),
     ],
 )
 def test_scaling_verdicts(power, growth, level, found):
@@ -303,7 +303,7 @@ def loss_rows_of(s, arm, loss):
 
 @pytest.mark.parametrize(
     ("pre", "warm", "found"),
-    [(1.3, 2.0, ["shown", "shown"]), (2.701, 2.8, ["tie", "not shown"])],
+    [(1.3, 2.0, ["shown", "shown"]), (2.701, 2.8, ["equivalent", "contradicted"])],
 )
 def test_warmup_verdicts(pre, warm, found):
     s = tiny(layer_norm_warmup)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
-NEEDED = {"flax", "matplotlib", "rich", "sklearn", "tyro"}
+NEEDED = {"filelock", "flax", "matplotlib", "rich", "sklearn", "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after ``adamw-jax``; None for those of the real command line.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that it lacks must not end a run
     try:
         from adamw_jax.lab.cli.commands import run
     except ModuleNotFoundError as error:
@@ -31,9 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished experiments are in the logs folder", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads the output any more
         return 141
+    except OSError as error:
+        place = f"cannot use {error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; what is written is kept", file=sys.stderr)
+        return 2

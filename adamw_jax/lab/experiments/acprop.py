@@ -221,16 +221,22 @@ def analyse(s: Settings, rows: Rows) -> Result:
         counts[n, DENSE] < cells for n in early
     )
     mine, other = right[ACPROP, SPARSE], right[ADASHIFT, SPARSE]
-    wider = "tie" if len(mine) == len(other) else "shown" if len(mine) > len(other) else "not shown"
+    wider = (
+        "equivalent"
+        if len(mine) == len(other)
+        else "shown"
+        if len(mine) > len(other)
+        else "contradicted"
+    )
     verdicts = [
         Verdict(
             claim="On Reddi's problem the asynchronous methods find the best point whatever the "
             "settings; the synchronous ones may go to the worst",
             task=f"{cells} settings of {TITLES[DENSE]}",
-            word="shown" if divided else "not shown",
+            word="shown" if divided else "contradicted",
             evidence=f"Right way: {said(DENSE, *late, *early)} of {cells}.",
             rule=f"x below -{DECIDED:g} at every setting for both asynchronous methods, and not at "
-            "every one for either synchronous method: shown; else not shown.",
+            "every one for either synchronous method: shown; else contradicted.",
             literature="Zhuang et al.: yes (a weaker condition of convergence).",
         ),
         Verdict(
@@ -240,16 +246,17 @@ def analyse(s: Settings, rows: Rows) -> Result:
             evidence=f"Right way: {said(SPARSE, ACPROP, ADASHIFT)} of {cells}; at "
             f"{len(mine - other)} settings ACProp alone, at {len(other - mine)} AdaShift alone.",
             rule=f"Settings with x below -{DECIDED:g}: more for ACProp than for AdaShift, shown; "
-            "as many, tie; else not shown.",
+            "as many, equivalent; else contradicted.",
             literature="Zhuang et al.: yes (centring weakens the condition further).",
         ),
         Verdict(
             claim="The sign of the mean step of the periodic moments says where each method goes",
             task="all settings of both problems",
-            word="shown" if sure and met == sure else "not shown",
+            word="shown" if sure and met == sure else "contradicted",
             evidence=f"{met} of the {sure} settings for which theory predicts a path of {FAR:g} or "
             f"more ({len(rows) - sure} others are too near the frontier to tell).",
-            rule=f"x beyond {DECIDED:g} on the predicted side at every one: shown; else not shown.",
+            rule=f"x beyond {DECIDED:g} on the predicted side at every one: shown; else "
+            "contradicted.",
         ),
     ]
     columns = [

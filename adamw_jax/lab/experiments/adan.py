@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from adamw_jax import adamw, adan
 from adamw_jax.lab.experiments import common
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Recipe, settings
@@ -148,11 +149,8 @@ def _panel(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Panel:
     out = []
     for group in RECIPES:
         for batch in batches:
-            value = spread(common.column(at_best(rows, group, batch), "test_accuracy"))
-            out.append(
-                {"series": group, "x": batch, "y": value.mean, "low": value.mean - value.sd,
-                 "high": value.mean + value.sd}
-            )  # fmt: skip
+            values = common.column(at_best(rows, group, batch), "test_accuracy")
+            out.append(point(group, batch, values))
     draw = lines(
         "batch size", "test accuracy", xscale="log", percent=True, spread="bars", markers=True,
         ticks_at_data=True, legend="upper right",

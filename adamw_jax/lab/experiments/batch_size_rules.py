@@ -210,7 +210,7 @@ def _verdict(s: Settings, name: str, which: str, slopes: Sequence[float]) -> Ver
     if max(abs(found.low - power), abs(found.high - power)) <= BAND:
         word = "shown"
     else:
-        word = "tie" if found.low <= power <= found.high else "not shown"
+        word = "undecided" if found.low <= power <= found.high else "contradicted"
     return Verdict(
         claim=f"{name}'s learning rate goes with "
         + ("the batch size" if power == 1 else "the root of the batch size"),
@@ -219,7 +219,7 @@ def _verdict(s: Settings, name: str, which: str, slopes: Sequence[float]) -> Ver
         evidence=f"Power of the batch size {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}], "
         f"fitted from {s.fitted[0]} to {s.fitted[-1]}.",
         rule=f"95 % interval of the fitted power within {BAND:g} of {power:g}: shown; else, if it "
-        f"holds {power:g}, tie; else not shown.",
+        f"holds {power:g}, undecided; else contradicted.",
         literature="Granziol et al., abstract: linear for SGD up to a largest batch size, the "
         "square root for adaptive methods.",
     )

@@ -245,12 +245,12 @@ def _sizes(s: Settings, table: Sequence[Row]) -> list[Verdict]:
             task="cosh, curvature up to 1 + |gradient|",
             word="shown"
             if STEEP <= power[PLAIN] < math.inf and power[name] <= FLAT
-            else "not shown",
+            else "contradicted",
             evidence=f"Fitted powers {power[PLAIN]:.2f} and {power[name]:.2f} (of M / ln M "
             f"{ideal[0]:.2f}, of ln M {ideal[1]:.2f}); steps from a first gradient M of "
             f"{s.sizes[-1]:g}: {last[PLAIN]:.0f} and {last[name]:.0f}.",
             rule=f"Power of the fewest steps, each at its best lr: gradient descent's at least "
-            f"{STEEP:g}, the other's at most {FLAT:g}: shown; else not shown.",
+            f"{STEEP:g}, the other's at most {FLAT:g}: shown; else contradicted.",
             literature="Crawshaw et al., abstract: clipping has an advantage over plain SGD; "
             "generalized SignSGD has similar rates without clipping.",
         )
@@ -262,14 +262,14 @@ def _spread(s: Settings, part: str, table: Sequence[Row]) -> Verdict:
     rows = where(table, kind=part, value=s.spreads[-1])
     steps = {row["series"]: row["steps"] for row in rows}
     gain = math.log(steps[CLIPPED] / steps[SIGN]) if math.isfinite(steps[SIGN]) else -math.inf
-    word = "tie" if abs(gain) <= MARGIN else "not shown"
+    word = "equivalent" if abs(gain) <= MARGIN else "contradicted"
     return Verdict(
         claim="Where coordinates differ, generalized SignSGD needs fewer steps than clipping",
         task=f"{s.dimension} coordinates, {part} {s.spreads[-1]:g}",
         word="shown" if gain > MARGIN else word,
         evidence=", ".join(f"{name} {count:.0f}" for name, count in steps.items()) + " steps.",
         rule=f"log(steps of clipped SGD / of SignSGD), each at its best lr: above {MARGIN:g}, "
-        "shown; within, tie; else not shown. Nothing is random.",
+        "shown; within, equivalent; else contradicted. Nothing is random.",
     )
 
 

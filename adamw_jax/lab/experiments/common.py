@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import optax
 
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Column, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Job, Plan, Runner
+from adamw_jax.lab.train import METRICS, Job, Plan, Runner
 
 ACCURACY_MARGIN = 0.01
 LOSS_MARGIN = 0.02
@@ -137,13 +138,7 @@ def compare_groups(
     )
 
 
-METRIC_NAMES = {
-    "train_loss": "training loss",
-    "validation_loss": "validation loss",
-    "validation_accuracy": "validation accuracy",
-    "test_loss": "test loss",
-    "test_accuracy": "test accuracy",
-}
+METRIC_NAMES = {name: name.replace("train_", "training_").replace("_", " ") for name in METRICS}
 
 
 def mean_sd(values: Sequence[float], metric: str) -> str:
@@ -163,18 +158,8 @@ def interval(difference: Interval, metric: str) -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
-SPLIT_METRICS = (
-    "train_loss",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-)
-"""Names of the results of ``split_metrics``."""
-
-
 def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
-    """Return loss and accuracy on every split, in the order of ``SPLIT_METRICS``."""
+    """Return loss and accuracy on every split, in the order of ``METRICS``."""
     out = []
     for inputs, labels in held_out:
         logits = network.apply(weights, inputs)
@@ -226,16 +211,7 @@ def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Ro
         mine = where(rows, arm=arm)
         for step in unique(mine, "step"):
             now = where(mine, step=step)
-            s = spread(column(now, metric))
-            if not math.isfinite(s.mean):
-                continue  # a seed has diverged, so there is no mean
-            out.append(
-                {
-                    "series": now[0]["group"],
-                    "x": now[0]["epoch"],
-                    "y": s.mean,
-                    "low": s.mean - s.sd,
-                    "high": s.mean + s.sd,
-                }
-            )
+            values = column(now, metric)
+            if all(map(math.isfinite, values)):  # else a seed has diverged, so there is no mean
+                out.append(point(now[0]["group"], now[0]["epoch"], values))
     return out

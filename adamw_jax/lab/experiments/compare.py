@@ -1,258 +1,207 @@
-"""Compare optimizers of the user's choice on one task, with equal budgets for tuning."""
+"""Show a comparison: verdicts, tables, figure and remarks of ``adamw_jax.lab.compare``."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
-from adamw_jax import info, list_optimizers
-from adamw_jax.lab.choices import unknown
-from adamw_jax.lab.experiments import common
+import numpy as np
+
+from adamw_jax.lab.comparison import CONFIRM, Comparison
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.recipes import (
-    PREFIX,
-    SCHEDULES,
-    Arm,
-    arguments,
-    catalogue,
-    own_momentum,
-    settings,
-)
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table
-from adamw_jax.lab.stats import paired, spread
-from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Plan, Runner
-
-ADAM_B2 = 0.999
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of ``adamw-jax compare``.
-
-    Attributes:
-      task: name of a task.
-      optimizers: names for ``create``; the first is compared with each of the others.
-      seeds: seeds of initial weights and of the order of examples.
-      steps: steps of a run, a multiple of ``points``.
-      points: evaluations in a run; ``evaluations(steps)`` returns a suitable number.
-      learning_rates: every optimizer gets all of them.
-      weight_decay: decoupled decay of the optimizers that decay by default, see ``decays``.
-      b2: b2 of the optimizers whose default is Adam's 0.999; None for their default.
-      schedule: schedule of every run.
-    """
-
-    task: str = "digits"
-    optimizers: tuple[str, ...] = ("adamw", "radam")
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    steps: int = 400
-    points: int = 10
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
-    weight_decay: float = 0.1
-    b2: float | None = 0.99
-    schedule: str = "one_cycle"
-
-    def __post_init__(self) -> None:
-        """Check the settings before any work."""
-        get_task(self.task)
-        if len(set(self.optimizers)) < max(2, len(self.optimizers)):
-            raise ValueError(
-                "optimizers must be at least two different names, got "
-                f"{', '.join(self.optimizers)!r}; choose from {', '.join(list_optimizers())}, "
-                f"each perhaps with {PREFIX} before it."
-            )
-        for name in self.optimizers:
-            check_optimizer(name)
-        Plan(self.seeds, self.steps, self.points, common.BATCH_SIZE)
-        if len(self.seeds) < 2:
-            raise ValueError(f"seeds must be 2 or more, for an interval, got {len(self.seeds)}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
-        if not self.learning_rates or not all(0 < rate < 100 for rate in self.learning_rates):
-            raise ValueError(f"learning rates must be numbers > 0, got {self.learning_rates!r}.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be a number >= 0, got {self.weight_decay!r}.")
-        if self.b2 is not None and not 0 <= self.b2 < 1:
-            raise ValueError(f"b2 must lie in [0, 1), got {self.b2!r}.")
-
-
-def check_optimizer(name: str) -> None:
-    """Raise ValueError with the choices if ``create`` does not know the name."""
-    if name.removeprefix(PREFIX) not in list_optimizers():
-        raise ValueError(unknown("optimizer", name, list_optimizers()))
-
-
-def decays(name: str) -> bool:
-    """Return whether the optimizer decays by default, like ``adamw`` and unlike ``adam``.
-
-    The others get no decay in a comparison: with it ``adam`` would be ``adamw``.
-    """
-    parameter = arguments(name).get("weight_decay")
-    return parameter is not None and parameter.default is not None
-
-
-def numbers_for(name: str, weight_decay: float | None, b2: float | None) -> dict[str, float]:
-    """Return keyword arguments of an optimizer; None for its own default.
-
-    Arguments without default, such as the longest step of ``clipped_sgd``, come from the registry.
-    """
-    given = {"weight_decay": weight_decay, "b2": b2 if shortens(name) else None}
-    taken = {k: v for k, v in given.items() if v is not None and k in arguments(name)}
-    return {**info(name.removeprefix(PREFIX)).example, **taken}
-
-
-def shortens(name: str) -> bool:
-    """Return whether ``b2`` is the rate of Adam's second moment, which comparisons lower.
-
-    Adan's is the rate of the differences; Adafactor's replaces its own rule.
-    """
-    b2 = arguments(name).get("b2")
-    return b2 is not None and b2.default == ADAM_B2
-
-
-def evaluations(steps: int) -> int:
-    """Return the number of evaluations of a run: about ten, evenly spread.
-
-    >>> evaluations(400), evaluations(405), evaluations(401)
-    (10, 9, 1)
-    """
-    return min((n for n in range(1, 21) if steps % n == 0), key=lambda n: abs(n - 10))
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.settings import Settings
+from adamw_jax.lab.train import Runner, task_of
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Train every optimizer at every learning rate."""
-    arms = [
-        Arm(name, catalogue(name), s.schedule, rate,
-            settings(**numbers_for(name, s.weight_decay if decays(name) else None, s.b2)))
-        for name in s.optimizers
-        for rate in s.learning_rates
-    ]  # fmt: skip
-    return runner.train(s.task, arms, Plan(s.seeds, s.steps, s.points, common.BATCH_SIZE))
+    """Compare the optimizers on a task of the lab."""
+    from adamw_jax.lab.protocol import compare
+    from adamw_jax.lab.study import Budget
+
+    budget = Budget(s.steps, s.trials, s.tuning_seeds, s.evaluations)
+    found = compare(task_of(s.task), s.optimizers, budget=budget, seeds=s.seeds, extend=s.extend,
+                    schedule=s.schedule, progress=runner.progress)  # fmt: skip
+    return found.rows
 
 
-def analyse(s: Settings, rows: Rows) -> Result:
-    """Compare every optimizer with the first, each at its best learning rate."""
+def result(c: Comparison) -> Result:
+    """Return what a report shows of a comparison."""
+    ranking = c.ranking()
+    return Result(_verdicts(c, ranking), _tables(c, ranking), [_figure(c)], list(_remarks(c)))
+
+
+def _verdicts(c: Comparison, ranking: Sequence[Row]) -> list[Verdict]:
+    s, made = c.settings, []
+    mean = {line["optimizer"]: line for line in ranking}
+    unit = " points" if s.percent else ""
+    which, what = ("higher", "gain") if s.higher_is_better else ("lower", "reduction")
     first = s.optimizers[0]
-    ends = common.at_end(rows)
-    best = {name: common.best_arm(common.where(rows, group=name)) for name in s.optimizers}
-    values = {n: common.column(common.where(ends, arm=best[n]), "test_accuracy") for n in best}
-    lines_of: list[Row] = []
-    for name in s.optimizers:
-        same = common.where(ends, arm=best[name])
-        line: dict[str, Any] = {
-            "optimizer": name,
-            "learning_rate": same[0]["learning_rate"],
-            "mean": spread(values[name]).mean,
-            "sd": spread(values[name]).sd,
-            "weight_decay": same[0].get("weight_decay"),
-            "loss": spread(common.column(same, "test_loss")).mean,
-        }
-        if name != first:
-            difference = paired(values[name], values[first])
-            line |= {f"difference_{k}": v for k, v in dataclasses.asdict(difference).items()}
-            line["difference"] = common.interval(difference, "test_accuracy")
-        lines_of.append(line)
-    columns = [
-        Column("optimizer", "optimizer"),
-        Column("learning_rate", "best lr", "{:g}"),
-        Column("weight_decay", "weight decay", "{:g}"),
-        Column("mean", "test accuracy", "{:.1%}"),
-        Column("sd", "± sd", "{:.1%}"),
-        Column("loss", "test loss", "{:.3f}"),
-        Column("difference", f"difference to {first}, 95 % interval"),
-    ]
-    verdicts = [
-        common.compare_groups(
-            rows, s.task, name, first, f"{name} reaches a higher accuracy than {first}"
+    for name in s.optimizers[1:]:
+        line = mean.get(name)
+        if line is None or "word" not in line:
+            continue
+        difference, low, high, seen = (
+            s.text(line[key], signed=True) for key in ("difference", "low", "high", "detectable")
         )
-        for name in s.optimizers[1:]
-    ]
-    tables = [
-        Table("summary", f"Each optimizer at its best learning rate, {len(s.seeds)} seeds", columns,
-              lines_of),
-        common.arms_table("settings", "Every setting", rows,
-                          Column("weight_decay", "weight decay", "{:g}")),
-    ]  # fmt: skip
-    remarks = [_decay_remark(s), *_kept(s), *_edges(s, rows, best)]
-    return Result(verdicts, tables, [_figure(s, rows, best)], remarks)
+        small = ", within the margin" if line["within_margin"] else ""
+        evidence = (
+            f"{name} {s.text(line['mean'])}, {first} {s.text(mean[first]['mean'])}; {what} "
+            f"{difference}{unit} [{low}, {high}], p {line['p']:.2g}{small}. These seeds would have "
+            f"shown {seen}{unit} in 4 of 5 cases."
+        )
+        if line["word"] == "does not apply":
+            evidence = "Runs diverged."
+        made.append(Verdict(
+            claim=f"{name} reaches a {which} {s.split} {s.metric} than {first}",
+            task=s.task, word=line["word"], evidence=evidence, rule=_rule(c),
+        ))  # fmt: skip
+    return made
 
 
-def _decay_remark(s: Settings) -> str:
-    """State which of the optimizers decay."""
-    with_decay = [name for name in s.optimizers if decays(name)]
-    without = [name for name in s.optimizers if not decays(name)]
-    parts = [f"Decoupled weight decay of {s.weight_decay:g}: {', '.join(with_decay) or 'none'}."]
-    if without:
-        parts.append(f"Without decay, as is their default: {', '.join(without)}.")
-    return " ".join(parts)
+def _rule(c: Comparison) -> str:
+    s = c.settings
+    count = len(s.optimizers) - 1
+    margin = f"{100 * c.margin:.3g}" if s.percent else f"{c.margin:.3g}"
+    margin += "" if not s.percent else " point" if margin == "1" else " points"
+    corrected = f", corrected for {count} comparisons (Holm)" if count > 1 else ""
+    return (
+        f"Paired t-tests over {s.seeds} fresh seeds at 5 %{corrected}: a difference from 0, shown "
+        f"or contradicted; else equivalent if two one-sided tests put it within {margin} of 0; "
+        "else undecided. Intervals have the level of the test."
+    )
 
 
-def _kept(s: Settings) -> list[str]:
-    """State which of the optimizers keep their own rates."""
-    usual = [name for name in s.optimizers if shortens(name)]
-    other = [name for name in s.optimizers if not shortens(name)]
-    remarks = []
-    if s.b2 is not None and usual and other:
-        remarks.append(f"b2 is {s.b2:g} in {', '.join(usual)}; {', '.join(other)}: as by default.")
-    own = {name: own_momentum(name) for name in s.optimizers}
-    remarks += [
-        f"{name} keeps its own momentum, {value:g}, whatever the schedule does."
-        for name, value in own.items()
-        if value is not None
-    ]
-    return remarks
+def _tables(c: Comparison, ranking: Sequence[Row]) -> list[Table]:
+    s = c.settings
+    form = "{:.1%}" if s.percent else "{:.4g}"
+    shown = []
+    for line in ranking:
+        text = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()}
+        best = c.chosen(line["optimizer"])
+        text["setting"] = (
+            ", ".join(f"{_words(k)} {v:.3g}" for k, v in best[1].items()) if best else ""
+        )
+        if "word" in line and line["word"] != "does not apply":
+            texts = [s.text(line[key], signed=True) for key in ("difference", "low", "high")]
+            text["gain"] = f"{texts[0]} [{texts[1]}, {texts[2]}]"
+        shown.append(text)
+    first = Table("ranking", f"{s.task}: {s.split} {s.metric}, {s.seeds} fresh seeds", [
+        Column("rank", "rank", "{:d}"), Column("optimizer", "optimizer"),
+        Column("mean", f"{s.split} {s.metric}", form), Column("sd", "± sd", form),
+        Column("gain", f"gain over {s.optimizers[0]}"), Column("word", "verdict"),
+    ], shown)  # fmt: skip
+    second = Table("cost", "The chosen settings and what they cost", [
+        Column("optimizer", "optimizer"), Column("setting", "setting"),
+        Column("trials", "trials", "{:d}"), Column("diverged", "diverged", "{:d}"),
+        Column("reached", f"reached {s.text(c.target)}", "{:.0%}"),
+        Column("steps", "in steps", "{:.0f}"), Column("seconds", "in seconds", "{:.3g}"),
+    ], shown)  # fmt: skip
+    return [first, second, _trials(c, form)]
 
 
-def _edges(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> list[str]:
-    """Warn of each optimizer whose best learning rate is at an end of the grid."""
-    ends = {min(s.learning_rates), max(s.learning_rates)}
-    chosen = {n: common.where(rows, arm=arm)[0]["learning_rate"] for n, arm in best.items()}
-    return [
-        f"The best learning rate of {name}, {rate:g}, is at the edge of the grid; a wider "
-        "--lr-grid may treat it better."
-        for name, rate in chosen.items()
-        if rate in ends
-    ]
+def _trials(c: Comparison, form: str) -> Table:
+    axes, tried = {}, []
+    for name in c.settings.optimizers:
+        best = c.chosen(name)
+        for trial, (own, values) in c.trials(name).items():
+            axes |= dict.fromkeys(own)
+            fine = [value for value in values if math.isfinite(value)]
+            tried.append({"optimizer": name, **own, "seeds": len(values),
+                          "mean": float(np.mean(fine)) if fine else None,
+                          "diverged": len(values) - len(fine),
+                          "chosen": "best" if best and best[0] == trial else ""})  # fmt: skip
+    what = f"validation {c.settings.metric}"
+    return Table("trials", f"Every trial: {what}", [
+        Column("optimizer", "optimizer"), *(Column(key, _words(key), "{:.3g}") for key in axes),
+        Column("seeds", "seeds", "{:d}"), Column("mean", what, form),
+        Column("diverged", "diverged", "{:d}"), Column("chosen", "chosen"),
+    ], tried)  # fmt: skip
 
 
-def _figure(s: Settings, rows: Sequence[Row], best: dict[str, str]) -> Figure:
-    ends = common.at_end(rows)
-    fan: list[Row] = []
+def _words(key: str) -> str:
+    return {"learning_rate": "lr"}.get(key, key.replace("_", " "))
+
+
+def _remarks(c: Comparison) -> Iterator[str]:
+    s = c.settings
+    batch = f"batches of {s.batch_size}" if s.batch_size else "the batches of the data"
+    yield f"{s.about + ' ' if s.about else ''}{s.steps} steps on {batch}, schedule {s.schedule}."
+    spaces = "; ".join(
+        f"{name}: {text}" for name, text in zip(s.optimizers, s.spaces, strict=False)
+    )
+    yield (
+        f"Every optimizer was tuned with {s.tuning_seeds} seeds a trial on validation data, and "
+        f"confirmed with {s.seeds} other seeds. Spaces: {spaces}."
+    )
+    missing = [name for name in s.optimizers if name not in c.finished]
+    if missing:
+        yield f"Not finished, so without a verdict: {', '.join(missing)}. Continue with --resume."
+    for name, found in c.at_edge().items():
+        best = c.chosen(name)
+        assert best is not None
+        parts = [f"{_words(axis)} {best[1][axis]:g} is the {'largest' if above else 'smallest'}"
+                 for axis, above in found.items()]  # fmt: skip
+        yield f"{name} is at the edge of its space: {', '.join(parts)} that was tried. Try extend."
     for name in s.optimizers:
-        for rate in sorted(s.learning_rates):
-            same = common.where(ends, group=name, learning_rate=rate)
-            value = spread(common.column(same, "test_accuracy"))
-            fan.append({"series": name, "x": rate, "y": value.mean,
-                        "low": value.mean - value.sd, "high": value.mean + value.sd})  # fmt: skip
-    dots = [
-        {"series": name, "seed": row["seed"], "value": row["test_accuracy"]}
-        for name in s.optimizers
-        for row in common.where(ends, arm=best[name])
-    ]
+        values = list(c.final(name).values())
+        lost = sum(math.isnan(value) for value in values)
+        tuned = [value for _, own in c.trials(name).values() for value in own]
+        early = sum(math.isnan(value) for value in tuned)
+        if lost or early:
+            yield (
+                f"{name}: {early} of {len(tuned)} tuning runs and {lost} of {len(values)} "
+                "confirming runs diverged. The mean is that of the others."
+            )
+    if s.split == "validation":
+        yield "There is no test data: results are on the data that chose the settings."
+
+
+def _figure(c: Comparison) -> Figure:
+    s = c.settings
+    search: list[Row] = []
+    for name in s.optimizers:
+        found = [(own["learning_rate"], values) for own, values in c.trials(name).values()
+                 if "learning_rate" in own and np.isfinite(values).all()]  # fmt: skip
+        search += [point(name, rate, values) if len(values) > 1 else
+                   {"series": name, "x": rate, "y": values[0]}
+                   for rate, values in sorted(found)]  # fmt: skip
+    finals = {name: c.final(name) for name in c.finished}
+    fine = [seed for seed in next(iter(finals.values()), {})
+            if all(math.isfinite(own[seed]) for own in finals.values())]  # fmt: skip
+    dots = [{"series": name, "seed": seed, "value": own[seed]}
+            for name, own in finals.items() for seed in fine]  # fmt: skip
+    what = f"{s.split} {s.metric}"
+    panels = [
+        Panel("Every trial", lines("learning rate", f"validation {s.metric}", xscale="log",
+                                   percent=s.percent, spread="bars", markers=True, join=False),
+              search),
+        Panel("The chosen settings", lines("step", what, percent=s.percent), _curves(c)),
+        Panel("Seed by seed", paired_dots(what, percent=s.percent), dots),
+    ]  # fmt: skip
     return Figure(
-        name="accuracy",
-        title=f"{', '.join(s.optimizers)} on {get_task(s.task).title}",
-        alt="Three panels: test accuracy against the learning rate for every optimizer; the "
-        "accuracy during training at the best learning rate; and at its end, seed by seed.",
-        panels=[
-            Panel(
-                "Against the learning rate",
-                lines("learning rate", "test accuracy", xscale="log", percent=True, spread="bars",
-                      markers=True, ticks_at_data=True, legend="lower center"),
-                fan,
-            ),
-            Panel(
-                "During training, at the best lr",
-                lines("epochs", "test accuracy", percent=True, legend="lower right"),
-                common.curve_rows(rows, best.values(), "test_accuracy"),
-            ),
-            Panel("Seed by seed, at the best lr", paired_dots("test accuracy", percent=True), dots),
-        ],
+        name="comparison",
+        title=f"{', '.join(s.optimizers)} on {s.task}",
+        alt=f"The {s.metric} of every trial against its learning rate, of the chosen settings "
+        "during training (mean and standard deviation over fresh seeds), and at the end for "
+        "every seed.",
+        panels=[panel for panel in panels if panel.rows] or [panels[1]],
         columns=3,
-    )  # fmt: skip
+    )
+
+
+def _curves(c: Comparison) -> list[Row]:
+    s, found = c.settings, {}
+    for (stage, name, _, _), rows in c.runs.items():
+        if stage == CONFIRM and name in c.finished:
+            for row in rows:
+                value = row[f"{s.split}_{s.metric}"]
+                found.setdefault((s.optimizers.index(name), row["step"]), []).append(value)
+    return [point(s.optimizers[i], step, values) for (i, step), values in sorted(found.items())
+            if None not in values]  # fmt: skip
 
 
 EXPERIMENT = register(
@@ -260,12 +209,11 @@ EXPERIMENT = register(
         name="compare",
         title="Comparison",
         question="Which of these optimizers is the best on this task, and by how much?",
-        setup="Every optimizer is trained with the same learning rates, seeds and steps, and with "
-        "weight decay if it decays by default. Each is shown at its best learning rate by "
-        "validation accuracy; results are on test data.",
-        presets={"demo": Settings(), "quick": Settings(seeds=(0, 1), steps=100),
-                 "tiny": Settings(seeds=(0, 1), steps=20, points=2, learning_rates=(0.01,))},
+        setup="Every optimizer has the same number of trials, which are chosen on validation data. "
+        "The chosen settings run with fresh seeds and are judged on test data.",
+        presets={"demo": Settings(), "quick": Settings(steps=100, trials=4, seeds=8),
+                 "tiny": Settings(steps=20, evaluations=2, trials=2, tuning_seeds=1, seeds=2)},
         measure=measure,
-        analyse=analyse,
+        analyse=lambda settings, rows: result(Comparison(settings, rows)),
     )
 )  # fmt: skip

@@ -103,12 +103,12 @@ def analyse(s: Settings, rows: Rows) -> Result:
         claim="Decoupled decay shrinks every weight alike; L2 under Adam depends on the "
         "gradient's size",
         task="pure-noise gradients",
-        word="shown" if ok else "not shown",
+        word="shown" if ok else "contradicted",
         evidence=f"Kept: AdamW {min(kept[DECOUPLED]):.2f} to {max(kept[DECOUPLED]):.2f} at all "
         f"sizes, Adam + L2 {abs(min(kept[L2])):.2f} to {max(kept[L2]):.2f}; largest distance to "
         f"theory {max(worst.values()):.3f}.",
         rule=f"Both within {TOLERANCE:g} of theory at every size, and AdamW varying by at most "
-        f"{TOLERANCE:g} and L2 by more: shown; else not shown.",
+        f"{TOLERANCE:g} and L2 by more: shown; else contradicted.",
         literature="Loshchilov & Hutter: follows from the equations.",
     )
     columns = [

@@ -110,9 +110,9 @@ def _same_place(task: str, rows: Sequence[Row]) -> Verdict:
         for group in (DECOUPLED, L2)
     }
     same = {group: len(set(values)) == 1 for group, values in best.items()}
-    word = "shown" if same[DECOUPLED] and not same[L2] else "not shown"
+    word = "shown" if same[DECOUPLED] and not same[L2] else "contradicted"
     if same[DECOUPLED] and same[L2]:
-        word = "tie"
+        word = "equivalent"
     at = ", ".join(f"{r:g}" for r in rates)
     return Verdict(
         claim="The best decoupled decay is the same at every learning rate; the best L2 moves",
@@ -120,7 +120,7 @@ def _same_place(task: str, rows: Sequence[Row]) -> Verdict:
         word=word,
         evidence=f"Best at lr {at}: decoupled {_listed(best[DECOUPLED])}; L2 {_listed(best[L2])}.",
         rule="Coefficient of the best mean validation accuracy: the same at all rates for "
-        "decoupled decay only, shown; for both, tie; else not shown.",
+        "decoupled decay only, shown; for both, equivalent; else contradicted.",
         literature="Loshchilov & Hutter: yes, on a fine grid.",
     )
 

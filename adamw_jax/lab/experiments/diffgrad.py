@@ -183,7 +183,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
 def _arrives(s: Settings, function: str, rows: Sequence[Row]) -> Verdict:
     end = {name: where(rows, series=name)[-1] for name in (ADAM, HALF, DIFFGRAD)}
     there = {name: abs(row["x"] - row["best"]) <= NEAR for name, row in end.items()}
-    word = "tie" if there[DIFFGRAD] and there[ADAM] else "not shown"
+    word = "equivalent" if there[DIFFGRAD] and there[ADAM] else "contradicted"
     return Verdict(
         claim="diffGrad ends in the global minimum, where Adam overshoots",
         task=function,
@@ -191,7 +191,8 @@ def _arrives(s: Settings, function: str, rows: Sequence[Row]) -> Verdict:
         evidence=f"Minimum at {end[ADAM]['best']:+.2f}; from {s.start:g} at lr "
         f"{s.learning_rate:g} diffGrad ends at {end[DIFFGRAD]['x']:+.2f}, Adam at "
         f"{end[ADAM]['x']:+.2f}, Adam at half that lr at {end[HALF]['x']:+.2f}.",
-        rule=f"Within {NEAR:g} of it diffGrad and not Adam: shown; both: tie; else not shown.",
+        rule=f"Within {NEAR:g} of it diffGrad and not Adam: shown; both: equivalent; else "
+        "contradicted.",
         literature="Dubey et al. analyse three such functions, in diffGrad's favour.",
     )
 
@@ -203,7 +204,7 @@ def _oftener(s: Settings, function: str, rows: Sequence[Row]) -> Verdict:
     mine, full = share(DIFFGRAD, 1.0), share(ADAM, 1.0)
     best = max((f for f in s.factors if 0.5 <= f <= 1), key=lambda f: share(ADAM, f))
     lead = mine - share(ADAM, best)
-    word = "tie" if abs(lead) <= MARGIN else "not shown"
+    word = "equivalent" if abs(lead) <= MARGIN else "contradicted"
     return Verdict(
         claim="diffGrad arrives from more starts than Adam does at any rate its friction allows",
         task=function,
@@ -212,7 +213,7 @@ def _oftener(s: Settings, function: str, rows: Sequence[Row]) -> Verdict:
         f"Adam {full:.0%}; Adam at {best:g} of the lr, its best of half to full, "
         f"{share(ADAM, best):.0%}.",
         rule=f"diffGrad's share less that of Adam at its best factor of the lr from 0.5 to 1: "
-        f"above {100 * MARGIN:g} points, shown; within, tie; else not shown.",
+        f"above {100 * MARGIN:g} points, shown; within, equivalent; else contradicted.",
         literature="Dubey et al. show one start.",
     )
 

@@ -190,11 +190,11 @@ def _verdict(s: Settings, name: str, rate: float, b1: float, ratios: Sequence[fl
     return Verdict(
         claim=f"The {preconditioned}sharpness of {name} rises to {FORMULAS[name]} and stays there",
         task=f"digits, full batch, lr {rate:g}" + f", b1 {b1:g}" * (name == ADAM),
-        word="shown" if all(abs(ratio - 1) <= BAND for ratio in ratios) else "not shown",
+        word="shown" if all(abs(ratio - 1) <= BAND for ratio in ratios) else "contradicted",
         evidence=f"Ratio to the threshold over the last {s.last} steps: mean "
         f"{spread(ratios).mean:.3f}, from {min(ratios):.3f} to {max(ratios):.3f} over seeds.",
         rule=f"Mean ratio over the last {s.last} steps in [{1 - BAND:g}, {1 + BAND:g}] with every "
-        "seed: shown; else not shown.",
+        "seed: shown; else contradicted.",
         literature="Cohen et al. 2022: 38 / lr for Adam with b1 = 0.9."
         if name == ADAM
         else "Cohen et al., ICLR 2021.",

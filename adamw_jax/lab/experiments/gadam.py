@@ -25,7 +25,7 @@ from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import as_good, decide, paired, rule, rule_as_good, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner, finite, order_of
+from adamw_jax.lab.train import METRICS, Runner, finite, order_of
 
 MARGIN = common.ACCURACY_MARGIN
 SPARSE = "Gadam, once an epoch"
@@ -169,7 +169,7 @@ def _rows(
     return [
         {"task": task, "arm": f"{group}, lr {rate:g}, decay {decay:g}", "group": group,
          "learning_rate": rate, "weight_decay": decay, "seed": seed, "step": step, "epoch": epoch}
-        | {name: finite(v) for name, v in zip(common.SPLIT_METRICS, numbers, strict=True)}
+        | {name: finite(v) for name, v in zip(METRICS, numbers, strict=True)}
         for i, (group, numbers) in enumerate(zip(contender.groups, values, strict=True))
         if last or i < 2 or group == SPARSE
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from adamw_jax.lab.experiments.common import (
     unique,
     where,
 )
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
@@ -253,9 +254,7 @@ def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
             for step in unique(mine, "step"):
                 values = column(where(mine, step=step), "loss")
                 if np.isfinite(values).all():  # a diverged run has no mean
-                    x = spread(values)
-                    points.append({"series": name, "x": step, "y": x.mean,
-                                   "low": x.mean - x.sd, "high": x.mean + x.sd})  # fmt: skip
+                    points.append(point(name, step, values))
         drawn = unique(points, "series")
         note = f" ({drawn[0]}; the other diverges)" if len(drawn) == 1 else ""
         draw = lines("steps", "training loss")
@@ -276,9 +275,8 @@ def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     for gain in s.gains:
         mine = where(rows, kind="scale", gain=gain)
         for layer in unique(mine, "layer"):
-            x = spread(column(where(mine, layer=layer), "scale"))
-            points.append({"series": f"gain {gain:g}", "x": layer, "y": x.mean,
-                           "low": x.mean - x.sd, "high": x.mean + x.sd})  # fmt: skip
+            scales = column(where(mine, layer=layer), "scale")
+            points.append(point(f"gain {gain:g}", layer, scales))
     draw = lines("layer", "scale", spread="bars", markers=True)
     return Figure(
         name="scales",

@@ -215,11 +215,11 @@ def _verdict(s: Settings, rows: Sequence[Row], *, below: bool) -> Verdict:
         if below
         else "Above 2 / curvature the mean loss settles while the gradient does not vanish",
         task=f"{SINES}, lr {rows[0]['rate']:g}",
-        word="shown" if shown else "not shown",
+        word="shown" if shown else "contradicted",
         evidence=f"Mean |gradient| from {min(gradients):.2g} to {max(gradients):.2g} over starts; "
         f"losses from {min(column(rows, 'low')):.1f} to {max(column(rows, 'high')):.1f}, their "
         f"mean drifting by {drifts.max():.2g} at most.",
-        rule=f"{law}, from every start: shown; else not shown.",
+        rule=f"{law}, from every start: shown; else contradicted.",
         literature="Zhang et al., figure of the same function: the iterates oscillate, their time "
         "average settles." * (not below),
     )
@@ -231,7 +231,7 @@ def _identity(balances: Sequence[Row]) -> Verdict:
     return Verdict(
         claim="At rest E|grad|^2 = (lr / 2) E[g^T H g]",
         task=QUADRATIC,
-        word="shown" if off <= TOLERANCE else "not shown",
+        word="shown" if off <= TOLERANCE else "contradicted",
         evidence="Ratio of the sides "
         + ", ".join(f"{row['ratio']:.4f} at lr {row['rate']:g}" for row in balances)
         + f"; without the factor 1/2 it would be {min(ratios) / 2:.2f} to {max(ratios) / 2:.2f}.",

@@ -28,6 +28,7 @@ from adamw_jax.lab.experiments.koala_runs import (
     measure,
     polyak_share,
 )
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
@@ -115,12 +116,12 @@ def _settling(s: Settings, limits: Sequence[Row], steps: Sequence[Row]) -> Verdi
     return Verdict(
         claim="The uncertainty settles where the equations say, and no step exceeds Polyak's",
         task="constant gradient; training",
-        word="shown" if ok else "not shown",
+        word="shown" if ok else "contradicted",
         evidence=f"After {s.settling} steps {min(shares):.3f} to {max(shares):.3f} of Polyak's "
         f"step, off the formula by at most {off:.1g}; in training at most {most:.3f} of it in any "
         "layer.",
         rule=f"Within {TOLERANCE:g} of the formula in every case, varying twofold, and in training "
-        f"never above 1 by more than {TOLERANCE:g}: shown; else not shown.",
+        f"never above 1 by more than {TOLERANCE:g}: shown; else contradicted.",
         literature="Follows from the equations.",
     )
 
@@ -182,9 +183,7 @@ def _figures(
         for group, factor in itertools.product(USUAL, s.factors):
             mine = where(training, task=task, group=group,
                          learning_rate=round(USUAL[group] * factor, 8))  # fmt: skip
-            v = spread(column(common.at_end(mine), "test_accuracy"))
-            drawn.append({"series": group, "x": factor, "y": v.mean, "low": v.mean - v.sd,
-                          "high": v.mean + v.sd})  # fmt: skip
+            drawn.append(point(group, factor, column(common.at_end(mine), "test_accuracy")))
         draw = lines("learning rate / usual one", "test accuracy", xscale="log", percent=True,
                      spread="bars", markers=True, ticks_at_data=True,
                      legend="lower center")  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -14,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamw_jax import eval_params, koala_m, koala_v
+from adamw_jax import koala_v
 from adamw_jax.lab.experiments import common
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.models import Network, mlp
-from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings, tables
+from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner, finite, order_of
+from adamw_jax.lab.train import Runner
 
 V, M, SGD, ADAMS = "KOALA-V", "KOALA-M", "SGD", "Adam"
 FILTERS, RIVALS = (V, M), (SGD, ADAMS)
@@ -77,16 +76,13 @@ def measure(s: Settings, runner: Runner) -> Rows:
     for task in s.tasks:
         rows += _steps(s, task)
     trained = common.train_all(s, runner, lambda _: _arms(s))
-    jobs = list(itertools.product(s.tasks, FILTERS))
-    runner.progress.begin("KOALA", len(jobs))
-    with concurrent.futures.ThreadPoolExecutor(runner.workers) as pool:
-        trained += itertools.chain(*pool.map(lambda job: _filtered(s, runner, *job), jobs))
-    runner.progress.end()
     return rows + [{"kind": "training", **row} for row in trained]
 
 
 def _arms(s: Settings) -> list[Arm]:
     recipes = {
+        V: (catalogue("koala_v"), ()),
+        M: (catalogue("koala_m"), ()),
         SGD: (catalogue("sgdw", label="sgd"), settings(momentum=0.9)),
         ADAMS: (ADAM, settings(b2=0.999, l2=0.0, weight_decay=0.0)),
     }
@@ -102,50 +98,6 @@ def _losses(network: Network, params: Any, inputs: jax.Array, labels: jax.Array)
     logits = network.apply(params, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), jnp.mean(losses**2)
-
-
-def _filtered(s: Settings, runner: Runner, task_name: str, group: str) -> Rows:
-    """Train with KOALA like the runner, but also with the squared losses of the examples."""
-    task, plan = get_task(task_name), s.plan(task_name)
-    network = mlp(task.features, task.classes)
-    data = [
-        (jnp.asarray(split.inputs), jnp.asarray(split.labels))
-        for split in (task.train, task.validation, task.test)
-    ]
-    gradient_of = jax.value_and_grad(functools.partial(_losses, network), has_aux=True)
-
-    def run(params: Any, rates: jax.Array, order: jax.Array, data: Any) -> jax.Array:
-        (inputs, labels), *held_out = data
-        make: Any = {V: koala_v, M: koala_m}[group]
-        tx = make(lambda count: rates[count])
-
-        def step(carry: Any, batch: jax.Array) -> Any:
-            params, state = carry
-            (loss, square), gradient = gradient_of(params, inputs[batch], labels[batch])
-            updates, state = tx.update(gradient, state, params, value=loss, value_sq_mean=square)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, state), losses = jax.lax.scan(step, (params, tx.init(params)), order)
-        weights = eval_params(state, params)
-        return jnp.stack([losses.mean(), *common.split_metrics(network, weights, held_out)])
-
-    run_all = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, None)))
-    rates = [round(USUAL[group] * factor, 8) for factor in s.factors]
-    lanes, rows = list(itertools.product(rates, s.seeds)), []
-    for chunk in (lanes[i : i + runner.lanes] for i in range(0, len(lanes), runner.lanes)):
-        params = _stacked([network.init(seed) for _, seed in chunk])
-        curves = np.stack([tables("cosine", rate, plan.steps)[0] for rate, _ in chunk])
-        order = [order_of(len(task.train), seed, plan.steps, plan.batch_size) for _, seed in chunk]
-        found = run_all(params, jnp.asarray(curves), jnp.asarray(np.stack(order)), data)
-        rows += [
-            {"task": task_name, "arm": f"{group}, lr {rate:g}", "group": group,
-             "learning_rate": rate, "seed": seed, "step": plan.steps,
-             "epoch": plan.steps * plan.batch_size / len(task.train)}
-            | {name: finite(v) for name, v in zip(common.SPLIT_METRICS, values, strict=True)}
-            for (rate, seed), values in zip(chunk, np.asarray(found), strict=True)
-        ]  # fmt: skip
-    runner.progress.advance(1, f"{task.title}, {group}")
-    return rows
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

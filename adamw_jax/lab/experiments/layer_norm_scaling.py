@@ -147,11 +147,11 @@ def _power(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
         if falls
         else "The gradient of Post-LN's last layer does not fall with the depth",
         task=f"uniform attention, width {s.width}",
-        word="shown" if shown else "not shown",
+        word="shown" if shown else "contradicted",
         evidence=f"Power of the depth {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}].",
         rule="95 % interval of the fitted power "
         + (f"within {POWER:g} of -1/2" if falls else f"above -{POWER:g}")
-        + ": shown; else not shown.",
+        + ": shown; else contradicted.",
         literature="Xiong et al., theorem 1.",
     )
 
@@ -172,11 +172,11 @@ def _size(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
     return Verdict(
         claim=f"{placement}'s stream has the size that the paper says",
         task=f"uniform attention, width {s.width}",
-        word="shown" if max(off) <= 1 else "not shown",
+        word="shown" if max(off) <= 1 else "contradicted",
         evidence=f"|x|^2 / d {law} in {sum(x <= 1 for x in off)} of {len(off)} layers; the worst "
         f"is at {max(off):.3f} of a bound.",
         rule=f"Mean over seeds of |x|^2 / d at layer l {law}, at every layer of every depth: "
-        "shown; else not shown.",
+        "shown; else contradicted.",
         literature="Xiong et al., lemma 2.",
     )
 

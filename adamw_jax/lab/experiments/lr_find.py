@@ -1,25 +1,22 @@
-"""Run the learning-rate range test on a task of the lab."""
+"""Show the learning-rate range test of a task: suggestions and curves."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from adamw_jax import create, lr_range_test
+from adamw_jax.lab.contenders import Make, Optimizer
+from adamw_jax.lab.engine import finite
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.compare import check_optimizer, numbers_for
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
-from adamw_jax.lab.models import mlp
 from adamw_jax.lab.plots.finder import finder
+from adamw_jax.lab.progress import Progress
+from adamw_jax.lab.range_test import check, lr_find
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table
-from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import Runner, finite
+from adamw_jax.lab.task import Task
+from adamw_jax.lab.train import Runner, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +24,12 @@ class Settings:
     """Settings of ``adamw-jax lr-find``.
 
     Attributes:
-      task: name of a task.
-      optimizer: name for ``create``.
+      task: name or title of the task.
+      optimizer: name of the optimizer.
       seeds: one run each.
       steps: largest number of steps; a run ends earlier if the loss diverges.
       start: first learning rate.
       end: last learning rate.
-      weight_decay: decoupled decay.
-      b2: b2 if the optimizer's default is Adam's 0.999; None for the default.
     """
 
     task: str = "digits"
@@ -43,52 +38,23 @@ class Settings:
     steps: int = 200
     start: float = 1e-6
     end: float = 10.0
-    weight_decay: float = 0.0
-    b2: float | None = 0.99
 
     def __post_init__(self) -> None:
         """Check the settings before any work."""
-        get_task(self.task)
-        check_optimizer(self.optimizer)
-        if not 0 < self.start < self.end:
-            raise ValueError(
-                f"start and end must satisfy 0 < start < end, got {self.start}, {self.end}."
-            )
-        if self.steps < 20:
-            raise ValueError(f"steps must be 20 or more for a suggestion, got {self.steps}.")
-        if not self.seeds:
-            raise ValueError("seeds must be 1 or more.")
+        check(self.start, self.end, self.steps)
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Make one run per seed."""
-    task = get_task(s.task)
-    network = mlp(task.features, task.classes)
-    numbers = numbers_for(s.optimizer, s.weight_decay, s.b2)
+    """Run the test on a task of the lab."""
+    return measured(task_of(s.task), s.optimizer, s, runner.progress)
 
-    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = network.apply(params, inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    @jax.jit
-    def step(state: Any, learning_rate: jax.Array, batch: Any) -> Any:
-        params, inner = state
-        loss, gradient = jax.value_and_grad(loss_of)(params, *batch)
-        tx = create(s.optimizer, learning_rate.astype(jnp.float32), **numbers)
-        updates, inner = tx.update(gradient, inner, params, value=loss)
-        return (optax.apply_updates(params, updates), inner), loss
-
-    runner.progress.begin(task.title, len(s.seeds))
+def measured(task: Task, optimizer: Make | Optimizer, s: Settings, progress: Progress) -> Rows:
+    """Run the test once per seed; the rows are curves and suggestions."""
+    progress.begin(task.name, len(s.seeds))
     rows: Rows = []
     for seed in s.seeds:
-        params = jax.tree.map(jnp.asarray, network.init(seed))
-        state = params, create(s.optimizer, 1e-3, **numbers).init(params)
-        order = np.random.default_rng([seed, len(task.train)]).permutation(len(task.train))
-        batches = [
-            (jnp.asarray(task.train.inputs[part]), jnp.asarray(task.train.labels[part]))
-            for part in np.split(order, len(order) // common.BATCH_SIZE)
-        ]
-        found = lr_range_test(step, state, batches, s.start, s.end, s.steps)
+        found = lr_find(task, optimizer, start=s.start, end=s.end, steps=s.steps, seed=seed)
         curve = zip(found.learning_rates, found.losses, found.smoothed, strict=True)
         rows += [
             {"kind": "curve", "seed": seed, "rule": "", "learning_rate": float(rate),
@@ -100,8 +66,8 @@ def measure(s: Settings, runner: Runner) -> Rows:
             for rule, rate in found.suggestions.items()
         ]
         said = ", ".join(f"{rule} {rate:.2g}" for rule, rate in found.suggestions.items())
-        runner.progress.advance(1, f"seed {seed}: {said or 'run too short for a suggestion'}")
-    runner.progress.end()
+        progress.advance(1, f"seed {seed}: {said or 'run too short for a suggestion'}")
+    progress.end()
     return rows
 
 
@@ -127,7 +93,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         Column("most", "most", "{:.2g}"),
         Column("meaning", "meaning"),
     ]
-    title = f"Suggested learning rates for {s.optimizer} on {get_task(s.task).title}"
+    title = f"Suggested learning rates for {s.optimizer} on {s.task}"
     table = Table("suggestions", f"{title}, median of {len(s.seeds)} runs", columns, lines)
     return Result(
         tables=[table],
@@ -162,9 +128,9 @@ def _figure(s: Settings, rows: Sequence[Row], lines: Sequence[Row]) -> Figure:
     ]
     return Figure(
         name="loss",
-        title=f"Learning-rate range test: {s.optimizer} on {get_task(s.task).title}",
-        alt="Smoothed training loss against a growing learning rate, one line per seed: flat, then "
-        "falling, then blowing up. Vertical lines mark the suggested rates.",
+        title=f"Learning-rate range test: {s.optimizer} on {s.task}",
+        alt="Smoothed training loss against a growing learning rate, one line per seed. "
+        "Vertical lines mark the suggested rates.",
         panels=[Panel("", finder(), points)],
         columns=1,
         panel_size=(8.0, 4.2),

@@ -190,20 +190,20 @@ def _direction(s: Settings, lines: Sequence[Row]) -> list[Verdict]:
             claim="b0 magnifies the noise of the direction against its mean by "
             "sqrt((1 + b0)^2 + b0^2)",
             task="noisy gradients of mean 1",
-            word="shown" if off <= TOLERANCE < grown - 1 else "not shown",
+            word="shown" if off <= TOLERANCE < grown - 1 else "contradicted",
             evidence=f"From b0 {s.b0[0]:g} to {s.b0[-1]:g} noise over mean grows {grown:.2f}-fold, "
             f"in theory {wide:.2f}-fold; off by at most {off:.1%}.",
             rule=f"Within {TOLERANCE:.0%} of the formula at every b0, and growing by more: shown; "
-            "else not shown.",
+            "else contradicted.",
             literature="Xie et al.: the norm by which they divide.",
         ),
         Verdict(
             claim="The expected direction stays that of the mean gradient",
             task="noisy gradients of mean 1",
-            word="shown" if bias <= TOLERANCE else "not shown",
+            word="shown" if bias <= TOLERANCE else "contradicted",
             evidence=f"Mean direction times sqrt((1 + b0)^2 + b0^2) over mean gradient: "
             f"{min(gains):.3f} to {max(gains):.3f}.",
-            rule=f"Within {TOLERANCE:.0%} of 1 at every b0: shown; else not shown.",
+            rule=f"Within {TOLERANCE:.0%} of 1 at every b0: shown; else contradicted.",
             literature="Follows from the equations.",
         ),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adamw_jax.lab.experiments import common
+from adamw_jax.lab.experiments.points import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings
@@ -116,16 +117,7 @@ def _fan(s: Settings, rows: Sequence[Row]) -> Figure:
         for group in [_name("AdamW", s.b2[0]), *(_name("RAdam", b2) for b2 in s.b2)]:
             for rate in s.learning_rates:
                 same = common.where(ends, group=group, learning_rate=rate)
-                value = spread(common.column(same, "test_accuracy"))
-                points.append(
-                    {
-                        "series": group,
-                        "x": rate,
-                        "y": value.mean,
-                        "low": value.mean - value.sd,
-                        "high": value.mean + value.sd,
-                    }
-                )
+                points.append(point(group, rate, common.column(same, "test_accuracy")))
         draw = lines(
             "learning rate", "test accuracy", xscale="log", percent=True, spread="bars",
             markers=True, ticks_at_data=True, ylim=(0, None), legend="lower left",

@@ -91,11 +91,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
     verdict = Verdict(
         claim="There is a problem on which Adam goes to the worst point and AMSGrad to the best",
         task="Reddi's counter-example",
-        word="shown" if ok else "not shown",
+        word="shown" if ok else "contradicted",
         evidence=f"Best is -1: Adam ends at {ends['Adam']:+.2f}, AMSGrad at "
         f"{ends['AMSGrad']:+.2f}; largest distance to the analytic paths {max(off.values()):.3f}.",
         rule=f"Adam ends above +0.9, AMSGrad below -0.9, both paths within {TOLERANCE:g} of "
-        "theory: shown; else not shown.",
+        "theory: shown; else contradicted.",
         literature="Reddi, Kale & Kumar: proven.",
     )
     columns = [

@@ -197,8 +197,8 @@ def _as_good(
         evidence=f"Test loss {spread(losses).mean:.4f}, float32 {spread(full).mean:.4f} with a "
         f"deviation of {scatter:.4f} between seeds; difference {change}.",
         rule="95 % paired interval of the test loss minus that of float32: below "
-        f"{SHARE:g} of the standard deviation between seeds of float32, shown; else mean below "
-        "that, tie; else not shown.",
+        f"{SHARE:g} of the standard deviation between seeds of float32, shown; above it, "
+        "contradicted; else undecided.",
         literature=LITERATURE.get(name, ""),
     )
 
@@ -221,12 +221,12 @@ def _trap(ends: Sequence[Row]) -> Verdict:
     return Verdict(
         claim="A second moment that may become 0 makes single steps too long; a floor heals it",
         task="a small language",
-        word="shown" if beyond and kept else "not shown",
+        word="shown" if beyond and kept else "contradicted",
         evidence="Longest step of a run over that in float32: "
         + "; ".join(f"{name} {_factor(x)}" for name, x in times.items())
         + ".",
         rule="95 % paired interval of the ratio of longest steps to float32's: without the floor "
-        f"above {TOO_LONG:g} and with it below {TOO_LONG:g}, shown; else not shown.",
+        f"above {TOO_LONG:g} and with it below {TOO_LONG:g}, shown; else contradicted.",
         literature="Li et al., Table 1: a map with 0 leaves 33 to 66 % of 4-bit runs unstable.",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def plotted(figure: Figure) -> list[Row]:
     return [{"panel": panel.title, **row} for panel in figure.panels for row in panel.rows]
 
 
-def as_csv(rows: Any) -> str:
-    """Return rows as CSV with a heading and numbers in full precision."""
+def as_csv(rows: Any, columns: Sequence[str] | None = None) -> str:
+    """Return rows as CSV with a heading and numbers in full precision; None for all columns."""
     rows = list(rows)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = columns or list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, keys, restval="", lineterminator="\n")
     writer.writeheader()

@@ -25,6 +25,7 @@ def lines(
     percent: bool = False,
     spread: str = "band",
     markers: bool = False,
+    join: bool = True,
     ticks_at_data: bool = False,
     ylim: tuple[float | None, float | None] | None = None,
     legend: str | None = "best",
@@ -39,6 +40,7 @@ def lines(
       percent: print y as per cent.
       spread: ``"band"``, ``"bars"`` or ``"none"``.
       markers: mark the points.
+      join: join the points by lines.
       ticks_at_data: set one tick per x in the data.
       ylim: range of y.
       legend: place of the legend; None for no legend.
@@ -48,7 +50,8 @@ def lines(
         names = list(dict.fromkeys(row["series"] for row in rows))
         for i, name in enumerate(names):
             mine = [row for row in rows if row["series"] == name]
-            _one(ax, mine, name, series_style(i), spread, markers)
+            style = series_style(i) | ({} if join else {"linestyle": "none"})
+            _one(ax, mine, name, style, spread, markers)
         ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
         if ylim is not None:
             ax.set_ylim(*ylim)

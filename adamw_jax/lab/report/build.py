@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamw_jax.lab.logs import Logged, read_json, read_log
+from adamw_jax.lab.logs import Logged, read_json, read_log, write_text
 from adamw_jax.lab.plots.files import as_csv, write
 from adamw_jax.lab.report import html, markdown
 from adamw_jax.lab.report.overview import overview
@@ -49,15 +49,26 @@ class Report:
 
 
 def build(folder: Path) -> Report:
-    """Analyse the logs in a folder and write the reports into it."""
+    """Analyse the logs in a folder and write the reports into it.
+
+    Logs that are not finished are shown as far as they go. A damaged folder is a ``ValueError``.
+    """
     if not (folder / "run.json").is_file():
         raise ValueError(
             f"folder must hold results, but {folder} has no run.json: give the folder of a run."
         )
     run = read_json(folder / "run.json")
-    logs = [read_log(folder / "logs", name) for name in run["experiments"]]
-    results = {logged.experiment.name: logged.experiment.analyse(logged.settings, logged.rows)
-               for logged in logs}  # fmt: skip
+    try:
+        _check(run)
+        logs = _logs(folder, run["experiments"])
+        results = {logged.experiment.name: logged.experiment.analyse(logged.settings, logged.rows)
+                   for logged in logs}  # fmt: skip
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
+        what = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"the results in {folder} are damaged: {what}") from error
+    (folder / "figures").mkdir(exist_ok=True)
     sections = [_section(folder, logged, results[logged.experiment.name]) for logged in logs]
     picture = overview(run["title"], results)
     report = Report(
@@ -65,10 +76,33 @@ def build(folder: Path) -> Report:
     )
     if report.verdicts:
         rows = [dataclasses.asdict(verdict) for verdict in report.verdicts]
-        (folder / "verdicts.csv").write_text(as_csv(rows), encoding="utf-8")
-    (folder / "report.html").write_text(html.page(report), encoding="utf-8")
-    (folder / "report.md").write_text(markdown.page(report), encoding="utf-8")
+        write_text(folder / "verdicts.csv", as_csv(rows))
+    write_text(folder / "report.html", html.page(report))
+    write_text(folder / "report.md", markdown.page(report))
     return report
+
+
+TYPES = {"title": str, "command": str, "started": str, "seconds": int | float,
+         "environment": dict, "experiments": list}  # fmt: skip
+
+
+def _check(run: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if a field of ``run.json`` is missing or of another type."""
+    for name, kind in TYPES.items():
+        if not isinstance(run.get(name), kind):
+            raise ValueError(f"run.json has a wrong {name}, {run.get(name)!r}")
+    for name in ("processor", "cores"):
+        if not isinstance(run["environment"].get(name), str):
+            raise ValueError(f"run.json has a wrong {name} in environment")
+
+
+def _logs(folder: Path, names: Sequence[str]) -> list[Logged]:
+    """Return the logs of a run; those of experiments that had not begun are left out."""
+    begun = [name for name in names if (folder / "logs" / f"{name}.json").exists()]
+    found = [read_log(folder / "logs", name) for name in begun]
+    if not found:
+        raise ValueError("it has no log of any experiment")
+    return found
 
 
 def grouped(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -91,5 +125,5 @@ def _section(folder: Path, logged: Logged, result: Result) -> Section:
     (folder / "tables").mkdir(exist_ok=True)
     for table in tables:
         path = folder / "tables" / f"{table.name}.csv"
-        path.write_text(as_csv(table.rows), encoding="utf-8")
+        write_text(path, as_csv(table.rows))
     return Section(logged, result, [write(figure, folder / "figures") for figure in figures])

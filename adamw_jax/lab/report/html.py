@@ -85,10 +85,9 @@ def _summary(report: Report) -> str:
                 f"<td>{words}</td></tr>"
             )
     return (
-        "<section><h2>Verdicts</h2><p>Every claim is stated as by its proponents and judged by "
-        "the rule next to the evidence below. Settings are chosen on validation data, results "
-        "are reported on test data. <i>Not shown</i> means only that the rule was not met at this "
-        "scale with these seeds.</p><table "
+        "<section><h2>Verdicts</h2><p>Each is judged by the rule next to the evidence "
+        "below. Settings are chosen on validation data, results are reported on test data. "
+        "<i>Undecided</i> means that these seeds are too few for the scatter.</p><table "
         f"class='summary'>{''.join(lines)}</table></section>\n"
     )
 
@@ -135,9 +134,9 @@ def _section(section: Section) -> str:
         f"<section id='{experiment.name}'><h2>{escape(experiment.title)}</h2>"
         f"<p>{escape(experiment.question)}</p><p class='setup'>{escape(experiment.setup)}</p>"
         + "".join(_claim(same) for same in _by_claim(result.verdicts))
-        + _list(result.remarks)
+        + remarks(result.remarks)
         + pictures
-        + "".join(_table(table) for table in result.tables)
+        + "".join(table(found) for found in result.tables)
         + f"<details><summary>Settings {settings_hash(logged.settings)}, {logged.seconds:.1f} s"
         f"</summary><table class='plain'><tr><td>preset</td><td>{escape(logged.preset)}</td></tr>"
         f"{settings}</table></details>"
@@ -150,7 +149,8 @@ def _section(section: Section) -> str:
     )
 
 
-def _list(texts: Iterable[str]) -> str:
+def remarks(texts: Iterable[str]) -> str:
+    """Return sentences as a list."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<ul class='remarks'>{items}</ul>" if items else ""
 
@@ -169,7 +169,8 @@ def _download(name: str, text: str, label: str) -> str:
     return f'<a download="{escape(name)}" href="data:text/csv;base64,{data}">{label}</a>'
 
 
-def _table(table: Table) -> str:
+def table(table: Table) -> str:
+    """Return a table of results, open if it is short."""
     heads = "".join(
         f"<th{' class=number' if c.numeric else ''}>{escape(c.title)}</th>" for c in table.columns
     )

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable
 
 from adamw_jax.lab.choices import choose
+from adamw_jax.lab.tasks.data_set import DataSet, Split
 from adamw_jax.lab.tasks.digits import digits, digits_noisy
 from adamw_jax.lab.tasks.mnist1d import mnist1d
-from adamw_jax.lab.tasks.record import Split, Task
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], DataSet]] = {
     "mnist1d": mnist1d,
     "digits": digits,
     "digits_noisy": digits_noisy,
@@ -18,9 +18,9 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 @functools.cache
-def get_task(name: str) -> Task:
+def get_task(name: str) -> DataSet:
     """Return a task by name."""
     return choose("task", name, TASKS)()
 
 
-__all__ = ["TASKS", "Split", "Task", "get_task"]
+__all__ = ["TASKS", "Split", "DataSet", "get_task"]

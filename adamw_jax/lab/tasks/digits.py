@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adamw_jax.lab.tasks.record import Split, Task, standardized
+from adamw_jax.lab.tasks.data_set import DataSet, Split, standardized
 
 SPLIT_SEED = 1
 NOISE_SEED = 2
@@ -26,10 +26,10 @@ def _load() -> tuple[Split, Split, Split]:
     return train, validation, test
 
 
-def digits() -> Task:
+def digits() -> DataSet:
     """Return 1,000 training, 397 validation and 400 test images."""
     train, validation, test = standardized(*_load())
-    return Task(
+    return DataSet(
         name="digits",
         title="digits",
         about="scikit-learn's 1,797 images of 8 by 8 pixels: 1,000 to train, 397 to choose, 400 to "
@@ -41,13 +41,13 @@ def digits() -> Task:
     )
 
 
-def digits_noisy() -> Task:
+def digits_noisy() -> DataSet:
     """Return the digits with random labels for 20 % of the training images."""
     train, validation, test = standardized(*_load())
     rng = np.random.default_rng(NOISE_SEED)
     noisy = rng.random(len(train)) < NOISE
     labels = np.where(noisy, rng.integers(0, 10, len(train)), train.labels).astype(np.int32)
-    return Task(
+    return DataSet(
         name="digits_noisy",
         title="digits, 20 % label noise",
         about="scikit-learn's digits with 20 % of the 1,000 training labels drawn at random, so "

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adamw_jax.lab.tasks.record import Split, Task, standardized
+from adamw_jax.lab.tasks.data_set import DataSet, Split, standardized
 
 POINTS = 12
 LENGTH = 40
@@ -87,12 +87,12 @@ def _smoothing() -> np.ndarray:
     return kernel / np.sqrt((kernel**2).sum(axis=0, keepdims=True))
 
 
-def mnist1d() -> Task:
+def mnist1d() -> DataSet:
     """Return 4,000 training, 2,000 validation and 2,000 test examples."""
     train, validation, test = standardized(
         generate(4000, seed=1), generate(2000, seed=2), generate(2000, seed=3)
     )
-    return Task(
+    return DataSet(
         name="mnist1d",
         title="MNIST-1D",
         about=(

@@ -1,4 +1,4 @@
-"""Define a task: inputs and labels, split for training, validation and test."""
+"""Define a data set: inputs and labels, split for training, validation and test."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A classification task.
+class DataSet:
+    """A classification task on data in memory.
 
     Attributes:
       name: name on the command line.

@@ -1,0 +1,161 @@
+"""Define the commands on a task of the lab or of the user: compare and lr-find."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from adamw_jax.lab.cli.parsing import axes, count, names, rates
+
+Seeds = Annotated[int, tyro.conf.arg(metavar="N")]
+Comma = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare optimizers on a task, each tuned with the same number of trials.
+
+    Attributes:
+      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
+      optimizers: two or more names, or functions of your own as module:name or file.py:name; the
+        first is compared with each of the others.
+      steps: steps of a run; by default 960 on mnist1d, else 400.
+      trials: settings to try for each optimizer.
+      tuning_seeds: runs of each trial.
+      seeds: fresh seeds of the chosen settings, 2 or more.
+      metric: what is judged; by default accuracy, or else loss.
+      margin: largest difference that does not matter; by default 0.01 of a share, else 2 %.
+      target: validation metric to which steps and seconds are counted.
+      lr_grid: learning rates to try, in place of a range.
+      space: axes of the search, such as b2=0.99 weight_decay=0.01..1 sgdw.learning_rate=0.1,0.3;
+        "none" removes an axis.
+      schedule: schedule of the learning rate.
+      extend: how often to extend a space at whose edge the best trial lies.
+      out: folder for the results; by default a new one under adamw-jax-results/.
+      resume: continue an interrupted comparison in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
+    """
+
+    task: str = "digits"
+    optimizers: Comma = "adamw,radam"
+    steps: int | None = None
+    trials: int = 8
+    tuning_seeds: Seeds = 2
+    seeds: Seeds = 32
+    metric: str | None = None
+    margin: float | None = None
+    target: float | None = None
+    lr_grid: Comma | None = None
+    space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=VALUES")] = ()
+    schedule: Literal["warmup_cosine", "one_cycle", "constant", "cosine"] = "warmup_cosine"
+    extend: int = 0
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def __call__(self, console: Console) -> int:
+        """Run the command and return the exit status."""
+        from adamw_jax.lab.folders import chosen_folder
+        from adamw_jax.lab.loader import load, load_task
+        from adamw_jax.lab.protocol import compare
+        from adamw_jax.lab.runs import comparison_title, say_results, shown_progress
+        from adamw_jax.lab.study import Budget
+
+        task, chosen = load_task(self.task), names("--optimizers", self.optimizers)
+        steps = self.steps if self.steps is not None else (960 if self.task == "mnist1d" else 400)
+        found = axes("--space", self.space, [name.rpartition(":")[2] for name in chosen])
+        if self.lr_grid is not None:
+            found.setdefault("", {})["learning_rate"] = rates("--lr-grid", self.lr_grid)
+        makes = [load("optimizer", name) if ":" in name else name for name in chosen]
+        given = _named(chosen, makes, found)
+        out = chosen_folder(self.out, "compare", self.resume)
+        with shown_progress(console) as progress:
+            made = compare(
+                task, given, budget=Budget(steps, self.trials, self.tuning_seeds),
+                seeds=self.seeds, metric=self.metric, margin=self.margin, target=self.target,
+                space=found.get(""), schedule=self.schedule, extend=self.extend, out=out,
+                resume=self.resume, overwrite=self.overwrite, progress=progress,
+            )  # fmt: skip
+        title = comparison_title(made.settings)
+        say_results(title, [made.result()], out, made.seconds, console, tables=True)
+        return 0
+
+
+def _named(names: Sequence[str], makes: Sequence[Any], own: dict[str, dict[str, Any]]) -> Any:
+    """Return optimizers by name, with the axes that are given for them."""
+    from adamw_jax.lab.contenders import Optimizer
+
+    given = {}
+    for text, make in zip(names, makes, strict=True):
+        name = text.rpartition(":")[2]
+        optimizer = make if isinstance(make, Optimizer) else Optimizer(make)
+        space = {**optimizer.space, **own.get(name, {})}
+        if name in given:
+            raise ValueError(f"--optimizers must be different, got {name!r} twice.")
+        given[name] = dataclasses.replace(optimizer, space=space)
+    return given
+
+
+@dataclasses.dataclass(frozen=True)
+class LrFind:
+    """Find a learning rate by the range test.
+
+    Attributes:
+      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
+      optimizer: name of the optimizer, or a function of your own as module:name or file.py:name.
+      seeds: number of runs.
+      steps: steps per run.
+      start: first learning rate.
+      end: last learning rate.
+      weight_decay: decoupled decay; by default that of the optimizer.
+      out: folder for the results; by default a new one under adamw-jax-results/.
+      resume: keep results that are finished in that folder.
+      overwrite: replace earlier results in that folder, once the new ones are whole.
+    """
+
+    task: str = "digits"
+    optimizer: str = "adamw"
+    seeds: Seeds = 3
+    steps: int = 200
+    start: float = 1e-6
+    end: float = 10.0
+    weight_decay: float | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def __call__(self, console: Console) -> int:
+        """Run the command and return the exit status."""
+        from adamw_jax.lab.contenders import Optimizer, contender
+        from adamw_jax.lab.experiments import lr_find
+        from adamw_jax.lab.folders import chosen_folder
+        from adamw_jax.lab.loader import load, load_task
+        from adamw_jax.lab.runs import perform, say
+
+        task, text = load_task(self.task), self.optimizer
+        make = load("optimizer", text) if ":" in text else text
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        optimizer = dataclasses.replace(make if isinstance(make, Optimizer) else Optimizer(make))
+        optimizer = dataclasses.replace(optimizer, space={**optimizer.space, **decay})
+        contender(optimizer)  # it checks the name and the decay
+        settings = lr_find.Settings(
+            task=task.name, optimizer=text, seeds=count("--seeds", self.seeds), steps=self.steps,
+            start=self.start, end=self.end,
+        )  # fmt: skip
+
+        def measure(s: Any, runner: Any) -> Any:
+            return lr_find.measured(task, optimizer, s, runner.progress)
+
+        experiment = dataclasses.replace(lr_find.EXPERIMENT, measure=measure)
+        report = perform(
+            f"A learning rate for {text} on {task.name}", [(experiment, "own", settings)],
+            chosen_folder(self.out, "lr-find", self.resume), console,
+            overwrite=self.overwrite, resume=self.resume,
+        )  # fmt: skip
+        say(report, console, tables=True)
+        return 0

@@ -1,0 +1,256 @@
+"""Train many runs of a task in a few compiled programs.
+
+A program trains several runs, its lanes, under ``jax.vmap`` for a stretch of steps under
+``jax.lax.scan``, and evaluates them. Numbers of an optimizer are arrays in the program, so all
+learning rates and decays share one compilation. If the functions of the task or the optimizer
+cannot be traced in this way, the numbers become constants, or runs are trained one by one.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamw_jax.lab.environment import cores
+from adamw_jax.lab.feeding import initial, on_device, source_of
+from adamw_jax.lab.programs import EVALUATED, start, stretch
+from adamw_jax.lab.recipes import Recipe
+from adamw_jax.lab.task import Task, Tree
+
+CPU_LANES, LANES = 8, 64
+TABLE = 1024
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One run.
+
+    Attributes:
+      seed: of the initial weights, the order of the examples and dropout.
+      learning_rates: the learning rate of every step.
+      momenta: the momentum of every step, for optimizers that take a schedule of it.
+      numbers: hyperparameters of the optimizer by name.
+    """
+
+    seed: int
+    learning_rates: np.ndarray
+    momenta: np.ndarray
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Stopped(Exception):
+    """The engine was told to stop."""
+
+
+class Untraceable(Exception):
+    """A program cannot be traced in this way; the cause says why."""
+
+
+class Engine:
+    """Trains lanes; it keeps compiled programs, so that experiments share them."""
+
+    def __init__(self, workers: int | None = None):
+        """Set up the engine.
+
+        Args:
+          workers: programs at once; None for two on a CPU with two cores or more, else one.
+        """
+        on_cpu = jax.default_backend() == "cpu"
+        self.workers = workers or (2 if on_cpu and cores() > 1 else 1)
+        self.lanes = CPU_LANES if on_cpu else LANES
+        self.stop = threading.Event()
+        self._programs: dict[Any, concurrent.futures.Future] = {}
+        self._modes: dict[Any, list[tuple[bool, bool]]] = {}
+        self._guard = threading.Lock()
+
+    def each(
+        self, work: Callable[[Any], Any], pieces: Sequence[Any], done: Callable[[Any, Any], None]
+    ) -> None:
+        """Work on pieces in parallel and call ``done(piece, result)`` in this thread.
+
+        An exception, also ``KeyboardInterrupt``, ends the other pieces after their stretch.
+        """
+        self.stop.clear()
+        pool = concurrent.futures.ThreadPoolExecutor(self.workers)
+        configured = _configuration()
+        futures = {pool.submit(configured, work, piece): piece for piece in pieces}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                done(futures[future], future.result())
+        except BaseException:
+            self.stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def train(
+        self,
+        task: Task,
+        recipe: Recipe,
+        lanes: Sequence[Lane],
+        marks: Sequence[int],
+        width: int,
+        say: Callable[[int, Row], None] = lambda steps, metrics: None,
+    ) -> list[list[Row]]:
+        """Train lanes.
+
+        Args:
+          task: what to train.
+          recipe: the optimizer; its name must be unique.
+          lanes: the runs, at most ``width``. Lanes of one number of steps round in the same way
+            whatever the others are, because missing ones are filled up.
+          marks: the steps after which runs are evaluated; the last is the end.
+          width: lanes of the program.
+          say: called after a stretch with the number of steps and the metrics, arrays with one
+            value per lane.
+
+        Returns:
+          For every lane one row per mark: ``step``, ``seconds`` (its share of the time),
+          ``train_loss`` (mean since the last mark) and the metrics of every split; None for a
+          number that is not finite.
+        """
+        key = task, recipe.name
+        modes = self._modes.setdefault(key, [(True, True), (True, False), (False, False)])
+        while True:
+            vmapped, traced = modes[0]
+            try:
+                parts = _parts(lanes, width if vmapped else 1, traced)
+                rows: dict[int, list[Row]] = {}
+                for part in parts:
+                    chosen = [lanes[i] for i in part]
+                    size = width if vmapped else 1
+                    made = self._train(task, recipe, chosen, marks, size, traced, say)
+                    rows |= dict(zip(part, made, strict=True))
+                return [rows[i] for i in range(len(lanes))]
+            except Untraceable as error:
+                if len(modes) == 1:
+                    raise (error.__cause__ or error) from None
+                with self._guard:
+                    if modes[0] == (vmapped, traced):
+                        del modes[0]
+
+    def _train(
+        self,
+        task: Task,
+        recipe: Recipe,
+        lanes: Sequence[Lane],
+        marks: Sequence[int],
+        width: int,
+        traced: bool,
+        say: Callable[[int, Row], None],
+    ) -> list[list[Row]]:
+        padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
+        seeds = jnp.asarray([lane.seed for lane in padded], jnp.uint32)
+        curves = tuple(_schedules([getattr(lane, name) for lane in padded])
+                       for name in ("learning_rates", "momenta"))  # fmt: skip
+        numbers = {name: jnp.asarray([lane.numbers[name] for lane in padded], jnp.float32)
+                   for name in lanes[0].numbers}  # fmt: skip
+        static = None if traced else tuple(sorted(lanes[0].numbers.items()))
+        known = (task, recipe.name, static, width)
+        starts = {lane.seed: initial(task, lane.seed) for lane in lanes}
+        stacked = _stacked([starts[lane.seed] for lane in padded])
+        args = (stacked, numbers, curves)
+        begin = functools.partial(start, recipe, static, width)
+        carry = self._compiled((*known, "start"), begin, args)(*args)
+        data = on_device(task)
+        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1])
+        go_on = functools.partial(stretch, task, recipe, static, width)
+        rows: list[list[Row]] = [[] for _ in lanes]
+        seconds, before = 0.0, 0
+        for mark in marks:
+            if self.stop.is_set():
+                raise Stopped
+            batches = source(before, mark, width)
+            args = (carry, numbers, curves, seeds, np.int32(before), batches, data)
+            program = self._compiled((*known, "stretch"), go_on, args, donate=0)
+            clock = time.perf_counter()
+            carry, metrics = program(*args)
+            metrics = {name: np.asarray(value)[: len(lanes)] for name, value in metrics.items()}
+            seconds += (time.perf_counter() - clock) / width
+            for i, own in enumerate(rows):
+                own.append(
+                    {"step": mark, "seconds": round(seconds, 4)}
+                    | {name: finite(value[i]) for name, value in metrics.items()}
+                )
+            say((mark - before) * len(lanes), metrics)
+            before = mark
+        return rows
+
+    def _compiled(self, known: Any, function: Any, args: Any, donate: Any = ()) -> Any:
+        """Return the program for these shapes; the first caller compiles it, the others wait."""
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args))
+        key = (*known, shapes)
+        with self._guard:
+            mine = key not in self._programs
+            future = self._programs.setdefault(key, concurrent.futures.Future())
+        if mine:
+            try:
+                lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            except Exception as error:
+                wrapped = Untraceable()
+                wrapped.__cause__ = error
+                future.set_exception(wrapped)
+                raise wrapped from error
+            try:
+                future.set_result(lowered.compile())
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+
+def _configuration() -> Callable[[Callable[[Any], Any], Any], Any]:
+    """Return a function that works in another thread under the JAX contexts of this one."""
+    names = ("enable_x64", "default_matmul_precision", "numpy_dtype_promotion",
+             "numpy_rank_promotion")  # fmt: skip
+    values = {name: getattr(jax.config, f"jax_{name}") for name in names}
+
+    def configured(work: Callable[[Any], Any], piece: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(getattr(jax, name)(value))
+            return work(piece)
+
+    return configured
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """Return the names of the metrics; it also finds out whether the functions fit together."""
+    params, state = initial(task, 0)
+    sample = jax.tree.map(lambda a: a[:EVALUATED], task.data.validation)
+    return tuple(jax.eval_shape(task.metrics, params, state, sample))
+
+
+def _parts(lanes: Sequence[Lane], width: int, traced: bool) -> list[list[int]]:
+    """Cut lanes into parts for one program each; untraced numbers need one program per value."""
+    groups: dict[Any, list[int]] = {}
+    for i, lane in enumerate(lanes):
+        groups.setdefault(None if traced else tuple(sorted(lane.numbers.items())), []).append(i)
+    return [own[i : i + width] for own in groups.values() for i in range(0, len(own), width)]
+
+
+def finite(value: Any) -> float | None:
+    """Return the number, or None if a run has diverged, because JSON has no infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _schedules(curves: Sequence[np.ndarray]) -> jax.Array:
+    """Stack schedules, padded to few shapes, so that runs of different lengths share a program."""
+    stacked = np.stack(curves)
+    missing = -stacked.shape[1] % TABLE
+    return jnp.asarray(np.pad(stacked, ((0, 0), (0, missing)), mode="edge"), jnp.float32)
+
+
+def _stacked(trees: Sequence[Tree]) -> Tree:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
