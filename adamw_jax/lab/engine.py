@@ -152,11 +152,7 @@ class Engine:
         say: Callable[[int, Row], None],
     ) -> list[list[Row]]:
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
-        seeds = jnp.asarray([lane.seed for lane in padded], jnp.uint32)
-        curves = tuple(_schedules([getattr(lane, name) for lane in padded])
-                       for name in ("learning_rates", "momenta"))  # fmt: skip
-        numbers = {name: jnp.asarray([lane.numbers[name] for lane in padded], jnp.float32)
-                   for name in lanes[0].numbers}  # fmt: skip
+        seeds, numbers, curves = _arguments(padded)
         static = None if traced else tuple(sorted(lanes[0].numbers.items()))
         known = (task, recipe.name, static, width)
         starts = {lane.seed: initial(task, lane.seed) for lane in lanes}
@@ -181,7 +177,7 @@ class Engine:
             seconds += (time.perf_counter() - clock) / width
             for i, own in enumerate(rows):
                 own.append(
-                    {"step": mark, "seconds": round(seconds, 4)}
+                    {"step": mark, "seconds": round(seconds, 6)}
                     | {name: finite(value[i]) for name, value in metrics.items()}
                 )
             say((mark - before) * len(lanes), metrics)
@@ -238,6 +234,16 @@ def _parts(lanes: Sequence[Lane], width: int, traced: bool) -> list[list[int]]:
     for i, lane in enumerate(lanes):
         groups.setdefault(None if traced else tuple(sorted(lane.numbers.items())), []).append(i)
     return [own[i : i + width] for own in groups.values() for i in range(0, len(own), width)]
+
+
+def _arguments(lanes: Sequence[Lane]) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """Return seeds, numbers and schedules as arrays with one entry per lane."""
+    seeds = jnp.asarray([lane.seed for lane in lanes], jnp.uint32)
+    numbers = {name: jnp.asarray([lane.numbers[name] for lane in lanes], jnp.float32)
+               for name in lanes[0].numbers}  # fmt: skip
+    curves = [_schedules([getattr(lane, name) for lane in lanes])
+              for name in ("learning_rates", "momenta")]  # fmt: skip
+    return seeds, numbers, tuple(curves)
 
 
 def finite(value: Any) -> float | None:
