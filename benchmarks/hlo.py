@@ -11,6 +11,7 @@ conditional. Instructions inside a fusion are not counted.
 
 import dataclasses
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ _FREE = frozenset(
 _TRANSFERS = frozenset(("copy-start", "slice-start", "async-start"))
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_WIDTH = re.compile(r"[a-z]+(\d+)")
 _CALLED = re.compile(
     r"\b(?:condition|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
@@ -41,11 +44,13 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO: its name, opcode, and the sizes of its result arrays."""
+    """One line of HLO: its name, opcode, the sizes of its result arrays, bytes, and operands."""
 
     name: str
     opcode: str
     sizes: tuple[int, ...]
+    bytes: int
+    operands: tuple[str, ...]
     line: str
 
     @property
@@ -105,14 +110,23 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             body = None
         elif match := _INSTRUCTION.match(line):
             kind, rest = _split_type(line[match.end() :])
-            sizes = tuple(
-                math.prod(int(size) for size in dims.split(",") if size)
-                for dims in _ARRAY.findall(kind)
+            opcode, _, operands = rest.partition("(")
+            types, dims = (
+                zip(*_ARRAY.findall(kind), strict=True) if _ARRAY.search(kind) else ((), ())
             )
-            body.append(Instruction(match[1], rest.partition("(")[0].strip(), sizes, line))
+            sizes = tuple(math.prod(int(size) for size in d.split(",") if size) for d in dims)
+            written = sum(map(operator.mul, sizes, map(_bytes_of, types)))
+            read = tuple(_OPERAND.findall(operands.partition("), ")[0]))
+            body.append(Instruction(match[1], opcode.strip(), sizes, written, read, line))
     if not entry:
         raise ValueError("text: no ENTRY computation; pass compiled.as_text()")
     return found, entry
+
+
+def _bytes_of(dtype: str) -> int:
+    """Return the bytes of an element; a bool has one, as has an element of less than a byte."""
+    width = _WIDTH.match(dtype)
+    return max(int(width[1]) // 8, 1) if width else 1
 
 
 def _is_bookkeeping(instruction: Instruction) -> bool:
@@ -164,8 +178,25 @@ def array_fusions(text: str, array_sized: int = ARRAY_SIZED) -> int:
     return census(text, array_sized).array_fusions
 
 
+def bytes_moved(text: str) -> int:
+    """Return the bytes that the kernels of the entry computation read and write.
+
+    Every kernel reads each of its operands once and whole.
+    """
+    found, entry = computations(text)
+    made = {instruction.name: instruction.bytes for instruction in found[entry]}
+    return sum(
+        kernel.bytes + sum(made.get(name, 0) for name in set(kernel.operands))
+        for kernel in found[entry]
+        if not _is_bookkeeping(kernel)
+    )
+
+
 def bytes_accessed(compiled: Any) -> float:
-    """Return the bytes that one run reads and writes, by XLA's cost analysis."""
+    """Return the bytes that one run reads and writes, by XLA's cost analysis.
+
+    Compiled for a GPU that is not there, a program has no such analysis: see `bytes_moved`.
+    """
     analysis = compiled.cost_analysis()
     if isinstance(analysis, list | tuple):  # one entry a module, in older jax
         analysis = analysis[0]
@@ -204,6 +235,37 @@ def tpu_device(topology: str = "v5e:2x2x1") -> Any:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
 
 
+#: An H200, as XLA describes it.
+_H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048 threads_per_warp: 32
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  device_memory_size: 150754820096 memory_bandwidth: 4800000000000 l2_cache_size: 62914560
+}
+platform_name: "CUDA" device_description_str: "NVIDIA H200"
+dnn_version_info { major: 9 minor: 7 } runtime_version { major: 13 }
+"""
+
+
+def gpu_device() -> Any:
+    """Return a description of an NVIDIA H200, to compile for it on a host without a GPU.
+
+    It needs neither CUDA nor a driver, but without CUDA the environment must say
+    `JAX_PLATFORMS=cpu`.
+
+    Raises:
+        ImportError: If `jax_cuda13_plugin` is not installed (`pip install 'adamw-jax[gpu]'`).
+    """
+    import jax_cuda13_plugin  # noqa: F401  # pyright: ignore[reportMissingImports]
+    from jax.experimental import topologies
+
+    made = topologies.get_topology_desc(platform="cuda", target_config=_H200, topology="1x1x1")
+    return made.devices[0]
+
+
 def compile_step(
     step: Callable[..., Any],
     *arguments: Any,
@@ -216,9 +278,11 @@ def compile_step(
         step: The function.
         *arguments: Trees of arrays or of `jax.ShapeDtypeStruct`.
         donate: Positions whose memory the results may reuse.
-        device: Target; `tpu_device()` for a TPU, None for the default device.
+        device: Target; `tpu_device()` or `gpu_device()`, None for the default device.
     """
     import jax
+
+    from adamw_jax._core.sequential import compiled_for
 
     sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
 
@@ -226,4 +290,5 @@ def compile_step(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     described = jax.tree.map(describe, arguments)
-    return jax.jit(step, donate_argnums=donate).lower(*described).compile()
+    with compiled_for(jax.default_backend() if device is None else device.platform):
+        return jax.jit(step, donate_argnums=donate).lower(*described).compile()

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
+from adamw_jax._core.sequential import compiled_for
 from tests.catalogue import EXTRA, PLAIN, Entry, label
 
 pytestmark = [pytest.mark.devices, pytest.mark.optimized]
@@ -100,6 +101,12 @@ def check(tx: Any, scope: str, kind: AxisType = AxisType.Auto) -> None:
 @pytest.mark.parametrize("entry", PLAIN, ids=label)
 def test_every_optimizer(entry: Entry) -> None:
     check(entry.make(), entry.scope)
+
+
+def test_norms_as_a_gpu_takes_them() -> None:
+    """There both sums of a norm are taken in one pass; a reduction of two arrays would gather."""
+    with compiled_for("gpu"):
+        check(Entry("lamb", "lamb").make(), "leaf")
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Composition is free: XLA makes of a recipe what it makes of its optax twin.
 
-Counted on CPU, and ahead of time for a TPU v5e where libtpu is installed: kernels that write
-arrays, and bytes accessed. What may differ are scalars: clocks and live hyperparameters.
+Counted on CPU, and ahead of time for a TPU v5e and an NVIDIA H200 where their compilers are
+installed: kernels that write arrays, and bytes accessed. What may differ are scalars: clocks and
+live hyperparameters.
 """
 
 from __future__ import annotations
@@ -82,6 +83,42 @@ def test_tpu_step_equals_its_twin(name: str) -> None:
     assert more_when_larger <= more  # scalars only: it does not grow with the arrays
     # Scalars, and the arrays of hyperparameters: each reader is counted with a whole tile.
     assert more <= 400 * 4 * TILE
+
+
+for_gpu = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="the GPU compiler is not installed: pip install 'adamw-jax[gpu]', on Linux on x86-64",
+)
+SMALL = 3  # kernels on clocks and hyperparameters that ours has more on a GPU
+
+
+@for_gpu
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if i else ()) for i, n in enumerate(NAMES)]
+)
+def test_gpu_step_equals_its_twin(name: str) -> None:
+    """Its bytes are those of parameters, gradients and moments, and nothing is copied."""
+    with jax.numpy_dtype_promotion("standard"):
+        texts = [_compiled(tx, hlo.gpu_device()).as_text() for tx in _twins(name)]
+    mine, twin = map(hlo.census, texts)
+    assert mine.array_kernels <= twin.array_kernels
+    assert mine.copies == 0
+    assert mine.small_fusions <= twin.small_fusions + SMALL
+    values = 3 + 2 * aj.info(name).state_values  # p, g -> p; each moment is read and written
+    size = sum(leaf.size for leaf in jax.tree.leaves(_params()))
+    assert hlo.bytes_moved(texts[0]) <= 4 * values * size + SCALARS
+
+
+@for_gpu
+@pytest.mark.parametrize(("name", "most"), [("adafactor", 0.93), ("lamb", 1.01), ("lars", 0.8)])
+def test_gpu_norms_need_no_branch(name: str, most: float) -> None:
+    """A branch would write its operands, such as LAMB's direction. ``most`` is the share of optax's
+    bytes; LAMB's direction is written once, as in optax's step."""
+    with jax.numpy_dtype_promotion("standard"):
+        ours, theirs = (
+            hlo.bytes_moved(_compiled(tx, hlo.gpu_device()).as_text()) for tx in _twins(name)
+        )
+    assert ours <= most * theirs
 
 
 @for_tpu

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax._core import numerics
+from adamw_jax._core import numerics, sequential
 
 Tree = Any
 
@@ -189,8 +189,12 @@ def norms_of_leaves(tree: Tree, *, plain: bool = False) -> Tree:
 def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> list[jax.Array]:
     """Return the norm of each group of leaves.
 
-    If a square overflows, all leaves are read once more, scaled by a power of two.
+    If a square overflows on a CPU, all leaves are read once more, scaled by a power of two. On
+    other devices both sums are taken in one pass: a branch would write its operands to memory, such
+    as the direction of LAMB, and there memory takes longer than arithmetic.
     """
+    if not (plain or sequential.on_cpu()):
+        return list(map(_norm_in_one_pass, groups))
     parts = [[_square(x) for x in leaves] for leaves in groups]
     squares = [sum_over_shards(zip(*both, strict=True)) for both in zip(parts, groups, strict=True)]
     if plain or not squares:
@@ -199,8 +203,7 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
 
     def again(square: jax.Array, parts: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
         # XLA would take the square of a constant out of the sum, where it is 0.
-        least = lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
-        power = lax.select(lax.is_finite(square), lax.full_like(square, 1), least)
+        power = lax.select(lax.is_finite(square), lax.full_like(square, 1), _least(square))
         # A factor for each leaf, equal to ``power``: XLA would write out what leaves share.
         own = [lax.select(lax.ge(x, lax.full_like(x, 0)), power, x) for x in parts]
         small = [numerics.scaled(f, numerics.widen(x)) for f, x in zip(own, leaves, strict=True)]
@@ -209,6 +212,20 @@ def norms_of_groups(groups: list[list[jax.Array]], *, plain: bool = False) -> li
     return numerics.branch(
         usual, lambda: list(map(_root, squares)), lambda: list(map(again, squares, parts, groups))
     )
+
+
+def _least(square: jax.Array) -> jax.Array:
+    """Return a power of two that makes any number small enough to be squared."""
+    return lax.full_like(square, 2.0 ** -(5 * int(jnp.finfo(square.dtype).maxexp) // 8))
+
+
+def _norm_in_one_pass(leaves: list[jax.Array]) -> jax.Array:
+    """Return the norm of a group of leaves from the sums of its squares and of smaller squares."""
+    square = square_norm_of_tree(leaves)
+    # XLA would take the square of a constant out of the sum, where it is 0.
+    factor = sequential.unseen(_least(square))
+    small = square_norm_of_tree([numerics.scaled(factor, numerics.widen(x)) for x in leaves])
+    return lax.select(lax.is_finite(square), _root(square), _root(small) / factor)
 
 
 def _root(square: jax.Array) -> jax.Array:

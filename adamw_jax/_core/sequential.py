@@ -38,6 +38,26 @@ SMALL = 4096
 
 _CHOICE: ContextVar[bool | None] = ContextVar("_CHOICE", default=None)
 _INSIDE = ContextVar("_INSIDE", default=False)
+_PLATFORM: ContextVar[str | None] = ContextVar("_PLATFORM", default=None)
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """Trace the steps inside as for a device that this machine need not have.
+
+    Args:
+      platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+    """
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def on_cpu() -> bool:
+    """Return whether a step is traced for a CPU."""
+    return (_PLATFORM.get() or jax.default_backend()) == "cpu"
 
 
 @contextlib.contextmanager
@@ -94,7 +114,7 @@ def after(x: Tree, *readers: Tree, kept: bool = False) -> Tree:
       kept: whether the readers are arrays of the new state. XLA computes these whole, so one
         element is enough also for small ones.
     """
-    alone = _is_on() and jax.default_backend() == "cpu" and _is_alone(x, readers)
+    alone = _is_on() and on_cpu() and _is_alone(x, readers)
 
     def seen(reader: jax.Array) -> jax.Array:
         if alone and kept:
@@ -269,7 +289,7 @@ class Trace:
 
 def _is_on() -> bool:
     choice = _CHOICE.get()
-    return jax.default_backend() == "cpu" if choice is None else choice
+    return on_cpu() if choice is None else choice
 
 
 def _is_alone(*trees: Tree) -> bool:
@@ -288,9 +308,13 @@ def first_element(x: jax.Array) -> jax.Array:
     return x.ravel()[0] if x.size else lax.full((), 0, x.dtype)
 
 
+def unseen(x: jax.Array) -> jax.Array:
+    """Return ``x`` as a value that XLA does not know before it has scheduled the program."""
+    return lax.optimization_barrier(x)
+
+
 def _always() -> jax.Array:
-    """Return True as a value that XLA does not know before it has scheduled the program."""
-    return lax.optimization_barrier(jnp.bool_(True))
+    return unseen(jnp.bool_(True))
 
 
 def _paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
