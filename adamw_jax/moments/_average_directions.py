@@ -70,14 +70,22 @@ def average_directions(
     ) -> tuple[Tree, AverageDirectionsState]:
         check_gradient(direction, state.average)
         b1 = step["b1"]
-        clock = None if state.clock is None else state.clock.tick(b1)
-        rest = jnp.ones([], b1.dtype) - b1
-        moved = jax.tree.map(lambda m, u: numerics.mixed(b1, m, rest, u), state.average, direction)
+        skips = leafwise(step.facts.skip_step, direction)
+        rates = leafwise(b1, direction)
+        if skips is not None:  # a skipped step keeps the average, and does not move
+            rates = jax.tree.map(lambda skip: lax.select(skip, jnp.ones_like(b1), b1), skips)
+        moved = jax.tree.map(
+            lambda b, m, u: numerics.mixed(b, m, 1 - b, u), rates, state.average, direction
+        )
+        clock = None if state.clock is None else _ticked(state.clock, b1, skips)
         new = AverageDirectionsState(numerics.cast_like(moved, state.average), clock)
-        moved = moved if clock is None else divided(moved, clock.weight_sum)
-        if step.facts.skip_step is None:
-            return moved, new
-        return _unless_skipped(step.facts.skip_step, moved, new, state)
+        if clock is not None:
+            moved = divided(moved, numerics.nonzero(clock.weight_sum))  # 0 if all were skipped
+        if step.facts.rectifier is not None and skips is not None:
+            # Not after delay_second: it skips only the first step, in which the average is 0.
+            used = jax.tree.map(lambda skip: numerics.scalar(lax.bitwise_not(skip)), skips)
+            moved = jax.tree.map(numerics.scaled, used, moved)
+        return moved, new
 
     return stage(
         "average_directions",
@@ -89,18 +97,10 @@ def average_directions(
     )
 
 
-def _unless_skipped(
-    skip: Tree, moved: Tree, new: AverageDirectionsState, old: AverageDirectionsState
-) -> tuple[Tree, AverageDirectionsState]:
-    """Leave a skipped step out of the average, and do not move in it."""
-    skips = leafwise(skip, moved)
-    every = functools.reduce(lax.bitwise_and, jax.tree.leaves(skips), jnp.asarray(True))
-
-    def kept(skip: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
-        which = jnp.broadcast_to(skip, jnp.shape(after)) if jnp.ndim(skip) else skip
-        return lax.select(which, before, after)
-
-    clock = jax.tree.map(functools.partial(kept, every), old.clock, new.clock)
-    average = jax.tree.map(kept, skips, old.average, new.average)
-    zeros = jax.tree.map(jnp.zeros_like, moved)
-    return jax.tree.map(kept, skips, zeros, moved), AverageDirectionsState(average, clock)
+def _ticked(clock: Clock, b1: jax.Array, skips: Tree | None) -> Clock:
+    """Return the clock after a step, which a step that skips all leaves keeps as it is."""
+    after = clock.tick(b1)
+    if skips is None:
+        return after
+    every = functools.reduce(lax.bitwise_and, jax.tree.leaves(skips))
+    return jax.tree.map(lambda old, new: lax.select(every, old, new), clock, after)

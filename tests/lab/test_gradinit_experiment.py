@@ -66,7 +66,7 @@ def test_a_diverged_run_loses() -> None:
         if row["kind"] in ("loss", "end") and row["series"] == gradinit.GRADINIT:
             row |= {"train_loss": None} if row["kind"] == "end" else {"loss": None}
     result = gradinit.EXPERIMENT.analyse(TINY, rows)
-    assert [verdict.word for verdict in result.verdicts] == ["shown", "contradicted"]
+    assert [verdict.word for verdict in result.verdicts] == ["shown", "does not apply"]
     drawn = {row["series"] for panel in result.figures[0].panels for row in panel.rows}
     assert drawn == {gradinit.PLAIN}
 
