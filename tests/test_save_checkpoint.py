@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import adamw_jax as aj
 from adamw_jax.state import _sealed, restore_checkpoint, save_checkpoint
 from tests.catalogue import assert_equal
+from tests.data.checkpoints.record import check, recorded
 
 PARAMS = {
     "linear/~": {"w": jnp.linspace(-1, 1, 512).reshape(8, 64)},
@@ -54,7 +55,7 @@ def train(params: Any, state: Any, key: Any, steps: int) -> tuple[Any, Any, Any]
 @pytest.fixture(scope="module")
 def run() -> tuple[Any, Any, Any]:
     """Parameters, state and key after three steps, the last of them skipped."""
-    params, state, key = train(PARAMS, TX.init(PARAMS), jax.random.key(5), 2)
+    params, state, key = train(PARAMS, jax.jit(TX.init)(PARAMS), jax.random.key(5), 2)
     return *moved(params, state, key, np.nan), key
 
 
@@ -190,6 +191,15 @@ def test_a_newer_format_asks_for_an_update(tmp_path: pathlib.Path) -> None:
     _sealed.seal(path)
     with pytest.raises(ValueError, match=r"written by adamw_jax 9\.0, whose format 2 .*: update"):
         restore_checkpoint(tmp_path, tx, params)
+
+
+@pytest.mark.parametrize("folder", recorded(), ids=lambda path: f"{path.parent.name} {path.name}")
+def test_checkpoints_of_earlier_releases_go_on(folder: pathlib.Path) -> None:
+    check(folder)
+
+
+def test_release_0_1_is_recorded() -> None:
+    assert {"plain", "guarded"} <= {each.name for each in recorded() if each.parent.name == "0.1"}
 
 
 def test_what_is_refused_at_once(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
