@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 from adamw_jax import adamw
-from adamw_jax.state import PREEMPTED, restore_checkpoint, save_checkpoint
+from adamw_jax.state import PREEMPTED, _folder, restore_checkpoint, save_checkpoint
 from tests.catalogue import assert_equal
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -119,12 +119,14 @@ def test_foreign_files_and_folders_are_refused(copy: pathlib.Path) -> None:
     refused(copy, "arrays/d/note.txt")
     foreign.unlink()
     (copy / "notes").mkdir()  # not a name of ours
-    (copy / "best-step9").mkdir()
+    (copy / "best-step9.partial").mkdir()
     assert check_last(copy) == 2
     (copy / "3-step3").mkdir()
     with pytest.raises(ValueError, match=r"files\.sha256 is missing: .* was not written by save_"):
         check_last(copy)
     assert restore_checkpoint(copy, TX, params_at(0), step=2).step == 2
+    save(copy, 4)
+    assert sorted(each.name for each in copy.iterdir())[-2:] == ["best-step9.partial", "notes"]
 
 
 def child(script: str, folder: pathlib.Path) -> Any:
@@ -136,8 +138,10 @@ def child(script: str, folder: pathlib.Path) -> Any:
         save(folder, 1)
         """
     text = textwrap.dedent(begin) + textwrap.dedent(script)
-    command = [sys.executable, "-c", text]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command, homeless = [sys.executable, "-c", text], os.environ.copy()
+    homeless.pop("HOME", None)
+    given: Any = {"capture_output": True, "text": True, "check": False}
+    return subprocess.run(command, cwd=ROOT, env=homeless, **given)
 
 
 COUNTED = """
@@ -240,6 +244,17 @@ def test_full_disk_and_read_only_folder() -> None:
     assert "could not save step 2" in full, done.stdout + done.stderr
     assert f"in {folder}: " in full
     assert "Permission denied" in denied, done.stdout + done.stderr
+
+
+@posix
+def test_two_runs_do_not_write_into_one_folder(copy: pathlib.Path) -> None:
+    """While one saves the other is refused; a lock of a process that ended is none."""
+    with _folder.alone(copy):
+        with pytest.raises(OSError, match=r"could not save step 3 in .*: another run is saving"):
+            save(copy, 3)
+        assert check_last(copy) == 2
+    save(copy, 3)
+    assert check_last(copy) == 3
 
 
 @posix

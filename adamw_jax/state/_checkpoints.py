@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,20 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.numerics import as_arrays, leaf_names, unbox
 from adamw_jax._core.stage import transformation
 from adamw_jax.state import _manifest
+from adamw_jax.state._folder import alone, chosen, remove_old, write
 from adamw_jax.state._migrate import MigrationReport, migrate_state
-from adamw_jax.state._sealed import check_seal, seal
+from adamw_jax.state._sealed import check_seal
 from adamw_jax.state._shardings import state_shardings
 
 Tree = Any
-NAME = re.compile(r"(\d+)-step(\d+)")
-PARTIAL = ".partial"
 
 
 class Checkpoint(NamedTuple):
@@ -98,7 +94,8 @@ def save_checkpoint(
 
     Raises:
       ImportError: Orbax is not installed.
-      OSError: it could not be written; earlier checkpoints are as they were.
+      OSError: it could not be written, or another run is saving to ``folder``; earlier checkpoints
+        are as they were.
       TypeError: ``rng`` or ``data`` holds something else.
     """
     orbax, root = _orbax(), Path(folder).absolute()
@@ -107,12 +104,13 @@ def save_checkpoint(
     table = _manifest.described(tree, digests=True)
     about = _manifest.manifest(step, tx, table, rng=rng, data=data)
     try:
-        path = _write(orbax, root, step, _flat(tree), json.dumps(about, indent=1))
+        with alone(root):
+            path = write(orbax, root, step, _flat(tree), json.dumps(about, indent=1))
+            remove_old(root, keep)
     except Exception as error:
         raise OSError(
             f"could not save step {step} in {root}: {error}. Earlier checkpoints are as they were."
         ) from error
-    _first_only(lambda: _remove_old(root, keep))
     return path
 
 
@@ -150,7 +148,7 @@ def restore_checkpoint(
       ValueError: a file was changed, cut, added or removed, a newer version of the library wrote
         the checkpoint, or an array has another name, shape or dtype.
     """
-    orbax, path = _orbax(), _chosen(Path(folder).absolute(), step)
+    orbax, path = _orbax(), chosen(Path(folder).absolute(), step)
     check_seal(path)
     about = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     if about["format"] > _manifest.FORMAT:
@@ -185,66 +183,12 @@ def _orbax() -> Any:
     return orbax
 
 
-def _listed(root: Path) -> list[tuple[int, int, Path]]:
-    """Return number, step and folder of each checkpoint, in the order in which they were saved."""
-    files = root.iterdir() if root.is_dir() else ()
-    named = ((NAME.fullmatch(file.name), file) for file in files)
-    return sorted((int(found[1]), int(found[2]), file) for found, file in named if found)
-
-
-def _chosen(root: Path, step: int | None) -> Path:
-    """Return the newest checkpoint, or the newest of ``step``."""
-    listed = _listed(root)
-    fit = [file for _, saved, file in listed if step is None or saved == step]
-    if not fit:
-        steps = sorted({saved for _, saved, _ in listed})
-        what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise FileNotFoundError(f"there is no {what} in {root}; it has those of steps {steps}.")
-    return fit[-1]
-
-
 def _flat(tree: Tree) -> dict[str, Any]:
     """Return what Orbax writes: arrays by name, keys as numbers, without empty arrays."""
     named = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
     return {
         name: jax.random.key_data(x) if _manifest.is_key(x) else x for name, x in named if x.size
     }
-
-
-def _write(orbax: Any, root: Path, step: int, arrays: dict[str, Any], about: str) -> Path:
-    """Write all files of a checkpoint, and then give it its name."""
-    number = max((number for number, _, _ in _listed(root)), default=0) + 1
-    path = root / f"{number}-step{step}"
-    partial = path.with_name(path.name + PARTIAL)
-    _first_only(lambda: _make_room(partial))
-    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(partial / "arrays", args=orbax.args.StandardSave(arrays))
-    _first_only(lambda: (partial / "manifest.json").write_text(about, encoding="utf-8"))
-    seal(partial)
-    _first_only(lambda: partial.rename(path))
-    return path
-
-
-def _make_room(partial: Path) -> None:
-    """Remove what earlier saves left behind, which were killed or failed."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    for left in partial.parent.glob(f"*{PARTIAL}"):
-        shutil.rmtree(left)
-    partial.mkdir()
-
-
-def _remove_old(root: Path, keep: int) -> None:
-    """Remove all but the last checkpoints; a half removed one has the name of a partial one."""
-    for _, _, old in _listed(root)[:-keep]:
-        shutil.rmtree(old.rename(old.with_name(old.name + PARTIAL)))
-
-
-def _first_only(act: Any) -> None:
-    """Let the first process act, while the others wait."""
-    if jax.process_index() == 0:
-        act()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("adamw_jax.checkpoint")
 
 
 def _wanted(by: Any, params: Tree) -> Tree:

@@ -28,7 +28,7 @@ def seal(folder: Path) -> None:
         text = "".join(map(_line, digests, names))
         (folder / LIST).write_text(text, encoding="utf-8")
         for name in (LIST, *names, "."):
-            _to_disk(folder / name)
+            to_disk(folder / name)
 
 
 def check_seal(folder: Path) -> None:
@@ -83,7 +83,7 @@ def _digests(folder: Path, names: Sequence[str]) -> list[str]:
     return [row.tobytes().hex() for row in rows]
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Have a file or folder written before what comes after it."""
     handle = os.open(path, os.O_RDONLY)
     try:
