@@ -1,0 +1,91 @@
+"""Real processes: one is killed, and the run goes on in another number of processes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adamw_jax.state import PREEMPTED
+
+ROOT = pathlib.Path(__file__).parents[1]
+UNTIL = 48
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.first,
+    pytest.mark.skipif(
+        sys.platform == "win32", reason="jaxlib for Windows has no gloo, and there is no SIGKILL"
+    ),
+]
+
+
+def start(count: int, folder: pathlib.Path, *options: Any, last: tuple[Any, ...] = ()) -> list[Any]:
+    """Start ``count`` processes with one device each; ``last`` are options of the last one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=1"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    started = []
+    for rank in range(count):
+        given = {"rank": rank, "processes": count, "port": port, "folder": folder, "until": UNTIL}
+        pairs = [f"--{name}={value}" for name, value in given.items()]
+        own = last if rank == count - 1 else ()
+        command = [sys.executable, "-m", "tests.process_worker", *pairs, *options, *own]
+        with folder.with_name(f"{folder.name}.{rank}.log").open("a") as log:
+            to_log: Any = {"stdout": log, "stderr": log}
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **to_log))
+    return started
+
+
+def finish(processes: list[Any], seconds: float = 60) -> list[int]:
+    """Wait for all of them; what does not end is killed, and fails the test."""
+    try:
+        return [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    return sorted(int(each.name.partition("-step")[2]) for each in folder.glob("*-step*[0-9]"))
+
+
+def numbers(path: pathlib.Path) -> list[np.ndarray]:
+    with np.load(path) as file:
+        return [file[str(i)] for i in range(len(file.files))]
+
+
+def test_a_killed_process_and_other_numbers_of_processes(tmp_path: pathlib.Path) -> None:
+    """2, one killed: again 2, bitwise the unbroken run; or 4, ended by SIGTERM, and then 1."""
+    unbroken, broken, moved = (tmp_path / name for name in ("unbroken", "broken", "moved"))
+    ends = {folder: folder.with_suffix(".npz") for folder in (unbroken, broken, moved)}
+    assert finish(start(2, unbroken, f"--end={ends[unbroken]}")) == [0, 0]
+
+    survivor, killed = start(2, broken, last=("--fault=SIGKILL", "--at=13"))
+    assert killed.wait(60) == -signal.SIGKILL
+    survivor.kill()  # as a scheduler does; by itself it waits for the other one's heartbeat
+    survivor.wait()
+    assert steps_in(broken)[-1] == 12
+    shutil.copytree(broken, moved)
+
+    assert finish(start(2, broken, f"--end={ends[broken]}")) == [0, 0]
+    for got, want in zip(numbers(ends[broken]), numbers(ends[unbroken]), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+    assert finish(start(4, moved, last=("--fault=SIGTERM", "--at=17"))) == [PREEMPTED] * 4
+    assert 17 <= steps_in(moved)[-1] < UNTIL
+    assert finish(start(1, moved, f"--end={ends[moved]}")) == [0]
+    for got, want in zip(numbers(ends[moved]), numbers(ends[unbroken]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
