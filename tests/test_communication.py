@@ -20,7 +20,7 @@ from adamw_jax import communication as comm
 from tests.catalogue import assert_equal
 
 WORKERS = 8
-SHAPES = {"bias": (7,), "kernel": (12, 9), "scale": (), "stack": (2, 6, 5)}
+SHAPES = {"bias": (7,), "kernel": (12, 9), "scale": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Row:
       make: the compressor.
       loss: for contracting ones, ``d -> c`` with |x - C(x)|^2 <= (1 - c) |x|^2 for d elements.
       noise: for unbiased ones, ``d -> w`` with E|x - C(x)|^2 <= w |x|^2.
-      bits: payload in bytes for a float32 array of (64, 64).
+      bytes: payload for a float32 array of (64, 64).
       rate: learning rate of the run that is compared with the uncompressed one.
     """
 
@@ -47,7 +47,7 @@ def quantized(d: int, levels: int) -> float:
 
 
 TABLE = {
-    "majority_vote": Row(comm.majority_vote(), 512, rate=0.02),
+    "majority_vote": Row(comm.majority_vote(), 512, rate=0.01),
     "scaled_sign": Row(comm.scaled_sign(), 512 + 4, loss=lambda d: 1 / d),
     "one_bit": Row(comm.one_bit(), 512 + 2 * 64 * 4, loss=lambda d: 1 / d),
     "qsgd": Row(comm.qsgd(), 2048 + 8 * 4, noise=lambda d: quantized(d, 7)),
@@ -97,10 +97,11 @@ def sent(name: str) -> Any:
         told = compressor.exchange(x, memory, key, comm.Wire(("data",)))
         return told.mean, told.sent
 
-    alone = jax.vmap(one, axis_name="data", in_axes=(None, 0))
-    return jax.jit(
-        jax.vmap(lambda key, x: jax.tree.map(lambda y: y[0], alone(key, x[None])), (0, None))
-    )
+    def each(key: jax.Array, x: jax.Array) -> Any:
+        alone = jax.vmap(one, axis_name="data", in_axes=(None, 0))
+        return jax.tree.map(lambda y: y[0], alone(key, x[None]))
+
+    return jax.jit(jax.vmap(each, (0, None)))
 
 
 def distances(name: str, x: jax.Array, draws: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,8 +132,8 @@ def test_unbiased_and_no_noisier_than_the_paper_says(name: str) -> None:
     found, results = distances(name, x, draws)
     limit = TABLE[name].noise(x.size)
     assert 0.02 * limit < found.mean() <= 1.02 * limit
-    deviation = results.std(axis=0) / draws**0.5
-    assert np.all(np.abs(results.mean(axis=0) - x) <= 5 * deviation + 1e-6)
+    off = np.sum((results.mean(axis=0) - x) ** 2) / np.sum(x**2)
+    assert off < 2 * found.mean() / draws  # 1 in the mean, if there is no bias
 
 
 @pytest.mark.parametrize("name", CONTRACTING)
@@ -263,34 +264,30 @@ def average() -> Any:
 
 @functools.cache
 def uncompressed() -> float:
-    return trained(optax.chain(average(), aj.sgdw(0.1)))
+    return trained(optax.chain(average(), aj.sgdw(0.1, momentum=None)))
 
 
 @pytest.mark.sample(4)
 @every
 def test_convergence(name: str) -> None:
-    """A small model learns nearly as far as with the plain mean (0.55 at the start)."""
+    """A small model learns nearly as far as with the plain mean, from 0.43 to 0.09."""
     row = TABLE[name]
-    assert uncompressed() < 0.12
-    end = trained(aj.compose(stage_of(row.make), aj.sgdw(row.rate)))
-    assert end < 1.6 * uncompressed()
+    assert uncompressed() < 0.1
+    end = trained(aj.compose(stage_of(row.make), aj.sgdw(row.rate, momentum=None)))
+    assert end < 1.15 * uncompressed()
 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_local_sgd(every: int) -> None:
     """With an average each step SGD takes the steps of the mean gradient; else it learns as far."""
     end = trained(aj.compose(aj.sgdw(0.1, momentum=None), comm.local_sgd(every, "data")))
-    plain = trained(optax.chain(average(), aj.sgdw(0.1, momentum=None)))
-    if every == 1:
-        np.testing.assert_allclose(end, plain, rtol=1e-3)
-    else:
-        assert end < 1.2 * plain
+    np.testing.assert_allclose(end, uncompressed(), rtol=1e-3 if every == 1 else 0.2)
 
 
 def test_local_sgd_averages_when_it_is_time() -> None:
     tx = aj.compose(aj.sgdw(0.1, momentum=None), comm.local_sgd(comm.post_local(3, 4), "data"))
     step = jax.jit(jax.vmap(tx.update, axis_name="data"))
-    params = {"a": jnp.zeros((WORKERS, 3))}
+    params: Any = {"a": jnp.zeros((WORKERS, 3))}
     state = jax.vmap(tx.init)(params)
     together = []
     for seed in range(12):
@@ -341,8 +338,7 @@ def test_complex_empty_and_narrow_leaves() -> None:
         (lambda: comm.top_k(0.0), "fraction must be a number > 0 and <= 1, got 0"),
         (lambda: comm.power_sgd(0), "rank must be a whole number >= 1, got 0"),
         (lambda: comm.terngrad(-1.0), "clip must be a number > 0, got -1"),
-        (lambda: simulated(stage_of(comm.top_k(), 4))[1](arrays(0), None, PARAMS), ""),
-    ][:-1],
+    ],
 )
 def test_wrong_arguments(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
@@ -351,7 +347,7 @@ def test_wrong_arguments(call: Any, message: str) -> None:
 
 def test_wrong_places() -> None:
     tx = stage_of(comm.top_k(), 4)
-    with pytest.raises(ValueError, match="is not around this update.*jax.shard_map"):
+    with pytest.raises(ValueError, match=r"is not around this update.*jax.shard_map"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     state, step = simulated(tx)
     with pytest.raises(ValueError, match=r"workers=4, but there are 8.*give 8"):
@@ -359,9 +355,7 @@ def test_wrong_places() -> None:
     eight = stage_of(comm.top_k())
     outside = eight.init(PARAMS)
     with pytest.raises(ValueError, match=r"a worker got 8 rows.*worker_specs"):
-        jax.vmap(eight.update, axis_name="data", in_axes=(0, None, None))(
-            arrays(0), outside, PARAMS
-        )
+        jax.vmap(eight.update, axis_name="data", in_axes=(0, None))(arrays(0), outside)
     local = aj.compose(aj.sgdw(0.1), comm.local_sgd(4, "data"))
     with pytest.raises(ValueError, match="is not around this update"):
         local.update(PARAMS, local.init(PARAMS), PARAMS)
@@ -374,9 +368,8 @@ def test_the_state_of_another_number_of_workers() -> None:
     other = comm.resize_workers(state, 2)
     shapes = jax.eval_shape(stage_of(comm.power_sgd(2), 2).init, PARAMS)
     assert jax.tree.structure(other) == jax.tree.structure(shapes)
-    for new, like, old in zip(
-        *map(jax.tree.leaves, (other.memory.error, shapes.memory.error, errors)), strict=True
-    ):
+    trees = (other.memory.error, shapes.memory.error, errors)
+    for new, like, old in zip(*map(jax.tree.leaves, trees), strict=True):
         assert new.shape == like.shape
         np.testing.assert_allclose(jnp.mean(new, axis=0), jnp.mean(old, axis=0), rtol=1e-5)
 
@@ -385,9 +378,9 @@ def test_checkpoints_gain_and_lose_the_stage() -> None:
     plain = aj.adamw(1e-3)
     tx = aj.compose(stage_of(comm.top_k(), 4), plain)
     saved = jax.jit(plain.update)(PARAMS, plain.init(PARAMS), PARAMS)[1]
-    more = aj.migrate_state(saved, tx, PARAMS)
+    more: Any = aj.migrate_state(saved, tx, PARAMS)[0]
     assert more.stages["compressed_mean"].error["kernel"].shape == (4, 12, 9)
-    assert_equal(aj.migrate_state(more, plain, PARAMS), saved)
+    assert_equal(aj.migrate_state(more, plain, PARAMS)[0], saved)
 
 
 mesh = functools.cache(lambda: jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)))
@@ -412,14 +405,12 @@ def on_devices(tx: Any, check_vma: bool = True) -> tuple[Any, Any]:
 
 
 @pytest.mark.devices
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("check_vma", [True, False])
 @every
 def test_devices_do_as_simulated_workers_do(name: str, check_vma: bool) -> None:
-    """With a clip, moments and Lookahead behind; results are the same on all devices by type."""
-    tx = aj.compose(
-        stage_of(TABLE[name].make), aj.clip_gradient(1.0), aj.lamb(0.1), aj.lookahead(sync_period=2)
-    )
+    """With a clip and moments behind; by types the result is the same on all devices."""
+    tx = aj.compose(stage_of(TABLE[name].make), aj.clip_gradient(1.0), aj.adamw(0.1))
     state, step = on_devices(tx, check_vma)
     theirs, simulation = simulated(tx)
     for seed in range(3):
@@ -446,9 +437,8 @@ def test_the_counted_bytes_are_those_in_the_program(name: str) -> None:
     text = step.lower(arrays(0), state, PARAMS).compile().as_text()
     sizes = {"f32": 4, "s32": 4, "u8": 1, "u16": 2, "u32": 4}
     found = 0
-    for types, operation in re.findall(
-        r" = (\([^)]*\)|\S+) (all-gather|all-reduce)(?:-start)?\(", text
-    ):
+    collective = r" = (\([^)]*\)|\S+) (all-gather|all-reduce)(?:-start)?\("
+    for types, operation in re.findall(collective, text):
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
             size = sizes[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
             found += size // WORKERS if operation == "all-gather" else size
@@ -461,10 +451,11 @@ def test_skip_bad_steps_around_and_behind() -> None:
     stage, inner = stage_of(comm.one_bit()), aj.adamw(0.1)
     bad = arrays(2)
     bad["kernel"] = bad["kernel"].at[5, 3, 3].set(jnp.nan)
-    for tx in (
+    guarded: Any = (
         aj.skip_bad_steps(aj.compose(stage, inner), axis_name="data"),
         optax.chain(stage, aj.skip_bad_steps(inner)),
-    ):
+    )
+    for tx in guarded:
         state, step = on_devices(tx)
         _, state = step(arrays(1), state, PARAMS)
         before = jax.device_get(state)
@@ -472,19 +463,14 @@ def test_skip_bad_steps_around_and_behind() -> None:
         assert not any(np.any(u) for u in update.values())
         assert int(aj.read_skips(state)["skipped"]) == 1
         kept = jax.device_get(state)
-        moments = [aj.moment(s, "first") if hasattr(aj, "moment") else None for s in (before, kept)]
-        del moments
-        for one in ("error", "average"):
-            paths = [
-                [
-                    x
-                    for p, x in jax.tree_util.tree_leaves_with_path(s)
-                    if one in jax.tree_util.keystr(p)
-                ]
-                for s in (before, kept)
-            ]
-            assert paths[0]
-            assert_equal(*paths)
+        for field in (".error", ".average"):
+            assert_equal(*([x for name, x in named(s) if field in name] for s in (before, kept)))
+            assert any(field in name for name, _ in named(kept))
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), x) for path, x in leaves]
 
 
 @pytest.mark.devices
@@ -502,7 +488,7 @@ def test_a_gradient_that_was_summed_before_is_refused() -> None:
 def test_local_sgd_on_devices() -> None:
     """Parameters and state of each device lie in rows; what is sent stands in a branch."""
     tx = aj.compose(aj.adamw(0.1), comm.local_sgd(2, "data"))
-    params = jax.tree.map(lambda p: jnp.stack([p] * WORKERS), PARAMS)
+    params: Any = jax.tree.map(lambda p: jnp.stack([p] * WORKERS), PARAMS)
     state = jax.vmap(tx.init)(params)
 
     def step(*rows: Any) -> Any:
@@ -513,13 +499,13 @@ def test_local_sgd_on_devices() -> None:
     mapped = jax.jit(
         jax.shard_map(step, mesh=mesh(), in_specs=P("data"), out_specs=P("data")), donate_argnums=1
     )
-    text = mapped.lower(arrays(0), state, params).compile().as_text()
+    text: Any = mapped.lower(arrays(0), state, params).compile().as_text()
     entry = text[text.index("ENTRY") :]
     assert "all-reduce" in text
     assert "all-reduce" not in entry
     simulation = jax.jit(jax.vmap(tx.update, axis_name="data"))
-    theirs, other = params, state
-    state = jax.tree.map(jnp.copy, state)
+    theirs: Any = params
+    other = jax.tree.map(jnp.copy, state)
     for seed in range(4):
         params, state = mapped(arrays(seed), state, params)
         updates, other = simulation(arrays(seed), other, theirs)
