@@ -165,6 +165,16 @@ def test_the_state_of_another_number_of_workers() -> None:
         np.testing.assert_allclose(jnp.mean(new, axis=0), jnp.mean(old, axis=0), rtol=1e-5)
 
 
+def test_what_is_shown_and_mapped() -> None:
+    """The compressor has its name; ``map_params`` reaches the memory of each parameter."""
+    tx = aj.compose(stage_of(comm.power_sgd(2), 4), aj.sgdw(0.1))
+    assert "compressed_mean(compressor=power_sgd)" in repr(tx)
+    state = tx.init(PARAMS)
+    doubled: Any = optax.tree.map_params(tx, lambda x: x + 1, state)
+    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+    assert np.all(doubled.stages["compressed_mean"].error["kernel"] == 1)
+
+
 def test_checkpoints_gain_and_lose_the_stage() -> None:
     plain = aj.adamw(1e-3)
     tx = aj.compose(stage_of(comm.top_k(), 4), plain)

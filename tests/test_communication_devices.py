@@ -78,14 +78,19 @@ def test_the_counted_bytes_are_those_in_the_program(name: str) -> None:
     tx = stage_of(TABLE[name].make)
     state, step = on_devices(tx)
     text = step.lower(arrays(0), state, PARAMS).compile().as_text()
+    assert bytes_in(text) == comm.payload_bytes(TABLE[name].make, PARAMS) + 4
+
+
+def bytes_in(text: str) -> int:
+    """What a device gives to the collectives of a program."""
     sizes = {"f32": 4, "s32": 4, "u8": 1, "u16": 2, "u32": 4}
-    found = 0
     collective = r" = (\([^)]*\)|\S+) (all-gather|all-reduce)(?:-start)?\("
+    found = 0
     for types, operation in re.findall(collective, text):
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
             size = sizes[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
             found += size // WORKERS if operation == "all-gather" else size
-    assert found == comm.payload_bytes(TABLE[name].make, PARAMS) + 4
+    return found
 
 
 def test_skip_bad_steps_around_and_behind() -> None:
@@ -98,7 +103,10 @@ def test_skip_bad_steps_around_and_behind() -> None:
         optax.chain(stage, aj.skip_bad_steps(inner)),
     )
     for tx in guarded:
-        state, step = on_devices(tx)
+        state, compiled = on_devices(tx)
+        step = compiled.lower(arrays(1), state, PARAMS).compile()
+        sent = comm.payload_bytes(comm.one_bit(), PARAMS) + 4
+        assert sent <= bytes_in(step.as_text()) < sent + 16  # once, and what the two agree on
         _, state = step(arrays(1), state, PARAMS)
         before = jax.device_get(state)
         update, state = step(bad, state, PARAMS)
@@ -113,6 +121,14 @@ def test_skip_bad_steps_around_and_behind() -> None:
 def named(tree: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path), x) for path, x in leaves]
+
+
+def test_frozen_leaves_are_the_same_on_all_devices() -> None:
+    """By type, although their gradients differ."""
+    tx = aj.compose(stage_of(comm.top_k()), aj.adamw(0.1), frozen="kernel")
+    state, step = on_devices(tx)
+    update, _ = jax.eval_shape(step, arrays(0), state, PARAMS)
+    assert update["kernel"].shape == PARAMS["kernel"].shape
 
 
 def test_a_gradient_that_was_summed_before_is_refused() -> None:

@@ -49,11 +49,12 @@ class CompressedMeanState(NamedTuple):
       error: what each worker has not told the others yet: like the parameters, with a first axis of
         one row per worker; inside ``jax.shard_map`` one row. A complex leaf has a last axis of real
         and imaginary part. None without error feedback.
-      memory: for each leaf, what the compressor keeps; the same on all workers.
+      memory: for each leaf an array that the compressor keeps, the same on all workers; None if it
+        keeps nothing.
     """
 
     error: Tree
-    memory: tuple[Any, ...]
+    memory: Tree
     exact = ("error", "memory")
 
 
@@ -124,20 +125,23 @@ def compressed_mean(
         told = exchange_tree(compressor, given, state.memory, key, Wire(axes))
         good = lax.pmin(_all_finite(given).astype(jnp.int32), axes) == 1
         good = good & _all_finite([each.mean for each in told])
-        means = jax.tree.structure(gradient).unflatten([each.mean for each in told])
+        unflatten = jax.tree.structure(gradient).unflatten
+        means = unflatten([each.mean for each in told])
         result = jax.tree.map(lambda g, m: _as(g, jnp.where(good, m, jnp.nan)), gradient, means)
         error = state.error
         if feedback:
-            sent = jax.tree.structure(gradient).unflatten([each.sent for each in told])
+            sent = unflatten([each.sent for each in told])
             error = jax.tree.map(
                 lambda x, c, e: jnp.where(good, (x - c)[None], e), given, sent, error
             )
-        memory = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), tuple(e.memory for e in told), state.memory
-        )
+        memory = state.memory
+        if compressor.start is not None:
+            new = unflatten([each.memory for each in told])
+            memory = jax.tree.map(lambda x, old: jnp.where(good, x, old), new, memory)
         return result, CompressedMeanState(error, memory)
 
-    return stage(NAME, Kind.GRADIENT, Kind.GRADIENT, apply, init=init)
+    options = {"compressor": compressor.name}
+    return stage(NAME, Kind.GRADIENT, Kind.GRADIENT, apply, init=init, options=options)
 
 
 def real_like(x: Any) -> jax.ShapeDtypeStruct:
@@ -145,23 +149,24 @@ def real_like(x: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(_real, jax.ShapeDtypeStruct(x.shape, x.dtype))
 
 
-def first_memory(compressor: Compressor, like: Tree, seed: int) -> tuple[Any, ...]:
-    """Return the first memory of a compressor for each leaf."""
+def first_memory(compressor: Compressor, like: Tree, seed: int) -> Tree:
+    """Return the first memory of a compressor, for each leaf an array, or None."""
     start = compressor.start
-    leaves = jax.tree_util.tree_leaves_with_path(like)
     if start is None:
-        return (None,) * len(leaves)
-    return tuple(start(_key_of(random.key(seed), path), x) for path, x in leaves)
+        return None
+    key = random.key(seed)
+    return jax.tree_util.tree_map_with_path(lambda path, x: start(_key_of(key, path), x), like)
 
 
 def exchange_tree(
-    compressor: Compressor, tree: Tree, memory: tuple[Any, ...], key: jax.Array, wire: Wire
+    compressor: Compressor, tree: Tree, memory: Tree, key: jax.Array, wire: Wire
 ) -> list[Exchanged]:
     """Exchange each leaf; one without elements has nothing to tell."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves, structure = jax.tree_util.tree_leaves_with_path(tree), jax.tree.structure(tree)
+    kept = [None] * len(leaves) if memory is None else structure.flatten_up_to(memory)
     return [
         compressor.exchange(x, old, _key_of(key, path), wire) if x.size else Exchanged(x, x, old)
-        for (path, x), old in zip(leaves, memory, strict=True)
+        for (path, x), old in zip(leaves, kept, strict=True)
     ]
 
 

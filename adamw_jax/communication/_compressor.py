@@ -39,15 +39,27 @@ class Wire:
         return lax.axis_index(self.axes)
 
     def own(self, key: jax.Array) -> jax.Array:
-        """Make the key of this worker from one that all have."""
+        """Make the random key of this worker.
+
+        Args:
+          key: a key that all workers have.
+        """
         return random.fold_in(key, self.index)
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Return the mean of ``x`` over the workers (all-reduce)."""
+        """Return a mean over the workers (all-reduce).
+
+        Args:
+          x: an array of this worker.
+        """
         return lax.pmean(x, self.axes)
 
     def gather(self, payload: Payload) -> Payload:
-        """Return the payloads of all workers, along a new first axis (all-gather)."""
+        """Return what all workers send, along a new first axis (all-gather).
+
+        Args:
+          payload: what this worker sends, a tree of arrays.
+        """
         typed = numerics.varying_axes(self.index)  # by types, all workers have the same result
         return lax.all_gather(payload, self.axes, to="invarying" if typed else "varying")
 
@@ -76,8 +88,8 @@ class Compressor(NamedTuple):
         workers and new at every step.
       contracts: whether it tells so much of each array that what is missing is shorter than the
         array, so that the missing part can be added to the next gradient (error feedback).
-      start: ``(key, x) -> memory``: the first memory for an array like ``x``; None for no memory.
-        All workers have the same memory.
+      start: ``(key, x) -> memory``: the first memory for an array like ``x``, an array; None for no
+        memory. All workers have the same memory.
     """
 
     name: str

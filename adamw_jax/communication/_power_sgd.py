@@ -40,9 +40,9 @@ def power_sgd(rank: int = 2) -> Compressor:
     """
     rank = whole_number("rank", rank)
 
-    def start(key: jax.Array, x: Any) -> Any:
+    def start(key: jax.Array, x: Any) -> jax.Array:
         if not fits(x):
-            return None
+            return jnp.zeros([0], numerics.default_float())
         return random.normal(key, (_shape(x)[1], rank), numerics.default_float())
 
     def fits(x: Any) -> bool:
