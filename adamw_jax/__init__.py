@@ -5,6 +5,7 @@ through it: ``adamw_jax.moments.nesterov``. Names of the rooms below can be impo
 """
 
 from adamw_jax import (
+    communication,
     curvature,
     diagnostics,
     direction,
@@ -88,6 +89,7 @@ __all__ = [
     "read_probe",
     "gradinit",
     # Rooms
+    "communication",
     "curvature",
     "diagnostics",
     "direction",

@@ -127,7 +127,9 @@ def without_frozen(
     moving = masks.hide(updates, still)
     theirs = None if params is None else masks.hide(params, still)
     some, new_state = with_decoded_state(recipe, moving, state, theirs, extra)
-    zeros = numerics.leaving(jax.tree.map(jnp.zeros_like, updates), updates, params)
+    like = updates if params is None else params  # inside ``shard_map`` these may vary less
+    zeros = jax.tree.map(lambda x, u: jnp.zeros_like(x, dtype=u.dtype), like, updates)
+    zeros = numerics.leaving(zeros, updates, params)
     return masks.merge(jax.tree.map(lambda f: not f, still), some, zeros), new_state
 
 
