@@ -53,11 +53,13 @@ class Recipe:
       name: name in the log and in the cache of compiled programs; each program needs its own.
       build: (carrier, settings) -> transformation; settings are scalars by name.
       momentum: the momentum at all steps; None for that of the schedule.
+      views: (state, parameters) -> the parameters to evaluate by name, if a run has several.
     """
 
     name: str
     build: Callable[[Carrier, Settings], optax.GradientTransformation]
     momentum: float | None = None
+    views: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,11 @@ from adamw_jax.lab.experiments.adafactor_runs import (
     measure,
     newest_weight,
 )
-from adamw_jax.lab.experiments.common import column, unique, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, experiment, point, unique, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 
@@ -51,17 +50,12 @@ def analyse(s: Settings, rows: Rows) -> Result:
                     "validation_loss": spread(column(mine, "validation_loss")).mean,
                     "test_accuracy": accuracy.mean, "sd": accuracy.sd,
                 })  # fmt: skip
-    columns = [
-        Column("decay", "second moment"),
-        Column("clipping", "clipping"),
-        Column("rate", "lr", "{:g}"),
-        Column("peak", "largest RMS before clipping", "{:.2f}"),
-        Column("train_loss", "training loss", "{:.3f}"),
-        Column("validation_loss", "validation loss", "{:.3f}"),
-        Column("test_accuracy", "test accuracy", "{:.1%}"),
-        Column("sd", "± sd", "{:.1%}"),
-    ]
-    table = Table("settings", "Every setting", columns, out)
+    shown = columns(
+        "decay: second moment | clipping | rate: lr {:g} | peak: largest RMS before clipping "
+        "{:.2f} | train_loss: training loss {:.3f} | validation_loss: validation loss {:.3f} | "
+        "test_accuracy: test accuracy {:.1%} | sd: ± sd {:.1%}"
+    )
+    table = Table("settings", "Every setting", shown, out)
     late = 1 / np.sqrt(newest_weight(0.0, np.array([s.steps, s.before, 100_000.0])))
     remark = (
         "A rising decay rate helps early steps only. After a large jump the update can be "
@@ -241,31 +235,20 @@ def _training_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )  # fmt: skip
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="adafactor",
-        title="Adafactor: updates that are too large",
-        question="A second moment that averages over many steps is out of date when gradients "
-        "grow. How large do updates become, and does it help to clip them or to let the decay rate "
-        "rise?",
-        setup="First, gradients of pure noise that grow suddenly: the lines are exact means for "
-        "normal noise under the published weights; nothing is fitted. Then training from the first "
-        "step at a constant learning rate, without momentum, parameter scale or factoring. So only "
-        "the decay rate (with bias correction as in Adam if it is constant) and the clipping "
-        "differ. RMS is the largest of a leaf, before clipping. Changed after a first look, but "
-        "not in the rules: more noise weights, and the exact mean instead of the ratio of means as "
-        "theory.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(steps=200, learning_rates=(0.003, 0.03)),
-            "tiny": Settings(
-                b2=(0.9, 0.99), before=300, after=100, task="digits",
-                learning_rates=(0.01, 0.1), steps=20, points=4, seeds=(0, 1),
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, "
-        "ICML 2018, arXiv 1804.04235",
-    )
+EXPERIMENT = experiment(
+    "adafactor", Settings(), measure, analyse,
+    quick={"steps": 200, "learning_rates": (0.003, 0.03)},
+    tiny={"b2": (0.9, 0.99), "before": 300, "after": 100, "task": "digits", "learning_rates": (0.01,
+        0.1), "steps": 20, "points": 4, "seeds": (0, 1)},
+    title="Adafactor: updates that are too large",
+    question="A second moment that averages over many steps is out of date when gradients grow. "
+    "How large do updates become, and does it help to clip them or to let the decay rate rise?",
+    setup="First, gradients of pure noise that grow suddenly: the lines are exact means for "
+    "normal noise under the published weights; nothing is fitted. Then training from the first "
+    "step at a constant learning rate, without momentum, parameter scale or factoring. So only "
+    "the decay rate (with bias correction as in Adam if it is constant) and the clipping differ. "
+    "RMS is the largest of a leaf, before clipping. Changed after a first look, but not in the "
+    "rules: more noise weights, and the exact mean instead of the ratio of means as theory.",
+    reference="Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, "
+    "ICML 2018, arXiv 1804.04235",
 )  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from adamw_jax import adafactor, scale_by_adafactor
+from adamw_jax.lab.experiments.parts import stacked
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.tasks import get_task
@@ -211,7 +212,7 @@ def _train(s: Settings, runner: Runner) -> Rows:
     splits = (task.train, task.validation, task.test)
     data = [(jnp.asarray(split.inputs), jnp.asarray(split.labels)) for split in splits]
     params = [network.init(seed) for seed in s.seeds]
-    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *params)
+    first = stacked(params)
     orders = jnp.asarray(np.stack([order(seed) for seed in s.seeds]))
     seeds = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
     names = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
@@ -220,7 +221,7 @@ def _train(s: Settings, runner: Runner) -> Rows:
         (s.b2[-1], 0.0), (UNCLIPPED, 1.0), s.learning_rates
     ):
         numbers = jnp.asarray([b2, threshold, rate], jnp.float32)
-        metrics, seen = (np.asarray(x) for x in seeds(numbers, stacked, orders, data))
+        metrics, seen = (np.asarray(x) for x in seeds(numbers, first, orders, data))
         rows += [
             {"part": "training", "decay": label(b2), "clipping": threshold < UNCLIPPED,
              "learning_rate": rate, "seed": seed, "peak": finite(seen[i].max()),

@@ -10,12 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import optax
-
-from adamw_jax.lab.experiments.points import point
+from adamw_jax.lab.experiments.parts import column, columns, point, unique, where
 from adamw_jax.lab.recipes import Arm
-from adamw_jax.lab.results import Column, Row, Table, Verdict
+from adamw_jax.lab.results import Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import METRICS, Job, Plan, Runner
@@ -71,22 +68,6 @@ def at_end(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         last[row["task"]] = max(last.get(row["task"], 0), row["step"])
     return [row for row in rows if row["step"] == last[row["task"]]]
-
-
-def where(rows: Iterable[Row], **conditions: Any) -> list[Row]:
-    """Return the rows in which these keys have these values."""
-    return [row for row in rows if all(row[key] == value for key, value in conditions.items())]
-
-
-def column(rows: Iterable[Row], key: str) -> list[float]:
-    """Return one value per seed, in order; a diverged loss is infinite."""
-    ordered = sorted(rows, key=lambda row: row["seed"])
-    return [float("inf") if row[key] is None else row[key] for row in ordered]
-
-
-def unique(rows: Iterable[Row], key: str) -> list[Any]:
-    """Return the distinct values of a key, in order."""
-    return list(dict.fromkeys(row[key] for row in rows))
 
 
 def best_arm(rows: Sequence[Row], by: str = "validation_accuracy") -> str:
@@ -158,17 +139,7 @@ def interval(difference: Interval, metric: str) -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
-def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
-    """Return loss and accuracy on every split, in the order of ``METRICS``."""
-    out = []
-    for inputs, labels in held_out:
-        logits = network.apply(weights, inputs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        out += [loss, (logits.argmax(-1).astype(labels.dtype) == labels).astype("float32").mean()]
-    return out
-
-
-def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> Table:
+def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: str) -> Table:
     """Return a table of settings with mean and spread of final metrics; the best are marked."""
     out = []
     for task in unique(rows, "task"):
@@ -181,7 +152,7 @@ def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> 
                 "task": task,
                 "group": same[0]["group"],
                 "learning_rate": same[0]["learning_rate"],
-                **{c.key: same[0].get(c.key) for c in numbers},
+                **{key: same[0].get(key) for key in (c.key for n in numbers for c in columns(n))},
                 "chosen": "best" if arm in best else "",
                 "seeds": len(same),
             }
@@ -189,19 +160,14 @@ def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> 
                 s = spread(column(same, metric))
                 line |= {f"{metric}_mean": s.mean, f"{metric}_sd": s.sd}
             out.append(line)
-    columns = [
-        Column("task", "task"),
-        Column("group", "contender"),
-        Column("learning_rate", "lr", "{:g}"),
-        *numbers,
-        Column("validation_accuracy_mean", "validation accuracy", "{:.1%}"),
-        Column("test_accuracy_mean", "test accuracy", "{:.1%}"),
-        Column("test_accuracy_sd", "± sd", "{:.1%}"),
-        Column("train_loss_mean", "training loss", "{:.3f}"),
-        Column("test_loss_mean", "test loss", "{:.3f}"),
-        Column("chosen", "chosen"),
-    ]
-    return Table(name, title, columns, out)
+    shown = columns(
+        "task | group: contender | learning_rate: lr {:g} | "
+        + "".join(f"{text} | " for text in numbers)
+        + "validation_accuracy_mean: validation accuracy {:.1%} | test_accuracy_mean: test "
+        "accuracy {:.1%} | test_accuracy_sd: ± sd {:.1%} | train_loss_mean: training loss {:.3f} | "
+        "test_loss_mean: test loss {:.3f} | chosen"
+    )
+    return Table(name, title, shown, out)
 
 
 def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Row]:

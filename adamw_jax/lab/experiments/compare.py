@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from adamw_jax.lab.comparison import CONFIRM, Comparison
-from adamw_jax.lab.experiments.points import point
+from adamw_jax.lab.experiments.parts import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from adamw_jax import adam, adamw
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import spread
 from adamw_jax.lab.theory import decoupled_decay_kept, l2_decay_kept
 from adamw_jax.lab.train import Runner
@@ -111,14 +111,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
         f"{TOLERANCE:g} and L2 by more: shown; else contradicted.",
         literature="Loshchilov & Hutter: follows from the equations.",
     )
-    columns = [
-        Column("series", "optimizer"),
-        Column("noise", "gradient sd", "{:g}"),
-        Column("kept", "weight kept", "{:.3f}"),
-        Column("sd", "± sd", "{:.3f}"),
-        Column("theory", "theory", "{:.3f}"),
-    ]
-    table = Table("kept", "What is left of a weight", columns, lines)
+    shown = columns(
+        "series: optimizer | noise: gradient sd {:g} | kept: weight kept {:.3f} | sd: ± sd "
+        "{:.3f} | theory {:.3f}"
+    )
+    table = Table("kept", "What is left of a weight", shown, lines)
     return Result([verdict], [table], [_figure(s, lines)])
 
 
@@ -170,22 +167,14 @@ def _ends(lines: Sequence[Row], name: str) -> str:
     return f"{name} keeps {kept[0]:.2f} to {kept[-1]:.2f}"
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="decay_scale",
-        title="Weight decay against the size of the gradient",
-        question="Adam divides the gradient by its own size, and with it an L2 term in the "
-        "gradient. Does L2 still shrink all weights at the same rate?",
-        setup="A weight of 1 with gradients of pure noise, so that only the decay shrinks it. The "
-        "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + "
-        "(l2 w)^2) for Adam with L2; nothing is fitted.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(),
-            "tiny": Settings(noises=(0.01, 1.0, 10.0), seeds=(0, 1), weights=64),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Loshchilov & Hutter, arXiv 1711.05101",
-    )
-)
+EXPERIMENT = experiment(
+    "decay_scale", Settings(), measure, analyse,
+    tiny={"noises": (0.01, 1.0, 10.0), "seeds": (0, 1), "weights": 64},
+    title="Weight decay against the size of the gradient",
+    question="Adam divides the gradient by its own size, and with it an L2 term in the gradient. "
+    "Does L2 still shrink all weights at the same rate?",
+    setup="A weight of 1 with gradients of pure noise, so that only the decay shrinks it. The "
+    "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + (l2 "
+    "w)^2) for Adam with L2; nothing is fitted.",
+    reference="Loshchilov & Hutter, arXiv 1711.05101",
+)  # fmt: skip

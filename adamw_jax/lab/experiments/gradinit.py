@@ -14,19 +14,19 @@ import optax
 
 from adamw_jax import sgdw
 from adamw_jax.initialization import GradInit, overlapping_pair
-from adamw_jax.lab.experiments.common import (
-    ACCURACY_MARGIN,
-    LOSS_MARGIN,
+from adamw_jax.lab.experiments.common import ACCURACY_MARGIN, LOSS_MARGIN, interval, mean_sd
+from adamw_jax.lab.experiments.parts import (
     column,
-    interval,
-    mean_sd,
+    columns,
+    experiment,
+    point,
+    stacked,
     unique,
     where,
 )
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner, finite
@@ -106,7 +106,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
     tx = sgdw(s.rate, momentum=None, weight_decay=None)
     lanes = [(gain, seed) for gain in s.gains for seed in s.seeds]
     drawn = [network(s, seed, gain, task.features, task.classes) for gain, seed in lanes]
-    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+    params = stacked(drawn)
 
     def order(stream: int, steps: int, size: int) -> jax.Array:
         drawn = [
@@ -183,17 +183,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
                  "loss": float(np.median(column(ends, "train_loss"))),
                  "accuracy": accuracy.mean, "sd": accuracy.sd}
             )  # fmt: skip
-    columns = [
-        Column("gain", "gain", "{:g}"),
-        Column("series", "start"),
-        Column("norm", "gradient norm, median", "{:.2f}"),
-        Column("loss", "training loss, median", "{:.3f}"),
-        Column("accuracy", "test accuracy", "{:.1%}"),
-        Column("sd", "± sd", "{:.1%}"),
-    ]
+    shown = columns(
+        "gain {:g} | series: start | norm: gradient norm, median {:.2f} | loss: training loss, "
+        "median {:.3f} | accuracy: test accuracy {:.1%} | sd: ± sd {:.1%}"
+    )
     return Result(
         [_verdict(s, rows, gain) for gain in s.gains],
-        [Table("gradinit", f"SGD for {s.steps} steps, by gain", columns, table)],
+        [Table("gradinit", f"SGD for {s.steps} steps, by gain", shown, table)],
         [_loss_figure(s, rows), _scale_figure(s, rows)],
     )
 
@@ -289,30 +285,21 @@ def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="gradinit",
-        title="GradInit and the scale of the first weights",
-        question="A deep network without normalisation trains only if its first weights have the "
-        "right scale. Can scales learned from the first step of training repair a wrong scale, and "
-        "do they help if the scale is right?",
-        setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
-        "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
-        "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, with "
-        "the same batches for both starts; a seed determines weights and batches. GradInit's own "
-        "steps are not counted. Gains and settings were chosen in a first trial with two seeds. At "
-        "first, speed at gain 1 was judged by the last loss, which says little about it; the "
-        "curves had been measured already.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3)),
-            "tiny": Settings(
-                gains=(3.0, 1.0), depth=3, width=16, seeds=(0, 1, 2), search_steps=60, steps=40,
-                points=4, batch_size=32,
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhu, Ni, Xu, Kong, Huang & Goldstein, GradInit, NeurIPS 2021, arXiv 2102.08098",
-    )
+EXPERIMENT = experiment(
+    "gradinit", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3)},
+    tiny={"gains": (3.0, 1.0), "depth": 3, "width": 16, "seeds": (0, 1, 2), "search_steps": 60,
+        "steps": 40, "points": 4, "batch_size": 32},
+    title="GradInit and the scale of the first weights",
+    question="A deep network without normalisation trains only if its first weights have the "
+    "right scale. Can scales learned from the first step of training repair a wrong scale, and do "
+    "they help if the scale is right?",
+    setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
+    "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
+    "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, with the "
+    "same batches for both starts; a seed determines weights and batches. GradInit's own steps "
+    "are not counted. Gains and settings were chosen in a first trial with two seeds. At first, "
+    "speed at gain 1 was judged by the last loss, which says little about it; the curves had been "
+    "measured already.",
+    reference="Zhu, Ni, Xu, Kong, Huang & Goldstein, GradInit, NeurIPS 2021, arXiv 2102.08098",
 )  # fmt: skip

@@ -15,11 +15,18 @@ import optax
 
 from adamw_jax import adam, sgdw
 from adamw_jax.curvature import hessian_diag, r_med
-from adamw_jax.lab.experiments.common import column, unique, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    column,
+    columns,
+    experiment,
+    point,
+    stacked,
+    unique,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.train import Runner, finite
 
@@ -94,7 +101,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
     stride = s.steps // s.points
     runner.progress.begin("two linear layers", len(contenders(s)) * len(s.seeds) * s.steps)
     posed = [problem(s, seed) for seed in s.seeds]
-    params, data = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *posed)
+    params, data = stacked(posed)
     diagonal = jax.jit(jax.vmap(lambda p, d: r_med(hessian_diag(loss_of, p, d))))
 
     def run(adaptive: bool, params: Any, data: Any, rate: Any, b1: Any) -> Any:
@@ -143,18 +150,14 @@ def analyse(s: Settings, rows: Rows) -> Result:
             x = spread(column(mine, layer))
             line |= {layer: x.mean, f"{layer}_sd": x.sd}
         table.append(line)
-    columns = [
-        Column("series", "optimizer"),
-        Column("first", "R_med of the first layer", "{:.2f}"),
-        Column("first_sd", "± sd", "{:.2f}"),
-        Column("second", "of the second", "{:.2f}"),
-        Column("second_sd", "± sd", "{:.2f}"),
-        Column("loss", "loss, median", "{:.1e}"),
-    ]
+    shown = columns(
+        "series: optimizer | first: R_med of the first layer {:.2f} | first_sd: ± sd {:.2f} | "
+        "second: of the second {:.2f} | second_sd: ± sd {:.2f} | loss: loss, median {:.1e}"
+    )
     title = f"Largest over median entry of the Hessian's diagonal after {s.steps} steps"
     return Result(
         [_verdict(s, where(ends, series=name), name) for name in contenders(s)],
-        [Table("r_med", title, columns, table)],
+        [Table("r_med", title, shown, table)],
         [_figure(s, rows)],
     )
 
@@ -213,27 +216,20 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="local_geometry",
-        title="Local geometry under adaptive optimizers",
-        question="Do adaptive optimizers reach points where the diagonal of the Hessian is more "
-        "even than at the points that SGD reaches?",
-        setup="Two linear layers, 64 inputs, 64 hidden units, 1 output, weights of deviation 1e-3, "
-        "256 standard normal inputs, targets of a linear map with entries of random sign and size "
-        "0.5 to 1.5 over 8. Full batch, 800 steps, constant learning rates: 0.05, with momentum "
-        "0.01, Adam and RMSProp 2e-4. R_med is the largest entry of the exact diagonal divided by "
-        "the median entry, by layer; absolute values and one value per layer are our "
-        "interpretation of the paper. Learning rates and the bounds 8 and 2 were chosen in a first "
-        "trial with two seeds. The optimizers end at different losses, which the table shows.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3), points=2),
-            "tiny": Settings(size=16, examples=64, seeds=(0, 1, 2), points=2),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Jiang, Malik & Li, How Does Adaptive Optimization Impact Local Neural Network "
-        "Geometry?, NeurIPS 2023, arXiv 2211.02254",
-    )
+EXPERIMENT = experiment(
+    "local_geometry", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3), "points": 2},
+    tiny={"size": 16, "examples": 64, "seeds": (0, 1, 2), "points": 2},
+    title="Local geometry under adaptive optimizers",
+    question="Do adaptive optimizers reach points where the diagonal of the Hessian is more even "
+    "than at the points that SGD reaches?",
+    setup="Two linear layers, 64 inputs, 64 hidden units, 1 output, weights of deviation 1e-3, "
+    "256 standard normal inputs, targets of a linear map with entries of random sign and size 0.5 "
+    "to 1.5 over 8. Full batch, 800 steps, constant learning rates: 0.05, with momentum 0.01, "
+    "Adam and RMSProp 2e-4. R_med is the largest entry of the exact diagonal divided by the "
+    "median entry, by layer; absolute values and one value per layer are our interpretation of "
+    "the paper. Learning rates and the bounds 8 and 2 were chosen in a first trial with two "
+    "seeds. The optimizers end at different losses, which the table shows.",
+    reference="Jiang, Malik & Li, How Does Adaptive Optimization Impact Local Neural Network "
+    "Geometry?, NeurIPS 2023, arXiv 2211.02254",
 )  # fmt: skip
