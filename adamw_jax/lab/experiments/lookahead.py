@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adamw_jax.lab.experiments.common import best_rows, tuned
 from adamw_jax.lab.experiments.parts import exponentials, judged, unique, where
 from adamw_jax.lab.experiments.studies import (
     Beats,
     Contender,
     Grid,
-    best_rows,
     by_epoch,
     over_grid,
     study,
@@ -29,6 +29,7 @@ STEADIER_MARGIN = 0.1
 
 def _steadier(s: Grid, task: str, rows: Sequence[Row]) -> Verdict:
     """Judge the changes of the test loss between evaluations in the second half."""
+    rows = tuned(rows)
     chosen = best_rows(rows, INNER)[0]
     same = where(rows, learning_rate=chosen["learning_rate"], weight_decay=chosen["weight_decay"])
     jumps = {}

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adamw_jax.lab.experiments.common import ACCURACY_MARGIN, Training, at_end, interval
+from adamw_jax.lab.experiments.common import ACCURACY_MARGIN, at_end, interval, tuned
 from adamw_jax.lab.experiments.parts import column, curves, judged, where
-from adamw_jax.lab.experiments.studies import Beats, study
+from adamw_jax.lab.experiments.studies import Beats, Claim, Compared, study
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Verdict
@@ -19,7 +19,7 @@ from adamw_jax.lab.tasks import get_task
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Training):
+class Settings(Compared):
     """Both get every learning rate with the first b2, and are judged there.
 
     RAdam also gets the other values of b2, to show what they cost in a short training.
@@ -48,15 +48,16 @@ def _arms(s: Settings, task: str) -> list[Arm]:
     return out
 
 
-def _tuned(s: Settings, task: str, rows: Sequence[Row]) -> Verdict:
-    claim = "Tuned RAdam beats tuned AdamW when neither has a warm-up"
-    literature = "Liu et al.: yes; equal once AdamW has a warm-up."
-    radam, adamw = _name("RAdam", s.b2[0]), _name("AdamW", s.b2[0])
-    return Beats(radam, adamw, claim, literature=literature)(s, task, rows)
+def _claims(s: Settings) -> list[Claim]:
+    return [_robust, Beats(
+        _name("RAdam", s.b2[0]), _name("AdamW", s.b2[0]),
+        "Tuned RAdam beats tuned AdamW when neither has a warm-up",
+        literature="Liu et al.: yes; equal once AdamW has a warm-up.",
+    )]  # fmt: skip
 
 
 def _robust(s: Settings, task: str, rows: Sequence[Row]) -> Verdict:
-    ends = at_end(rows)
+    ends = at_end(tuned(rows))
 
     def over_rates(name: str) -> list[float]:
         """Return the test accuracy averaged over all learning rates, per seed."""
@@ -84,7 +85,7 @@ def _fan(s: Settings, rows: Sequence[Row]) -> Figure:
         "learning rate", "test accuracy", xscale="log", percent=True, spread="bars", markers=True,
         ticks_at_data=True, ylim=(0, None), legend="lower left",
     )  # fmt: skip
-    ends = {task: at_end(where(rows, task=task)) for task in s.tasks}
+    ends = {task: at_end(where(tuned(rows), task=task)) for task in s.tasks}
     return Figure(
         name="learning_rates",
         title="No warm-up: accuracy against the learning rate",
@@ -112,7 +113,7 @@ def _patience(s: Settings, rows: Sequence[Row]) -> Result:
 
 EXPERIMENT = study(
     "radam", Settings(), _arms,
-    claims=[_robust, _tuned], figures=[_fan], numbers="b2 {:g}", more=_patience,
+    claims=_claims, figures=[_fan], numbers="b2 {:g}", more=_patience,
     tiny={"learning_rates": (0.003, 0.1)},
     title="RAdam without warm-up",
     question="In Adam's first steps the second moment is an average of very few gradients, so "

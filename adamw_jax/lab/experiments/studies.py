@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.common import METRIC_NAMES, at_end, best_arm
+from adamw_jax.lab.experiments.common import METRIC_NAMES, at_end, best_rows, tuned
 from adamw_jax.lab.experiments.parts import experiment, where
 from adamw_jax.lab.experiments.registry import Experiment, Rows
 from adamw_jax.lab.plots.dots import paired_dots
@@ -21,7 +21,18 @@ Picture = Callable[[Any, Sequence[Row]], Figure]
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid(common.Training):
+class Compared(common.Training):
+    """Settings of a comparison in two stages.
+
+    Attributes:
+      fresh: seeds on which only the best setting of every contender is trained, and judged.
+    """
+
+    fresh: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Compared):
     """Every contender gets every learning rate with every decay.
 
     Attributes:
@@ -81,21 +92,18 @@ class Beats:
         return common.compare_groups(rows, task, **dataclasses.asdict(self))
 
 
-def best_rows(rows: Sequence[Row], group: str, by: str = "validation_accuracy") -> list[Row]:
-    """Return the rows of a contender at its best setting."""
-    return where(rows, arm=best_arm(where(rows, group=group), by))
-
-
 def by_epoch(s: Any, rows: Sequence[Row], groups: Iterable[str], **texts: str) -> Figure:
     """Return a figure of test accuracy over epochs, each contender at its best setting."""
     panels = []
     for task in s.tasks:
         mine = where(rows, task=task)
-        arms = [best_rows(mine, group)[0]["arm"] for group in groups]
+        best = {group: best_rows(mine, group) for group in groups}
         draw = lines("epochs", "test accuracy", percent=True, legend="lower right")
-        panels.append(
-            Panel(get_task(task).title, draw, common.curve_rows(mine, arms, "test_accuracy"))
-        )
+        points = [
+            each for rows in best.values()
+            for each in common.curve_rows(rows, [rows[0]["arm"]], "test_accuracy")
+        ]  # fmt: skip
+        panels.append(Panel(get_task(task).title, draw, points))
     return Figure(**texts, panels=panels)  # type: ignore[arg-type]
 
 
@@ -137,7 +145,7 @@ def study(
     full: Any,
     arms: Callable[[Any, str], Sequence[Arm]],
     *,
-    claims: Sequence[Claim],
+    claims: Sequence[Claim] | Callable[[Any], Sequence[Claim]],
     figures: Sequence[Picture],
     numbers: str = "weight_decay: decay {:g}",
     more: Callable[[Any, Rows], Result] = lambda s, rows: Result(),
@@ -150,7 +158,9 @@ def study(
       name: name on the command line.
       full: settings of the preset ``"demo"``, a ``common.Training``.
       arms: (settings, task) -> what is trained.
-      claims: each is judged on every task.
+      claims: each is judged on every task; a function of the settings may return them. Like the
+        figures they are given the runs that chose settings and those on fresh seeds; ``tuned`` and
+        ``best_rows`` tell them apart.
       figures: the pictures.
       numbers: columns of the table of settings, besides learning rate and metrics.
       more: (settings, rows) -> more tables, figures and remarks.
@@ -162,8 +172,10 @@ def study(
         return common.train_all(s, runner, lambda task: arms(s, task))
 
     def analyse(s: Any, rows: Rows) -> Result:
-        verdicts = [claim(s, task, where(rows, task=task)) for task in s.tasks for claim in claims]
-        table, own = common.arms_table("settings", "Every setting", rows, numbers), more(s, rows)
+        judged = claims(s) if callable(claims) else claims
+        verdicts = [claim(s, task, where(rows, task=task)) for task in s.tasks for claim in judged]
+        table = common.arms_table("settings", "Every setting", tuned(rows), numbers)
+        own = more(s, rows)
         pictures = [picture(s, rows) for picture in figures] + list(own.figures)
         return Result(verdicts, [*own.tables, table], pictures, own.remarks)
 
