@@ -20,7 +20,15 @@ from adamw_jax.lab.experiments.adafactor_runs import (
     newest_weight,
 )
 from adamw_jax.lab.experiments.common import interval, mean_sd
-from adamw_jax.lab.experiments.parts import column, columns, experiment, point, unique, where
+from adamw_jax.lab.experiments.parts import (
+    against,
+    column,
+    columns,
+    curves,
+    experiment,
+    unique,
+    where,
+)
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
@@ -191,13 +199,7 @@ def _jump_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     decays = unique(rows, "decay")
     for decay in decays:
         steps, means = _means(rows, decay, "rms")
-        out += [
-            {"series": decay, "kind": "measured", "x": x, "y": y}
-            for x, y in zip(steps, means, strict=True)
-        ]
-        out += [
-            {"series": decay, "kind": "theory", "x": n, "y": _expected(s, decay, n)} for n in steps
-        ]
+        out += against(decay, steps, means, steps, functools.partial(_expected, s, decay))
     peaks = ", ".join(f"{max(_means(rows, d, 'rms')[1]):.1f} with {d}" for d in decays)
     return Figure(
         name="jump",
@@ -223,7 +225,11 @@ def _jump_figure(s: Settings, rows: Sequence[Row]) -> Figure:
 def _training_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     top = max(s.learning_rates)
     paths: list[Row] = []
-    accuracy: list[Row] = []
+    named = [
+        {**row, "series": f"{row['decay']}, {'clipped' if row['clipping'] else 'unclipped'}"}
+        for row in rows
+    ]
+    accuracy = curves(named, "learning_rate", "test_accuracy")
     width = s.steps // s.points
     for decay in unique(rows, "decay"):
         mine = where(rows, decay=decay, clipping=False, learning_rate=top)
@@ -234,11 +240,6 @@ def _training_figure(s: Settings, rows: Sequence[Row]) -> Figure:
             for i in range(s.points)
             if np.isfinite(seen[:, i]).all()
         ]  # fmt: skip
-        for clipping in (False, True):
-            for rate in s.learning_rates:
-                same = where(rows, decay=decay, clipping=clipping, learning_rate=rate)
-                name = f"{decay}, {'clipped' if clipping else 'unclipped'}"
-                accuracy.append(point(name, rate, column(same, "test_accuracy")))
     return Figure(
         name="training",
         title=f"Training on {get_task(s.task).title} without warm-up",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from adamw_jax import adamw, adan
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.parts import columns, experiment, point
+from adamw_jax.lab.experiments.parts import columns, curves, experiment
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Recipe, settings
@@ -141,16 +141,12 @@ def _tolerance(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Verdic
 
 
 def _panel(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Panel:
-    out = []
-    for group in RECIPES:
-        for batch in batches:
-            values = common.column(at_best(rows, group, batch), "test_accuracy")
-            out.append(point(group, batch, values))
+    best = [row for group in RECIPES for batch in batches for row in at_best(rows, group, batch)]
     draw = lines(
         "batch size", "test accuracy", xscale="log", percent=True, spread="bars", markers=True,
         ticks_at_data=True, legend="upper right",
     )  # fmt: skip
-    return Panel(get_task(task).title, draw, out)
+    return Panel(get_task(task).title, draw, curves(best, "batch", "test_accuracy", by="group"))
 
 
 def _ends(rows: Sequence[Row]) -> str:

@@ -13,7 +13,16 @@ import numpy as np
 import optax
 
 from adamw_jax import adam, scale_learning_rate, sgdw
-from adamw_jax.lab.experiments.parts import columns, experiment, stacked, where
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    columns,
+    experiment,
+    losses,
+    stacked,
+    steps,
+    where,
+)
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.plots.theory import theory
@@ -81,31 +90,25 @@ def measure(s: Settings, runner: Runner) -> Rows:
         sgd = sgdw(rate, momentum=None, weight_decay=None)
         tx = sgd if name == SGD else adam(rate)
 
-        def step(carry: Any, chosen: jax.Array) -> Any:
-            params, state = carry
-            loss, gradient = jax.value_and_grad(loss_of)(params, chosen)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        return jax.lax.scan(step, (params, tx.init(params)), order)[1][-late:].mean()
+        return steps(tx, begun(tx, params), losses(loss_of), order)[1][-late:].mean()
 
     runner.progress.begin("batch sizes", 2 * len(s.batches))
     rows: Rows = []
     for batch in s.batches:
-        steps = s.epochs * len(task.train) // batch
+        count = s.epochs * len(task.train) // batch
         orders = [
-            np.random.default_rng([seed, batch]).integers(0, len(task.train), (steps, batch))
+            np.random.default_rng([seed, batch]).integers(0, len(task.train), (count, batch))
             for seed in s.seeds
         ]
         order = jnp.asarray(np.stack(orders), jnp.int32)
         for name in (SGD, ADAM):
-            late = max(1, round(s.late * steps))
+            late = max(1, round(s.late * count))
             one = jax.vmap(lambda p, o, r, n=name, k=late: train(n, k, p, o, r), (0, 0, None))
             rates = jnp.asarray(2.0 ** s.grid(name), jnp.float32)
-            losses = np.asarray(jax.jit(jax.vmap(one, (None, None, 0)))(params, order, rates))
+            ends = np.asarray(jax.jit(jax.vmap(one, (None, None, 0)))(params, order, rates))
             rows += [
                 {"series": name, "batch": batch, "octave": float(octave), "seed": seed,
-                 "loss": finite(losses[i, n])}
+                 "loss": finite(ends[i, n])}
                 for i, octave in enumerate(s.grid(name))
                 for n, seed in enumerate(s.seeds)
             ]  # fmt: skip
@@ -177,8 +180,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
                     {"series": name, "which": which, "batch": batch, "rate": means[batch],
                      "sd": spread(octaves[batch]).sd, "rule": ruled[batch]}
                 )  # fmt: skip
-                drawn.append({"series": name, "kind": "measured", "x": batch, "y": means[batch]})
-                drawn.append({"series": name, "kind": "theory", "x": batch, "y": ruled[batch]})
+            drawn += against(name, s.batches, list(means.values()), s.batches, ruled.get)
         panels.append(Panel(_words(which), _logarithmic, drawn))
     shown = columns(
         "series: optimizer | which: learning rate | batch: batch size {:d} | rate: found {:.2g} "

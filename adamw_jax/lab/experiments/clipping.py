@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from adamw_jax import clipped_sgd, generalized_signsgd, normalized_sgd, sgdw
-from adamw_jax.lab.experiments.parts import column, columns, experiment, where
+from adamw_jax.lab.experiments.parts import column, columns, curves, experiment, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
@@ -322,11 +322,7 @@ def _steps_figure(s: Settings, table: Sequence[Row]) -> Figure:
 
 
 def _noise_figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    points = []
-    for name, b1 in itertools.product((SIGN, CLIPPED), s.momenta):
-        left = spread(column(where(rows, series=name, b1=b1), "left"))
-        low, high = left.mean - left.sd, left.mean + left.sd
-        points.append({"series": name, "x": b1, "y": left.mean, "low": low, "high": high})
+    points = curves(rows, "b1", "left", (SIGN, CLIPPED))
     draw = lines("momentum", "true |gradient|", spread="bars", markers=True)
     return Figure(
         name="noise",

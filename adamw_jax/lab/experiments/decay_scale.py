@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, adamw
-from adamw_jax.lab.experiments.parts import column, columns, experiment, where
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    column,
+    columns,
+    experiment,
+    steps,
+    where,
+)
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
@@ -55,12 +63,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
         def kept(noise: jax.Array, tx: Any = tx) -> jax.Array:
             weights = jnp.ones((len(s.seeds), len(s.noises), s.weights), jnp.float32)
 
-            def step(carry: Any, noise: jax.Array) -> Any:
-                weights, state = carry
-                updates, state = tx.update(sizes * noise, state, weights)
-                return (optax.apply_updates(weights, updates), state), None
-
-            carry, _ = jax.lax.scan(step, (weights, tx.init(weights)), noise)
+            carry, _ = steps(tx, begun(tx, weights), lambda _, z: (sizes * z, None), noise)
             return carry[0].mean(axis=-1)
 
         left = np.asarray(kept(noise))
@@ -85,15 +88,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
             value = spread(column(where(rows, series=name, noise=noise), "kept"))
             expected = _theory(s, name, noise)
             off.append(abs(value.mean - expected))
-            lines.append(
-                {
-                    "series": name,
-                    "noise": noise,
-                    "kept": value.mean,
-                    "sd": value.sd,
-                    "theory": expected,
-                }
-            )
+            lines.append({"series": name, "noise": noise, "kept": value.mean, "sd": value.sd,
+                          "theory": expected})  # fmt: skip
         worst[name] = max(off)
     kept = {name: [r["kept"] for r in lines if r["series"] == name] for name in (DECOUPLED, L2)}
     steady = max(kept[DECOUPLED]) - min(kept[DECOUPLED])
@@ -129,15 +125,8 @@ def _figure(s: Settings, lines: Sequence[Row]) -> Figure:
     fine = np.geomspace(min(s.noises), max(s.noises), 25)
     rows: list[Row] = []
     for name in (DECOUPLED, L2):
-        rows += [
-            {"series": name, "kind": "measured", "x": r["noise"], "y": r["kept"]}
-            for r in lines
-            if r["series"] == name
-        ]
-        rows += [
-            {"series": name, "kind": "theory", "x": float(x), "y": _theory(s, name, float(x))}
-            for x in fine
-        ]
+        kept = [row["kept"] for row in lines if row["series"] == name]
+        rows += against(name, s.noises, kept, fine, functools.partial(_theory, s, name))
     return Figure(
         name="kept",
         title="Weight decay against the size of the gradient",

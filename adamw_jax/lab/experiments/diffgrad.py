@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, diffgrad
-from adamw_jax.lab.experiments.parts import columns, experiment, where
+from adamw_jax.lab.experiments.parts import begun, columns, experiment, steps, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
@@ -120,14 +119,10 @@ def measure(s: Settings, runner: Runner) -> Rows:
         def walk(which: jax.Array, rate: jax.Array, x: jax.Array, make: Any = make) -> Any:
             tx = make(lambda count: rate, b1=s.b1, b2=s.b2, eps_hat=False)
 
-            def step(carry: Any, _: Any) -> Any:
-                x, state = carry
-                slope = jnp.stack([valley.slope(x) for valley in VALLEYS])[which]
-                updates, state = tx.update(slope, state, x)
-                moved: Any = optax.apply_updates(x, updates)
-                return (moved, state), x
+            def slope(x: Any, _: Any) -> Any:
+                return jnp.stack([valley.slope(x) for valley in VALLEYS])[which], x
 
-            return jax.lax.scan(step, (x, tx.init(x)), None, length=s.steps)[1]
+            return steps(tx, begun(tx, x), slope, length=s.steps)[1]
 
         each_start = jax.vmap(walk, (None, None, 0))
         sweep = jax.jit(jax.vmap(jax.vmap(each_start, (None, 0, None)), (0, None, None)))

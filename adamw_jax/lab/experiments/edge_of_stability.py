@@ -10,16 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, sgdw
 from adamw_jax.curvature import preconditioned_sharpness, sharpness, stability_threshold
 from adamw_jax.lab.experiments.parts import (
+    begun,
     column,
     columns,
+    curves,
     experiment,
-    point,
+    level,
     stacked,
+    steps,
     unique,
     where,
 )
@@ -108,13 +110,11 @@ def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -
     else:
         tx = sgdw(rate, momentum=None, weight_decay=None)
 
-    def step(carry: Any, _: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss_of)(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def slope(params: Any, _: Any) -> Any:
+        return jax.grad(loss_of)(params, batch), None
 
     def stretch(carry: Any, _: Any) -> Any:
-        (params, state), _ = jax.lax.scan(step, carry, length=s.steps // s.points)
+        (params, state), _ = steps(tx, carry, slope, length=s.steps // s.points)
         if name == ADAM:
             found = preconditioned_sharpness(
                 loss_of, params, batch, tx, state, key=key, steps=s.lanczos
@@ -123,7 +123,7 @@ def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -
             found = sharpness(loss_of, params, batch, key=key, steps=s.lanczos)
         return (params, state), (loss_of(params, batch), found)
 
-    return jax.lax.scan(stretch, (params, tx.init(params)), length=s.points)[1]
+    return jax.lax.scan(stretch, begun(tx, params), length=s.points)[1]
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
@@ -210,11 +210,8 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
             if name == optimizer:
                 mine = where(rows, series=name, rate=rate, b1=b1)
                 label = f"lr {rate:g}" + f", b1 {b1:g}" * (name == ADAM)
-                drawn += [
-                    point(label, step, column(where(mine, step=step), "ratio"))
-                    for step in unique(mine, "step")
-                ]
-        drawn += [{"series": "threshold", "x": x, "y": 1.0} for x in (0, s.steps)]
+                drawn += [{**row, "series": label} for row in curves(mine, "step", "ratio")]
+        drawn += level("threshold", (0, s.steps), 1.0)
         panels.append(Panel(optimizer, lines("steps", "sharpness / threshold"), drawn))
     return Figure(
         name="edge",

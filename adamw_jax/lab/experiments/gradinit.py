@@ -16,11 +16,14 @@ from adamw_jax import sgdw
 from adamw_jax.initialization import GradInit, overlapping_pair
 from adamw_jax.lab.experiments.common import ACCURACY_MARGIN, LOSS_MARGIN, interval, mean_sd
 from adamw_jax.lab.experiments.parts import (
+    begun,
     column,
     columns,
+    curves,
     experiment,
-    point,
+    losses,
     stacked,
+    steps,
     unique,
     where,
 )
@@ -108,9 +111,9 @@ def measure(s: Settings, runner: Runner) -> Rows:
     drawn = [network(s, seed, gain, task.features, task.classes) for gain, seed in lanes]
     params = stacked(drawn)
 
-    def order(stream: int, steps: int, size: int) -> jax.Array:
+    def order(stream: int, count: int, size: int) -> jax.Array:
         drawn = [
-            np.random.default_rng([seed, stream]).integers(0, len(task.train), (steps, size))
+            np.random.default_rng([seed, stream]).integers(0, len(task.train), (count, size))
             for _, seed in lanes
         ]
         return jnp.asarray(np.stack(drawn), jnp.int32)
@@ -130,16 +133,12 @@ def measure(s: Settings, runner: Runner) -> Rows:
     @jax.jit
     @jax.vmap
     def train(params: Any, order: jax.Array) -> Any:
-        def step(carry: Any, chosen: jax.Array) -> Any:
-            params, state = carry
-            batch = jax.tree.map(lambda x: x[chosen], data)
-            loss, gradient = jax.value_and_grad(loss_of)(params, batch)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+        def loss(params: Any, chosen: jax.Array) -> jax.Array:
+            return loss_of(params, jax.tree.map(lambda x: x[chosen], data))
 
-        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), order)
+        (params, _), seen = steps(tx, begun(tx, params), losses(loss), order)
         right = logits_of(params, test[0]).argmax(-1).astype(jnp.int32) == test[1]
-        return losses.reshape(s.points, -1).mean(1), right.astype(jnp.float32).mean()
+        return seen.reshape(s.points, -1).mean(1), right.astype(jnp.float32).mean()
 
     runner.progress.begin("rescaling and training", s.search_steps + 2 * s.steps)
     rescaled, scales, norms = rescale(
@@ -155,15 +154,15 @@ def measure(s: Settings, runner: Runner) -> Rows:
             for n, scale in enumerate(scales)
         ]
     for name, start in ((PLAIN, params), (GRADINIT, rescaled)):
-        losses, accuracy = jax.device_get(train(start, order(0, s.steps, s.batch_size)))
+        path, accuracy = jax.device_get(train(start, order(0, s.steps, s.batch_size)))
         runner.progress.advance(s.steps, f"{name}: accuracy {np.median(accuracy):.1%}")
         for i, (gain, seed) in enumerate(lanes):
             mine = {"series": name, "gain": gain, "seed": seed}
             rows += [
                 {"kind": "loss", **mine, "step": (n + 1) * s.steps // s.points, "loss": finite(x)}
-                for n, x in enumerate(losses[i])
+                for n, x in enumerate(path[i])
             ]
-            rows.append({"kind": "end", **mine, "train_loss": finite(losses[i, -1]),
+            rows.append({"kind": "end", **mine, "train_loss": finite(path[i, -1]),
                          "test_accuracy": float(accuracy[i])})  # fmt: skip
     runner.progress.end()
     return rows
@@ -244,13 +243,9 @@ def _task(s: Settings, gain: float) -> str:
 def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     panels = []
     for gain in s.gains:
-        points = []
-        for name in (GRADINIT, PLAIN):  # this order fixes the colours, even if a line is missing
-            mine = where(rows, kind="loss", gain=gain, series=name)
-            for step in unique(mine, "step"):
-                values = column(where(mine, step=step), "loss")
-                if np.isfinite(values).all():  # a diverged run has no mean
-                    points.append(point(name, step, values))
+        mine = where(rows, kind="loss", gain=gain)
+        # This order fixes the colours, even if a line is missing.
+        points = curves(mine, "step", "loss", (GRADINIT, PLAIN))
         drawn = unique(points, "series")
         note = f" ({drawn[0]}; the other diverges)" if len(drawn) == 1 else ""
         draw = lines("steps", "training loss")
@@ -267,12 +262,8 @@ def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
 
 
 def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    points = []
-    for gain in s.gains:
-        mine = where(rows, kind="scale", gain=gain)
-        for layer in unique(mine, "layer"):
-            scales = column(where(mine, layer=layer), "scale")
-            points.append(point(f"gain {gain:g}", layer, scales))
+    named = [{**row, "series": f"gain {row['gain']:g}"} for row in where(rows, kind="scale")]
+    points = curves(named, "layer", "scale", [f"gain {gain:g}" for gain in s.gains])
     draw = lines("layer", "scale", spread="bars", markers=True)
     return Figure(
         name="scales",

@@ -19,10 +19,10 @@ from adamw_jax.lab.experiments.parts import (
     against,
     column,
     columns,
+    curves,
     experiment,
     judged,
     met,
-    point,
     stacked,
     unique,
     where,
@@ -310,11 +310,12 @@ def _figures(
 ) -> list[Figure]:
     panels = []
     for task in s.tasks:
-        drawn: list[Row] = []
-        for group, factor in itertools.product(USUAL, s.factors):
-            mine = where(training, task=task, group=group,
-                         learning_rate=round(USUAL[group] * factor, 8))  # fmt: skip
-            drawn.append(point(group, factor, column(common.at_end(mine), "test_accuracy")))
+        ends = [
+            {**row, "factor": min(s.factors, key=lambda f: abs(f * USUAL[row["group"]]
+                                                               - row["learning_rate"]))}
+            for row in common.at_end(where(training, task=task))
+        ]  # fmt: skip
+        drawn = curves(ends, "factor", "test_accuracy", USUAL, by="group")
         draw = lines("learning rate / usual one", "test accuracy", xscale="log", percent=True,
                      spread="bars", markers=True, ticks_at_data=True,
                      legend="lower center")  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from adamw_jax.diagnostics import layer_gradient_norms
-from adamw_jax.lab.experiments.parts import column, columns, experiment, point, where
+from adamw_jax.lab.experiments.parts import column, columns, curves, experiment, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
@@ -177,17 +177,9 @@ def _size(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
 
 
 def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    gradient = [
-        point(placement, depth, column(where(rows, series=placement, depth=depth, layer=depth),
-                                       "norm"))
-        for placement in (POST, PRE) for depth in s.depths
-    ]  # fmt: skip
-    depth = s.depths[-1]
-    square = [
-        point(placement, layer, column(where(rows, series=placement, depth=depth, layer=layer),
-                                       "square"))
-        for placement in (POST, PRE) for layer in range(1, depth + 1)
-    ]  # fmt: skip
+    ends, depth = [row for row in rows if row["layer"] == row["depth"]], s.depths[-1]
+    gradient = curves(ends, "depth", "norm", (POST, PRE))
+    square = curves(where(rows, depth=depth), "layer", "square", (POST, PRE))
     draw = lines("layers", "norm", xscale="log", yscale="log", spread="bars", markers=True,
                  ticks_at_data=True)  # fmt: skip
     return Figure(

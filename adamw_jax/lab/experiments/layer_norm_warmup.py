@@ -17,12 +17,15 @@ import optax
 from adamw_jax import adam
 from adamw_jax.lab.experiments.common import LOSS_MARGIN, interval, mean_sd
 from adamw_jax.lab.experiments.parts import (
+    begun,
     column,
     columns,
+    curves,
     experiment,
-    point,
+    level,
+    losses,
     stacked,
-    unique,
+    steps,
     where,
 )
 from adamw_jax.lab.experiments.registry import Rows
@@ -87,14 +90,7 @@ def trainer(s: Settings, placement: str) -> Any:
     def run(run: Any) -> jax.Array:
         params, halves, rates = run
         tx = adam(lambda count: rates[count], b1=0.9, b2=0.98)
-
-        def step(carry: Any, half: jax.Array) -> Any:
-            params, state = carry
-            loss, gradient = jax.value_and_grad(loss_of)(params, half)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        return jax.lax.scan(step, (params, tx.init(params)), halves)[1]
+        return steps(tx, begun(tx, params), losses(loss_of), halves)[1]
 
     return network, jax.jit(functools.partial(jax.lax.map, run))
 
@@ -111,11 +107,11 @@ def train(s: Settings, made: Any, arm: str) -> Rows:
     ]
     ramp = np.minimum(1, np.arange(1, s.steps + 1) / (s.warmup if arm == WARM else 1))
     rates = jnp.asarray([rate * ramp for rate, _ in lanes], jnp.float32)
-    losses = np.asarray(every((params, jnp.asarray(np.stack(halves), jnp.int32), rates)))
+    found = np.asarray(every((params, jnp.asarray(np.stack(halves), jnp.int32), rates)))
     stride = s.steps // s.points
     return [
         {"series": arm, "rate": rate, "seed": seed, "step": end,
-         "loss": finite(losses[n, end - min(stride, LAST) : end].mean())}
+         "loss": finite(found[n, end - min(stride, LAST) : end].mean())}
         for n, (rate, seed) in enumerate(lanes)
         for end in range(stride, s.steps + 1, stride)
     ]  # fmt: skip
@@ -173,14 +169,8 @@ def _verdict(s: Settings, ends: Sequence[Row], arm: str, rate: float) -> Verdict
 def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     panels = []
     for rate in s.rates:
-        drawn: list[Row] = []
-        for arm in ARMS:
-            mine = where(rows, series=arm, rate=rate)
-            drawn += [
-                point(arm, step, column(where(mine, step=step), "loss"))
-                for step in unique(mine, "step")
-            ]
-        drawn += [{"series": "best possible", "x": x, "y": s.floor} for x in (0, s.steps)]
+        drawn = curves(where(rows, rate=rate), "step", "loss", ARMS)
+        drawn += level("best possible", (0, s.steps), s.floor)
         panels.append(Panel(f"lr {rate:g}", lines("steps", "training loss"), drawn))
     return Figure(
         name="loss",

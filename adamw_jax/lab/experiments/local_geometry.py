@@ -11,17 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, sgdw
 from adamw_jax.curvature import hessian_diag, r_med
 from adamw_jax.lab.experiments.parts import (
+    begun,
     column,
     columns,
+    curves,
     experiment,
-    point,
     stacked,
-    unique,
+    steps,
     where,
 )
 from adamw_jax.lab.experiments.registry import Rows
@@ -108,16 +108,14 @@ def measure(s: Settings, runner: Runner) -> Rows:
         sgd = sgdw(rate, momentum=b1, weight_decay=None)
         tx = adam(rate, b1=b1, b2=s.b2) if adaptive else sgd
 
-        def step(carry: Any, _: Any) -> Any:
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss_of)(params, data), state, params)
-            return (optax.apply_updates(params, updates), state), None
+        def slope(params: Any, _: Any) -> Any:
+            return jax.grad(loss_of)(params, data), None
 
         def stretch(carry: Any, _: Any) -> Any:
-            carry, _ = jax.lax.scan(step, carry, length=stride)
+            carry, _ = steps(tx, carry, slope, length=stride)
             return carry, (carry[0], loss_of(carry[0], data))
 
-        return jax.lax.scan(stretch, (params, tx.init(params)), length=s.points)[1]
+        return jax.lax.scan(stretch, begun(tx, params), length=s.points)[1]
 
     runs = {
         adaptive: jax.jit(jax.vmap(functools.partial(run, adaptive), (0, 0, None, None)))
@@ -196,17 +194,8 @@ def _verdict(s: Settings, ends: Sequence[Row], name: str) -> Verdict:
 
 
 def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    panels = []
-    for layer in LAYERS:
-        drawn = []
-        for name in contenders(s):
-            mine = where(rows, series=name)
-            drawn += [
-                point(name, step, column(where(mine, step=step), layer))
-                for step in unique(mine, "step")
-            ]
-        draw = lines("steps", "R_med", ylim=(0, None), markers=True)
-        panels.append(Panel(f"{layer} layer", draw, drawn))
+    draw = lines("steps", "R_med", ylim=(0, None), markers=True)
+    panels = [Panel(f"{layer} layer", draw, curves(rows, "step", layer)) for layer in LAYERS]
     return Figure(
         name="r_med",
         title="Largest over median entry of the Hessian's diagonal",

@@ -25,11 +25,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.optimize import brentq
 
 from adamw_jax import compose, eval_params, lookahead, sgdw
-from adamw_jax.lab.experiments.parts import column, columns, experiment, where
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    column,
+    columns,
+    experiment,
+    steps,
+    where,
+)
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.style import series_style
 from adamw_jax.lab.plots.theory import theory
@@ -119,18 +126,16 @@ def _slow(k: int, rate: Any, alpha: Any, curvature: Any, start: Any, places: Any
     """Return the slow weights after every k steps."""
     tx = _optimizer(rate, alpha, k)
 
-    def step(carry: Any, place: jax.Array) -> Any:
-        theta, state = carry
-        updates, state = tx.update(curvature * (theta - place), state, theta)
-        return (optax.apply_updates(theta, updates), state), None
+    def slope(theta: Any, place: jax.Array) -> Any:
+        return curvature * (theta - place), None
 
     def period(carry: Any, places: jax.Array) -> Any:
-        (theta, state), _ = jax.lax.scan(step, carry, places)
+        (theta, state), _ = steps(tx, carry, slope, places)
         return (theta, state), eval_params(state, theta)
 
     places = places[: len(places) // k * k]
     places = places.reshape(-1, k, *places.shape[1:])
-    return jax.lax.scan(period, (start, tx.init(start)), places)[1]
+    return jax.lax.scan(period, begun(tx, start), places)[1]
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
@@ -292,16 +297,13 @@ def _figure(s: Settings, lines: Sequence[Row]) -> Figure:
     rows: list[Row] = []
     for k in s.periods:
         name = f"k = {k}"
-        rows += [
-            {"series": name, "kind": "measured", "x": row["alpha"], "y": row["ratio"],
-             "low": row["ratio"] - row["sd"], "high": row["ratio"] + row["sd"]}
-            for row in where(lines, k=k)
-        ]  # fmt: skip
-        rows += [
-            {"series": name, "kind": "theory", "x": float(x),
-             "y": float(variance_ratio(x, k, s.pull))}
-            for x in fine
-        ]  # fmt: skip
+        mine = where(lines, k=k)
+        ratios = [row["ratio"] for row in mine]
+        drawn = against(
+            name, s.step_sizes, ratios, fine, lambda x, k=k: variance_ratio(x, k, s.pull)
+        )
+        bars = [{"low": r["ratio"] - r["sd"], "high": r["ratio"] + r["sd"]} for r in mine]
+        rows += [{**row, **bar} for row, bar in zip(drawn, bars, strict=False)] + drawn[len(bars) :]
     return Figure(
         name="variance",
         title="How far Lookahead's slow weights scatter",

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from adamw_jax import norm_adaptive_sgd, sgdw
-from adamw_jax.lab.experiments.parts import column, experiment, point, where
+from adamw_jax.lab.experiments.parts import column, curves, experiment, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
@@ -209,11 +209,7 @@ def _verdict(s: Settings, rows: Rows, kind: str, other: str, factor: float, how:
 def _figure(s: Settings, rows: Sequence[Row], names: Sequence[str]) -> Figure:
     panels = []
     for kind in (PHASE, SCATTERED, STEADY):
-        drawn = [
-            point(name, steps, column(where(rows, kind=kind, steps=steps, series=name), "error"))
-            for name in names
-            for steps in s.horizons
-        ]
+        drawn = curves(where(rows, kind=kind), "steps", "error", names)
         draw = lines("steps", "error", xscale="log", yscale="log", spread="bars", markers=True,
                      ticks_at_data=True, legend="best" if kind == STEADY else None)  # fmt: skip
         panels.append(Panel(kind, draw, drawn))
