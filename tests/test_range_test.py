@@ -328,3 +328,14 @@ def test_no_batches():
 def test_a_step_that_returns_something_else(result):
     with pytest.raises(TypeError, match=r"step_fn must return \(state, loss\) with a scalar loss"):
         lr_range_test(lambda *_: result, 0, [None])
+
+
+def test_no_suggestion_is_past_the_turn_of_the_loss():
+    """A loss that turns early and rises evenly, on which slide sees an even slope far too late."""
+    steps = np.arange(90)
+    losses = 1 + 0.03 * np.maximum(20 - steps, 0) + 0.001 * np.maximum(steps - 20, 0) ** 1.5
+    turn = RATES[np.argmin(losses)]
+    assert suggestions.slide(RATES, losses) > turn
+    found = suggestions.suggest(RATES, losses)
+    assert set(found) == {"valley", "steep", "minimum"}
+    assert max(found.values()) <= turn

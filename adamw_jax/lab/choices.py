@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
+
+from adamw_jax._core.checks import did_you_mean
 
 Value = TypeVar("Value")
 
@@ -19,6 +20,5 @@ def choose(what: str, name: str, choices: Mapping[str, Value]) -> Value:
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Return the error text for a name that is not among the choices."""
     choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, choices).replace("; d", " D", 1)
     return f"unknown {what} {name!r}; choose from {', '.join(choices)}.{hint}"

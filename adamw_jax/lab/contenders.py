@@ -9,9 +9,16 @@ from typing import Any, cast
 
 import optax
 
-from adamw_jax import create, info, list_optimizers
+from adamw_jax import create, info
 from adamw_jax.lab.choices import unknown
-from adamw_jax.lab.recipes import PREFIX, Carrier, Recipe, arguments, own_momentum
+from adamw_jax.lab.recipes import (
+    PREFIX,
+    Carrier,
+    Recipe,
+    arguments,
+    check_optimizer,
+    own_momentum,
+)
 from adamw_jax.lab.spaces import Axis, Range, Space, checked, log_uniform
 
 Make = str | Callable[..., Any] | optax.GradientTransformation
@@ -103,7 +110,7 @@ def contender(
     make, name = own.make, name or own.name
     if isinstance(make, str):
         name = name or make
-        _check_name(make)
+        check_optimizer(make)
         taken, fixed = arguments(make), info(make.removeprefix(PREFIX)).example
         default = _default_space(taken, info(make.removeprefix(PREFIX)).degree == 0)
         recipe = _by_name(make, name, {**default, **shared, **own.space}, fixed)
@@ -137,12 +144,6 @@ def _function_name(make: Callable[..., Any]) -> str:
 def _made_name(make: Any) -> str:
     names = [spec.name for spec in getattr(make, "specs", ())]
     return names[0] if names else make.update.__qualname__.partition(".")[0]
-
-
-def _check_name(name: str) -> None:
-    """Raise ValueError with the choices if ``create`` does not know the name."""
-    if name.removeprefix(PREFIX) not in list_optimizers():
-        raise ValueError(unknown("optimizer", name, list_optimizers()))
 
 
 def _default_space(taken: Mapping[str, Any], steady: bool) -> dict[str, Axis]:

@@ -77,11 +77,15 @@ def stretch(
         counts = before + jnp.arange(length, dtype=jnp.int32)
         carry, losses = jax.lax.scan(step, carry, (counts, batches))
         params, state, inner = carry
-        weights = eval_params(inner, params)
-        metrics = {"train_loss": losses.mean()}
+        if recipe.views is None:
+            views = {"": eval_params(inner, params)}
+        else:
+            views = {f"{name}: ": each for name, each in recipe.views(inner, params).items()}
+        metrics = {f"{view}train_loss": losses.mean() for view in views}
         for name, examples in data["held out"].items():
-            found = _evaluated(task, weights, state, examples)
-            metrics |= {f"{name}_{key}": value for key, value in found.items()}
+            for view, weights in views.items():
+                found = _evaluated(task, weights, state, examples)
+                metrics |= {f"{view}{name}_{key}": value for key, value in found.items()}
         return carry, metrics
 
     return _over_lanes(lane, width)(carry, numbers, curves, seeds, batches)

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import optax
 
-from adamw_jax import adamw, compose, create, info, lookahead
-from adamw_jax.lab.choices import choose
+from adamw_jax import adamw, compose, create, info, list_optimizers, lookahead
+from adamw_jax.lab.choices import choose, unknown
 from adamw_jax.schedules import one_cycle
 
 Settings = Mapping[str, Any]
@@ -53,11 +53,13 @@ class Recipe:
       name: name in the log and in the cache of compiled programs; each program needs its own.
       build: (carrier, settings) -> transformation; settings are scalars by name.
       momentum: the momentum at all steps; None for that of the schedule.
+      views: (state, parameters) -> the parameters to evaluate by name, if a run has several.
     """
 
     name: str
     build: Callable[[Carrier, Settings], optax.GradientTransformation]
     momentum: float | None = None
+    views: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Arm:
     Attributes:
       group: the contender to which it belongs, its name in plots.
       recipe: the optimizer.
-      schedule: ``"one_cycle"``, ``"constant"`` or ``"cosine"``.
+      schedule: one of ``SCHEDULES``.
       learning_rate: the largest learning rate of the schedule.
       settings: numbers for the recipe, from ``settings(...)``.
     """
@@ -111,6 +113,14 @@ def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
         return create(name, carrier, **static, **settings)
 
     return Recipe(label or name, build, own_momentum(name))
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ``ValueError`` with the nearest name if ``create`` does not know the name."""
+    prefix = PREFIX if name.lower().startswith(PREFIX) else ""
+    known = [prefix + own for own in list_optimizers()]
+    if name not in known:
+        raise ValueError(unknown("optimizer", name, known))
 
 
 def own_momentum(name: str) -> float | None:
@@ -166,8 +176,8 @@ def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _one_cycle(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    cycle = one_cycle(1.0, total_steps=steps)
+def _one_cycle(steps: int, preset: str = "fastai_v1") -> tuple[np.ndarray, np.ndarray]:
+    cycle = one_cycle(1.0, total_steps=steps, preset=preset)
     assert cycle.momentum is not None  # by default it has a schedule of momentum
     count = np.arange(steps, dtype=np.int32)
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
@@ -182,6 +192,8 @@ def _warmup_cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "one_cycle": _one_cycle,
+    "article": functools.partial(_one_cycle, preset="article"),
+    "article_plateau": functools.partial(_one_cycle, preset="article_plateau"),
     "constant": _constant,
     "cosine": _cosine,
     "warmup_cosine": _warmup_cosine,

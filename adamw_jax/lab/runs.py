@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -191,7 +191,9 @@ def grid_of(table: Table) -> Grid:
     """Return a table of results for the terminal."""
     grid = Grid(title=table.title, title_justify="left", header_style="bold", title_style="bold")
     for column in table.columns:
-        grid.add_column(column.title, justify="right" if column.numeric else "left")
+        name = not any(" " in column.cell(row) for row in table.rows)  # a name is never cut
+        side: Literal["left", "right"] = "right" if column.numeric else "left"
+        grid.add_column(column.title, justify=side, overflow="fold", no_wrap=name)
     for row in table.rows:
         style = "bold" if row.get("chosen") else None
         grid.add_row(*(escape(column.cell(row)) for column in table.columns), style=style)

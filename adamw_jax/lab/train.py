@@ -122,7 +122,7 @@ class Runner:
 
         Returns:
           One row per arm, seed and evaluation, in that order: task, the arm's description, seed,
-          step, epoch and ``METRICS``.
+          step, epoch and ``METRICS``. A recipe with views has rows for each, its group.
         """
         return self.train_all([Job(task_name, tuple(arms), plan)])
 
@@ -170,17 +170,22 @@ class Runner:
 
         def say(steps: int, metrics: Row) -> None:
             known = {name: np.nan_to_num(v, posinf=0.0) for name, v in metrics.items()}
+            loss, best = (next(v for name, v in known.items() if name.endswith(metric))
+                          for metric in ("train_loss", "validation_accuracy"))  # fmt: skip
             self.progress.advance(
                 steps,
-                f"{task.name}, {recipe.name}: loss {np.median(known['train_loss']):.3f}, best "
-                f"accuracy {100 * known['validation_accuracy'].max():.1f} %",
+                f"{task.name}, {recipe.name}: loss {np.median(loss):.3f}, best accuracy "
+                f"{100 * best.max():.1f} %",
             )
 
         made = self.engine.train(task, recipe, lanes, marks, chunk.width * len(plan.seeds), say)
         per_epoch = plan.batch_size / len(get_task(chunk.task).train)
+        views = {name.removesuffix("train_loss") for name in made[0][0] if "train_loss" in name}
         rows = [
             [{"seed": lane.seed, "step": row["step"], "epoch": row["step"] * per_epoch}
-             | {name: row[name] for name in METRICS} for row in own]
+             | ({"group": view[:-2]} if view else {})
+             | {name: row[view + name] for name in METRICS}
+             for view in sorted(views) for row in own]
             for lane, own in zip(lanes, made, strict=True)
         ]  # fmt: skip
         each = len(plan.seeds)

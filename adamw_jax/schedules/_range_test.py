@@ -45,6 +45,7 @@ class RangeTest:
         run reached its end.
       suggestions: learning rates by rule (valley, steep, minimum, slide), from the curve without
         its first ``num_steps // 10`` and its last five points (fastai v2); empty for a short run.
+        A rule that ends past the lowest smoothed loss is left out.
     """
 
     learning_rates: np.ndarray

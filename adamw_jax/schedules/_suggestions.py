@@ -67,12 +67,17 @@ RULES = {"valley": valley, "steep": steep, "minimum": minimum, "slide": slide}
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """Return the rate of each rule that has enough points; none if a loss is not finite."""
+    """Return the rate of each rule that has enough points; none if a loss is not finite.
+
+    A rule that ends past the lowest loss, where the loss has turned, has failed and is left out.
+    """
     rates, losses = np.asarray(rates, float), np.asarray(losses, float)
     if len(rates) < 2 or not np.isfinite(losses).all() or not (rates > 0).all():
         return {}
-    return {
+    found = {
         name: rule(rates, losses)
         for name, rule in RULES.items()
         if name != "slide" or len(rates) > SLIDE_DISTANCE
     }
+    turn = rates[int(np.argmin(losses))]
+    return {name: rate for name, rate in found.items() if rate <= turn}

@@ -1,6 +1,7 @@
 """ACProp's map, Adafactor's jump, Adan's batches: theory, and verdicts on numbers made up."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,7 @@ def test_expected_rms():
     assert adafactor_lab.expected_rms(0.0, sizes) == pytest.approx(simulated, rel=0.01)
 
 
-def adafactor_rows(s, *, scale=1.0, slow_peak=3.0, clipped=0.9, free=0.8):
+def adafactor_rows(s, *, scale=1.0, slow_peak=3.0, clipped=0.9, free=0.8, full=0.9):
     rows = []
     for b2 in (*s.b2, 0.0):
         for seed in s.seeds:
@@ -157,14 +158,15 @@ def adafactor_rows(s, *, scale=1.0, slow_peak=3.0, clipped=0.9, free=0.8):
                 rms = scale * adafactor_lab.expected_rms(b2, sizes)
                 rows.append({"part": "jump", "decay": adafactor_lab.label(b2), "seed": seed,
                              "step": n, "rms": rms, "clipped": min(rms, 1.0)})  # fmt: skip
-    for b2 in (s.b2[-1], 0.0):
-        for clipping in (False, True):
-            for rate in s.learning_rates:
-                for seed, e in zip(s.seeds, NOISE, strict=True):
-                    accuracy = (clipped if clipping else free) + (e if clipping else -e)
-                    rows.append({
+    forms = [*itertools.product((s.b2[-1], 0.0), (False, True), (True,)), (0.0, True, False)]
+    for b2, clipping, factored in forms:
+        for rate in s.learning_rates:
+            for seed, e in zip(s.seeds, NOISE, strict=True):
+                accuracy = (clipped if clipping else free) + (e if clipping else -e)
+                accuracy = accuracy if factored else full
+                rows.append({
                         "part": "training", "decay": adafactor_lab.label(b2), "clipping": clipping,
-                        "learning_rate": rate, "seed": seed,
+                        "factored": factored, "learning_rate": rate, "seed": seed,
                         "peak": (slow_peak if b2 else 2.0) + e, "path": [1.0] * s.points,
                         "train_loss": 0.5, "validation_loss": rate, "validation_accuracy": 0.5,
                         "test_loss": 0.5, "test_accuracy": accuracy,
@@ -175,12 +177,13 @@ def adafactor_rows(s, *, scale=1.0, slow_peak=3.0, clipped=0.9, free=0.8):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, ["shown", "shown", "shown", "shown"]),
-        ({"scale": 1.1}, ["contradicted", "shown", "shown", "shown"]),
-        ({"slow_peak": 1.5}, ["shown", "contradicted", "shown", "shown"]),
-        ({"slow_peak": 2.0}, ["shown", "equivalent", "shown", "shown"]),
-        ({"clipped": 0.7}, ["shown", "shown", "contradicted", "contradicted"]),
-        ({"clipped": 0.8}, ["shown", "shown", "equivalent", "equivalent"]),
+        ({}, ["shown", "shown", "shown", "shown", "shown"]),
+        ({"scale": 1.1}, ["contradicted", "shown", "shown", "shown", "shown"]),
+        ({"slow_peak": 1.5}, ["shown", "contradicted", "shown", "shown", "shown"]),
+        ({"slow_peak": 2.0}, ["shown", "equivalent", "shown", "shown", "shown"]),
+        ({"clipped": 0.7}, ["shown", "shown", "contradicted", "contradicted", "contradicted"]),
+        ({"clipped": 0.8, "full": 0.8}, ["shown", "shown", "equivalent", "equivalent", "shown"]),
+        ({"full": 0.95}, ["shown", "shown", "shown", "shown", "contradicted"]),
     ],
 )
 def test_verdicts_on_adafactor(changes, expected):

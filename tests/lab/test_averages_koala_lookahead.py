@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from adamw_jax.lab.experiments import gadam, koala, koala_runs, lookahead_variance as variance
+from adamw_jax.lab.experiments import gadam, koala, lookahead_variance as variance
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.stats import Interval, as_good
 from adamw_jax.lab.train import Runner
@@ -197,7 +197,7 @@ def koala_rows(s, wide, accuracy, share=1.0, shrinks=0.1):
         value = share * float(koala.polyak_share(q * norm**2 / noise))
         rows.append({"kind": "limit", "norm": norm, "noise": noise, "q": q, "share": value})
     for seed, e in zip(SEEDS, NOISE, strict=True):
-        for name, step in itertools.product(koala_runs.NOISES, range(1, s.watched + 1)):
+        for name, step in itertools.product(koala.NOISES, range(1, s.watched + 1)):
             length = shrinks ** (step / s.watched) * (1 + e)
             rows.append({"kind": "step", "task": "digits", "series": name, "seed": seed,
                          "step": step, "length": length, "share": 0.9 * share})  # fmt: skip
@@ -246,7 +246,7 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
         for each in koala_rows(s, wide=True, accuracy=0.9)
         if each["kind"] == "training" and each["seed"] in s.seeds
     ]
-    monkeypatch.setattr(koala_runs.common, "train_all", lambda *_: made_up)
+    monkeypatch.setattr(koala.common, "train_all", lambda *_: made_up)
     result = koala.EXPERIMENT.analyse(s, koala.EXPERIMENT.measure(s, Runner(Silent())))
     assert result.verdicts[-2].word == "shown", result.verdicts[-2].evidence
     assert all(panel.rows for figure in result.figures for panel in figure.panels)
@@ -254,7 +254,7 @@ def test_koalas_filter_settles_where_theory_says(monkeypatch):
 
 def test_koala_trains():
     s = tiny(koala, seeds=(0,), factors=(1.0,))
-    arms = [arm for arm in koala_runs._arms(s) if arm.group == koala.V]
+    arms = [arm for arm in koala._arms(s) if arm.group == koala.V]
     (found,) = Runner(Silent()).train("digits", arms, s.plan("digits"))
     assert (found["group"], found["learning_rate"], found["step"]) == (koala.V, 1.0, 20)
     assert found["test_accuracy"] > 0.6

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,12 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import adamw_jax
 from adamw_jax import list_optimizers
 from adamw_jax.lab.cli import main
+from adamw_jax.lab.cli.catalogue import show_list
+from adamw_jax.lab.cli.commands import COMMANDS
 from adamw_jax.lab.cli.parsing import axes, axis, count, names, rates
+from adamw_jax.lab.comparison import Comparison
+from adamw_jax.lab.experiments import list_experiments
+from adamw_jax.lab.experiments.compare import _remarks
+from adamw_jax.lab.results import Column, Table
+from adamw_jax.lab.runs import grid_of
+from adamw_jax.lab.settings import Settings
 from adamw_jax.lab.spaces import log_uniform, uniform
+from adamw_jax.lab.tasks import TASKS
 
 pytestmark = pytest.mark.quick
 
@@ -35,6 +46,59 @@ def test_list(capsys):
     text = said(capsys)
     assert "adamw" in text
     assert "radam" not in text
+    assert main(["list", "dig*"]) == 0
+    text = said(capsys)
+    assert "digits_noisy" in text
+    assert "scikit-learn" in text
+    assert "Optimizers" not in text
+    assert "Experiments" not in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adamw-jax {adamw_jax.__version__}\n"
+
+
+def test_names_are_whole_in_80_columns(capsys):
+    show_list("*", Console(width=80))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    words = set(text.split())
+    assert {*list_optimizers(), *TASKS, *list_experiments()} <= words
+    shown = [{"optimizer": name, "mean": 0.5, "note": "a sentence that may go over several lines"}
+             for name in ("schedule_free_adamw", "lookahead_generalized_signsgd")]  # fmt: skip
+    columns = [Column("optimizer", "optimizer"), Column("mean", "mean", "{:.3f}"),
+               Column("note", "a note"), Column("note", "another note")]  # fmt: skip
+    Console(width=80).print(grid_of(Table("t", "Title", columns, shown)))
+    text = capsys.readouterr().out
+    assert all(row["optimizer"] in text for row in shown)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("command", list(COMMANDS.values()))
+def test_every_option_has_a_sentence(command):
+    """Options begin with a capital letter and end with a full stop, so that help reads as text."""
+    described = re.findall(r"^ {6}(\w+): (.+(?:\n {8}.+)*)", command.__doc__, re.MULTILINE)
+    assert {name for name, _ in described} == {f.name for f in dataclasses.fields(command)}
+    for _, text in described:
+        assert text[0].isupper()
+        assert text.endswith(".")
+
+
+def test_where_every_run_diverged_the_remark_says_so():
+    settings = Settings(task="t", optimizers=("a", "b"), seeds=2, tuning_seeds=1, trials=4,
+                        steps=1, evaluations=1)  # fmt: skip
+    rows = [{"optimizer": name, "stage": stage, "trial": trial, "seed": seed, "step": 1,
+             "learning_rate": 0.1, "weight_decay": 0.1 * (trial + 1), "train_loss": 0.5,
+             **{f"{split}_accuracy": None if name == "a" or trial == 1 else 0.5 + trial / 10
+                for split in ("train", "validation", "test")}}
+            for name in "ab" for trial in range(4)
+            for stage, seed in (("tune", 0), ("confirm", 1), ("confirm", 2))
+            if stage == "tune" or trial == (0 if name == "a" else 3)]  # fmt: skip
+    said = list(_remarks(Comparison(settings, rows)))
+    assert "a: every run diverged. Give it smaller learning rates." in said
+    assert any(line.startswith("b: 1 of 4 tuning runs and 0 of 2") for line in said)
+    assert [line.split()[0] for line in said if "edge" in line] == ["b"]
 
 
 @pytest.mark.parametrize("name", list_optimizers())
@@ -128,7 +192,13 @@ def test_lr_find(tmp_path, capsys):
     ("command", "message"),
     [
         (["info", "adamv"], "unknown optimizer 'adamv'; choose from acprop"),
-        (["list", "zzz*"], "unknown optimizer 'zzz*'; choose from"),
+        (["list", "zzz*"], "unknown name 'zzz*'; choose from"),
+        (["list", "digts"], "unknown name 'digts'.*Did you mean 'digits'"),
+        (["comapre"], "unknown command 'comapre'; choose from demo.*Did you mean 'compare'"),
+        (["info", "Radam"], "Did you mean 'radam'"),
+        (["info", "lookahead_radamm"], "Did you mean 'lookahead_radam'"),
+        (["compare", "--task", "Mnist1D"], "Did you mean 'mnist1d'"),
+        (["compare", "--lr-grid", "0,1"], "--lr-grid must be finite numbers above 0, got '0,1'"),
         (
             ["compare", "--optimizers", "adamw,radm"],
             "unknown optimizer 'radm'.*Did you mean 'radam'",
@@ -171,7 +241,7 @@ def test_bad_input_is_answered_in_words(command, message, capsys, tmp_path, monk
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
-@pytest.mark.parametrize("command", [["demmo"], ["demo", "--fast"], ["compare", "--seeds", "four"]])
+@pytest.mark.parametrize("command", [["demo", "--fast"], ["compare", "--seeds", "four"]])
 def test_unknown_commands_and_options_exit_with_an_error(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(command)

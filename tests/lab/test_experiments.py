@@ -1,14 +1,24 @@
 """The experiments: their registry, and their verdicts on numbers made up for the purpose."""
 
 import dataclasses
+import itertools
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adamw_jax.lab.experiments import DEMO, PRESETS, get_experiment, list_experiments, settings_hash
+from adamw_jax.lab.experiments import (
+    DEMO,
+    PRESETS,
+    decoupled_decay,
+    get_experiment,
+    list_experiments,
+    settings_hash,
+)
 from adamw_jax.lab.experiments.decoupled_decay import DECOUPLED, L2, drift
 from adamw_jax.lab.progress import Silent
+from adamw_jax.lab.recipes import Carrier, tables
 from adamw_jax.lab.theory import l2_decay_kept, reddi_drift
 from adamw_jax.lab.train import Runner
 
@@ -48,8 +58,9 @@ def settings_of(name, **changes):
 )
 def test_comparison_of_contenders(gain, noise, word):
     rows = rows_of("1cycle", 0.8 + gain, noise=noise) + rows_of("constant", 0.8)
+    rows += rows_of("the article's 1cycle", 0.8) + rows_of("the article's plateau", 0.8)
     result = get_experiment("one_cycle").analyse(settings_of("one_cycle"), rows)
-    assert [verdict.word for verdict in result.verdicts] == [word]
+    assert [verdict.word for verdict in result.verdicts] == [word, "equivalent", "equivalent"]
 
 
 def test_best_setting_is_chosen_on_validation_and_reported_on_test():
@@ -57,6 +68,7 @@ def test_best_setting_is_chosen_on_validation_and_reported_on_test():
     for each in lucky:
         each["validation_accuracy"] = 0.1  # brilliant on test data, which must not count
     rows = rows_of("1cycle", 0.7) + lucky + rows_of("constant", 0.8)
+    rows += rows_of("the article's 1cycle", 0.8) + rows_of("the article's plateau", 0.8)
     result = get_experiment("one_cycle").analyse(settings_of("one_cycle"), rows)
     assert result.verdicts[0].word == "contradicted"
     assert "70.0" in result.verdicts[0].evidence
@@ -70,7 +82,7 @@ def test_loss_counts_downwards():
     assert "+0.200" in loss.evidence
 
 
-COEFFICIENTS = {DECOUPLED: (0.03, 0.1, 1.0), L2: (0.0003, 0.001, 0.01)}
+COEFFICIENTS = {DECOUPLED: (0.0003, 0.001, 0.01), L2: (0.0003, 0.001, 0.01)}
 
 
 def decay_rows(best_decoupled, best_l2, cost=0.05):
@@ -100,10 +112,41 @@ def decay_rows(best_decoupled, best_l2, cost=0.05):
 def test_place_of_the_best_decay(decoupled, l2, place, moves):
     experiment = get_experiment("decoupled_decay")
     result = experiment.analyse(settings_of("decoupled_decay"), decay_rows(decoupled, l2))
-    same_place, moved, tuned = result.verdicts
+    same_place, moved, tuned, apart = result.verdicts
     assert same_place.word == place
     assert moved.word == moves
     assert tuned.word == "equivalent"
+    assert apart.word in ("shown", "contradicted")
+
+
+@pytest.mark.parametrize(
+    ("l2", "word"), [(0.0003, "shown"), (0.001, "shown"), (0.01, "contradicted")]
+)
+def test_the_best_coefficients_are_compared_times_the_learning_rate(l2, word):
+    """The best decay of 0.001 at learning rate 0.01 is a coefficient of 0.1."""
+    rows = []
+    for rate, value in itertools.product((0.003, 0.01), COEFFICIENTS[L2]):
+        best = 0.9 if rate == 0.01 else 0.8
+        numbers = {"learning_rate": rate, "weight_decay": value, "l2": 0.0}
+        rows += rows_of(DECOUPLED, best if value == 0.001 else 0.7, **numbers)
+        numbers = {"learning_rate": rate, "weight_decay": 0.0, "l2": value}
+        rows += rows_of(L2, best if value == l2 else 0.7, **numbers)
+    result = get_experiment("decoupled_decay").analyse(settings_of("decoupled_decay"), rows)
+    assert result.verdicts[3].word == word
+    assert "in PyTorch's form 0.1; " in result.verdicts[3].evidence
+    assert len(result.remarks) == (l2 != 0.001)  # the best L2 is an end of the grid
+
+
+def test_the_decay_is_the_papers_form():
+    """Without a gradient a step removes the share decay x lr_t / lr_0, whatever the peak lr_0."""
+    for forms in (decoupled_decay.ADAM_FORMS, decoupled_decay.SGD_FORMS):
+        for peak in (0.01, 0.1):
+            rates, momenta = tables("article", peak, 40)
+            carrier = Carrier(jnp.asarray(rates), jnp.asarray(momenta))
+            tx = forms.recipe.build(carrier, {"weight_decay": 0.1, "l2": 0.0})
+            one = jnp.ones(())
+            update, _ = tx.update(jnp.zeros(()), tx.init(one), one)
+            assert float(update) == pytest.approx(-0.1 * rates[0] / peak, rel=1e-5)
 
 
 @pytest.mark.parametrize("decades", [-0.5, 0.0, 0.3])
@@ -127,9 +170,9 @@ def test_heat_maps_mark_the_best_of_each_row():
     result = experiment.analyse(settings_of("decoupled_decay"), decay_rows((1, 2), (2, 1)))
     (figure,) = result.figures
     best = [[(c["y"], c["x"]) for c in panel.rows if c["best"]] for panel in figure.panels]
-    assert best == [[(0.003, 0.1), (0.01, 1.0)], [(0.003, 0.01), (0.01, 0.001)]]
+    assert best == [[(0.003, 0.001), (0.01, 0.01)], [(0.003, 0.01), (0.01, 0.001)]]
     for cell in figure.panels[0].rows:
-        top = {0.003: 0.1, 0.01: 1.0}[cell["y"]]
+        top = {0.003: 0.001, 0.01: 0.01}[cell["y"]]
         assert cell["gap"] == pytest.approx(0.05 * np.log10(cell["x"] / top) ** 2)
 
 
@@ -172,6 +215,52 @@ def test_theory_is_met_and_numbers_off_the_curve_are_not_called_shown(name, key)
     assert verdict.word == "shown", verdict.evidence
     wrong = [each | {key: 0.8 * each[key]} for each in rows]
     assert experiment.analyse(settings, wrong).verdicts[0].word == "contradicted"
+
+
+def test_what_diverged_and_what_is_saturated_is_said():
+    rows = rows_of("AMSGrad", 0.985) + rows_of("Adam", 0.98)
+    rows[0]["train_loss"] = None
+    accuracy, _ = get_experiment("amsgrad").analyse(settings_of("amsgrad"), rows).verdicts
+    assert "1 of 4 runs of AMSGrad diverged." in accuracy.evidence
+    assert "Saturated: both are above 97 %." in accuracy.evidence
+    for each in rows:
+        each["train_loss"] = None if each["group"] == "Adam" else each["train_loss"]
+    accuracy, _ = get_experiment("amsgrad").analyse(settings_of("amsgrad"), rows).verdicts
+    assert accuracy.word == "does not apply"
+
+
+def test_the_best_settings_are_judged_on_fresh_seeds_and_from_the_same_runs():
+    """Settings are chosen by the first stage; loss and accuracy come from the second alone."""
+    rows = rows_of("AMSGrad", 0.9, loss=0.2, learning_rate=0.03)
+    rows += rows_of("AMSGrad", 0.7, loss=0.1) + rows_of("Adam", 0.8, loss=0.5)
+    second = rows_of("AMSGrad", 0.6, loss=0.3, learning_rate=0.03) + rows_of("Adam", 0.8, loss=0.5)
+    rows += [each | {"stage": "fresh", "seed": 1000 + each["seed"]} for each in second]
+    result = get_experiment("amsgrad").analyse(settings_of("amsgrad"), rows)
+    accuracy, loss = result.verdicts
+    assert (accuracy.word, loss.word) == ("contradicted", "shown")
+    assert "AMSGrad 60.0" in accuracy.evidence
+    assert "4 fresh seeds" in accuracy.rule
+    assert "AMSGrad 0.300" in loss.evidence
+    assert {row["seed"] for row in result.figures[0].panels[0].rows} == {1000, 1001, 1002, 1003}
+    chosen = [row for row in result.tables[0].rows if row["chosen"]]
+    assert [row["test_accuracy_mean"] for row in chosen] == pytest.approx([0.9, 0.8])
+
+
+def test_fresh_seeds_are_trained_at_the_best_setting_only():
+    experiment = get_experiment("lookahead")
+    settings = dataclasses.replace(experiment.settings("tiny"), fresh=3)
+    rows = experiment.measure(settings, Runner(Silent()))
+    ends = [each for each in rows if each["step"] == 20]
+    fresh = [each for each in ends if each.get("stage") == "fresh"]
+    assert sorted({each["group"] for each in fresh}) == ["AdamW", "Lookahead(AdamW)"]
+    assert len(fresh) == 6
+    assert not {each["seed"] for each in fresh} & set(settings.seeds)
+    for group in ("AdamW", "Lookahead(AdamW)"):
+        arms = {e["arm"] for e in ends if e["group"] == group and e.get("stage") != "fresh"}
+        mean = {arm: np.mean([e["validation_accuracy"] for e in ends
+                              if e["arm"] == arm and e.get("stage") != "fresh"])
+                for arm in arms}  # fmt: skip
+        assert {e["arm"] for e in fresh if e["group"] == group} == {max(mean, key=mean.get)}
 
 
 def test_analytic_curves_at_their_limits():

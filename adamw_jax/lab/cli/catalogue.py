@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
 import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,49 +15,79 @@ from rich.table import Table
 from adamw_jax import info, list_optimizers
 from adamw_jax.lab.choices import unknown
 from adamw_jax.lab.experiments import get_experiment, list_experiments
-from adamw_jax.lab.tasks import TASKS
+from adamw_jax.lab.recipes import PREFIX, check_optimizer
+from adamw_jax.lab.tasks import TASKS, get_task
 
 
 def show_list(pattern: str, console: Console) -> int:
-    """Print the matching optimizers; with ``"*"`` also tasks and experiments."""
-    found = list_optimizers(pattern)
-    if not found:
-        raise ValueError(unknown("optimizer", pattern, list_optimizers()))
-    table = Table(title="Optimizers", title_justify="left", header_style="bold")
-    for title in ("name", "title", "reference"):
-        table.add_column(title)
-    table.add_column("state per parameter", justify="right")
-    for name in found:
-        row = info(name)
-        state = row.state.removesuffix(" per parameter")
-        table.add_row(name, escape(row.title), escape(row.citation), state)
-    console.print(table)
-    if pattern == "*":
-        console.print("The prefix lookahead_ puts Lookahead around any of them: lookahead_adamw.")
-        console.print(f"Tasks: {', '.join(TASKS)}", highlight=False)
-        console.print("Experiments:", highlight=False)
-        for name in list_experiments():
-            console.print(
-                f"  {name:17} {get_experiment(name).title}", highlight=False, markup=False
-            )
+    """Print the optimizers, tasks and experiments whose names match."""
+    optimizers, tasks, experiments = (
+        fnmatch.filter(names, pattern) for names in (list_optimizers(), TASKS, list_experiments())
+    )
+    if not (optimizers or tasks or experiments):
+        known = dict.fromkeys((*list_optimizers(), *TASKS, *list_experiments()))
+        raise ValueError(unknown("name", pattern, known))
+    records = [info(name) for name in optimizers]
+    _show(console, "Optimizers", ("name", "reference", "state per parameter"), [
+        (one.name, one.citation, one.state.removesuffix(" per parameter")) for one in records
+    ])  # fmt: skip
+    if optimizers:
+        console.print(f"The prefix {PREFIX} puts Lookahead around any of them: {PREFIX}adamw.\n")
+    _show(console, "Tasks", ("name", "data"), [(name, get_task(name).about) for name in tasks])
+    rows = [(name, get_experiment(name).title) for name in experiments]
+    _show(console, "Experiments", ("name", "subject"), rows)
     return 0
+
+
+def _show(
+    console: Console, title: str, heads: Iterable[str], rows: Iterable[Iterable[str]]
+) -> None:
+    """Print a table whose first column holds names, which are never cut; nothing if it is empty."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
+    for head in heads:
+        table.add_column(head, no_wrap=head == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        console.print(table)
 
 
 def show_info(name: str, console: Console) -> int:
-    """Print every field of the optimizer's registry record, and its signature."""
-    try:
-        record = info(name)
-    except ValueError as error:
-        raise ValueError(unknown("optimizer", name, list_optimizers())) from error
+    """Print the facts about an optimizer, and its arguments."""
+    check_optimizer(name)
+    record = info(name.removeprefix(PREFIX))
+    around = "Lookahead around " if name.startswith(PREFIX) else ""
+    options = ", ".join(f"{key}={value!r}" for key, value in record.twin_options.items())
+    step = {None: "no power", 0: "power 0", 1: "power 1"}.get(record.degree, str(record.degree))
+    facts = {
+        "name": f"{name}: {around}{record.title}",
+        "equation": record.equation,
+        "reference": record.citation + (f", arXiv {record.arxiv}" if record.arxiv else ""),
+        "arguments": _arguments(record.factory),
+        "direction only": _arguments(record.direction) if record.direction else "",
+        "state": record.state + (", and one more for Lookahead" if around else ""),
+        "differs": record.differs,
+        "same as": f"{record.twin} with {options or 'the defaults'}" if record.twin else "",
+        "does not take": record.lacks,
+        "update needs": ", ".join(record.needs),
+        "size of a step": f"proportional to {step} of the scale of the gradient",
+        "step depends on": f"the gradient of the {record.scope}",
+    }
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if callable(value):
-            signature = inspect.signature(value)
-            grid.add_row(field.name, escape(f"{getattr(value, '__name__', name)}{signature}"))
-        elif value not in ("", None, {}, ()):
-            grid.add_row(field.name.replace("_", " "), escape(str(value)))
+    for title, text in facts.items():
+        if text:
+            grid.add_row(title, escape(text))
     console.print(grid)
     return 0
+
+
+def _arguments(function: Callable[..., Any]) -> str:
+    """Return the call of a function without types: ``adam(learning_rate, b1=0.9)``."""
+    signature = inspect.signature(function)
+    bare = [
+        one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()
+    ]
+    plain = signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
+    return f"{getattr(function, '__name__', '')}{plain}"

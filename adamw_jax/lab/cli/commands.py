@@ -12,22 +12,27 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from rich.console import Console
 
-from adamw_jax.lab.cli.comparing import Compare, LrFind
+import adamw_jax
+from adamw_jax.lab.choices import unknown
+from adamw_jax.lab.cli.comparing import Compare, Folder, LrFind
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Test claims of the Adam literature on MNIST-1D and digits; write tables, pictures, a report.
+    """Test claims of the Adam literature on small data, with the schedules of the fast.ai article.
+
+    MNIST-1D and the toy problems are generated here; the digits are scikit-learn's scans, with a
+    fifth of the training labels drawn at random.
 
     Attributes:
-      quick: train fewer epochs; takes about half a minute.
-      out: folder for the results; by default a new one under adamw-jax-results/.
-      resume: continue an interrupted run in that folder.
-      overwrite: replace earlier results in that folder, once the new ones are whole.
+      quick: Train fewer epochs; this takes about half a minute.
+      out: Write the results to this folder; by default a new one under adamw-jax-results/.
+      resume: Continue an interrupted run in that folder.
+      overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
     quick: bool = False
-    out: Path | None = None
+    out: Folder = None
     resume: bool = False
     overwrite: bool = False
 
@@ -46,16 +51,16 @@ class Run:
     """Run experiments by name; `adamw-jax list` shows the names.
 
     Attributes:
-      names: names of the experiments.
-      preset: how long to train; demo is the longest.
-      out: folder for the results; by default a new one under adamw-jax-results/.
-      resume: continue an interrupted run in that folder.
-      overwrite: replace earlier results in that folder, once the new ones are whole.
+      names: The names of the experiments.
+      preset: How long to train; demo is the longest.
+      out: Write the results to this folder; by default a new one under adamw-jax-results/.
+      resume: Continue an interrupted run in that folder.
+      overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional]
     preset: Literal["demo", "quick", "tiny"] = "demo"
-    out: Path | None = None
+    out: Folder = None
     resume: bool = False
     overwrite: bool = False
 
@@ -86,7 +91,7 @@ class List:
     """List optimizers, tasks and experiments.
 
     Attributes:
-      pattern: shell-style pattern for names of optimizers, such as "adam*".
+      pattern: Show only names that match this shell-style pattern, such as "adam*".
     """
 
     pattern: Annotated[str, tyro.conf.Positional] = "*"
@@ -103,7 +108,7 @@ class Info:
     """Show the facts about an optimizer: arguments, formula, state, reference.
 
     Attributes:
-      name: name of the optimizer.
+      name: The name of the optimizer, with lookahead_ before it for Lookahead.
     """
 
     name: Annotated[str, tyro.conf.Positional]
@@ -131,7 +136,7 @@ class Report:
     """Rebuild the report from the logs in a folder of results.
 
     Attributes:
-      folder: folder with results.
+      folder: The folder with the results.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -160,6 +165,11 @@ COMMANDS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and run a command; return its exit status."""
+    if list(arguments) in (["--version"], ["-V"]):
+        print(f"adamw-jax {adamw_jax.__version__}")
+        return 0
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise ValueError(unknown("command", arguments[0], COMMANDS))
     kinds = tuple(
         Annotated[kind, tyro.conf.subcommand(name=name)] for name, kind in COMMANDS.items()
     )
@@ -167,7 +177,8 @@ def run(arguments: Sequence[str]) -> int:
         Union[kinds],  # type: ignore[valid-type]  # noqa: UP007
         prog="adamw-jax",
         args=list(arguments),
-        description="Try, compare and look up optimizers of the Adam family for JAX.",
+        description="Try, compare and look up optimizers for JAX. --version prints the version.",
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     command = shlex.join(["adamw-jax", *arguments])
     from adamw_jax.lab.runs import COMMAND

@@ -14,6 +14,9 @@ from adamw_jax.lab.cli.parsing import axes, count, names, rates
 
 Seeds = Annotated[int, tyro.conf.arg(metavar="N")]
 Comma = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
+Whole = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,40 +24,43 @@ class Compare:
     """Compare optimizers on a task, each tuned with the same number of trials.
 
     Attributes:
-      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
-      optimizers: two or more names, or functions of your own as module:name or file.py:name; the
+      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
+        file.py:name.
+      optimizers: Two or more names, or functions of your own as module:name or file.py:name. The
         first is compared with each of the others.
-      steps: steps of a run; by default 960 on mnist1d, else 400.
-      trials: settings to try for each optimizer.
-      tuning_seeds: runs of each trial.
-      seeds: fresh seeds of the chosen settings, 2 or more.
-      metric: what is judged; by default accuracy, or else loss.
-      margin: largest difference that does not matter; by default 0.01 of a share, else 2 %.
-      target: validation metric to which steps and seconds are counted.
-      lr_grid: learning rates to try, in place of a range.
-      space: axes of the search, such as b2=0.99 weight_decay=0.01..1 sgdw.learning_rate=0.1,0.3;
+      steps: Train every run for this many steps; by default 960 on mnist1d, else 400.
+      trials: Try this many settings for each optimizer.
+      tuning_seeds: Run each trial with this many seeds.
+      seeds: Run the chosen settings with this many fresh seeds, 2 or more.
+      metric: Judge this metric; by default accuracy, or else loss.
+      margin: Differences up to this one do not matter; by default 0.01 of a share, else 2 %.
+      target: Count steps and seconds until the validation metric reaches this value.
+      lr_grid: Try these learning rates in place of a range.
+      space: Search these axes, such as b2=0.99 weight_decay=0.01..1 sgdw.learning_rate=0.1,0.3;
         "none" removes an axis.
-      schedule: schedule of the learning rate.
-      extend: how often to extend a space at whose edge the best trial lies.
-      out: folder for the results; by default a new one under adamw-jax-results/.
-      resume: continue an interrupted comparison in that folder.
-      overwrite: replace earlier results in that folder, once the new ones are whole.
+      schedule: The learning rate follows this schedule.
+      extend: Extend a space at whose edge the best trial lies, at most this often.
+      out: Write the results to this folder; by default a new one under adamw-jax-results/.
+      resume: Continue an interrupted comparison in that folder.
+      overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
     task: str = "digits"
     optimizers: Comma = "adamw,radam"
-    steps: int | None = None
+    steps: Whole = None
     trials: int = 8
     tuning_seeds: Seeds = 2
     seeds: Seeds = 32
-    metric: str | None = None
-    margin: float | None = None
-    target: float | None = None
-    lr_grid: Comma | None = None
+    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    margin: Number = None
+    target: Number = None
+    lr_grid: Annotated[str | None, tyro.conf.arg(metavar="A,B,...")] = None
     space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AXIS=VALUES")] = ()
-    schedule: Literal["warmup_cosine", "one_cycle", "constant", "cosine"] = "warmup_cosine"
+    schedule: Literal[
+        "warmup_cosine", "one_cycle", "article", "article_plateau", "constant", "cosine"
+    ] = "warmup_cosine"
     extend: int = 0
-    out: Path | None = None
+    out: Folder = None
     resume: bool = False
     overwrite: bool = False
 
@@ -106,16 +112,18 @@ class LrFind:
     """Find a learning rate by the range test.
 
     Attributes:
-      task: digits, digits_noisy, mnist1d, or a Task of your own as module:name or file.py:name.
-      optimizer: name of the optimizer, or a function of your own as module:name or file.py:name.
-      seeds: number of runs.
-      steps: steps per run.
-      start: first learning rate.
-      end: last learning rate.
-      weight_decay: decoupled decay; by default that of the optimizer.
-      out: folder for the results; by default a new one under adamw-jax-results/.
-      resume: keep results that are finished in that folder.
-      overwrite: replace earlier results in that folder, once the new ones are whole.
+      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
+        file.py:name.
+      optimizer: The name of the optimizer, or a function of your own as module:name or
+        file.py:name.
+      seeds: Run the test with this many seeds.
+      steps: A run ends after this many steps, or earlier if the loss diverges.
+      start: The first learning rate.
+      end: The last learning rate.
+      weight_decay: The decoupled decay; by default that of the optimizer.
+      out: Write the results to this folder; by default a new one under adamw-jax-results/.
+      resume: Keep results that are finished in that folder.
+      overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
     task: str = "digits"
@@ -124,8 +132,8 @@ class LrFind:
     steps: int = 200
     start: float = 1e-6
     end: float = 10.0
-    weight_decay: float | None = None
-    out: Path | None = None
+    weight_decay: Number = None
+    out: Folder = None
     resume: bool = False
     overwrite: bool = False
 

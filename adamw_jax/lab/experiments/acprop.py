@@ -27,10 +27,10 @@ from adamw_jax import (
     precondition,
     scale_by_learning_rate,
 )
-from adamw_jax.lab.experiments.common import where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import columns, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.style import INK
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.train import Runner
 
 ADAM, ADASHIFT, ADABELIEF, ACPROP = "Adam", "AdaShift (n = 1)", "AdaBelief", "ACProp"
@@ -259,17 +259,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
             "contradicted.",
         ),
     ]
-    columns = [
-        Column("series", "optimizer"),
-        Column("kind", "kind"),
-        Column("problem", "problem"),
-        Column("period", "period", "{:d}"),
-        Column("b2", "b2", "{:g}"),
-        Column("end", "ends at", "{:+.2f}"),
-        Column("learning_rate", "lr", "{:.2g}"),
-        Column("drift", "mean step / lr, theory", "{:+.2e}"),
-    ]
-    table = Table("ends", "Where x ends; the best point is -1", columns, lines)
+    shown = columns(
+        "series: optimizer | kind | problem | period {:d} | b2 {:g} | end: ends at {:+.2f} | "
+        "learning_rate: lr {:.2g} | drift: mean step / lr, theory {:+.2e}"
+    )
+    table = Table("ends", "Where x ends; the best point is -1", shown, lines)
     remark = (
         "Reddi's own numbers, gradients of +1,010 and -10 in a period of 101 with b1 0.9 and b2 "
         "0.99, are the dense problem of period 101 on another scale: "
@@ -339,29 +333,22 @@ def _figure(
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="acprop",
-        title="Asynchronous and centred second moments on Reddi's problems",
-        question="Adam can go to the worst point of a convex problem. Does it help to divide by "
-        "the second moment of the previous step (asynchronous), and to centre it?",
-        setup="Minimise a loss on [-1, 1] from 0. Its gradient is +P once in P steps and -1 in the "
-        "others. A sparse variant, which is ours after the paper's description, has +P/2 once, -1 "
-        "three steps before it, and 0 in the others. The best point is -1 in both. b1 0.9, eps "
-        "1e-8; the learning rate falls with the root of the step. Numerators as published: "
-        "momentum for Adam and AdaBelief, the gradient for the two asynchronous methods. Nothing "
-        "is random. On the lines the mean step of the periodic moments is zero; nothing is fitted. "
-        "Changed after a first look: the learning rate, 2 over the root of the step, was lowered "
-        "wherever the longest step would still be above 0.1 at the end, because with low b2 and "
-        "long periods x only jumped from end to end.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(periods=(5, 17, 57), b2=(0.5, 0.9, 0.99, 0.999), steps=100_000),
-            "tiny": Settings(periods=(5, 31), b2=(0.5, 0.99), steps=20_000, fine=4),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhuang et al., Momentum Centering and Asynchronous Update for Adaptive Gradient "
-        "Methods, NeurIPS 2021, arXiv 2110.05454",
-    )
-)
+EXPERIMENT = experiment(
+    "acprop", Settings(), measure, analyse,
+    quick={"periods": (5, 17, 57), "b2": (0.5, 0.9, 0.99, 0.999), "steps": 100000},
+    tiny={"periods": (5, 31), "b2": (0.5, 0.99), "steps": 20000, "fine": 4},
+    title="Asynchronous and centred second moments on Reddi's problems",
+    question="Adam can go to the worst point of a convex problem. Does it help to divide by the "
+    "second moment of the previous step (asynchronous), and to centre it?",
+    setup="Minimise a loss on [-1, 1] from 0. Its gradient is +P once in P steps and -1 in the "
+    "others. A sparse variant, which is ours after the paper's description, has +P/2 once, -1 "
+    "three steps before it, and 0 in the others. The best point is -1 in both. b1 0.9, eps 1e-8; "
+    "the learning rate falls with the root of the step. Numerators as published: momentum for "
+    "Adam and AdaBelief, the gradient for the two asynchronous methods. Nothing is random. On the "
+    "lines the mean step of the periodic moments is zero; nothing is fitted. Changed after a "
+    "first look: the learning rate, 2 over the root of the step, was lowered wherever the longest "
+    "step would still be above 0.1 at the end, because with low b2 and long periods x only jumped "
+    "from end to end.",
+    reference="Zhuang et al., Momentum Centering and Asynchronous Update for Adaptive Gradient "
+    "Methods, NeurIPS 2021, arXiv 2110.05454",
+)  # fmt: skip

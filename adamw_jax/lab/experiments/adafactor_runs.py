@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from adamw_jax import adafactor, scale_by_adafactor
+from adamw_jax.lab.experiments.parts import stacked
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.tasks import get_task
@@ -107,19 +109,20 @@ def rms(tree: Any) -> jax.Array:
     return jnp.stack([jnp.sqrt(jnp.mean(jnp.square(x))) for x in jax.tree.leaves(tree)]).max()
 
 
-def arguments(b2: Any, threshold: Any) -> dict[str, Any]:
-    """Return arguments of Adafactor without factoring, with steps of absolute size."""
+def arguments(b2: Any, threshold: Any, factored: bool = True) -> dict[str, Any]:
+    """Return arguments of Adafactor with steps of absolute size, factored as in the paper."""
     return {
         "decay_rate": exponent(b2),
         "clipping_threshold": threshold,
         "multiply_by_parameter_scale": False,
-        "factored": False,
+        "factored": factored,
+        "min_dim_size_to_factor": 1,
     }
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
     """Measure updates under growing noise, then train."""
-    lanes = 4 * len(s.learning_rates)
+    lanes = 5 * len(s.learning_rates)
     runner.progress.begin("too large updates", lanes + 1)
     rows = _jump(s)
     runner.progress.advance(1, "gradients that grow")
@@ -187,11 +190,11 @@ def _train(s: Settings, runner: Runner) -> Rows:
         logits = network.apply(params, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def run(numbers: jax.Array, params: Any, order: jax.Array, data: Any) -> Any:
+    def run(factored: bool, numbers: jax.Array, params: Any, order: jax.Array, data: Any) -> Any:
         (inputs, labels), *held_out = data
         b2, threshold, rate = numbers
-        free: Any = scale_by_adafactor(**arguments(b2, None))
-        tx: Any = adafactor(lambda count: rate, **arguments(b2, threshold))
+        free: Any = scale_by_adafactor(**arguments(b2, None, factored))
+        tx: Any = adafactor(lambda count: rate, **arguments(b2, threshold, factored))
 
         def step(carry: Any, batch: jax.Array) -> Any:
             params, state, watched = carry
@@ -211,18 +214,21 @@ def _train(s: Settings, runner: Runner) -> Rows:
     splits = (task.train, task.validation, task.test)
     data = [(jnp.asarray(split.inputs), jnp.asarray(split.labels)) for split in splits]
     params = [network.init(seed) for seed in s.seeds]
-    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *params)
+    first = stacked(params)
     orders = jnp.asarray(np.stack([order(seed) for seed in s.seeds]))
-    seeds = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+    seeds = {
+        factored: jax.jit(jax.vmap(functools.partial(run, factored), in_axes=(None, 0, 0, None)))
+        for factored in (True, False)
+    }
     names = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
     rows: Rows = []
-    for b2, threshold, rate in itertools.product(
-        (s.b2[-1], 0.0), (UNCLIPPED, 1.0), s.learning_rates
-    ):
+    forms = [*itertools.product((s.b2[-1], 0.0), (UNCLIPPED, 1.0), (True,)), (0.0, 1.0, False)]
+    for (b2, threshold, factored), rate in itertools.product(forms, s.learning_rates):
         numbers = jnp.asarray([b2, threshold, rate], jnp.float32)
-        metrics, seen = (np.asarray(x) for x in seeds(numbers, stacked, orders, data))
+        metrics, seen = (np.asarray(x) for x in seeds[factored](numbers, first, orders, data))
         rows += [
             {"part": "training", "decay": label(b2), "clipping": threshold < UNCLIPPED,
+             "factored": factored,
              "learning_rate": rate, "seed": seed, "peak": finite(seen[i].max()),
              "path": [finite(x) for x in seen[i]],
              **{k: finite(v) for k, v in zip(names, metrics[i], strict=True)}}

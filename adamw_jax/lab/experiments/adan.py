@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from adamw_jax import adamw, adan
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import columns, curves, experiment
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Recipe, settings
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Job, Plan, Runner
@@ -88,17 +88,12 @@ def analyse(s: Settings, rows: Rows) -> Result:
             each = common.arms_table("", "", common.where(mine, batch=batch)).rows
             table += [{**line, "batch": batch} for line in each]
         panels.append(_panel(task, mine, batches))
-    columns = [
-        Column("task", "task"),
-        Column("batch", "batch", "{:,}"),
-        Column("group", "contender"),
-        Column("learning_rate", "lr", "{:g}"),
-        Column("validation_accuracy_mean", "validation accuracy", "{:.1%}"),
-        Column("test_accuracy_mean", "test accuracy", "{:.1%}"),
-        Column("test_accuracy_sd", "± sd", "{:.1%}"),
-        Column("train_loss_mean", "training loss", "{:.3f}"),
-        Column("chosen", "chosen"),
-    ]
+    shown = columns(
+        "task | batch {:,} | group: contender | learning_rate: lr {:g} | "
+        "validation_accuracy_mean: validation accuracy {:.1%} | test_accuracy_mean: test "
+        "accuracy {:.1%} | test_accuracy_sd: ± sd {:.1%} | train_loss_mean: training loss "
+        "{:.3f} | chosen"
+    )
     figure = Figure(
         name="batches",
         title="Test accuracy against batch size at equal epochs",
@@ -109,7 +104,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         panels=panels,
     )
     return Result(
-        verdicts, [Table("settings", "Every setting", columns, table)], [figure], _edges(s, table)
+        verdicts, [Table("settings", "Every setting", shown, table)], [figure], _edges(s, table)
     )
 
 
@@ -146,16 +141,12 @@ def _tolerance(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Verdic
 
 
 def _panel(task: str, rows: Sequence[Row], batches: Sequence[int]) -> Panel:
-    out = []
-    for group in RECIPES:
-        for batch in batches:
-            values = common.column(at_best(rows, group, batch), "test_accuracy")
-            out.append(point(group, batch, values))
+    best = [row for group in RECIPES for batch in batches for row in at_best(rows, group, batch)]
     draw = lines(
         "batch size", "test accuracy", xscale="log", percent=True, spread="bars", markers=True,
         ticks_at_data=True, legend="upper right",
     )  # fmt: skip
-    return Panel(get_task(task).title, draw, out)
+    return Panel(get_task(task).title, draw, curves(best, "batch", "test_accuracy", by="group"))
 
 
 def _ends(rows: Sequence[Row]) -> str:
@@ -177,29 +168,20 @@ def _edges(s: Settings, table: Sequence[Row]) -> list[str]:
     return [f"Best at an end of the grid of learning rates: {', '.join(found)}."] if found else []
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="adan",
-        title="Adan against AdamW over batch sizes",
-        question="With a fixed number of epochs, a larger batch means fewer steps. Adan's momentum "
-        "looks ahead along the change of the gradient. Does Adan lose less than AdamW?",
-        setup="Both use the learning rate of 1cycle, their own default decay rates of the "
-        "averages, the same decoupled decay and the same grid of learning rates. Every batch size "
-        "trains for the same number of epochs. Each is shown at its best learning rate of that "
-        "batch size by validation accuracy. Changed after a first look: the grids of learning "
-        "rates were widened for both, because the best was at an end, and one batch size of four "
-        "was left out to save time.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(epochs=(5, 5), batches=((200, 2000), (100, 500))),
-            "tiny": Settings(
-                tasks=("digits",), batches=((100, 500),), epochs=(2,), decays=(0.1,),
-                learning_rates=((0.01, 0.03),), seeds=(0, 1),
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Xie, Zhou, Li, Lin & Yan, Adan: Adaptive Nesterov Momentum Algorithm for Faster "
-        "Optimizing Deep Models, TPAMI 2024, arXiv 2208.06677",
-    )
+EXPERIMENT = experiment(
+    "adan", Settings(), measure, analyse,
+    quick={"epochs": (5, 5), "batches": ((200, 2000), (100, 500))},
+    tiny={"tasks": ("digits",), "batches": ((100, 500),), "epochs": (2,), "decays": (0.1,),
+        "learning_rates": ((0.01, 0.03),), "seeds": (0, 1)},
+    title="Adan against AdamW over batch sizes",
+    question="With a fixed number of epochs, a larger batch means fewer steps. Adan's momentum "
+    "looks ahead along the change of the gradient. Does Adan lose less than AdamW?",
+    setup="Both use the learning rate of 1cycle, their own default decay rates of the averages, "
+    "the same decoupled decay and the same grid of learning rates. Every batch size trains for "
+    "the same number of epochs. Each is shown at its best learning rate of that batch size by "
+    "validation accuracy. Changed after a first look: the grids of learning rates were widened "
+    "for both, because the best was at an end, and one batch size of four was left out to save "
+    "time.",
+    reference="Xie, Zhou, Li, Lin & Yan, Adan: Adaptive Nesterov Momentum Algorithm for Faster "
+    "Optimizing Deep Models, TPAMI 2024, arXiv 2208.06677",
 )  # fmt: skip

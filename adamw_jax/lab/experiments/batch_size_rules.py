@@ -13,11 +13,20 @@ import numpy as np
 import optax
 
 from adamw_jax import adam, scale_learning_rate, sgdw
-from adamw_jax.lab.experiments.common import where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    columns,
+    experiment,
+    losses,
+    stacked,
+    steps,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.models import mlp
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, paired, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner, finite
@@ -71,7 +80,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
     x, y = jnp.asarray(task.train.inputs), jnp.asarray(task.train.labels)
     network = mlp(task.features, task.classes, s.hidden)
     drawn = [network.init(seed) for seed in s.seeds]
-    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+    params = stacked(drawn)
 
     def loss_of(params: Any, chosen: jax.Array) -> jax.Array:
         logits = network.apply(params, x[chosen])
@@ -81,31 +90,25 @@ def measure(s: Settings, runner: Runner) -> Rows:
         sgd = sgdw(rate, momentum=None, weight_decay=None)
         tx = sgd if name == SGD else adam(rate)
 
-        def step(carry: Any, chosen: jax.Array) -> Any:
-            params, state = carry
-            loss, gradient = jax.value_and_grad(loss_of)(params, chosen)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        return jax.lax.scan(step, (params, tx.init(params)), order)[1][-late:].mean()
+        return steps(tx, begun(tx, params), losses(loss_of), order)[1][-late:].mean()
 
     runner.progress.begin("batch sizes", 2 * len(s.batches))
     rows: Rows = []
     for batch in s.batches:
-        steps = s.epochs * len(task.train) // batch
+        count = s.epochs * len(task.train) // batch
         orders = [
-            np.random.default_rng([seed, batch]).integers(0, len(task.train), (steps, batch))
+            np.random.default_rng([seed, batch]).integers(0, len(task.train), (count, batch))
             for seed in s.seeds
         ]
         order = jnp.asarray(np.stack(orders), jnp.int32)
         for name in (SGD, ADAM):
-            late = max(1, round(s.late * steps))
+            late = max(1, round(s.late * count))
             one = jax.vmap(lambda p, o, r, n=name, k=late: train(n, k, p, o, r), (0, 0, None))
             rates = jnp.asarray(2.0 ** s.grid(name), jnp.float32)
-            losses = np.asarray(jax.jit(jax.vmap(one, (None, None, 0)))(params, order, rates))
+            ends = np.asarray(jax.jit(jax.vmap(one, (None, None, 0)))(params, order, rates))
             rows += [
                 {"series": name, "batch": batch, "octave": float(octave), "seed": seed,
-                 "loss": finite(losses[i, n])}
+                 "loss": finite(ends[i, n])}
                 for i, octave in enumerate(s.grid(name))
                 for n, seed in enumerate(s.seeds)
             ]  # fmt: skip
@@ -177,17 +180,12 @@ def analyse(s: Settings, rows: Rows) -> Result:
                     {"series": name, "which": which, "batch": batch, "rate": means[batch],
                      "sd": spread(octaves[batch]).sd, "rule": ruled[batch]}
                 )  # fmt: skip
-                drawn.append({"series": name, "kind": "measured", "x": batch, "y": means[batch]})
-                drawn.append({"series": name, "kind": "theory", "x": batch, "y": ruled[batch]})
+            drawn += against(name, s.batches, list(means.values()), s.batches, ruled.get)
         panels.append(Panel(_words(which), _logarithmic, drawn))
-    columns = [
-        Column("series", "optimizer"),
-        Column("which", "learning rate"),
-        Column("batch", "batch size", "{:d}"),
-        Column("rate", "found", "{:.2g}"),
-        Column("sd", "± sd, octaves", "{:.2f}"),
-        Column("rule", "by rule from the first", "{:.2g}"),
-    ]
+    shown = columns(
+        "series: optimizer | which: learning rate | batch: batch size {:d} | rate: found {:.2g} "
+        "| sd: ± sd, octaves {:.2f} | rule: by rule from the first {:.2g}"
+    )
     figure = Figure(
         name="rules",
         title="Learning rate against batch size",
@@ -197,7 +195,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
         panels=panels,
     )
     title = f"Learning rates after {s.epochs} epochs, geometric means over seeds"
-    return Result(verdicts, [Table("rules", title, columns, table)], [figure], _beyond(s, table))
+    return Result(verdicts, [Table("rules", title, shown, table)], [figure], _beyond(s, table))
 
 
 def _words(which: str) -> str:
@@ -247,33 +245,24 @@ def _logarithmic(ax: Any, rows: Sequence[Row]) -> None:
     ax.set_yscale("log")
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="batch_size_rules",
-        title="Learning rate and batch size",
-        question="A larger batch has less noise and allows a larger learning rate. Does the "
-        "learning rate of SGD grow with the batch size, and that of Adam with its root?",
-        setup="A network with two hidden layers of 32 on digits, 3 epochs for every batch size, "
-        "constant learning rates half an octave apart, Adam with b1 0.9, b2 0.999. The measure is "
-        "the mean loss of the last tenth of the steps. The largest learning rate that trains is "
-        "the one at which this reaches half the loss of guessing. The best one is the lowest point "
-        "of a parabola through its logarithm, 1.5 octaves around the smallest. A first trial, with "
-        "batches from 1 to 128, decided three things: the grid; to evaluate in two ways, because "
-        "the minima are flat; and to fit the power up to a batch size of 16, because SGD's "
-        "learning rates grow more slowly beyond, as theory predicts where curvature dominates "
-        "noise. The rule of the verdicts was narrowed after a run, because the original bands of "
-        "0.25 around 1 and 1/2 touch. Four seeds left Adam's powers undecided; these are twelve.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(fitted=(2, 4, 8, 16), beyond=(64,), seeds=(0, 1, 2)),
-            "tiny": Settings(
-                fitted=(16, 64), beyond=(), octaves=((-4, 0), (-8, -2)), epochs=1, hidden=16,
-                seeds=(0, 1),
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Granziol, Zohren & Roberts, Learning Rates as a Function of Batch Size: A "
-        "Random Matrix Theory Approach to Neural Network Training, JMLR 2022, arXiv 2006.09092",
-    )
+EXPERIMENT = experiment(
+    "batch_size_rules", Settings(), measure, analyse,
+    quick={"fitted": (2, 4, 8, 16), "beyond": (64,), "seeds": (0, 1, 2)},
+    tiny={"fitted": (16, 64), "beyond": (), "octaves": ((-4, 0), (-8, -2)), "epochs": 1,
+        "hidden": 16, "seeds": (0, 1)},
+    title="Learning rate and batch size",
+    question="A larger batch has less noise and allows a larger learning rate. Does the learning "
+    "rate of SGD grow with the batch size, and that of Adam with its root?",
+    setup="A network with two hidden layers of 32 on digits, 3 epochs for every batch size, "
+    "constant learning rates half an octave apart, Adam with b1 0.9, b2 0.999. The measure is the "
+    "mean loss of the last tenth of the steps. The largest learning rate that trains is the one "
+    "at which this reaches half the loss of guessing. The best one is the lowest point of a "
+    "parabola through its logarithm, 1.5 octaves around the smallest. A first trial, with batches "
+    "from 1 to 128, decided three things: the grid; to evaluate in two ways, because the minima "
+    "are flat; and to fit the power up to a batch size of 16, because SGD's learning rates grow "
+    "more slowly beyond, as theory predicts where curvature dominates noise. The rule of the "
+    "verdicts was narrowed after a run, because the original bands of 0.25 around 1 and 1/2 "
+    "touch. Four seeds left Adam's powers undecided; these are twelve.",
+    reference="Granziol, Zohren & Roberts, Learning Rates as a Function of Batch Size: A Random "
+    "Matrix Theory Approach to Neural Network Training, JMLR 2022, arXiv 2006.09092",
 )  # fmt: skip

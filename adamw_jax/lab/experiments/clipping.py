@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 from adamw_jax import clipped_sgd, generalized_signsgd, normalized_sgd, sgdw
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, curves, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.train import Runner
 
@@ -216,17 +216,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
             )  # fmt: skip
     noise = where(rows, kind="noise")
     spreads = [_spread(s, part, table) for part in (SPREAD_L, SPREAD_C)]
-    columns = [
-        Column("kind", "varied"),
-        Column("value", "value", "{:g}"),
-        Column("series", "optimizer"),
-        Column("steps", "fewest steps", "{:.0f}"),
-        Column("rate", "at lr", "{:g}"),
-        Column("arrive", f"of {len(s.rates)} rates arrive", "{:d}"),
-    ]
+    shown = columns(
+        f"kind: varied | value {{:g}} | series: optimizer | steps: fewest steps {{:.0f}} | "
+        f"rate: at lr {{:g}} | arrive: of {len(s.rates)} rates arrive {{:d}}"
+    )
     return Result(
         [*_sizes(s, table), *spreads, *_noise(s, noise)],
-        [Table("steps", f"Steps to a gradient of {s.target:g}", columns, table)],
+        [Table("steps", f"Steps to a gradient of {s.target:g}", shown, table)],
         [_steps_figure(s, table), _noise_figure(s, noise)],
     )
 
@@ -326,11 +322,7 @@ def _steps_figure(s: Settings, table: Sequence[Row]) -> Figure:
 
 
 def _noise_figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    points = []
-    for name, b1 in itertools.product((SIGN, CLIPPED), s.momenta):
-        left = spread(column(where(rows, series=name, b1=b1), "left"))
-        low, high = left.mean - left.sd, left.mean + left.sd
-        points.append({"series": name, "x": b1, "y": left.mean, "low": low, "high": high})
+    points = curves(rows, "b1", "left", (SIGN, CLIPPED))
     draw = lines("momentum", "true |gradient|", spread="bars", markers=True)
     return Figure(
         name="noise",
@@ -343,34 +335,25 @@ def _noise_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="clipping",
-        title="Clipping and signs under unbounded smoothness",
-        question="If the curvature grows with the gradient, gradient descent needs tiny steps. Do "
-        "clipped, normalized and sign steps avoid that, and how does noise change them?",
-        setup="The loss is c (cosh(L x) - 1) / L^2 per coordinate; its curvature is at most c + L "
-        "|gradient|. Counted are the steps until the gradient of every coordinate stays below 0.1 "
-        "c, from the worst of 9 starts with first gradients from 1 up to the largest. Each "
-        "optimizer is at the best of the same learning rates, without schedule; clipped SGD has "
-        "steps of at most 0.5, generalized SignSGD b1 = b2 = 0.9, corrected. Nothing is random "
-        "there. The noise has mean 0 but is skewed, so that most gradients near the minimum have "
-        "the wrong sign; steps are then at most 0.003. Chosen after a first trial with other "
-        "settings: several starts, because gradient descent jumped from single ones into the "
-        "minimum; bounds for the powers, from theory, to separate growth from no growth; a finer "
-        "grid of rates; and the default momentum for the verdict under noise, because 0.99 "
-        "oscillates.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(steps=4000),
-            "tiny": Settings(
-                sizes=(10.0, 100.0), spreads=(1.0, 10.0), starts=3, steps=1500, noise_steps=2000,
-                seeds=(0, 1, 2, 3), rates=(1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0),
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of "
-        "Generalized SignSGD, NeurIPS 2022, arXiv 2208.11195",
-    )
+EXPERIMENT = experiment(
+    "clipping", Settings(), measure, analyse,
+    quick={"steps": 4000},
+    tiny={"sizes": (10.0, 100.0), "spreads": (1.0, 10.0), "starts": 3, "steps": 1500,
+        "noise_steps": 2000, "seeds": (0, 1, 2, 3), "rates": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3,
+        1.0)},
+    title="Clipping and signs under unbounded smoothness",
+    question="If the curvature grows with the gradient, gradient descent needs tiny steps. Do "
+    "clipped, normalized and sign steps avoid that, and how does noise change them?",
+    setup="The loss is c (cosh(L x) - 1) / L^2 per coordinate; its curvature is at most c + L "
+    "|gradient|. Counted are the steps until the gradient of every coordinate stays below 0.1 c, "
+    "from the worst of 9 starts with first gradients from 1 up to the largest. Each optimizer is "
+    "at the best of the same learning rates, without schedule; clipped SGD has steps of at most "
+    "0.5, generalized SignSGD b1 = b2 = 0.9, corrected. Nothing is random there. The noise has "
+    "mean 0 but is skewed, so that most gradients near the minimum have the wrong sign; steps are "
+    "then at most 0.003. Chosen after a first trial with other settings: several starts, because "
+    "gradient descent jumped from single ones into the minimum; bounds for the powers, from "
+    "theory, to separate growth from no growth; a finer grid of rates; and the default momentum "
+    "for the verdict under noise, because 0.99 oscillates.",
+    reference="Crawshaw, Liu, Orabona, Zhang & Zhuang, Robustness to Unbounded Smoothness of "
+    "Generalized SignSGD, NeurIPS 2022, arXiv 2208.11195",
 )  # fmt: skip

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import optax
-
-from adamw_jax.lab.experiments.points import point
+from adamw_jax.lab.experiments.parts import column, columns, point, unique, where
 from adamw_jax.lab.recipes import Arm
-from adamw_jax.lab.results import Column, Row, Table, Verdict
+from adamw_jax.lab.results import Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import METRICS, Job, Plan, Runner
@@ -23,6 +20,9 @@ from adamw_jax.lab.train import METRICS, Job, Plan, Runner
 ACCURACY_MARGIN = 0.01
 LOSS_MARGIN = 0.02
 BATCH_SIZE = 100
+SATURATED = 0.97
+FRESH = "fresh"
+FIRST_FRESH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +50,33 @@ class Training:
 
 def short(settings: Any, preset: str) -> Any:
     """Return settings with fewer epochs, for a quick look (``"quick"``) or a test (``"tiny"``)."""
+    few = {"fresh": 4 if preset == "quick" else 2} if hasattr(settings, "fresh") else {}
     if preset == "quick":
-        return dataclasses.replace(settings, epochs=(5, 10), points=5)
-    return dataclasses.replace(settings, tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4)
+        return dataclasses.replace(settings, epochs=(5, 10), points=5, **few)
+    changes = {"tasks": ("digits",), "epochs": (2,), "seeds": (0, 1), "points": 4, **few}
+    return dataclasses.replace(settings, **changes)
 
 
 def train_all(
     settings: Training, runner: Runner, arms_of: Callable[[str], Sequence[Arm]]
 ) -> list[dict[str, Any]]:
-    """Train ``arms_of(task)`` on every task."""
-    return runner.train_all(
-        [Job(task, tuple(arms_of(task)), settings.plan(task)) for task in settings.tasks]
-    )
+    """Train ``arms_of(task)`` on every task; then the best of every group on fresh seeds.
+
+    The number of fresh seeds is ``settings.fresh``; without it there are none.
+    """
+    arms = {task: tuple(arms_of(task)) for task in settings.tasks}
+    plans = {task: settings.plan(task) for task in settings.tasks}
+    rows = runner.train_all([Job(task, arms[task], plans[task]) for task in settings.tasks])
+    fresh = tuple(range(FIRST_FRESH, FIRST_FRESH + getattr(settings, "fresh", 0)))
+    if not fresh:
+        return rows
+    jobs = []
+    for task in settings.tasks:
+        mine = where(rows, task=task)
+        best = {best_arm(where(mine, group=group)) for group in unique(mine, "group")}
+        chosen = tuple(arm for arm in arms[task] if arm.name in best)
+        jobs.append(Job(task, chosen, dataclasses.replace(plans[task], seeds=fresh)))
+    return rows + [{**row, "stage": FRESH} for row in runner.train_all(jobs)]
 
 
 def at_end(rows: Iterable[Row]) -> list[Row]:
@@ -71,22 +86,6 @@ def at_end(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         last[row["task"]] = max(last.get(row["task"], 0), row["step"])
     return [row for row in rows if row["step"] == last[row["task"]]]
-
-
-def where(rows: Iterable[Row], **conditions: Any) -> list[Row]:
-    """Return the rows in which these keys have these values."""
-    return [row for row in rows if all(row[key] == value for key, value in conditions.items())]
-
-
-def column(rows: Iterable[Row], key: str) -> list[float]:
-    """Return one value per seed, in order; a diverged loss is infinite."""
-    ordered = sorted(rows, key=lambda row: row["seed"])
-    return [float("inf") if row[key] is None else row[key] for row in ordered]
-
-
-def unique(rows: Iterable[Row], key: str) -> list[Any]:
-    """Return the distinct values of a key, in order."""
-    return list(dict.fromkeys(row[key] for row in rows))
 
 
 def best_arm(rows: Sequence[Row], by: str = "validation_accuracy") -> str:
@@ -102,6 +101,17 @@ def best_arm(rows: Sequence[Row], by: str = "validation_accuracy") -> str:
     return max(arms, key=lambda arm: sign * spread(column(where(ends, arm=arm), by)).mean)
 
 
+def tuned(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of the runs that choose settings, without those on fresh seeds."""
+    return [row for row in rows if row.get("stage") != FRESH]
+
+
+def best_rows(rows: Sequence[Row], group: str, by: str = "validation_accuracy") -> list[Row]:
+    """Return the rows of a contender at its best setting: those on fresh seeds, if there are."""
+    best = where(rows, arm=best_arm(where(tuned(rows), group=group), by))
+    return [row for row in best if row.get("stage") == FRESH] or best
+
+
 def compare_groups(
     rows: Sequence[Row],
     task: str,
@@ -114,28 +124,41 @@ def compare_groups(
 ) -> Verdict:
     """Return the verdict on "a is better than b", each at its own best setting."""
     mine = where(rows, task=task)
-    ends = at_end(mine)
-    best = {group: best_arm(where(mine, group=group), by) for group in (a, b)}
-    values = {group: column(where(ends, arm=best[group]), metric) for group in (a, b)}
+    best = {group: at_end(best_rows(mine, group, by)) for group in (a, b)}
+    values = {group: column(ends, metric) for group, ends in best.items()}
     loss = metric.endswith("loss")
+    sign = "reduction" if loss else "difference"
     difference = paired(values[b], values[a]) if loss else paired(values[a], values[b])
     margin = LOSS_MARGIN if loss else ACCURACY_MARGIN
-    what = METRIC_NAMES[metric]
+    fresh = any(row.get("stage") == FRESH for row in best[a])
+    lost, remarks = _reservations(best, values, metric)
     return Verdict(
         claim=claim,
         task=get_task(task).title,
-        word=decide(difference, margin),
-        evidence=(
-            f"{a} {mean_sd(values[a], metric)}, {b} {mean_sd(values[b], metric)}; "
-            f"{'reduction' if loss else 'difference'} {interval(difference, metric)}."
-        ),
+        word="does not apply" if lost else decide(difference, margin),
+        evidence=f"{a} {mean_sd(values[a], metric)}, {b} {mean_sd(values[b], metric)}; {sign} "
+        f"{interval(difference, metric)}.{remarks}",
         rule=rule(
-            f"the {'reduction' if loss else 'difference'} in {what}, each at its best "
-            f"{METRIC_NAMES[by]}",
+            f"the {sign} in {METRIC_NAMES[metric]}, each at its best {METRIC_NAMES[by]}"
+            + (f", over {len(values[a])} fresh seeds" if fresh else ""),
             f"{LOSS_MARGIN:g}" if loss else f"{100 * ACCURACY_MARGIN:g} point",
         ),
         literature=literature,
     )
+
+
+def _reservations(
+    best: Mapping[str, Sequence[Row]], values: Mapping[str, Sequence[float]], metric: str
+) -> tuple[bool, str]:
+    """Return whether a contender always diverged, and what must be said about the numbers."""
+    said, lost = "", False
+    for group, ends in best.items():
+        count = sum(None in (row["train_loss"], row["test_loss"]) for row in ends)
+        lost |= count == len(ends)
+        said += f" {count} of {len(ends)} runs of {group} diverged." if count else ""
+    if metric.endswith("accuracy") and all(spread(v).mean >= SATURATED for v in values.values()):
+        said += f" Saturated: both are above {100 * SATURATED:g} %."
+    return lost, said
 
 
 METRIC_NAMES = {name: name.replace("train_", "training_").replace("_", " ") for name in METRICS}
@@ -158,17 +181,7 @@ def interval(difference: Interval, metric: str) -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
-def split_metrics(network: Any, weights: Any, held_out: Any) -> list[jax.Array]:
-    """Return loss and accuracy on every split, in the order of ``METRICS``."""
-    out = []
-    for inputs, labels in held_out:
-        logits = network.apply(weights, inputs)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        out += [loss, (logits.argmax(-1).astype(labels.dtype) == labels).astype("float32").mean()]
-    return out
-
-
-def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> Table:
+def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: str) -> Table:
     """Return a table of settings with mean and spread of final metrics; the best are marked."""
     out = []
     for task in unique(rows, "task"):
@@ -181,7 +194,7 @@ def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> 
                 "task": task,
                 "group": same[0]["group"],
                 "learning_rate": same[0]["learning_rate"],
-                **{c.key: same[0].get(c.key) for c in numbers},
+                **{key: same[0].get(key) for key in (c.key for n in numbers for c in columns(n))},
                 "chosen": "best" if arm in best else "",
                 "seeds": len(same),
             }
@@ -189,19 +202,14 @@ def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: Column) -> 
                 s = spread(column(same, metric))
                 line |= {f"{metric}_mean": s.mean, f"{metric}_sd": s.sd}
             out.append(line)
-    columns = [
-        Column("task", "task"),
-        Column("group", "contender"),
-        Column("learning_rate", "lr", "{:g}"),
-        *numbers,
-        Column("validation_accuracy_mean", "validation accuracy", "{:.1%}"),
-        Column("test_accuracy_mean", "test accuracy", "{:.1%}"),
-        Column("test_accuracy_sd", "± sd", "{:.1%}"),
-        Column("train_loss_mean", "training loss", "{:.3f}"),
-        Column("test_loss_mean", "test loss", "{:.3f}"),
-        Column("chosen", "chosen"),
-    ]
-    return Table(name, title, columns, out)
+    shown = columns(
+        "task | group: contender | learning_rate: lr {:g} | "
+        + "".join(f"{text} | " for text in numbers)
+        + "validation_accuracy_mean: validation accuracy {:.1%} | test_accuracy_mean: test "
+        "accuracy {:.1%} | test_accuracy_sd: ± sd {:.1%} | train_loss_mean: training loss {:.3f} | "
+        "test_loss_mean: test loss {:.3f} | chosen"
+    )
+    return Table(name, title, shown, out)
 
 
 def curve_rows(rows: Sequence[Row], arms: Iterable[str], metric: str) -> list[Row]:

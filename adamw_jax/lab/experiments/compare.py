@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from adamw_jax.lab.comparison import CONFIRM, Comparison
-from adamw_jax.lab.experiments.points import point
+from adamw_jax.lab.experiments.parts import point
 from adamw_jax.lab.experiments.registry import Experiment, Rows, register
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines
@@ -140,24 +140,34 @@ def _remarks(c: Comparison) -> Iterator[str]:
     missing = [name for name in s.optimizers if name not in c.finished]
     if missing:
         yield f"Not finished, so without a verdict: {', '.join(missing)}. Continue with --resume."
+    lost = {name: _diverged(c, name) for name in s.optimizers}
     for name, found in c.at_edge().items():
+        if lost[name][0] == lost[name][1]:
+            continue  # nothing was learnt about the space
         best = c.chosen(name)
         assert best is not None
         parts = [f"{_words(axis)} {best[1][axis]:g} is the {'largest' if above else 'smallest'}"
                  for axis, above in found.items()]  # fmt: skip
         yield f"{name} is at the edge of its space: {', '.join(parts)} that was tried. Try extend."
-    for name in s.optimizers:
-        values = list(c.final(name).values())
-        lost = sum(math.isnan(value) for value in values)
-        tuned = [value for _, own in c.trials(name).values() for value in own]
-        early = sum(math.isnan(value) for value in tuned)
-        if lost or early:
+    for name, (early, tuned, late, confirmed) in lost.items():
+        if tuned and early == tuned:
+            yield f"{name}: every run diverged. Give it smaller learning rates."
+        elif early or late:
+            rest = " There is no mean." if late == confirmed else " The mean is that of the others."
             yield (
-                f"{name}: {early} of {len(tuned)} tuning runs and {lost} of {len(values)} "
-                "confirming runs diverged. The mean is that of the others."
+                f"{name}: {early} of {tuned} tuning runs and {late} of {confirmed} confirming runs "
+                f"diverged.{rest if late else ''}"
             )
     if s.split == "validation":
         yield "There is no test data: results are on the data that chose the settings."
+
+
+def _diverged(c: Comparison, name: str) -> tuple[int, int, int, int]:
+    """Return how many tuning runs diverged, of how many, and the same for confirming runs."""
+    tuned = [value for _, own in c.trials(name).values() for value in own]
+    values = list(c.final(name).values())
+    early, late = (sum(map(math.isnan, some)) for some in (tuned, values))
+    return early, len(tuned), late, len(values)
 
 
 def _figure(c: Comparison) -> Figure:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, adamw
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    column,
+    columns,
+    experiment,
+    steps,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import spread
 from adamw_jax.lab.theory import decoupled_decay_kept, l2_decay_kept
 from adamw_jax.lab.train import Runner
@@ -55,12 +63,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
         def kept(noise: jax.Array, tx: Any = tx) -> jax.Array:
             weights = jnp.ones((len(s.seeds), len(s.noises), s.weights), jnp.float32)
 
-            def step(carry: Any, noise: jax.Array) -> Any:
-                weights, state = carry
-                updates, state = tx.update(sizes * noise, state, weights)
-                return (optax.apply_updates(weights, updates), state), None
-
-            carry, _ = jax.lax.scan(step, (weights, tx.init(weights)), noise)
+            carry, _ = steps(tx, begun(tx, weights), lambda _, z: (sizes * z, None), noise)
             return carry[0].mean(axis=-1)
 
         left = np.asarray(kept(noise))
@@ -85,15 +88,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
             value = spread(column(where(rows, series=name, noise=noise), "kept"))
             expected = _theory(s, name, noise)
             off.append(abs(value.mean - expected))
-            lines.append(
-                {
-                    "series": name,
-                    "noise": noise,
-                    "kept": value.mean,
-                    "sd": value.sd,
-                    "theory": expected,
-                }
-            )
+            lines.append({"series": name, "noise": noise, "kept": value.mean, "sd": value.sd,
+                          "theory": expected})  # fmt: skip
         worst[name] = max(off)
     kept = {name: [r["kept"] for r in lines if r["series"] == name] for name in (DECOUPLED, L2)}
     steady = max(kept[DECOUPLED]) - min(kept[DECOUPLED])
@@ -111,14 +107,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
         f"{TOLERANCE:g} and L2 by more: shown; else contradicted.",
         literature="Loshchilov & Hutter: follows from the equations.",
     )
-    columns = [
-        Column("series", "optimizer"),
-        Column("noise", "gradient sd", "{:g}"),
-        Column("kept", "weight kept", "{:.3f}"),
-        Column("sd", "± sd", "{:.3f}"),
-        Column("theory", "theory", "{:.3f}"),
-    ]
-    table = Table("kept", "What is left of a weight", columns, lines)
+    shown = columns(
+        "series: optimizer | noise: gradient sd {:g} | kept: weight kept {:.3f} | sd: ± sd "
+        "{:.3f} | theory {:.3f}"
+    )
+    table = Table("kept", "What is left of a weight", shown, lines)
     return Result([verdict], [table], [_figure(s, lines)])
 
 
@@ -132,15 +125,8 @@ def _figure(s: Settings, lines: Sequence[Row]) -> Figure:
     fine = np.geomspace(min(s.noises), max(s.noises), 25)
     rows: list[Row] = []
     for name in (DECOUPLED, L2):
-        rows += [
-            {"series": name, "kind": "measured", "x": r["noise"], "y": r["kept"]}
-            for r in lines
-            if r["series"] == name
-        ]
-        rows += [
-            {"series": name, "kind": "theory", "x": float(x), "y": _theory(s, name, float(x))}
-            for x in fine
-        ]
+        kept = [row["kept"] for row in lines if row["series"] == name]
+        rows += against(name, s.noises, kept, fine, functools.partial(_theory, s, name))
     return Figure(
         name="kept",
         title="Weight decay against the size of the gradient",
@@ -170,22 +156,14 @@ def _ends(lines: Sequence[Row], name: str) -> str:
     return f"{name} keeps {kept[0]:.2f} to {kept[-1]:.2f}"
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="decay_scale",
-        title="Weight decay against the size of the gradient",
-        question="Adam divides the gradient by its own size, and with it an L2 term in the "
-        "gradient. Does L2 still shrink all weights at the same rate?",
-        setup="A weight of 1 with gradients of pure noise, so that only the decay shrinks it. The "
-        "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + "
-        "(l2 w)^2) for Adam with L2; nothing is fitted.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(),
-            "tiny": Settings(noises=(0.01, 1.0, 10.0), seeds=(0, 1), weights=64),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Loshchilov & Hutter, arXiv 1711.05101",
-    )
-)
+EXPERIMENT = experiment(
+    "decay_scale", Settings(), measure, analyse,
+    tiny={"noises": (0.01, 1.0, 10.0), "seeds": (0, 1), "weights": 64},
+    title="Weight decay against the size of the gradient",
+    question="Adam divides the gradient by its own size, and with it an L2 term in the gradient. "
+    "Does L2 still shrink all weights at the same rate?",
+    setup="A weight of 1 with gradients of pure noise, so that only the decay shrinks it. The "
+    "lines are (1 - lr wd)^T for AdamW and the solution of dw/dt = -lr l2 w / sqrt(noise^2 + (l2 "
+    "w)^2) for Adam with L2; nothing is fitted.",
+    reference="Loshchilov & Hutter, arXiv 1711.05101",
+)  # fmt: skip

@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, diffgrad
-from adamw_jax.lab.experiments.common import where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import begun, columns, experiment, steps, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.train import Runner
 
 ADAM, DIFFGRAD, HALF = "Adam", "diffGrad", "Adam, half the lr"
@@ -120,14 +119,10 @@ def measure(s: Settings, runner: Runner) -> Rows:
         def walk(which: jax.Array, rate: jax.Array, x: jax.Array, make: Any = make) -> Any:
             tx = make(lambda count: rate, b1=s.b1, b2=s.b2, eps_hat=False)
 
-            def step(carry: Any, _: Any) -> Any:
-                x, state = carry
-                slope = jnp.stack([valley.slope(x) for valley in VALLEYS])[which]
-                updates, state = tx.update(slope, state, x)
-                moved: Any = optax.apply_updates(x, updates)
-                return (moved, state), x
+            def slope(x: Any, _: Any) -> Any:
+                return jnp.stack([valley.slope(x) for valley in VALLEYS])[which], x
 
-            return jax.lax.scan(step, (x, tx.init(x)), None, length=s.steps)[1]
+            return steps(tx, begun(tx, x), slope, length=s.steps)[1]
 
         each_start = jax.vmap(walk, (None, None, 0))
         sweep = jax.jit(jax.vmap(jax.vmap(each_start, (None, 0, None)), (0, None, None)))
@@ -164,16 +159,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
         for name in (ADAM, HALF, DIFFGRAD):
             end = where(paths, series=name)[-1]
             table.append({"function": valley.name, "optimizer": name, **end})
-    columns = [
-        Column("function", "function"),
-        Column("optimizer", "optimizer"),
-        Column("best", "global minimum", "{:+.3f}"),
-        Column("x", "ends at", "{:+.3f}"),
-        Column("loss", "loss above the minimum", "{:.4f}"),
-    ]
+    shown = columns(
+        "function | optimizer | best: global minimum {:+.3f} | x: ends at {:+.3f} | loss: loss "
+        "above the minimum {:.4f}"
+    )
     return Result(
         verdicts,
-        [Table("ends", f"After {s.steps} points from {s.start:g}", columns, table)],
+        [Table("ends", f"After {s.steps} points from {s.start:g}", shown, table)],
         [_paths(s, rows), _shares(s, rows)],
         ["Nothing here is random: each run is one path. The share over starts is what tells "
          "whether one start was luck."],
@@ -270,24 +262,17 @@ def _shares(s: Settings, rows: Rows) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="diffgrad",
-        title="diffGrad's three functions",
-        question="diffGrad slows down where the gradient hardly changes. Does this keep it in the "
-        "lower of two minima, and does it do more than a smaller step?",
-        setup="The slopes come from the authors' notebook (that of F2 from a public copy), with "
-        "its start -1, lr 0.1, b1 0.95, b2 0.999 and 300 points, and eps outside the root. The "
-        "slope of F2 has x cos(8x) where the derivative of x sin(8x) has 8 x cos(8x): both "
-        "versions are run. Losses are the integrals of the slopes. Two parts are ours: the sweep "
-        "over starts and rates, and Adam at half the rate, which equals friction at its strongest.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(starts=61),
-            "tiny": Settings(starts=31, factors=(0.5, 1.0)),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Dubey et al., diffGrad, TNNLS 2020, arXiv 1909.11015",
-    )
-)
+EXPERIMENT = experiment(
+    "diffgrad", Settings(), measure, analyse,
+    quick={"starts": 61},
+    tiny={"starts": 31, "factors": (0.5, 1.0)},
+    title="diffGrad's three functions",
+    question="diffGrad slows down where the gradient hardly changes. Does this keep it in the "
+    "lower of two minima, and does it do more than a smaller step?",
+    setup="The slopes come from the authors' notebook (that of F2 from a public copy), with its "
+    "start -1, lr 0.1, b1 0.95, b2 0.999 and 300 points, and eps outside the root. The slope of "
+    "F2 has x cos(8x) where the derivative of x sin(8x) has 8 x cos(8x): both versions are run. "
+    "Losses are the integrals of the slopes. Two parts are ours: the sweep over starts and rates, "
+    "and Adam at half the rate, which equals friction at its strongest.",
+    reference="Dubey et al., diffGrad, TNNLS 2020, arXiv 1909.11015",
+)  # fmt: skip

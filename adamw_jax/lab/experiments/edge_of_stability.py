@@ -10,15 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, sgdw
 from adamw_jax.curvature import preconditioned_sharpness, sharpness, stability_threshold
-from adamw_jax.lab.experiments.common import column, unique, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    begun,
+    column,
+    columns,
+    curves,
+    experiment,
+    level,
+    stacked,
+    steps,
+    unique,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner, finite
@@ -101,13 +110,11 @@ def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -
     else:
         tx = sgdw(rate, momentum=None, weight_decay=None)
 
-    def step(carry: Any, _: Any) -> Any:
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss_of)(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def slope(params: Any, _: Any) -> Any:
+        return jax.grad(loss_of)(params, batch), None
 
     def stretch(carry: Any, _: Any) -> Any:
-        (params, state), _ = jax.lax.scan(step, carry, length=s.steps // s.points)
+        (params, state), _ = steps(tx, carry, slope, length=s.steps // s.points)
         if name == ADAM:
             found = preconditioned_sharpness(
                 loss_of, params, batch, tx, state, key=key, steps=s.lanczos
@@ -116,7 +123,7 @@ def watch(s: Settings, name: str, batch: Any, params: Any, rate: Any, b1: Any) -
             found = sharpness(loss_of, params, batch, key=key, steps=s.lanczos)
         return (params, state), (loss_of(params, batch), found)
 
-    return jax.lax.scan(stretch, (params, tx.init(params)), length=s.points)[1]
+    return jax.lax.scan(stretch, begun(tx, params), length=s.points)[1]
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
@@ -125,7 +132,7 @@ def measure(s: Settings, runner: Runner) -> Rows:
     stride = s.steps // s.points
     runner.progress.begin("edge of stability", len(s.lanes()) * len(s.seeds) * s.steps)
     drawn = [weights(s, seed, batch[0].shape[1], batch[1].shape[1]) for seed in s.seeds]
-    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+    params = stacked(drawn)
     programs = {
         name: jax.jit(
             jax.vmap(lambda p, r, b, n=name: watch(s, n, batch, p, r, b), (0, None, None))
@@ -170,19 +177,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
              "loss": float(np.median(column(end, "loss")))}
         )  # fmt: skip
         verdicts.append(_verdict(s, name, rate, b1, ratios))
-    columns = [
-        Column("series", "optimizer"),
-        Column("rate", "lr", "{:g}"),
-        Column("b1", "b1", "{:g}"),
-        Column("threshold", "threshold", "{:.5g}"),
-        Column("ratio", f"sharpness / threshold, last {s.last} steps", "{:.3f}"),
-        Column("sd", "± sd", "{:.3f}"),
-        Column("low", "least", "{:.3f}"),
-        Column("high", "most", "{:.3f}"),
-        Column("loss", "training loss, median", "{:.2g}"),
-    ]
+    shown = columns(
+        f"series: optimizer | rate: lr {{:g}} | b1 {{:g}} | threshold {{:.5g}} | ratio: "
+        f"sharpness / threshold, last {s.last} steps {{:.3f}} | sd: ± sd {{:.3f}} | low: least "
+        f"{{:.3f}} | high: most {{:.3f}} | loss: training loss, median {{:.2g}}"
+    )
     title = "Sharpness (of Adam the preconditioned one) over the threshold of stability"
-    return Result(verdicts, [Table("edge", title, columns, table)], [_figure(s, rows)])
+    return Result(verdicts, [Table("edge", title, shown, table)], [_figure(s, rows)])
 
 
 def _verdict(s: Settings, name: str, rate: float, b1: float, ratios: Sequence[float]) -> Verdict:
@@ -209,11 +210,8 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
             if name == optimizer:
                 mine = where(rows, series=name, rate=rate, b1=b1)
                 label = f"lr {rate:g}" + f", b1 {b1:g}" * (name == ADAM)
-                drawn += [
-                    point(label, step, column(where(mine, step=step), "ratio"))
-                    for step in unique(mine, "step")
-                ]
-        drawn += [{"series": "threshold", "x": x, "y": 1.0} for x in (0, s.steps)]
+                drawn += [{**row, "series": label} for row in curves(mine, "step", "ratio")]
+        drawn += level("threshold", (0, s.steps), 1.0)
         panels.append(Panel(optimizer, lines("steps", "sharpness / threshold"), drawn))
     return Figure(
         name="edge",
@@ -225,30 +223,21 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="edge_of_stability",
-        title="The edge of stability",
-        question="On a quadratic an optimizer diverges if the curvature exceeds a threshold set by "
-        "its learning rate and momentum. Does the sharpness in training on all examples at once "
-        "stay below the threshold, or does it rise to it, also under Adam?",
-        setup="A tanh network, two hidden layers of 32, half the squared error, 300 images of "
-        "digits, all in every step, 2400 steps. Every 100 steps the largest eigenvalue of the "
-        "Hessian is computed by 20 Lanczos steps; for Adam (b2 0.99, eps 1e-7) it is that of P^-1 "
-        "H, where Adam divides by P. A seed determines the weights; nothing else is random. "
-        "Learning rates, b2 and the length of the runs were chosen in a first trial on other "
-        "images. With b2 0.999 or smaller learning rates the rise takes longer than these runs.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(adam=((3e-3, 0.9), (1e-3, 0.5)), seeds=(0, 1)),
-            "tiny": Settings(
-                adam=((3e-2, 0.5),), descent=((0.5, 0.0),), seeds=(0, 1), examples=60, hidden=8,
-                steps=200, points=10, last=100, lanczos=12,
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Cohen et al., Adaptive Gradient Methods at the Edge of Stability, 2022, "
-        "arXiv 2207.14484",
-    )
+EXPERIMENT = experiment(
+    "edge_of_stability", Settings(), measure, analyse,
+    quick={"adam": ((0.003, 0.9), (0.001, 0.5)), "seeds": (0, 1)},
+    tiny={"adam": ((0.03, 0.5),), "descent": ((0.5, 0.0),), "seeds": (0, 1), "examples": 60,
+        "hidden": 8, "steps": 200, "points": 10, "last": 100, "lanczos": 12},
+    title="The edge of stability",
+    question="On a quadratic an optimizer diverges if the curvature exceeds a threshold set by "
+    "its learning rate and momentum. Does the sharpness in training on all examples at once stay "
+    "below the threshold, or does it rise to it, also under Adam?",
+    setup="A tanh network, two hidden layers of 32, half the squared error, 300 images of digits, "
+    "all in every step, 2400 steps. Every 100 steps the largest eigenvalue of the Hessian is "
+    "computed by 20 Lanczos steps; for Adam (b2 0.99, eps 1e-7) it is that of P^-1 H, where Adam "
+    "divides by P. A seed determines the weights; nothing else is random. Learning rates, b2 and "
+    "the length of the runs were chosen in a first trial on other images. With b2 0.999 or "
+    "smaller learning rates the rise takes longer than these runs.",
+    reference="Cohen et al., Adaptive Gradient Methods at the Edge of Stability, 2022, arXiv "
+    "2207.14484",
 )  # fmt: skip

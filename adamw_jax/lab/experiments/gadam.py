@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from adamw_jax import average_iterates, compose, eval_params, gadam, gadamx, sgdw
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.common import best_arm, column, unique, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
-from adamw_jax.lab.models import mlp
-from adamw_jax.lab.plots.dots import paired_dots
+from adamw_jax.lab.experiments.common import best_arm
+from adamw_jax.lab.experiments.parts import column, columns, experiment, unique, where
+from adamw_jax.lab.experiments.registry import Rows
+from adamw_jax.lab.experiments.studies import by_seed
 from adamw_jax.lab.plots.heat import heat
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.recipes import Arm, Carrier, Recipe, settings
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import as_good, decide, paired, rule, rule_as_good, spread
 from adamw_jax.lab.tasks import get_task
-from adamw_jax.lab.train import METRICS, Runner, finite, order_of
+from adamw_jax.lab.train import Runner
 
 MARGIN = common.ACCURACY_MARGIN
 SPARSE = "Gadam, once an epoch"
@@ -52,126 +50,52 @@ class Settings(common.Training):
     contenders: tuple[str, ...] = (GADAM, GADAMX, SGD)
 
 
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """An optimizer; one run of it gives the iterate and both averages.
-
-    Attributes:
-      groups: names of its iterate and of the averages of all iterates and of one per epoch.
-      make: (learning rate, decay, start) -> transformation, which averages every step.
-      factor: factor of Gadam's learning rates.
-    """
-
-    groups: tuple[str, str, str]
-    make: Callable[[Any, Any, int], optax.GradientTransformation]
-    factor: float
+AVERAGED = {
+    GADAM: (ADAMW, SPARSE, 1.0, gadam),
+    GADAMX: ("Padam", "GadamX, once an epoch", None, gadamx),
+    SGD: ("SGD", "averaged SGD, once an epoch", None, sgdw),
+}
+"""By average: its iterate, the average of one iterate per epoch, factor of the rates, optimizer."""
 
 
-def contenders(s: Settings) -> list[Contender]:
-    """Return Gadam, GadamX and SGD with momentum, with the same averages."""
+def recipe(name: str, start: int, epoch: int) -> Recipe:
+    """Return an optimizer one run of which gives the iterate and both averages."""
+    iterate, sparse, _, make = AVERAGED[name]
 
-    def of_sgd(rate: Any, decay: Any, start: int) -> optax.GradientTransformation:
-        return compose(sgdw(rate, weight_decay=decay), average_iterates(start))
+    def build(carrier: Carrier, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+        if make is sgdw:
+            dense = compose(sgdw(carrier.learning_rate, **numbers), average_iterates(start))
+        else:
+            dense = make(carrier.learning_rate, **numbers, start=start)
+        return optax.chain(dense, average_iterates(start, epoch))
 
-    def of(make: Any) -> Any:
-        return lambda rate, decay, start: make(rate, weight_decay=decay, start=start)
+    def views(state: Any, params: Any) -> dict[str, Any]:
+        averages = (eval_params(each, params) for each in state)
+        return dict(zip((iterate, name, sparse), (params, *averages), strict=True))
 
-    every = [
-        Contender((ADAMW, GADAM, SPARSE), of(gadam), 1.0),
-        Contender(("Padam", GADAMX, "GadamX, once an epoch"), of(gadamx), s.wider),
-        Contender(("SGD", SGD, "averaged SGD, once an epoch"), of_sgd, s.wider),
-    ]
-    return [one for one in every if one.groups[1] in s.contenders]
+    return Recipe(f"{name} from step {start}", build, views=views)
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
     """Train all; one run gives the iterate and its averages."""
-    jobs = list(itertools.product(s.tasks, contenders(s)))
-    lanes = len(s.rates) * len(s.seeds)
-    total = sum(lanes * len(s.decays[s.tasks.index(task)]) * s.plan(task).steps for task, _ in jobs)
-    runner.progress.begin("iterates and averages", total)
-    with concurrent.futures.ThreadPoolExecutor(runner.workers) as pool:
-        found = list(pool.map(lambda job: _train(s, runner, *job), jobs))
-    runner.progress.end()
-    return list(itertools.chain(*found))
 
+    def arms(task: str) -> list[Arm]:
+        plan = s.plan(task)
+        epoch = len(get_task(task).train) // plan.batch_size
+        made = {name: recipe(name, plan.steps // 2, epoch) for name in s.contenders}
+        wider = {name: AVERAGED[name][2] or s.wider for name in made}
+        return [
+            Arm(name, made[name], "constant", rate * wider[name],
+                settings(weight_decay=decay / wider[name]))
+            for name in made for rate in s.rates for decay in s.decays[s.tasks.index(task)]
+        ]  # fmt: skip
 
-def _train(s: Settings, runner: Runner, task_name: str, contender: Contender) -> Rows:
-    task, plan = get_task(task_name), s.plan(task_name)
-    network, epoch = mlp(task.features, task.classes), len(task.train) // plan.batch_size
-    start, stretch = plan.steps // 2, plan.steps // plan.points
-    data = [
-        (jnp.asarray(split.inputs), jnp.asarray(split.labels))
-        for split in (task.train, task.validation, task.test)
-    ]
-
-    def loss_of(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = network.apply(params, inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    sparse: Any = average_iterates(start, epoch)
-
-    def optimizer(rate: Any, decay: Any) -> Any:
-        return contender.make(lambda count: rate, decay, start)
-
-    def begin(params: Any, rate: Any, decay: Any) -> Any:
-        return params, optimizer(rate, decay).init(params), sparse.init(params)
-
-    def run(carry: Any, rate: Any, decay: Any, order: jax.Array, data: Any) -> Any:
-        tx, ((inputs, labels), *held_out) = optimizer(rate, decay), data
-
-        def step(carry: Any, batch: jax.Array) -> Any:
-            params, state, second = carry
-            loss, gradient = jax.value_and_grad(loss_of)(params, inputs[batch], labels[batch])
-            updates, state = tx.update(gradient, state, params)
-            updates, second = sparse.update(updates, second, params)
-            return (optax.apply_updates(params, updates), state, second), loss
-
-        carry, losses = jax.lax.scan(step, carry, order)
-        params, state, second = carry
-        weights = [params, eval_params(state, params), eval_params(second, params)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-        measured = jax.vmap(lambda w: jnp.stack(common.split_metrics(network, w, held_out)))(
-            stacked
-        )
-        loss = jnp.broadcast_to(losses.mean(), (len(weights), 1))
-        return carry, jnp.concatenate([loss, measured], axis=1)
-
-    start_all = jax.jit(jax.vmap(begin))
-    run_all = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, 0, None)), donate_argnums=0)
-    rates = [rate * contender.factor for rate in s.rates]
-    decays = [decay / contender.factor for decay in s.decays[s.tasks.index(task_name)]]
-    lanes, rows = list(itertools.product(rates, decays, s.seeds)), []
-    orders = {
-        seed: order_of(len(task.train), seed, plan.steps, plan.batch_size) for seed in s.seeds
-    }
-    for chunk in (lanes[i : i + runner.lanes] for i in range(0, len(lanes), runner.lanes)):
-        rate, decay, seeds = zip(*chunk, strict=True)
-        numbers = jnp.asarray(rate, jnp.float32), jnp.asarray(decay, jnp.float32)
-        drawn = [network.init(seed) for seed in seeds]
-        carry = start_all(jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), *drawn),
-                          *numbers)  # fmt: skip
-        for point in range(plan.points):
-            window = slice(point * stretch, (point + 1) * stretch)
-            order = jnp.asarray(np.stack([orders[seed][window] for seed in seeds]))
-            carry, metrics = run_all(carry, *numbers, order, data)
-            at = (point + 1) * stretch
-            for lane, values in zip(chunk, np.asarray(metrics), strict=True):
-                rows += _rows(task_name, contender, lane, at, at / epoch, values, at == plan.steps)
-            runner.progress.advance(stretch * len(chunk), f"{task.title}, {contender.groups[1]}")
-    return rows
-
-
-def _rows(
-    task: str, contender: Contender, lane: Any, step: int, epoch: float, values: Any, last: bool
-) -> Rows:
-    rate, decay, seed = lane
+    last = {task: s.plan(task).steps for task in s.tasks}
     return [
-        {"task": task, "arm": f"{group}, lr {rate:g}, decay {decay:g}", "group": group,
-         "learning_rate": rate, "weight_decay": decay, "seed": seed, "step": step, "epoch": epoch}
-        | {name: finite(v) for name, v in zip(METRICS, numbers, strict=True)}
-        for i, (group, numbers) in enumerate(zip(contender.groups, values, strict=True))
-        if last or i < 2 or group == SPARSE
+        row | {"arm": f"{row['group']}, lr {row['learning_rate']:g}, decay "
+               f"{row['weight_decay']:g}"}
+        for row in common.train_all(s, runner, arms)
+        if row["step"] == last[row["task"]] or "once" not in row["group"] or row["group"] == SPARSE
     ]  # fmt: skip
 
 
@@ -192,9 +116,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
             _stopping(task, mine),
         ]  # fmt: skip
     kept = [row for row in rows if "once" not in row["group"] or row["group"] == SPARSE]
-    table = common.arms_table(
-        "settings", "Every setting", common.at_end(kept), Column("weight_decay", "decay", "{:g}")
-    )
+    decay = "weight_decay: decay {:g}"
+    table = common.arms_table("settings", "Every setting", common.at_end(kept), decay)
     return Result(verdicts, [table, _gain_table(s, rows)], _figures(s, rows))
 
 
@@ -307,18 +230,15 @@ def _gain_table(s: Settings, rows: Sequence[Row]) -> Table:
             g = spread(gain(mine, rate, [decay]))
             out.append({"task": task, "learning_rate": rate, "weight_decay": decay,
                         "gain": 100 * g.mean, "sd": 100 * g.sd})  # fmt: skip
-    columns = [
-        Column("task", "task"),
-        Column("learning_rate", "lr", "{:g}"),
-        Column("weight_decay", "decay", "{:g}"),
-        Column("gain", "gain of averaging, points", "{:+.1f}"),
-        Column("sd", "± sd", "{:.1f}"),
-    ]
-    return Table("gains", "Average less iterate in test accuracy", columns, out)
+    shown = columns(
+        "task | learning_rate: lr {:g} | weight_decay: decay {:g} | gain: gain of averaging, "
+        "points {:+.1f} | sd: ± sd {:.1f}"
+    )
+    return Table("gains", "Average less iterate in test accuracy", shown, out)
 
 
 def _figures(s: Settings, rows: Sequence[Row]) -> list[Figure]:
-    maps, curves, dots = [], [], []
+    maps, curves = [], []
     for task in s.tasks:
         mine, title = where(rows, task=task), get_task(task).title
         cells = []
@@ -338,12 +258,6 @@ def _figures(s: Settings, rows: Sequence[Row]) -> list[Figure]:
                 common.curve_rows(mine, arms, "test_accuracy"),
             )
         )
-        points = [
-            {"series": group, "seed": row["seed"], "value": row["test_accuracy"]}
-            for group in (ADAMW, *s.contenders)
-            for row in common.at_end(where(mine, arm=best_arm(where(mine, group=group))))
-        ]
-        dots.append(Panel(title, paired_dots("test accuracy", percent=True), points))
     return [
         Figure(
             name="gain",
@@ -361,40 +275,34 @@ def _figures(s: Settings, rows: Sequence[Row]) -> list[Figure]:
             "and standard deviation over seeds, at the setting best for the average.",
             panels=curves,
         ),
-        Figure(
+        by_seed(
+            s,
+            rows,
+            (ADAMW, *s.contenders),
+            {"test_accuracy": "validation_accuracy"},
+            (7.5, 3.4),
             name="seeds",
             title="Each at its best setting, seed by seed",
             alt="Dots for every seed under AdamW, Gadam, GadamX and averaged SGD, joined by lines, "
             "with the means: test accuracy, each at its best setting.",
-            panels=dots,
             columns=1,
-            panel_size=(7.5, 3.4),
         ),
     ]
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="gadam",
-        title="Gadam and the average of iterates",
-        question="The mean of the iterates costs almost nothing. When is it better than the last "
-        "iterate? How often must iterates be collected, does Adam profit as much as SGD, and when "
-        "should training stop?",
-        setup="Constant learning rates; averages begin at half of the run. One run gives the "
-        "iterate, the average of every step and that of one iterate per epoch, at ten evaluations. "
-        "Grids are equal: learning rates, and the shares of the weights that decay removes per "
-        "step. GadamX has p = 1/4, SGD momentum 0.9. No setting was chosen after a look at "
-        "results.",
-        presets={
-            "demo": Settings(),
-            "quick": common.short(Settings(), "quick"),
-            "tiny": common.short(
-                Settings(rates=(0.003, 0.03), decays=((0.0, 1.0),), contenders=(GADAM, SGD)), "tiny"
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Granziol, Baskerville, Wan, Albanie & Roberts, Iterate Averaging in the Quest "
-        "for Best Test Error, arXiv 2003.01247",
-    )
-)
+EXPERIMENT = experiment(
+    "gadam", Settings(), measure, analyse,
+    quick=common.short(Settings(), "quick"),
+    tiny=common.short(Settings(rates=(0.003, 0.03), decays=((0.0, 1.0),), contenders=(GADAM, SGD)),
+        "tiny"),
+    title="Gadam and the average of iterates",
+    question="The mean of the iterates costs almost nothing. When is it better than the last "
+    "iterate? How often must iterates be collected, does Adam profit as much as SGD, and when "
+    "should training stop?",
+    setup="Constant learning rates; averages begin at half of the run. One run gives the iterate, "
+    "the average of every step and that of one iterate per epoch, at ten evaluations. Grids are "
+    "equal: learning rates, and the shares of the weights that decay removes per step. GadamX has "
+    "p = 1/4, SGD momentum 0.9. No setting was chosen after a look at results.",
+    reference="Granziol, Baskerville, Wan, Albanie & Roberts, Iterate Averaging in the Quest for "
+    "Best Test Error, arXiv 2003.01247",
+)  # fmt: skip

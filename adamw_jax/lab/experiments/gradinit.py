@@ -14,19 +14,22 @@ import optax
 
 from adamw_jax import sgdw
 from adamw_jax.initialization import GradInit, overlapping_pair
-from adamw_jax.lab.experiments.common import (
-    ACCURACY_MARGIN,
-    LOSS_MARGIN,
+from adamw_jax.lab.experiments.common import ACCURACY_MARGIN, LOSS_MARGIN, interval, mean_sd
+from adamw_jax.lab.experiments.parts import (
+    begun,
     column,
-    interval,
-    mean_sd,
+    columns,
+    curves,
+    experiment,
+    losses,
+    stacked,
+    steps,
     unique,
     where,
 )
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner, finite
@@ -106,11 +109,11 @@ def measure(s: Settings, runner: Runner) -> Rows:
     tx = sgdw(s.rate, momentum=None, weight_decay=None)
     lanes = [(gain, seed) for gain in s.gains for seed in s.seeds]
     drawn = [network(s, seed, gain, task.features, task.classes) for gain, seed in lanes]
-    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *drawn)
+    params = stacked(drawn)
 
-    def order(stream: int, steps: int, size: int) -> jax.Array:
+    def order(stream: int, count: int, size: int) -> jax.Array:
         drawn = [
-            np.random.default_rng([seed, stream]).integers(0, len(task.train), (steps, size))
+            np.random.default_rng([seed, stream]).integers(0, len(task.train), (count, size))
             for _, seed in lanes
         ]
         return jnp.asarray(np.stack(drawn), jnp.int32)
@@ -130,16 +133,12 @@ def measure(s: Settings, runner: Runner) -> Rows:
     @jax.jit
     @jax.vmap
     def train(params: Any, order: jax.Array) -> Any:
-        def step(carry: Any, chosen: jax.Array) -> Any:
-            params, state = carry
-            batch = jax.tree.map(lambda x: x[chosen], data)
-            loss, gradient = jax.value_and_grad(loss_of)(params, batch)
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+        def loss(params: Any, chosen: jax.Array) -> jax.Array:
+            return loss_of(params, jax.tree.map(lambda x: x[chosen], data))
 
-        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), order)
+        (params, _), seen = steps(tx, begun(tx, params), losses(loss), order)
         right = logits_of(params, test[0]).argmax(-1).astype(jnp.int32) == test[1]
-        return losses.reshape(s.points, -1).mean(1), right.astype(jnp.float32).mean()
+        return seen.reshape(s.points, -1).mean(1), right.astype(jnp.float32).mean()
 
     runner.progress.begin("rescaling and training", s.search_steps + 2 * s.steps)
     rescaled, scales, norms = rescale(
@@ -155,15 +154,15 @@ def measure(s: Settings, runner: Runner) -> Rows:
             for n, scale in enumerate(scales)
         ]
     for name, start in ((PLAIN, params), (GRADINIT, rescaled)):
-        losses, accuracy = jax.device_get(train(start, order(0, s.steps, s.batch_size)))
+        path, accuracy = jax.device_get(train(start, order(0, s.steps, s.batch_size)))
         runner.progress.advance(s.steps, f"{name}: accuracy {np.median(accuracy):.1%}")
         for i, (gain, seed) in enumerate(lanes):
             mine = {"series": name, "gain": gain, "seed": seed}
             rows += [
                 {"kind": "loss", **mine, "step": (n + 1) * s.steps // s.points, "loss": finite(x)}
-                for n, x in enumerate(losses[i])
+                for n, x in enumerate(path[i])
             ]
-            rows.append({"kind": "end", **mine, "train_loss": finite(losses[i, -1]),
+            rows.append({"kind": "end", **mine, "train_loss": finite(path[i, -1]),
                          "test_accuracy": float(accuracy[i])})  # fmt: skip
     runner.progress.end()
     return rows
@@ -183,17 +182,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
                  "loss": float(np.median(column(ends, "train_loss"))),
                  "accuracy": accuracy.mean, "sd": accuracy.sd}
             )  # fmt: skip
-    columns = [
-        Column("gain", "gain", "{:g}"),
-        Column("series", "start"),
-        Column("norm", "gradient norm, median", "{:.2f}"),
-        Column("loss", "training loss, median", "{:.3f}"),
-        Column("accuracy", "test accuracy", "{:.1%}"),
-        Column("sd", "± sd", "{:.1%}"),
-    ]
+    shown = columns(
+        "gain {:g} | series: start | norm: gradient norm, median {:.2f} | loss: training loss, "
+        "median {:.3f} | accuracy: test accuracy {:.1%} | sd: ± sd {:.1%}"
+    )
     return Result(
         [_verdict(s, rows, gain) for gain in s.gains],
-        [Table("gradinit", f"SGD for {s.steps} steps, by gain", columns, table)],
+        [Table("gradinit", f"SGD for {s.steps} steps, by gain", shown, table)],
         [_loss_figure(s, rows), _scale_figure(s, rows)],
     )
 
@@ -248,13 +243,9 @@ def _task(s: Settings, gain: float) -> str:
 def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     panels = []
     for gain in s.gains:
-        points = []
-        for name in (GRADINIT, PLAIN):  # this order fixes the colours, even if a line is missing
-            mine = where(rows, kind="loss", gain=gain, series=name)
-            for step in unique(mine, "step"):
-                values = column(where(mine, step=step), "loss")
-                if np.isfinite(values).all():  # a diverged run has no mean
-                    points.append(point(name, step, values))
+        mine = where(rows, kind="loss", gain=gain)
+        # This order fixes the colours, even if a line is missing.
+        points = curves(mine, "step", "loss", (GRADINIT, PLAIN))
         drawn = unique(points, "series")
         note = f" ({drawn[0]}; the other diverges)" if len(drawn) == 1 else ""
         draw = lines("steps", "training loss")
@@ -271,12 +262,8 @@ def _loss_figure(s: Settings, rows: Sequence[Row]) -> Figure:
 
 
 def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    points = []
-    for gain in s.gains:
-        mine = where(rows, kind="scale", gain=gain)
-        for layer in unique(mine, "layer"):
-            scales = column(where(mine, layer=layer), "scale")
-            points.append(point(f"gain {gain:g}", layer, scales))
+    named = [{**row, "series": f"gain {row['gain']:g}"} for row in where(rows, kind="scale")]
+    points = curves(named, "layer", "scale", [f"gain {gain:g}" for gain in s.gains])
     draw = lines("layer", "scale", spread="bars", markers=True)
     return Figure(
         name="scales",
@@ -289,30 +276,21 @@ def _scale_figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="gradinit",
-        title="GradInit and the scale of the first weights",
-        question="A deep network without normalisation trains only if its first weights have the "
-        "right scale. Can scales learned from the first step of training repair a wrong scale, and "
-        "do they help if the scale is right?",
-        setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
-        "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
-        "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, with "
-        "the same batches for both starts; a seed determines weights and batches. GradInit's own "
-        "steps are not counted. Gains and settings were chosen in a first trial with two seeds. At "
-        "first, speed at gain 1 was judged by the last loss, which says little about it; the "
-        "curves had been measured already.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3)),
-            "tiny": Settings(
-                gains=(3.0, 1.0), depth=3, width=16, seeds=(0, 1, 2), search_steps=60, steps=40,
-                points=4, batch_size=32,
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhu, Ni, Xu, Kong, Huang & Goldstein, GradInit, NeurIPS 2021, arXiv 2102.08098",
-    )
+EXPERIMENT = experiment(
+    "gradinit", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3)},
+    tiny={"gains": (3.0, 1.0), "depth": 3, "width": 16, "seeds": (0, 1, 2), "search_steps": 60,
+        "steps": 40, "points": 4, "batch_size": 32},
+    title="GradInit and the scale of the first weights",
+    question="A deep network without normalisation trains only if its first weights have the "
+    "right scale. Can scales learned from the first step of training repair a wrong scale, and do "
+    "they help if the scale is right?",
+    setup="12 ReLU layers of width 48 on digits, He's weights times a gain, biases of zero. "
+    "GradInit: 200 steps, eta 0.1, gamma 1, learning rate of the scales 0.01, pairs of batches "
+    "that share half of their 64 examples. Then 300 steps of SGD at learning rate 0.1, with the "
+    "same batches for both starts; a seed determines weights and batches. GradInit's own steps "
+    "are not counted. Gains and settings were chosen in a first trial with two seeds. At first, "
+    "speed at gain 1 was judged by the last loss, which says little about it; the curves had been "
+    "measured already.",
+    reference="Zhu, Ni, Xu, Kong, Huang & Goldstein, GradInit, NeurIPS 2021, arXiv 2102.08098",
 )  # fmt: skip

@@ -14,10 +14,10 @@ import optax
 from adamw_jax import sgdw
 from adamw_jax.curvature import hvp
 from adamw_jax.diagnostics import RunningMeasure
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import spread
 from adamw_jax.lab.train import Runner
 
@@ -169,21 +169,14 @@ def analyse(s: Settings, rows: Rows) -> Result:
             {"rate": rate, "descent": spread(column(mine, "descent")).mean,
              "bend": spread(column(mine, "bend")).mean, "ratio": ratio.mean, "sd": ratio.sd}
         )  # fmt: skip
-    columns = [
-        Column("rate", "lr", "{:g}"),
-        Column("gradient", "mean |gradient|", "{:.3g}"),
-        Column("loss", "mean loss", "{:.2f}"),
-        Column("drift", "largest drift of the mean", "{:.2g}"),
-        Column("low", "lowest loss", "{:.2f}"),
-        Column("high", "highest loss", "{:.2f}"),
-    ]
-    identity = [
-        Column("rate", "lr", "{:g}"),
-        Column("descent", "E|grad|^2", "{:.4f}"),
-        Column("bend", "lr/2 E[g^T H g]", "{:.4f}"),
-        Column("ratio", "ratio", "{:.4f}"),
-        Column("sd", "± sd", "{:.4f}"),
-    ]
+    shown = columns(
+        "rate: lr {:g} | gradient: mean |gradient| {:.3g} | loss: mean loss {:.2f} | drift: "
+        "largest drift of the mean {:.2g} | low: lowest loss {:.2f} | high: highest loss {:.2f}"
+    )
+    identity = columns(
+        "rate: lr {:g} | descent: E|grad|^2 {:.4f} | bend: lr/2 E[g^T H g] {:.4f} | ratio "
+        "{:.4f} | sd: ± sd {:.4f}"
+    )
     return Result(
         [
             _verdict(s, where(rows, kind=SINES, rate=s.rates[0]), below=True),
@@ -191,7 +184,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
             _identity(balances),
         ],
         [
-            Table("cycle", f"{SINES}, last {s.window} steps", columns, cycles),
+            Table("cycle", f"{SINES}, last {s.window} steps", shown, cycles),
             Table("balance", f"Balance of descent and bend, {QUADRATIC}", identity, balances),
         ],
         [_figure(s, rows)],
@@ -261,26 +254,19 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="invariant_measures",
-        title="Training that settles without converging",
-        question="In long trainings at a constant learning rate the loss becomes constant although "
-        "gradients do not vanish. How is that possible, and what balances the descent?",
-        setup="Gradient descent on 100 sin a sin b from starts near (-0.5, 0.5), 2000 steps, with "
-        "learning rates of 0.01 and 0.04 around 2 / 100; where the cycle leads depends on the "
-        "start. Then SGD on a quadratic with curvatures 0.5 to 4 and additive normal noise, "
-        "started at the minimum: 4000 steps, of which the later half counts, and 64 copies per "
-        "seed. The equation of the paper lacks a factor 1/2, which is exact for a quadratic and is "
-        "included here. Learning rates, start and lengths were chosen in a first trial.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3)),
-            "tiny": Settings(seeds=(0, 1), sgd_rates=(0.1,), sgd_steps=2000, copies=128),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhang, Li, Sra & Jadbabaie, Neural Network Weights Do Not Converge to "
-        "Stationary Points: An Invariant Measure Perspective, ICML 2022, arXiv 2110.06256",
-    )
+EXPERIMENT = experiment(
+    "invariant_measures", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3)},
+    tiny={"seeds": (0, 1), "sgd_rates": (0.1,), "sgd_steps": 2000, "copies": 128},
+    title="Training that settles without converging",
+    question="In long trainings at a constant learning rate the loss becomes constant although "
+    "gradients do not vanish. How is that possible, and what balances the descent?",
+    setup="Gradient descent on 100 sin a sin b from starts near (-0.5, 0.5), 2000 steps, with "
+    "learning rates of 0.01 and 0.04 around 2 / 100; where the cycle leads depends on the start. "
+    "Then SGD on a quadratic with curvatures 0.5 to 4 and additive normal noise, started at the "
+    "minimum: 4000 steps, of which the later half counts, and 64 copies per seed. The equation of "
+    "the paper lacks a factor 1/2, which is exact for a quadratic and is included here. Learning "
+    "rates, start and lengths were chosen in a first trial.",
+    reference="Zhang, Li, Sra & Jadbabaie, Neural Network Weights Do Not Converge to Stationary "
+    "Points: An Invariant Measure Perspective, ICML 2022, arXiv 2110.06256",
 )  # fmt: skip

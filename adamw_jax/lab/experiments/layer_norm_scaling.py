@@ -14,11 +14,10 @@ import numpy as np
 import optax
 
 from adamw_jax.diagnostics import layer_gradient_norms
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, curves, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import paired, spread
 from adamw_jax.lab.train import Runner
 from adamw_jax.lab.transformer import POST, PRE, Shape, Transformer
@@ -104,17 +103,13 @@ def analyse(s: Settings, rows: Rows) -> Result:
                 {"series": placement, "depth": depth, "norm": norms.mean, "sd": norms.sd,
                  "scaled": norms.mean * math.sqrt(depth), "first": squares[0], "last": squares[1]}
             )  # fmt: skip
-    columns = [
-        Column("series", "placement"),
-        Column("depth", "layers", "{:d}"),
-        Column("norm", "gradient of the last layer", "{:.3f}"),
-        Column("sd", "± sd", "{:.3f}"),
-        Column("scaled", "times root of layers", "{:.3f}"),
-        Column("first", "|x|^2 / d, first layer", "{:.2f}"),
-        Column("last", "last layer", "{:.2f}"),
-    ]
+    shown = columns(
+        "series: placement | depth: layers {:d} | norm: gradient of the last layer {:.3f} | sd: "
+        "± sd {:.3f} | scaled: times root of layers {:.3f} | first: |x|^2 / d, first layer "
+        "{:.2f} | last: last layer {:.2f}"
+    )
     verdicts = [f(s, rows, placement) for f in (_power, _size) for placement in (PRE, POST)]
-    table = Table("start", "Before the first step", columns, table)
+    table = Table("start", "Before the first step", shown, table)
     return Result(verdicts, [table], [_figure(s, rows)], [_limit(s, rows)])
 
 
@@ -182,17 +177,9 @@ def _size(s: Settings, rows: Sequence[Row], placement: str) -> Verdict:
 
 
 def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    gradient = [
-        point(placement, depth, column(where(rows, series=placement, depth=depth, layer=depth),
-                                       "norm"))
-        for placement in (POST, PRE) for depth in s.depths
-    ]  # fmt: skip
-    depth = s.depths[-1]
-    square = [
-        point(placement, layer, column(where(rows, series=placement, depth=depth, layer=layer),
-                                       "square"))
-        for placement in (POST, PRE) for layer in range(1, depth + 1)
-    ]  # fmt: skip
+    ends, depth = [row for row in rows if row["layer"] == row["depth"]], s.depths[-1]
+    gradient = curves(ends, "depth", "norm", (POST, PRE))
+    square = curves(where(rows, depth=depth), "layer", "square", (POST, PRE))
     draw = lines("layers", "norm", xscale="log", yscale="log", spread="bars", markers=True,
                  ticks_at_data=True)  # fmt: skip
     return Figure(
@@ -208,25 +195,17 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="layer_norm_scaling",
-        title="Pre-LN and Post-LN Transformers at the start",
-        question="Why does a Transformer with normalisation after the residual sum need a warm-up? "
-        "How large are its gradients before the first step, and how do they depend on the depth?",
-        setup="Single-head uniform attention, square matrices of width 128 with Xavier's normal "
-        "weights, 8 sequences of 16 normal vectors, random targets out of 50. The gradient is that "
-        "of the second feed-forward matrix of the last layer, and the stream is the sum after it. "
-        "Sizes and tolerances were chosen in a first trial, whose 4 and then 12 seeds left too "
-        "much noise.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(depths=(4, 16), seeds=(0, 1, 2, 3)),
-            "tiny": Settings(depths=(1, 2), width=32, seeds=(0, 1)),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Xiong et al., On Layer Normalization in the Transformer Architecture, ICML "
-        "2020, arXiv 2002.04745",
-    )
+EXPERIMENT = experiment(
+    "layer_norm_scaling", Settings(), measure, analyse,
+    quick={"depths": (4, 16), "seeds": (0, 1, 2, 3)},
+    tiny={"depths": (1, 2), "width": 32, "seeds": (0, 1)},
+    title="Pre-LN and Post-LN Transformers at the start",
+    question="Why does a Transformer with normalisation after the residual sum need a warm-up? "
+    "How large are its gradients before the first step, and how do they depend on the depth?",
+    setup="Single-head uniform attention, square matrices of width 128 with Xavier's normal "
+    "weights, 8 sequences of 16 normal vectors, random targets out of 50. The gradient is that of "
+    "the second feed-forward matrix of the last layer, and the stream is the sum after it. Sizes "
+    "and tolerances were chosen in a first trial, whose 4 and then 12 seeds left too much noise.",
+    reference="Xiong et al., On Layer Normalization in the Transformer Architecture, ICML 2020, "
+    "arXiv 2002.04745",
 )  # fmt: skip

@@ -11,15 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adamw_jax import adam, sgdw
 from adamw_jax.curvature import hessian_diag, r_med
-from adamw_jax.lab.experiments.common import column, unique, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    begun,
+    column,
+    columns,
+    curves,
+    experiment,
+    stacked,
+    steps,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.train import Runner, finite
 
@@ -94,23 +101,21 @@ def measure(s: Settings, runner: Runner) -> Rows:
     stride = s.steps // s.points
     runner.progress.begin("two linear layers", len(contenders(s)) * len(s.seeds) * s.steps)
     posed = [problem(s, seed) for seed in s.seeds]
-    params, data = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *posed)
+    params, data = stacked(posed)
     diagonal = jax.jit(jax.vmap(lambda p, d: r_med(hessian_diag(loss_of, p, d))))
 
     def run(adaptive: bool, params: Any, data: Any, rate: Any, b1: Any) -> Any:
         sgd = sgdw(rate, momentum=b1, weight_decay=None)
         tx = adam(rate, b1=b1, b2=s.b2) if adaptive else sgd
 
-        def step(carry: Any, _: Any) -> Any:
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss_of)(params, data), state, params)
-            return (optax.apply_updates(params, updates), state), None
+        def slope(params: Any, _: Any) -> Any:
+            return jax.grad(loss_of)(params, data), None
 
         def stretch(carry: Any, _: Any) -> Any:
-            carry, _ = jax.lax.scan(step, carry, length=stride)
+            carry, _ = steps(tx, carry, slope, length=stride)
             return carry, (carry[0], loss_of(carry[0], data))
 
-        return jax.lax.scan(stretch, (params, tx.init(params)), length=s.points)[1]
+        return jax.lax.scan(stretch, begun(tx, params), length=s.points)[1]
 
     runs = {
         adaptive: jax.jit(jax.vmap(functools.partial(run, adaptive), (0, 0, None, None)))
@@ -143,18 +148,14 @@ def analyse(s: Settings, rows: Rows) -> Result:
             x = spread(column(mine, layer))
             line |= {layer: x.mean, f"{layer}_sd": x.sd}
         table.append(line)
-    columns = [
-        Column("series", "optimizer"),
-        Column("first", "R_med of the first layer", "{:.2f}"),
-        Column("first_sd", "± sd", "{:.2f}"),
-        Column("second", "of the second", "{:.2f}"),
-        Column("second_sd", "± sd", "{:.2f}"),
-        Column("loss", "loss, median", "{:.1e}"),
-    ]
+    shown = columns(
+        "series: optimizer | first: R_med of the first layer {:.2f} | first_sd: ± sd {:.2f} | "
+        "second: of the second {:.2f} | second_sd: ± sd {:.2f} | loss: loss, median {:.1e}"
+    )
     title = f"Largest over median entry of the Hessian's diagonal after {s.steps} steps"
     return Result(
         [_verdict(s, where(ends, series=name), name) for name in contenders(s)],
-        [Table("r_med", title, columns, table)],
+        [Table("r_med", title, shown, table)],
         [_figure(s, rows)],
     )
 
@@ -193,17 +194,8 @@ def _verdict(s: Settings, ends: Sequence[Row], name: str) -> Verdict:
 
 
 def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
-    panels = []
-    for layer in LAYERS:
-        drawn = []
-        for name in contenders(s):
-            mine = where(rows, series=name)
-            drawn += [
-                point(name, step, column(where(mine, step=step), layer))
-                for step in unique(mine, "step")
-            ]
-        draw = lines("steps", "R_med", ylim=(0, None), markers=True)
-        panels.append(Panel(f"{layer} layer", draw, drawn))
+    draw = lines("steps", "R_med", ylim=(0, None), markers=True)
+    panels = [Panel(f"{layer} layer", draw, curves(rows, "step", layer)) for layer in LAYERS]
     return Figure(
         name="r_med",
         title="Largest over median entry of the Hessian's diagonal",
@@ -213,27 +205,20 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="local_geometry",
-        title="Local geometry under adaptive optimizers",
-        question="Do adaptive optimizers reach points where the diagonal of the Hessian is more "
-        "even than at the points that SGD reaches?",
-        setup="Two linear layers, 64 inputs, 64 hidden units, 1 output, weights of deviation 1e-3, "
-        "256 standard normal inputs, targets of a linear map with entries of random sign and size "
-        "0.5 to 1.5 over 8. Full batch, 800 steps, constant learning rates: 0.05, with momentum "
-        "0.01, Adam and RMSProp 2e-4. R_med is the largest entry of the exact diagonal divided by "
-        "the median entry, by layer; absolute values and one value per layer are our "
-        "interpretation of the paper. Learning rates and the bounds 8 and 2 were chosen in a first "
-        "trial with two seeds. The optimizers end at different losses, which the table shows.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3), points=2),
-            "tiny": Settings(size=16, examples=64, seeds=(0, 1, 2), points=2),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Jiang, Malik & Li, How Does Adaptive Optimization Impact Local Neural Network "
-        "Geometry?, NeurIPS 2023, arXiv 2211.02254",
-    )
+EXPERIMENT = experiment(
+    "local_geometry", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3), "points": 2},
+    tiny={"size": 16, "examples": 64, "seeds": (0, 1, 2), "points": 2},
+    title="Local geometry under adaptive optimizers",
+    question="Do adaptive optimizers reach points where the diagonal of the Hessian is more even "
+    "than at the points that SGD reaches?",
+    setup="Two linear layers, 64 inputs, 64 hidden units, 1 output, weights of deviation 1e-3, "
+    "256 standard normal inputs, targets of a linear map with entries of random sign and size 0.5 "
+    "to 1.5 over 8. Full batch, 800 steps, constant learning rates: 0.05, with momentum 0.01, "
+    "Adam and RMSProp 2e-4. R_med is the largest entry of the exact diagonal divided by the "
+    "median entry, by layer; absolute values and one value per layer are our interpretation of "
+    "the paper. Learning rates and the bounds 8 and 2 were chosen in a first trial with two "
+    "seeds. The optimizers end at different losses, which the table shows.",
+    reference="Jiang, Malik & Li, How Does Adaptive Optimization Impact Local Neural Network "
+    "Geometry?, NeurIPS 2023, arXiv 2211.02254",
 )  # fmt: skip

@@ -25,15 +25,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.optimize import brentq
 
 from adamw_jax import compose, eval_params, lookahead, sgdw
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import (
+    against,
+    begun,
+    column,
+    columns,
+    experiment,
+    steps,
+    where,
+)
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.style import series_style
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.train import Runner
 
@@ -119,18 +126,16 @@ def _slow(k: int, rate: Any, alpha: Any, curvature: Any, start: Any, places: Any
     """Return the slow weights after every k steps."""
     tx = _optimizer(rate, alpha, k)
 
-    def step(carry: Any, place: jax.Array) -> Any:
-        theta, state = carry
-        updates, state = tx.update(curvature * (theta - place), state, theta)
-        return (optax.apply_updates(theta, updates), state), None
+    def slope(theta: Any, place: jax.Array) -> Any:
+        return curvature * (theta - place), None
 
     def period(carry: Any, places: jax.Array) -> Any:
-        (theta, state), _ = jax.lax.scan(step, carry, places)
+        (theta, state), _ = steps(tx, carry, slope, places)
         return (theta, state), eval_params(state, theta)
 
     places = places[: len(places) // k * k]
     places = places.reshape(-1, k, *places.shape[1:])
-    return jax.lax.scan(period, (start, tx.init(start)), places)[1]
+    return jax.lax.scan(period, begun(tx, start), places)[1]
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
@@ -200,15 +205,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
             )  # fmt: skip
     verdicts = [_formula(s, lines), _smaller(s, scattered)]
     verdicts += [_speed(s, rows, rate) for rate in s.rates]
-    columns = [
-        Column("k", "k", "{:d}"),
-        Column("alpha", "alpha", "{:g}"),
-        Column("ratio", "variance / SGD's", "{:.3f}"),
-        Column("sd", "± sd", "{:.3f}"),
-        Column("theory", "formula", "{:.3f}"),
-        Column("off", "off by", "{:.1%}"),
-    ]
-    table = Table("variance", "Stationary variance of the slow weights", columns, lines)
+    shown = columns(
+        "k {:d} | alpha {:g} | ratio: variance / SGD's {:.3f} | sd: ± sd {:.3f} | theory: "
+        "formula {:.3f} | off: off by {:.1%}"
+    )
+    table = Table("variance", "Stationary variance of the slow weights", shown, lines)
     return Result(verdicts, [table], [_figure(s, lines), _speed_figure(s, rows)])
 
 
@@ -296,16 +297,13 @@ def _figure(s: Settings, lines: Sequence[Row]) -> Figure:
     rows: list[Row] = []
     for k in s.periods:
         name = f"k = {k}"
-        rows += [
-            {"series": name, "kind": "measured", "x": row["alpha"], "y": row["ratio"],
-             "low": row["ratio"] - row["sd"], "high": row["ratio"] + row["sd"]}
-            for row in where(lines, k=k)
-        ]  # fmt: skip
-        rows += [
-            {"series": name, "kind": "theory", "x": float(x),
-             "y": float(variance_ratio(x, k, s.pull))}
-            for x in fine
-        ]  # fmt: skip
+        mine = where(lines, k=k)
+        ratios = [row["ratio"] for row in mine]
+        drawn = against(
+            name, s.step_sizes, ratios, fine, lambda x, k=k: variance_ratio(x, k, s.pull)
+        )
+        bars = [{"low": r["ratio"] - r["sd"], "high": r["ratio"] + r["sd"]} for r in mine]
+        rows += [{**row, **bar} for row, bar in zip(drawn, bars, strict=False)] + drawn[len(bars) :]
     return Figure(
         name="variance",
         title="How far Lookahead's slow weights scatter",
@@ -361,29 +359,19 @@ def _logarithmic(draw: Any) -> Any:
     return both
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="lookahead_variance",
-        title="Lookahead on the noisy quadratic",
-        question="Lookahead goes only a part alpha of the way of k steps of SGD. How much does "
-        "this reduce the variance of its weights, and is it more than a smaller learning rate?",
-        setup="Gradients are a (theta - c), with a new random c at every step. The variance of the "
-        "slow weights is taken over copies and over the last two thirds of the steps, at one "
-        "curvature, starting from the minimum. Then both run from far away over curvatures 1, 1/2, "
-        "1/3, ...; SGD has a smaller learning rate, with which both end at the same expected loss. "
-        "The lines are exact; nothing is fitted. A first trial of this comparison was too short "
-        "for its slowest runs and was lengthened; no other setting was chosen after a look at "
-        "results.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(steps=3000),
-            "tiny": Settings(
-                periods=(1, 5), step_sizes=(0.2, 0.5, 1.0), seeds=(0, 1, 2, 3), copies=128,
-                steps=2000, rates=(1.0,), curvatures=4, speed_steps=100,
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhang, Lucas, Hinton & Ba, Lookahead Optimizer, arXiv 1907.08610",
-    )
+EXPERIMENT = experiment(
+    "lookahead_variance", Settings(), measure, analyse,
+    quick={"steps": 3000},
+    tiny={"periods": (1, 5), "step_sizes": (0.2, 0.5, 1.0), "seeds": (0, 1, 2, 3), "copies": 128,
+        "steps": 2000, "rates": (1.0,), "curvatures": 4, "speed_steps": 100},
+    title="Lookahead on the noisy quadratic",
+    question="Lookahead goes only a part alpha of the way of k steps of SGD. How much does this "
+    "reduce the variance of its weights, and is it more than a smaller learning rate?",
+    setup="Gradients are a (theta - c), with a new random c at every step. The variance of the "
+    "slow weights is taken over copies and over the last two thirds of the steps, at one "
+    "curvature, starting from the minimum. Then both run from far away over curvatures 1, 1/2, "
+    "1/3, ...; SGD has a smaller learning rate, with which both end at the same expected loss. "
+    "The lines are exact; nothing is fitted. A first trial of this comparison was too short for "
+    "its slowest runs and was lengthened; no other setting was chosen after a look at results.",
+    reference="Zhang, Lucas, Hinton & Ba, Lookahead Optimizer, arXiv 1907.08610",
 )  # fmt: skip

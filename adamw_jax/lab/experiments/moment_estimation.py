@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 from adamw_jax import norm_adaptive_sgd, sgdw
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.points import point
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, curves, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
@@ -172,7 +171,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
             mine = where(rows, kind=kind, steps=steps)
             means = {n: spread(column(where(mine, series=n), "error")).mean for n in names}
             table.append({"kind": kind, "steps": steps, **means})
-    columns = [
+    shown = [
         Column("kind", "noise"),
         Column("steps", "steps", "{:d}"),
         *(Column(name, name, "{:.3f}") for name in names),
@@ -184,7 +183,7 @@ def analyse(s: Settings, rows: Rows) -> Result:
             _verdict(s, rows, STEADY, BEST, LOSS, f"within {LOSS:g} times"),
             _verdict(s, rows, SCATTERED, BEST, 1.0, "less than"),
         ],
-        [Table("error", "f at the weighted mean of the iterates", columns, table)],
+        [Table("error", "f at the weighted mean of the iterates", shown, table)],
         [_figure(s, rows, names)],
     )
 
@@ -210,11 +209,7 @@ def _verdict(s: Settings, rows: Rows, kind: str, other: str, factor: float, how:
 def _figure(s: Settings, rows: Sequence[Row], names: Sequence[str]) -> Figure:
     panels = []
     for kind in (PHASE, SCATTERED, STEADY):
-        drawn = [
-            point(name, steps, column(where(rows, kind=kind, steps=steps, series=name), "error"))
-            for name in names
-            for steps in s.horizons
-        ]
+        drawn = curves(where(rows, kind=kind), "steps", "error", names)
         draw = lines("steps", "error", xscale="log", yscale="log", spread="bars", markers=True,
                      ticks_at_data=True, legend="best" if kind == STEADY else None)  # fmt: skip
         panels.append(Panel(kind, draw, drawn))
@@ -229,30 +224,22 @@ def _figure(s: Settings, rows: Sequence[Row], names: Sequence[str]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="moment_estimation",
-        title="Steps by an estimate of the gradient's size",
-        question="If the noise is large at some times, steps should be short at these times. Is an "
-        "online estimate of the size of the gradient as good as the known size?",
-        setup="f(x) = |x| in 10 dimensions from distance 5. The noise is normal with norm 0.5 "
-        "(root mean square), and 20 in a tenth of the steps: in one phase at a random time, "
-        "scattered at random, or never. Errors are f at the mean of the iterates weighted by their "
-        "steps, averaged over 25 copies. Steps are R / sqrt(T) divided by the size of the "
-        "gradient. This is its largest root mean square, the best constant, the known value of "
-        "every step, or the estimate of norm_adaptive_sgd with floor 0.05 and beta 1 - 2 T^(-2/3), "
-        "as in the paper, or beta 0.9. The numbers were chosen in a first trial with 2000 steps. "
-        "Another trial had sqrt(10) times the noise, by mistake: there, with scattered noise, the "
-        "estimate was 15 % worse than the best constant step, and the other verdicts were the "
-        "same.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(horizons=(500, 2000), seeds=(0, 1, 2, 3)),
-            "tiny": Settings(horizons=(400,), seeds=(0, 1, 2), copies=10),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves Instance "
-        "Complexity, ICML 2022, arXiv 2006.04429",
-    )
+EXPERIMENT = experiment(
+    "moment_estimation", Settings(), measure, analyse,
+    quick={"horizons": (500, 2000), "seeds": (0, 1, 2, 3)},
+    tiny={"horizons": (400,), "seeds": (0, 1, 2), "copies": 10},
+    title="Steps by an estimate of the gradient's size",
+    question="If the noise is large at some times, steps should be short at these times. Is an "
+    "online estimate of the size of the gradient as good as the known size?",
+    setup="f(x) = |x| in 10 dimensions from distance 5. The noise is normal with norm 0.5 (root "
+    "mean square), and 20 in a tenth of the steps: in one phase at a random time, scattered at "
+    "random, or never. Errors are f at the mean of the iterates weighted by their steps, averaged "
+    "over 25 copies. Steps are R / sqrt(T) divided by the size of the gradient. This is its "
+    "largest root mean square, the best constant, the known value of every step, or the estimate "
+    "of norm_adaptive_sgd with floor 0.05 and beta 1 - 2 T^(-2/3), as in the paper, or beta 0.9. "
+    "The numbers were chosen in a first trial with 2000 steps. Another trial had sqrt(10) times "
+    "the noise, by mistake: there, with scattered noise, the estimate was 15 % worse than the "
+    "best constant step, and the other verdicts were the same.",
+    reference="Zhang, Lin, Das, Sra & Jadbabaie, Moment Estimation Improves Instance Complexity, "
+    "ICML 2022, arXiv 2006.04429",
 )  # fmt: skip

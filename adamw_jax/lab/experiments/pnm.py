@@ -15,14 +15,13 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from adamw_jax import pnm
 from adamw_jax.lab.experiments import common
-from adamw_jax.lab.experiments.common import column, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
-from adamw_jax.lab.plots.dots import paired_dots
+from adamw_jax.lab.experiments.parts import against, column, columns, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
+from adamw_jax.lab.experiments.studies import by_seed
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.recipes import Arm, catalogue, settings
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import decide, paired, rule, spread
-from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner
 
 PNM, SGD = "PNM", "SGD with momentum"
@@ -159,25 +158,28 @@ def analyse(s: Settings, rows: Rows) -> Result:
                 "5.01 %.",
             )
         )  # fmt: skip
-    columns = [
-        Column("curvature", "lr curvature / norm", "{:g}"),
-        Column("b0", "b0", "{:g}"),
-        Column("noise", "noise", "{:.3f}"),
-        Column("theory", "theory", "{:.3f}"),
-        Column("off", "off by", "{:.1%}"),
-    ]
+    shown = columns(
+        "curvature: lr curvature / norm {:g} | b0 {:g} | noise {:.3f} | theory {:.3f} | off: "
+        "off by {:.1%}"
+    )
     tables = [
-        Table("noise", "Noise over mean of the direction (curvature 0); else of theta", columns,
+        Table("noise", "Noise over mean of the direction (curvature 0); else of theta", shown,
               lines),
-        common.arms_table("settings", "Every setting", training,
-                          Column("weight_decay", "decay", "{:.2g}")),
+        common.arms_table("settings", "Every setting", training, "weight_decay: decay {:.2g}"),
     ]  # fmt: skip
     remark = (
         "The direction's noise alternates: what one step overshoots the next takes back, since "
         "the same momentum enters with weight 1 + b0 and then with -b0. So hardly any of it stays "
         "in the iterates, until the step comes near the limit of stability, 2 / (1 + 2 b0)."
     )
-    return Result(verdicts, tables, [_noise_figure(s, lines), _dots(s, training)], [remark])
+    dots = by_seed(
+        s, training, (SGD, PNM), {"test_accuracy": "validation_accuracy"}, (5.6, 3.4),
+        name="seeds",
+        title="SGD with momentum and PNM, seed by seed",
+        alt="Dots for every seed under SGD with momentum and under PNM, joined by lines, with the "
+        "means: test accuracy, each at its best setting.",
+    )  # fmt: skip
+    return Result(verdicts, tables, [_noise_figure(s, lines), dots], [remark])
 
 
 def _direction(s: Settings, lines: Sequence[Row]) -> list[Verdict]:
@@ -237,23 +239,18 @@ def _iterates(s: Settings, noise: Sequence[Row], lines: Sequence[Row]) -> list[V
 
 def _noise_figure(s: Settings, lines: Sequence[Row]) -> Figure:
     fine = np.linspace(s.b0[0], s.b0[-1], 60)
-    watched: list[Row] = []
-    for row in where(lines, curvature=PURE):
-        watched.append({"series": PNM, "kind": "measured", "x": row["b0"], "y": row["noise"]})
-    for b0 in fine:
-        y = float(direction_noise(b0, s.b1, s.noise))
-        watched.append({"series": PNM, "kind": "theory", "x": float(b0), "y": y})
+    ends = where(lines, curvature=PURE)
+    noise = [row["noise"] for row in ends]
+    watched = against(PNM, s.b0, noise, fine, lambda b0: direction_noise(b0, s.b1, s.noise))
     moved: list[Row] = []
     for curvature in s.curvatures:
-        name, mine = f"mean step {curvature:g}", where(lines, curvature=curvature)
         zero = iterate_noise(s.b0[0], s.b1, curvature, s.noise)
-        for row in mine:
-            y = row["noise"] / zero
-            moved.append({"series": name, "kind": "measured", "x": row["b0"], "y": y})
-        for b0 in fine:
-            y = iterate_noise(float(b0), s.b1, curvature, s.noise) / zero
-            moved.append({"series": name, "kind": "theory", "x": float(b0), "y": y})
-    ends = where(lines, curvature=PURE)
+        seen = [row["noise"] / zero for row in where(lines, curvature=curvature)]
+
+        def law(b0: float, curvature: float = curvature, zero: float = zero) -> float:
+            return iterate_noise(b0, s.b1, curvature, s.noise) / zero
+
+        moved += against(f"mean step {curvature:g}", s.b0, seen, fine, law)
     return Figure(
         name="noise",
         title="PNM's noise against b0",
@@ -272,49 +269,19 @@ def _noise_figure(s: Settings, lines: Sequence[Row]) -> Figure:
     )
 
 
-def _dots(s: Settings, rows: Sequence[Row]) -> Figure:
-    panels = []
-    for task in s.tasks:
-        mine = where(rows, task=task)
-        points = [
-            {"series": group, "seed": row["seed"], "value": row["test_accuracy"]}
-            for group in (SGD, PNM)
-            for row in common.at_end(where(mine, arm=common.best_arm(where(mine, group=group))))
-        ]
-        draw = paired_dots("test accuracy", percent=True)
-        panels.append(Panel(get_task(task).title, draw, points))
-    return Figure(
-        name="seeds",
-        title="SGD with momentum and PNM, seed by seed",
-        alt="Dots for every seed under SGD with momentum and under PNM, joined by lines, with the "
-        "means: test accuracy, each at its best setting.",
-        panels=panels,
-        panel_size=(5.6, 3.4),
-    )
-
-
-EXPERIMENT = register(
-    Experiment(
-        name="pnm",
-        title="PNM's noise and its use",
-        question="PNM subtracts an older momentum with weight b0, to increase the gradient noise "
-        "without a smaller batch. How much does the noise increase, and does it help?",
-        setup="For the direction: gradients of mean 1, and pure noise. Then a quadratic, with lr = "
-        "step sqrt((1 + b0)^2 + b0^2), so that the mean step is the same at every b0. The lines "
-        "are exact: sqrt((1 + b0)^2 + b0^2) noise sqrt((1 - b1^2)/(1 + b1^2)), and the stationary "
-        "covariance of the linear system. Training: cosine schedule, b0 1, momentum 0.9, the same "
-        "mean steps and the same shrinkage per step for both; the grids were chosen after trials.",
-        presets={
-            "demo": Settings(),
-            "quick": common.short(Settings(), "quick"),
-            "tiny": Settings(
-                tasks=("digits",), epochs=(2,), seeds=(0, 1), points=4, b0=(0.0, 1.0),
-                noise_seeds=(0, 1), weights=256, steps=1500, curvatures=(0.05, 0.4),
-                rates=(0.1,), shrinks=((0.003,),),
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Xie, Yuan, Zhu & Sugiyama, Positive-Negative Momentum, arXiv 2103.17182",
-    )
+EXPERIMENT = experiment(
+    "pnm", Settings(), measure, analyse,
+    quick=common.short(Settings(), "quick"),
+    tiny={"tasks": ("digits",), "epochs": (2,), "seeds": (0, 1), "points": 4, "b0": (0.0, 1.0),
+        "noise_seeds": (0, 1), "weights": 256, "steps": 1500, "curvatures": (0.05, 0.4),
+        "rates": (0.1,), "shrinks": ((0.003,),)},
+    title="PNM's noise and its use",
+    question="PNM subtracts an older momentum with weight b0, to increase the gradient noise "
+    "without a smaller batch. How much does the noise increase, and does it help?",
+    setup="For the direction: gradients of mean 1, and pure noise. Then a quadratic, with lr = "
+    "step sqrt((1 + b0)^2 + b0^2), so that the mean step is the same at every b0. The lines are "
+    "exact: sqrt((1 + b0)^2 + b0^2) noise sqrt((1 - b1^2)/(1 + b1^2)), and the stationary "
+    "covariance of the linear system. Training: cosine schedule, b0 1, momentum 0.9, the same "
+    "mean steps and the same shrinkage per step for both; the grids were chosen after trials.",
+    reference="Xie, Yuan, Zhu & Sugiyama, Positive-Negative Momentum, arXiv 2103.17182",
 )  # fmt: skip

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from adamw_jax import adam, amsgrad
-from adamw_jax.lab.experiments.common import where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import columns, experiment, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.theory import reddi_drift, reddi_path
 from adamw_jax.lab.train import Runner
 
@@ -98,13 +98,10 @@ def analyse(s: Settings, rows: Rows) -> Result:
         "theory: shown; else contradicted.",
         literature="Reddi, Kale & Kumar: proven.",
     )
-    columns = [
-        Column("optimizer", "optimizer"),
-        Column("end", "ends at", "{:+.3f}"),
-        Column("theory", "theory", "{:+.3f}"),
-        Column("off", "largest distance to theory", "{:.3f}"),
-    ]
-    table = Table("ends", "Where x ends; the best point is -1", columns, lines)
+    shown = columns(
+        "optimizer | end: ends at {:+.3f} | theory {:+.3f} | off: largest distance to theory {:.3f}"
+    )
+    table = Table("ends", "Where x ends; the best point is -1", shown, lines)
     return Result([verdict], [table], [_figure(s, rows)])
 
 
@@ -148,18 +145,14 @@ def _figure(s: Settings, rows: Sequence[Row]) -> Figure:
     )  # fmt: skip
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="reddi",
-        title="Reddi's counter-example",
-        question="Can Adam fail on a convex problem if the learning rate decays as theory demands?",
-        setup="Minimise, on [-1, 1], a loss whose gradient is +1010 once in 101 steps and -10 in "
-        "the others; the mean gradient is positive, so the best point is -1. The learning rate "
-        "is 1.5/sqrt(t + 10,000). The lines are the mean drift of the periodic moments, in "
-        "closed form; nothing is fitted.",
-        presets={"demo": Settings(), "quick": Settings(), "tiny": Settings(points=40)},
-        measure=measure,
-        analyse=analyse,
-        reference="Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, ICLR 2018",
-    )
-)
+EXPERIMENT = experiment(
+    "reddi", Settings(), measure, analyse,
+    tiny={"points": 40},
+    title="Reddi's counter-example",
+    question="Can Adam fail on a convex problem if the learning rate decays as theory demands?",
+    setup="Minimise, on [-1, 1], a loss whose gradient is +1010 once in 101 steps and -10 in the "
+    "others; the mean gradient is positive, so the best point is -1. The learning rate is "
+    "1.5/sqrt(t + 10,000). The lines are the mean drift of the periodic moments, in closed form; "
+    "nothing is fitted.",
+    reference="Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, ICLR 2018",
+)  # fmt: skip

@@ -16,12 +16,12 @@ import numpy as np
 import optax
 
 from adamw_jax import adamw
-from adamw_jax.lab.experiments.common import column, unique, where
-from adamw_jax.lab.experiments.registry import Experiment, Rows, register
+from adamw_jax.lab.experiments.parts import column, columns, experiment, unique, where
+from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.language import WORDS, sentences
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.lines import lines
-from adamw_jax.lab.results import Column, Figure, Panel, Result, Row, Table, Verdict
+from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
 from adamw_jax.lab.stats import Interval, as_good, paired, spread
 from adamw_jax.lab.train import Runner, finite
 from adamw_jax.lab.transformer import PRE, Shape, Transformer
@@ -171,18 +171,14 @@ def analyse(s: Settings, rows: Rows) -> Result:
             verdicts.append(_as_good(s, name, losses, full, scatter))
     if {EIGHT, UNFLOORED} <= set(s.formats):
         verdicts.append(_trap(ends))
-    columns = [
-        Column("series", "state"),
-        Column("bytes", "bytes a parameter", "{:.2f}"),
-        Column("loss", "test loss", "{:.4f}"),
-        Column("sd", "± sd", "{:.4f}"),
-        Column("change", "minus float32", "{:+.4f}"),
-        Column("interval", "95 % interval"),
-        Column("longest", "longest step / lr", "{:.1f}"),
-    ]
+    shown = columns(
+        "series: state | bytes: bytes a parameter {:.2f} | loss: test loss {:.4f} | sd: ± sd "
+        "{:.4f} | change: minus float32 {:+.4f} | interval: 95 % interval | longest: longest "
+        "step / lr {:.1f}"
+    )
     title = f"AdamW for {s.steps} steps, {len(s.seeds)} seeds"
     return Result(
-        verdicts, [Table("formats", title, columns, table)], [_losses(s, ends), _steps(s, rows)]
+        verdicts, [Table("formats", title, shown, table)], [_losses(s, ends), _steps(s, rows)]
     )
 
 
@@ -272,30 +268,21 @@ def _steps(s: Settings, rows: Sequence[Row]) -> Figure:
     )
 
 
-EXPERIMENT = register(
-    Experiment(
-        name="small_state",
-        title="8-bit moments and a language model",
-        question="AdamW's moments take twice the memory of the parameters. Can they be stored in a "
-        "quarter or an eighth of it without loss of quality?",
-        setup="A Transformer of one layer on new sentences from a random grammar with rare words. "
-        "AdamW under 1cycle at the learning rate that was best for float32, of 0.01, 0.02 and "
-        "0.04. A seed has the same weights and sentences in every format. All arrays of 256 "
-        "elements or more are encoded, including embeddings, in blocks of 256 (128 for 4 bits) "
-        "that continue from row to row. The longest step is the largest change of a parameter "
-        "divided by the learning rate. The rule for it first asked for a factor of 10, which a "
-        "first model passed (130) and this one does not (9); no other rule was changed after a "
-        "look at results.",
-        presets={
-            "demo": Settings(),
-            "quick": Settings(seeds=(0, 1, 2, 3), steps=150, points=15),
-            "tiny": Settings(
-                seeds=(0, 1), steps=8, points=4, width=16, heads=2, length=8, test_batches=2
-            ),
-        },
-        measure=measure,
-        analyse=analyse,
-        reference="Dettmers, Lewis, Shleifer & Zettlemoyer, 8-bit Optimizers via Block-wise "
-        "Quantization, ICLR 2022, arXiv 2110.02861; Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507",
-    )
-)
+EXPERIMENT = experiment(
+    "small_state", Settings(), measure, analyse,
+    quick={"seeds": (0, 1, 2, 3), "steps": 150, "points": 15},
+    tiny={"seeds": (0, 1), "steps": 8, "points": 4, "width": 16, "heads": 2, "length": 8,
+        "test_batches": 2},
+    title="8-bit moments and a language model",
+    question="AdamW's moments take twice the memory of the parameters. Can they be stored in a "
+    "quarter or an eighth of it without loss of quality?",
+    setup="A Transformer of one layer on new sentences from a random grammar with rare words. "
+    "AdamW under 1cycle at the learning rate that was best for float32, of 0.01, 0.02 and 0.04. A "
+    "seed has the same weights and sentences in every format. All arrays of 256 elements or more "
+    "are encoded, including embeddings, in blocks of 256 (128 for 4 bits) that continue from row "
+    "to row. The longest step is the largest change of a parameter divided by the learning rate. "
+    "The rule for it first asked for a factor of 10, which a first model passed (130) and this "
+    "one does not (9); no other rule was changed after a look at results.",
+    reference="Dettmers, Lewis, Shleifer & Zettlemoyer, 8-bit Optimizers via Block-wise "
+    "Quantization, ICLR 2022, arXiv 2110.02861; Li, Chen & Zhu, NeurIPS 2023, arXiv 2309.01507",
+)  # fmt: skip
