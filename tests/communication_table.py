@@ -42,21 +42,21 @@ def quantized(d: int, levels: int) -> float:
 
 
 TABLE = {
-    "majority_vote": Row(comm.majority_vote(), 512, rate=0.01),
     "scaled_sign": Row(comm.scaled_sign(), 512 + 4, loss=lambda d: 1 / d),
     "one_bit": Row(comm.one_bit(), 512 + 2 * 64 * 4, loss=lambda d: 1 / d),
     "qsgd": Row(comm.qsgd(), 2048 + 8 * 4, noise=lambda d: quantized(d, 7)),
     "qsgd, 2 bits": Row(comm.qsgd(2, 10), 1024 + 410 * 4, noise=lambda d: quantized(10, 1)),
-    "qsgd, 8 bits": Row(comm.qsgd(8), 4096 + 8 * 4, noise=lambda d: quantized(d, 127)),
     "terngrad": Row(comm.terngrad(), 1024 + 4, noise=lambda d: d**0.5),
+    "power_sgd": Row(comm.power_sgd(2), 2 * 2 * 64 * 4, loss=lambda d: 0.0),
     "top_k": Row(comm.top_k(0.2), 819 * (4 + 2), loss=lambda d: max(1, int(0.2 * d)) / d),
     "random_k": Row(comm.random_k(0.2), 819 * 4, loss=lambda d: 0.0),
     "random_k, unbiased": Row(
         comm.random_k(0.25, unbiased=True), 1024 * 4, noise=lambda d: d / max(1, int(d / 4)) - 1
     ),
-    "power_sgd": Row(comm.power_sgd(2), 2 * 2 * 64 * 4, loss=lambda d: 0.0),
+    "qsgd, 8 bits": Row(comm.qsgd(8), 4096 + 8 * 4, noise=lambda d: quantized(d, 127)),
+    "majority_vote": Row(comm.majority_vote(), 512, rate=0.01),
 }
-
+"""The first row and the sixth are those of tables of which make test runs one or two."""
 
 every = pytest.mark.parametrize("name", TABLE)
 

@@ -26,7 +26,7 @@ from tests.communication_table import (
     stage_of,
 )
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.quick]
 
 mesh = functools.cache(lambda: jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)))
 

@@ -25,6 +25,8 @@ from tests.communication_table import (
     stage_of,
 )
 
+pytestmark = pytest.mark.quick
+
 
 @functools.cache
 def sent(name: str) -> Any:
