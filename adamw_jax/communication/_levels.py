@@ -49,7 +49,7 @@ def qsgd(bits: int = 4, bucket: int = 512) -> Compressor:
     def encode(x: jax.Array, key: jax.Array, wire: Wire) -> Payload:
         buckets = _buckets(x)
         largest = jnp.max(jnp.abs(buckets), axis=1, keepdims=True)
-        squares = jnp.sum((buckets / numerics.nonzero(largest)) ** 2, axis=1, keepdims=True)
+        squares = jnp.sum(_share(buckets, largest) ** 2, axis=1, keepdims=True)
         norms = largest * jnp.sqrt(squares)
         codes = _rounded(buckets, norms, levels, wire.own(key))
         return {"codes": pack(codes.reshape(-1)[: x.size], bits), "norms": norms[:, 0]}
@@ -96,10 +96,16 @@ def terngrad(clip: float | None = None) -> Compressor:
 
 def _rounded(x: jax.Array, size: jax.Array, levels: int, key: jax.Array) -> jax.Array:
     """Return codes from 0 to ``2 levels``, uint8."""
-    at = jnp.minimum(jnp.abs(x) / numerics.nonzero(size) * levels, levels)
+    at = jnp.minimum(_share(jnp.abs(x), size) * levels, levels)
     low = jnp.floor(at)
     level = jnp.where(random.uniform(key, x.shape, x.dtype) < at - low, low + 1, low)
     return lax.convert_element_type(jnp.sign(x) * level + levels, jnp.uint8)
+
+
+def _share(x: jax.Array, size: jax.Array) -> jax.Array:
+    """Return ``x / size``, for which XLA takes 1 / size; of the largest numbers this would be 0."""
+    factor = jnp.where(size > 2.0**100, jnp.asarray(2.0**-50, x.dtype), 1)
+    return x * factor / numerics.nonzero(size * factor)
 
 
 def _signed(codes: jax.Array, levels: int, dtype: Any) -> jax.Array:
