@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
@@ -131,6 +132,19 @@ def test_no_dtype_of_a_state_is_cast(tmp_path: pathlib.Path) -> None:
     back = restore_checkpoint(tmp_path, aj.adamw(0.1), params, saved_by=half)
     assert back.report is not None
     assert "stages/estimate_moments/first/average/w" in back.report.converted
+
+
+def test_parameters_of_numpy_and_in_boxes(tmp_path: pathlib.Path) -> None:
+    """float64 stays so without x64, and Flax finds its boxes again."""
+    wide, tx = {"w": np.linspace(0.0, 1.0, 3)}, aj.sgdw(0.1)
+    save_checkpoint(tmp_path, 1, tx, wide, tx.init(wide))
+    assert_equal(restore_checkpoint(tmp_path, tx, wide).params, wide)
+    assert restore_checkpoint(tmp_path, tx, wide).params["w"].dtype == np.float64
+    boxed = nnx.state(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), nnx.Param)
+    save_checkpoint(tmp_path, 2, tx, boxed, tx.init(boxed))
+    back = restore_checkpoint(tmp_path, tx, boxed)
+    assert isinstance(back.params["kernel"], nnx.Param)
+    assert_equal(nnx.to_pure_dict(back.params), nnx.to_pure_dict(boxed))
 
 
 def test_kinds_of_keys_are_not_mixed(tmp_path: pathlib.Path) -> None:

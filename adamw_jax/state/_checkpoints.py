@@ -29,7 +29,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from adamw_jax._core.checks import whole_number
-from adamw_jax._core.numerics import as_arrays, leaf_names, unbox
+from adamw_jax._core.numerics import as_arrays, boxed_as, leaf_names, unbox
 from adamw_jax._core.stage import transformation
 from adamw_jax.state import _manifest
 from adamw_jax.state._folder import alone, chosen, remove_old, write
@@ -45,8 +45,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       step: the step that ``save_checkpoint`` was given.
-      params: the parameters.
-      state: the state of the optimizer.
+      params: the parameters, in the boxes of Flax if those that were given are.
+      state: the state of the optimizer, without boxes.
       rng: the keys, as they were given; arrays are NumPy's, tuples are lists.
       data: the position in the data, likewise.
       recipe: the ``repr`` of the recipe that was saved.
@@ -169,7 +169,8 @@ def restore_checkpoint(
     if saved_by is not None:
         state, report = migrate_state(state, tx, tree["params"], thaw=thaw)
     rng, data = (_manifest.from_json(about[name]) for name in ("rng", "data"))
-    return Checkpoint(about["step"], tree["params"], state, rng, data, about["recipe"], report)
+    params = boxed_as(params, tree["params"])
+    return Checkpoint(about["step"], params, state, rng, data, about["recipe"], report)
 
 
 def _orbax() -> Any:
@@ -193,16 +194,17 @@ def _flat(tree: Tree) -> dict[str, Any]:
 
 def _wanted(by: Any, params: Tree) -> Tree:
     """Return shape, dtype and, if it has one, sharding of every array of parameters and state."""
-    params = jax.tree.map(_placed, unbox(as_arrays(params)))
+    given = unbox(as_arrays(params))
+    params = jax.tree.map(_placed, given)
     if not hasattr(by, "init"):
         return {"params": params, "state": jax.tree.map(_placed, by)}
     tx = transformation(by, "tx or saved_by")
     shardings = [p.sharding for p in jax.tree.leaves(params)]
-    state = jax.eval_shape(lambda params: tx.init(params), params)
+    state = jax.eval_shape(lambda params: tx.init(params), given)
     places: Any = [None] * len(jax.tree.leaves(state))
     if shardings and all(isinstance(each, NamedSharding) for each in shardings):
-        given = jax.tree.structure(params).unflatten(shardings)
-        places = jax.tree.leaves(state_shardings(tx, params, given))
+        wanted = jax.tree.structure(params).unflatten(shardings)
+        places = jax.tree.leaves(state_shardings(tx, params, wanted))
     shaped = map(_shaped, jax.tree.leaves(state), places)
     return {"params": params, "state": jax.tree.structure(state).unflatten(shaped)}
 
@@ -219,10 +221,11 @@ def _shaped(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def _read(orbax: Any, path: Path, like: Tree, table: _manifest.Table) -> Tree:
     """Read the arrays, and compare them with the digests in the manifest."""
     wanted = dict(zip(leaf_names(like), jax.tree.leaves(like), strict=True))
-    target = jax.eval_shape(_flat, like)
-    for name, x in target.items():  # an array of NumPy stands for one without a place
-        place = wanted[name].sharding
-        target[name] = _shaped(x, place) if place is not None else np.empty(x.shape, x.dtype)
+    target: dict[str, Any] = {}
+    for name, (x, place) in {k: (x, x.sharding) for k, x in wanted.items() if x.size}.items():
+        x = jax.eval_shape(jax.random.key_data, x) if _manifest.is_key(x) else x
+        # An array of NumPy stands for one without a place.
+        target[name] = np.empty(x.shape, x.dtype) if place is None else _shaped(x, place)
     with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
         found = checkpointer.restore(path / "arrays", args=orbax.args.StandardRestore(target))
 
@@ -233,7 +236,8 @@ def _read(orbax: Any, path: Path, like: Tree, table: _manifest.Table) -> Tree:
         now, then = _manifest.digest(array), table[name]["sha256"]
         if None not in (now, then) and now != then:
             raise ValueError(f"{path}: Orbax read other values of {name} than were saved.")
-        array = jnp.array(array) if x.sharding is None else array
+        if x.sharding is None and jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+            array = jnp.array(array)  # else it stays NumPy's, as float64 without x64
         kind = table[name].get("key")
         return array if kind is None else jax.random.wrap_key_data(array, impl=kind)
 
