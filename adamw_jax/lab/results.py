@@ -119,3 +119,13 @@ class Result:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     remarks: Sequence[str] = ()
+
+    @property
+    def leading(self) -> list[Table]:
+        """The tables that a report shows first, with the figures: the ranking of a comparison."""
+        return [table for table in self.tables if table.name == "ranking"]
+
+    @property
+    def details(self) -> list[Table]:
+        """The other tables."""
+        return [table for table in self.tables if table.name != "ranking"]

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from adamw_jax.lab.experiments import get_experiment
-from adamw_jax.lab.logs import read_log, write_log
+from adamw_jax.lab.logs import Logged, read_log, write_log
 from adamw_jax.lab.plots import files
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.plots.finder import finder
@@ -19,8 +19,9 @@ from adamw_jax.lab.plots.heat import heat
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.style import INK, SERIES
 from adamw_jax.lab.plots.theory import theory
-from adamw_jax.lab.report import build, markdown
-from adamw_jax.lab.results import Column, Figure, Panel, Table
+from adamw_jax.lab.report import build, html, markdown
+from adamw_jax.lab.report.build import Section
+from adamw_jax.lab.results import Column, Figure, Panel, Result, Table, Verdict
 from adamw_jax.lab.runs import perform, say
 
 pytestmark = pytest.mark.quick
@@ -50,6 +51,9 @@ def test_every_file_is_there(report):
 
 def test_page_needs_nothing_from_outside(report):
     page = (report.folder / "report.html").read_text("utf-8")
+    paper = "<a href='https://arxiv.org/abs/1711.05101'>arXiv 1711.05101</a>"
+    assert page.count(paper) == len(NAMES)  # one may follow a link, the page loads nothing
+    page = page.replace(paper, "")
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe|url\((?!#)", page)
     targets = re.findall(r'(?:src|href)=["\']([^"\']*)', page)
     assert targets
@@ -104,6 +108,28 @@ def test_markdown_tables_have_equal_rows(report):
     for above, line in itertools.pairwise(text):
         if above.startswith("|") and line.startswith("|"):
             assert bars(above) == bars(line)
+
+
+def test_the_ranking_and_the_curves_come_first():
+    """Made-up results of a comparison, in both forms of the report."""
+    experiment = get_experiment("compare")
+    tables = [Table(name, f"Title of {name}", [Column("a", "a")], [{"a": 1}])
+              for name in ("ranking", "cost")]  # fmt: skip
+    verdict = Verdict("A claim", "task", "shown", "Evidence.", "Rule.")
+    result = Result([verdict], tables, remarks=["The model and the budget."])
+    logged = Logged(experiment, "tiny", experiment.settings("tiny"), 1.0, [])
+    section = Section(logged, result, [])
+    for text in (html._section(section), "\n".join(markdown._section(section))):
+        places = [
+            text.index(word)
+            for word in (
+                "Title of ranking",
+                "A claim",
+                "The model and the budget.",
+                "Title of cost",
+            )
+        ]
+        assert places == sorted(places)  # fmt: skip
 
 
 def bars(line):

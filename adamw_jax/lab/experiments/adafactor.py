@@ -19,7 +19,7 @@ from adamw_jax.lab.experiments.adafactor_runs import (
     measure,
     newest_weight,
 )
-from adamw_jax.lab.experiments.common import interval, mean_sd
+from adamw_jax.lab.experiments.common import as_accurate
 from adamw_jax.lab.experiments.parts import (
     against,
     column,
@@ -33,7 +33,7 @@ from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
-from adamw_jax.lab.stats import as_good, decide, paired, rule, rule_as_good, spread
+from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 
 
@@ -178,20 +178,13 @@ def _factored(s: Settings, rows: Sequence[Row]) -> Verdict:
         mine = where(rows, factored=factored)
         each = [where(mine, learning_rate=rate) for rate in s.learning_rates]
         best[factored] = min(each, key=lambda x: spread(column(x, "validation_loss")).mean)
-    accuracy = {key: column(each, "test_accuracy") for key, each in best.items()}
-    difference = paired(accuracy[True], accuracy[False])
-    return Verdict(
-        claim="Factored squares are as accurate as full ones",
-        task=get_task(s.task).title,
-        word=as_good(difference, ACCURACY_MARGIN),
-        evidence=f"Factored {mean_sd(accuracy[True], 'test_accuracy')}, full "
-        f"{mean_sd(accuracy[False], 'test_accuracy')}; difference "
-        f"{interval(difference, 'test_accuracy')}.",
-        rule=rule_as_good(
-            "the difference in test accuracy, each at its lowest validation loss", ACCURACY_MARGIN
-        ),
+    full, few = (column(best[factored], "test_accuracy") for factored in (False, True))
+    return as_accurate(
+        "Factored squares are as accurate as full ones",
+        get_task(s.task).title, {"Factored": few, "full": full},
+        "the difference in test accuracy, each at its lowest validation loss",
         literature="Shazeer & Stern: comparable results to Adam with much less memory.",
-    )
+    )  # fmt: skip
 
 
 def _jump_figure(s: Settings, rows: Sequence[Row]) -> Figure:

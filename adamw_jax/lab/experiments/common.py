@@ -13,7 +13,7 @@ from typing import Any
 from adamw_jax.lab.experiments.parts import column, columns, point, unique, where
 from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Row, Table, Verdict
-from adamw_jax.lab.stats import Interval, decide, paired, rule, spread
+from adamw_jax.lab.stats import Interval, as_good, decide, paired, rule, rule_as_good, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import METRICS, Job, Plan, Runner
 
@@ -179,6 +179,40 @@ def interval(difference: Interval, metric: str) -> str:
         return f"{d.mean:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
     d = difference
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def as_accurate(
+    claim: str,
+    task: str,
+    values: Mapping[str, Sequence[float]],
+    what: str,
+    *,
+    note: str = "",
+    more: str = "",
+    literature: str = "",
+) -> Verdict:
+    """Return the verdict on "the first is as accurate as the second", within the margin.
+
+    Args:
+      claim: the claim in words.
+      task: what it was tested on.
+      values: test accuracies by seed, of the two by name.
+      what: the difference in words.
+      note: evidence on the second, after its accuracy.
+      more: further evidence.
+      literature: findings of others.
+    """
+    first, second = values.values()
+    difference = paired(first, second)
+    each = ", ".join(f"{name} {mean_sd(v, 'test_accuracy')}" for name, v in values.items())
+    return Verdict(
+        claim=claim,
+        task=task,
+        word=as_good(difference, ACCURACY_MARGIN),
+        evidence=f"{each}{note}; difference {interval(difference, 'test_accuracy')}.{more}",
+        rule=rule_as_good(what, ACCURACY_MARGIN),
+        literature=literature,
+    )
 
 
 def arms_table(name: str, title: str, rows: Sequence[Row], *numbers: str) -> Table:

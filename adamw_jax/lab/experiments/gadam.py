@@ -21,7 +21,7 @@ from adamw_jax.lab.plots.heat import heat
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Carrier, Recipe, settings
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
-from adamw_jax.lab.stats import as_good, decide, paired, rule, rule_as_good, spread
+from adamw_jax.lab.stats import decide, paired, rule, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner
 
@@ -179,20 +179,12 @@ def _sparse(task: str, rows: Sequence[Row]) -> Verdict:
     dense, sparse = (
         column(common.at_end(_same_run(rows, group)), "test_accuracy") for group in (GADAM, SPARSE)
     )
-    difference = paired(sparse, dense)
-    return Verdict(
-        claim="An average of one iterate per epoch is as good as one of all",
-        task=get_task(task).title,
-        word=as_good(difference, MARGIN),
-        evidence=f"Once an epoch {common.mean_sd(sparse, 'test_accuracy')}, every step "
-        f"{common.mean_sd(dense, 'test_accuracy')}; difference "
-        f"{common.interval(difference, 'test_accuracy')}.",
-        rule=rule_as_good(
-            "the difference in test accuracy, at the setting with Gadam's best validation accuracy",
-            MARGIN,
-        ),
+    return common.as_accurate(
+        "An average of one iterate per epoch is as good as one of all",
+        get_task(task).title, {"Once an epoch": sparse, "every step": dense},
+        "the difference in test accuracy, at the setting with Gadam's best validation accuracy",
         literature=LITERATURE + "infrequent averaging is enough.",
-    )
+    )  # fmt: skip
 
 
 def stopped(rows: Sequence[Row]) -> list[float]:
@@ -207,19 +199,14 @@ def _stopping(task: str, rows: Sequence[Row]) -> Verdict:
     average = _same_run(rows, GADAM)
     last = column(common.at_end(average), "test_accuracy")
     early = stopped(_same_run(rows, ADAMW))
-    difference = paired(last, early)
-    own = paired(last, stopped(average))
-    return Verdict(
-        claim="The last average needs no early stopping: it is as good as the run's iterate at the "
+    own = common.interval(paired(last, stopped(average)), "test_accuracy")
+    return common.as_accurate(
+        "The last average needs no early stopping: it is as good as the run's iterate at the "
         "evaluation with its best validation accuracy",
-        task=get_task(task).title,
-        word=as_good(difference, MARGIN),
-        evidence=f"Last average {common.mean_sd(last, 'test_accuracy')}, stopped iterate "
-        f"{common.mean_sd(early, 'test_accuracy')}; difference "
-        f"{common.interval(difference, 'test_accuracy')}. Against the average stopped in the same "
-        f"way {common.interval(own, 'test_accuracy')}.",
-        rule=rule_as_good("the difference in test accuracy, at the same setting and seed", MARGIN),
-    )
+        get_task(task).title, {"Last average": last, "stopped iterate": early},
+        "the difference in test accuracy, at the same setting and seed",
+        more=f" Against the average stopped in the same way {own}.",
+    )  # fmt: skip
 
 
 def _gain_table(s: Settings, rows: Sequence[Row]) -> Table:

@@ -33,7 +33,7 @@ from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.plots.theory import theory
 from adamw_jax.lab.recipes import ADAM, Arm, catalogue, settings
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Table, Verdict
-from adamw_jax.lab.stats import Interval, as_good, paired, rule_as_good, spread
+from adamw_jax.lab.stats import Interval, paired, spread
 from adamw_jax.lab.tasks import get_task
 from adamw_jax.lab.train import Runner
 
@@ -231,18 +231,11 @@ def _untuned(task: str, rows: Sequence[Row], a: str, b: str) -> Verdict:
     mine = column(where(ends, group=a, learning_rate=USUAL[a]), "test_accuracy")
     best = best_arm(where(rows, group=b))
     other = column(where(ends, arm=best), "test_accuracy")
-    difference = paired(mine, other)
-    return Verdict(
-        claim=f"{a} with the learning rate left at {USUAL[a]:g} is as good as tuned {b}",
-        task=get_task(task).title,
-        word=as_good(difference, MARGIN),
-        evidence=f"{a} {common.mean_sd(mine, 'test_accuracy')}, {b} "
-        f"{common.mean_sd(other, 'test_accuracy')} at its best lr "
-        f"{where(rows, arm=best)[0]['learning_rate']:g}; difference "
-        f"{common.interval(difference, 'test_accuracy')}.",
-        rule=rule_as_good(
-            f"the difference in test accuracy, {b} at its best validation accuracy", MARGIN
-        ),
+    return common.as_accurate(
+        f"{a} with the learning rate left at {USUAL[a]:g} is as good as tuned {b}",
+        get_task(task).title, {a: mine, b: other},
+        f"the difference in test accuracy, {b} at its best validation accuracy",
+        note=f" at its best lr {where(rows, arm=best)[0]['learning_rate']:g}",
         literature="Davtyan et al., CIFAR-100, ResNet18, 200 epochs, top-1 error: KOALA-M 22.22 %, "
         "SGD 22.44 %, Adam 25.61 %." if a == M else "",
     )  # fmt: skip

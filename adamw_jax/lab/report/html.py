@@ -130,23 +130,30 @@ def _section(section: Section) -> str:
         f"<tr><td>{escape(key)}</td><td>{escape(_plain(value))}</td></tr>"
         for key, value in dataclasses.asdict(logged.settings).items()
     )
+    claims = "".join(_claim(same) for same in _by_claim(result.verdicts))
+    claims += remarks(result.remarks)
+    first = "".join(table(found) for found in result.leading)
     return (
         f"<section id='{experiment.name}'><h2>{escape(experiment.title)}</h2>"
         f"<p>{escape(experiment.question)}</p><p class='setup'>{escape(experiment.setup)}</p>"
-        + "".join(_claim(same) for same in _by_claim(result.verdicts))
-        + remarks(result.remarks)
-        + pictures
-        + "".join(table(found) for found in result.tables)
+        + (first + pictures + claims if first else claims + pictures)
+        + "".join(table(found) for found in result.details)
         + f"<details><summary>Settings {settings_hash(logged.settings)}, {logged.seconds:.1f} s"
         f"</summary><table class='plain'><tr><td>preset</td><td>{escape(logged.preset)}</td></tr>"
         f"{settings}</table></details>"
         + (
-            f"<p class='reference'>{escape(experiment.reference)}</p>"
+            f"<p class='reference'>{_linked(experiment.reference)}</p>"
             if experiment.reference
             else ""
         )
         + "</section>\n"
     )
+
+
+def _linked(reference: str) -> str:
+    """Escape a reference; arXiv numbers become links."""
+    link = r"<a href='https://arxiv.org/abs/\1'>arXiv \1</a>"
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", link, escape(reference))
 
 
 def remarks(texts: Iterable[str]) -> str:

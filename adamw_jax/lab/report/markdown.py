@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,26 +43,32 @@ def _verdicts(report: Report) -> str:
 def _section(section: Section) -> list[str]:
     logged = section.logged
     experiment = logged.experiment
-    parts = [f"## {experiment.title}", experiment.question, experiment.setup]
-    if section.result.verdicts:
-        parts.append(
-            _lines(
-                f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in section.result.verdicts
-            )
-        )
-    if section.result.remarks:
-        parts.append(_lines(section.result.remarks))
-    for figure, files in zip(section.result.figures, section.pictures, strict=True):
-        parts.append(f"![{figure.alt}](figures/{files['png'].name})")
-        parts.append(f"Numbers: [{files['csv'].name}](figures/{files['csv'].name})")
-    for table in section.result.tables:
-        parts += [f"### {table.title}", of_table(table)]
+    result = section.result
+    claims = [f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in result.verdicts]
+    said = [_lines(texts) for texts in (claims, result.remarks) if texts]
+    pictures = [
+        f"![{figure.alt}](figures/{files['png'].name})\n\n"
+        f"Numbers: [{files['csv'].name}](figures/{files['csv'].name})"
+        for figure, files in zip(result.figures, section.pictures, strict=True)
+    ]
+    first, rest = (
+        [part for table in tables for part in (f"### {table.title}", of_table(table))]
+        for tables in (result.leading, result.details)
+    )
+    parts = [f"## {experiment.title}", experiment.question, experiment.setup, *first]
+    parts += [*pictures, *said, *rest] if first else [*said, *pictures, *rest]
     settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(logged.settings).items())
     parts.append(
         f"Preset {logged.preset}, settings {settings_hash(logged.settings)}: {settings}. "
-        f"{logged.seconds:.1f} s. {experiment.reference}."
+        f"{logged.seconds:.1f} s. {_linked(experiment.reference)}."
     )
     return parts
+
+
+def _linked(reference: str) -> str:
+    """Make links of arXiv numbers."""
+    link = r"[arXiv \1](https://arxiv.org/abs/\1)"
+    return re.sub(r"arXiv (\d{4}\.\d{4,5})", link, reference)
 
 
 def of_table(table: Table) -> str:
