@@ -70,8 +70,9 @@ def compare(
         whose steps grow with the gradient), and ``weight_decay`` from 0.001 to 1 for all that take
         it. ``{"weight_decay": None}`` leaves every optimizer its own decay.
       schedule: shape of the learning rate: ``"warmup_cosine"`` (linear over a tenth of the steps),
-        ``"cosine"``, ``"constant"`` or ``"one_cycle"``, in which optimizers of this library also
-        cycle the momentum.
+        ``"cosine"``, ``"constant"``; or ``"one_cycle"``, ``"article"`` or ``"article_plateau"``
+        (fastai's cosine and the forms of its AdamW article), in which optimizers of this library
+        also cycle the momentum.
       extend: how often a space is extended where the best trial is at its edge. The additional
         trials, half as many, are counted in the result.
       out: folder for live logs and the report; None for neither.
