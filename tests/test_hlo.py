@@ -219,3 +219,27 @@ def test_state_values_are_the_registry_s(name: str) -> None:
     state = jax.eval_shape(row.factory(1e-3, **row.example).init, params)
     held = sum(leaf.size for leaf in jax.tree.leaves(state.stages) if leaf.ndim)
     assert held == (factors if name in FACTORED else row.state_values * size)
+
+
+@pytest.mark.parametrize("device", ["CPU", pytest.param("TPU", marks=[pytest.mark.slow, for_tpu])])
+def test_a_guard_makes_no_copy_and_writes_no_array_twice(device: str) -> None:
+    """The first pass reads; the second has the kernels of the plain step."""
+    rows = 512 if device == "CPU" else 1 << 14  # smaller arrays a TPU keeps in fast memory
+    params = {f"layer{i}": jax.ShapeDtypeStruct((rows, 1024), jnp.float32) for i in range(2)}
+    size, found = 2 * rows * 1024, []
+    for tx in (aj.adamw(0.1), aj.skip_bad_steps(aj.adamw(0.1))):
+
+        def step(params, state, gradient, tx=tx):
+            updates, state = tx.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        on = hlo.tpu_device() if device == "TPU" else None
+        state = jax.eval_shape(tx.init, params)
+        found.append(hlo.compile_step(step, params, state, params, device=on))
+    moved = [hlo.bytes_accessed(x) / size for x in found]
+    scratch = [hlo.scratch_bytes(x) / size for x in found]
+    reads = 4 * 4  # gradient, two moments, parameter
+    flags = 2 * 2  # on a CPU one byte for each element, and as many to find the cause
+    assert moved[1] - moved[0] < reads + 4 + flags + 0.2
+    assert scratch[1] - scratch[0] < 1.1
+    assert hlo.census(found[1].as_text()).copies == 0
