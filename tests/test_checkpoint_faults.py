@@ -174,9 +174,10 @@ def last_after_a_kill(folder: pathlib.Path, at: int, events: tuple[str, ...] = E
 
 
 @posix
-def test_a_kill_before_a_checkpoint_gets_its_name(tmp_path: pathlib.Path) -> None:
-    """All of it is written; the first rename is Orbax's."""
-    assert last_after_a_kill(tmp_path, at=2, events=("os.rename",)) == 1
+@pytest.mark.parametrize(("event", "at", "last"), [("os.rename", 2, 1), ("shutil.rmtree", 1, 3)])
+def test_a_kill_around_the_change(tmp_path: pathlib.Path, event: str, at: int, last: int) -> None:
+    """Just before a checkpoint gets its name (the first rename is Orbax's); and in removing one."""
+    assert last_after_a_kill(tmp_path, at, (event,)) == last
 
 
 @posix
@@ -185,12 +186,12 @@ def test_a_kill_at_any_point_of_a_save(tmp_path: pathlib.Path) -> None:
     """SIGKILL when the n-th file is opened, renamed or removed, in saving two checkpoints."""
     whole = child(COUNTED.format(at=-1, events=EVENTS), tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    count, points = int(whole.stdout), 12
+    count, points = int(whole.stdout) - 6, 12  # Orbax opens a few files more or less
     places = sorted({round(1 + (count - 1) * i / (points - 1)) for i in range(points)})
     steps = [last_after_a_kill(tmp_path / str(at), at) for at in places]
     assert len(steps) > 9
     assert steps == sorted(steps)
-    assert {*steps} == {1, 2, 3}
+    assert {1, 2} <= {*steps} <= {1, 2, 3}
 
 
 @posix
