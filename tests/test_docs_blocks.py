@@ -69,7 +69,7 @@ def test_block_left_out_says_why(house, capsys):
         ("python -m nothing.here", "there is no nothing.here"),
         ('pip install -e ".[tset]"', "no extra 'tset'"),
         ("uv run --extra tset adamw-jax list", "no extra 'tset'"),
-        ("adamw-jax tset", "no subcommand tset"),
+        ("adamw-jax tset", "unknown command 'tset'"),
         ("adamw-jax demo --tset 3", "does not know --tset"),
     ],
 )
