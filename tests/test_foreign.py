@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any, cast
 
 import chex
@@ -194,3 +195,51 @@ def test_what_says_itself_what_it_gives_passes_the_adapters() -> None:
     tx, direction = aj.adamw(RATE), aj.scale_by_adam()
     assert aj.as_optimizer(tx) is tx
     assert aj.as_direction(direction) is direction
+
+
+def test_a_state_that_cannot_be_converted_goes_on_as_the_error_says() -> None:
+    for theirs, ours in {
+        optax.lion(RATE): aj.lion(RATE),
+        optax.contrib.muon(RATE): aj.adamw(RATE),
+    }.items():
+        (*_, params), saved = path_of(theirs)
+        tx = aj.compose(("name", aj.as_optimizer(theirs)), aj.lookahead())
+        with pytest.raises(ValueError, match=r"as_optimizer\(.*_replace\(stages="):
+            aj.from_optax(saved, ours, params)
+        with pytest.raises(ValueError, match=r"as_optimizer\(.*_replace\(stages="):
+            aj.migrate_state(saved, tx, params)
+        state = tx.init(params)
+        state = state._replace(stages={**state.stages, "name": saved})
+        gradient = jax.tree.map(jnp.ones_like, params)
+        chex.assert_trees_all_close(
+            tx.update(gradient, state, params)[0], theirs.update(gradient, saved, params)[0]
+        )
+
+
+def test_an_optimizer_is_saved_and_sharded(tmp_path: pathlib.Path) -> None:
+    tx = aj.compose(aj.as_optimizer(optax.contrib.muon(RATE)), aj.lookahead())
+    (*_, params), state = path_of(tx)
+    aj.state.save_checkpoint(tmp_path, 1, tx, params, state)
+    chex.assert_trees_all_equal(aj.state.restore_checkpoint(tmp_path, tx, params).state, state)
+    place = jax.sharding.NamedSharding(jax.make_mesh((1,), ("x",)), jax.sharding.PartitionSpec())
+    shardings = aj.state_shardings(tx, params, jax.tree.map(lambda _: place, params))
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+
+
+def test_only_the_fast_weights_of_lookahead_are_refused() -> None:
+    tx = optax.lookahead(optax.sgd(RATE), sync_period=3, slow_step_size=0.5)
+    pair = optax.LookaheadParams.init_synced({"w": jnp.ones(2)})
+    with pytest.raises(TypeError, match="give the whole LookaheadParams"):
+        aj.eval_params(tx.init(pair), pair.fast)
+
+
+def test_hints() -> None:
+    with pytest.raises(TypeError, match="give momentum="):
+        aj.sgdw(0.1, betas=(0.9, 0.99))  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match=r"direction.cautious\(\)"):
+        aj.nadam(0.1, cautious=True)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="negate=True"):
+        aj.create(aj.as_optimizer(optax.lion(1e-3)), 0.1)
+    with pytest.raises(ValueError, match="give its Rule name='head'"):
+        aj.set_hyperparams(aj.adamw(0.1).init(jnp.ones(2)), {"head.learning_rate": 0.1})
+    assert "schedule_free" in aj.summary(optax.contrib.schedule_free_sgd(0.1), jnp.ones(2))

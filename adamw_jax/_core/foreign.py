@@ -85,7 +85,7 @@ def foreign(tx: Any, argument: str = "a stage") -> Spec:
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         return inner.update(flow, state, step.params, **step.extra)
 
-    return Spec(_name_of(tx), None, None, apply, inner.init, {}, False, False, foreign=True)
+    return Spec(name_of(tx), None, None, apply, inner.init, {}, False, False, foreign=True)
 
 
 def _declared(tx: Any, gives: Kind, *, negate: bool = False) -> Stage | Declared:
@@ -112,7 +112,7 @@ def _declared(tx: Any, gives: Kind, *, negate: bool = False) -> Stage | Declared
     return stage_of(spec._replace(takes=Kind.GRADIENT, gives=gives, apply=apply))
 
 
-def _name_of(tx: Any) -> str:
+def name_of(tx: Any) -> str:
     """Name the optax function that built ``tx``, from its closures: ``clip``, ``chain``, ..."""
     if isinstance(tx, optax.MultiSteps):
         return "multi_steps"

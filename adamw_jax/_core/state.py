@@ -308,7 +308,10 @@ def check_hyperparams(node: Any) -> Hyperparams:
 
 def unknown(name: str, known: Sequence[str]) -> str:
     """Make the error text for a hyperparameter that a state does not have."""
+    group, dot, _ = name.partition(".")
     hint = did_you_mean(name, known)
+    if dot and not any(other.startswith(f"{group}.") for other in known):
+        hint = f"; to make a group live, give its Rule name={group!r}."
     return f"unknown hyperparameter {name!r}, the state has {sorted(known)}{hint}"
 
 

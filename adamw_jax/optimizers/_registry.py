@@ -279,7 +279,8 @@ def _from_direction(direction: Any, learning_rate: Any, options: dict[str, Any])
         raise TypeError(
             "create() takes the name of an optimizer or a direction of adamw_jax, got "
             f"{direction!r}: write as_direction(...) around an optax transformation such as "
-            "optax.scale_by_lion()."
+            "optax.scale_by_lion(), or as_direction(optax.lion(1.0), negate=True) around an "
+            "optimizer."
         )
 
     if "cautious" in options:
@@ -314,6 +315,13 @@ def _bound(
         hint = did_you_mean(str(RENAMED.get(key, key)), known) or f"; it takes {sorted(known)}."
         if key == "betas" and {"b1", "b2"} <= {*known}:
             hint = "; give b1= and b2=."
+        elif key == "betas" and "momentum" in known:
+            hint = "; give momentum=."
+        elif "cautious" in key:
+            hint = (
+                "; put direction.cautious() behind a direction for cautious updates, and "
+                "decoupled_decay(..., cautious=True) for cautious decay."
+            )
         raise TypeError(f"{name}() has no argument {key!r}{hint}")
     try:
         given = signature.bind(*args, **kwargs).arguments

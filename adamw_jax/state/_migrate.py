@@ -39,6 +39,7 @@ from adamw_jax._core.state import (
     is_hyperparams,
     replace,
 )
+from adamw_jax.state._optax import GO_ON
 from adamw_jax.state._thaw import Thaw, exact_fields, late_of
 
 State = Any
@@ -257,8 +258,8 @@ def _leaves(state: State, what: str) -> _Leaves:
     found = {_path(path): node for path, node in nodes if _is_recipe(node)}
     if not found:
         raise ValueError(
-            f"{what} holds no recipe of adamw_jax: for a state of an optimizer of optax, use "
-            "from_optax or to_optax."
+            f"{what} holds no recipe of adamw_jax. Convert a state of optax's Adam family or SGD "
+            f"with from_optax or to_optax. {GO_ON}"
         )
     leaves: dict[Path, Any] = {}
     named = {(*root, "hyperparams") for root in found}

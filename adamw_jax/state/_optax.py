@@ -244,6 +244,20 @@ def _fields(theirs: Any) -> optax_states.Fields:
     return optax_states.fields_of(type(theirs)) or optax_states.Fields()
 
 
+GO_ON = (
+    "To go on with it, keep the optimizer: "
+    "tx = compose(('name', as_optimizer(...)), ...), and then "
+    "state = tx.init(params); state._replace(stages={**state.stages, 'name': saved})."
+)
+"""What to do with a state that cannot be converted."""
+
+
+def _has_moments(node: Any) -> bool:
+    """Return whether a node is a state of optax with more than schedules and other states."""
+    fields = optax_states.fields_of(type(node))
+    return fields is not None and not fields.wraps
+
+
 def _is_known(node: Any) -> bool:
     """Return whether a recipe can continue with the moments in a state of optax."""
     parts = (AverageState, HeavyBallState, SquaresState, CenteredSquaresState, InfinityNormState)
@@ -312,8 +326,8 @@ def _check_understood(saved: State) -> None:
             continue
         raise ValueError(
             f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax can "
-            "continue, so it would be lost: keep that transformation and its state next to the "
-            "recipe and its state; convert a MultiStepsState only when its sums are empty."
+            f"convert, so it would be lost. {GO_ON} Convert a MultiStepsState only when its sums "
+            "are empty."
         )
 
 
@@ -341,6 +355,12 @@ def check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None
 
 def _their_state(saved: State) -> Any:
     found = states.find(saved, _is_known)
+    others = sorted({type(node).__name__ for _, node in states.find(saved, _has_moments)})
+    if not found and others:
+        raise ValueError(
+            f"the saved state is of {', '.join(others)}, which no recipe of adamw_jax can convert. "
+            f"{GO_ON}"
+        )
     if len(found) != 1:
         raise ValueError(
             "expected one state of optax's Adam family, AdaBelief or SGD with momentum, found "

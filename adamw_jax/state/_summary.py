@@ -20,6 +20,7 @@ import optax
 
 from adamw_jax._core import masks
 from adamw_jax._core.compose import Composed
+from adamw_jax._core.foreign import name_of
 from adamw_jax._core.numerics import as_arrays, named_leaves
 from adamw_jax._core.stage import RULE, transformation
 from adamw_jax._core.wrapper import Wrapper
@@ -58,7 +59,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
             memory = state.stages.get(spec.name)
             rows.append((spec.name, spec.kinds, shown, *_cost(memory, size)))
     else:
-        rows.append((type(tx).__name__, "", "", *_cost(state, size)))
+        rows.append((name_of(tx), "", "", *_cost(state, size)))
     rows.append((f"sum over {size:,} parameters", "", "", *_cost(whole, size, scalars=True)))
     groups = _groups(tx, shapes) if isinstance(tx, Composed) else []
     return "\n\n".join(_table(table) for table in ([HEADER, *rows], groups) if table)

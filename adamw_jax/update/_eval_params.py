@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from adamw_jax._core import numerics, optax_states
+from adamw_jax._core import numerics, optax_states, state as states
 from adamw_jax._core.encoded import decode_state
 
 Tree = Any
@@ -41,11 +41,17 @@ def eval_params(state: Any, params: Tree) -> Tree:
       A tree like ``params``; ``params`` itself if the state has no average.
 
     Raises:
+      TypeError: the state is of ``optax.lookahead``, and ``params`` are no ``LookaheadParams``.
       ValueError: the state has two averages of a parameter, or the average of a parameter that
         ``params`` lacks or has in another shape.
     """
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
+    elif states.find(state, _is_lookahead_of_optax):
+        raise TypeError(
+            "the state is of optax.lookahead, whose weights to evaluate are the slow ones: give "
+            "the whole LookaheadParams as params, not its fast weights."
+        )
     found: dict[str, tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]] = {}
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=averages):
         if not averages(node):
@@ -104,3 +110,8 @@ def _other_weights(node: Any) -> Any:
         return node.eval_params()
     theirs = optax_states.fields_of(type(node))
     return theirs and theirs.eval_params and theirs.eval_params(node)
+
+
+def _is_lookahead_of_optax(node: Any) -> bool:
+    kind = type(node)
+    return kind.__name__ == "LookaheadState" and kind.__module__.startswith("optax.")
