@@ -255,7 +255,7 @@ GO_ON = (
 def _has_moments(node: Any) -> bool:
     """Return whether a node is a state of optax with more than schedules and other states."""
     fields = optax_states.fields_of(type(node))
-    return fields is not None and not fields.wraps
+    return fields is not None and not fields.wraps and bool(jax.tree.leaves(node))
 
 
 def _is_known(node: Any) -> bool:
