@@ -211,8 +211,8 @@ def test_a_damaged_folder_is_refused_in_one_line(kind, whole, tmp_path, capsys):
     DAMAGE[kind](folder)
     assert main(["report", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: [^\n]{10,400}\n", said), said
     assert str(folder) in said
+    assert re.fullmatch(r"error: [^\n]{10,300}\n", said.replace(str(folder), "results")), said
 
 
 def test_rows_of_an_unfinished_log_that_do_not_fit_are_refused(whole, tmp_path):
