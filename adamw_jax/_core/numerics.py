@@ -55,6 +55,25 @@ def placed_like(x: Any, like: Any) -> Any:
     return x if jax.typeof(x).sharding.spec == place.spec else jax.sharding.reshard(x, place)
 
 
+def on_device(tree: Tree) -> Tree:
+    """Move the arrays of a tree that lie in the memory of the host to that of their devices."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x, tree
+    )
+
+
+def in_memory_of(tree: Tree, like: Tree) -> Tree:
+    """Move the arrays of a tree to the memory of the host if all those of ``like`` lie there."""
+    there = [*map(_on_host, jax.tree.leaves(like))]
+    if not there or not all(there):
+        return tree
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Host), tree)
+
+
+def _on_host(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
 def copied(params: Tree) -> Tree:
     """Copy parameters in their compute dtype, for a state; the caller's buffers may be donated."""
 

@@ -106,17 +106,15 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
             for one in np.ravel(given):
                 in_domain(one, domain, f"{name} must be {domain.words}")
         new = jnp.asarray(given, old.dtype)[..., None]
-        # Selecting from the old array keeps its dtype, shape, placement and sharding; mapping over
-        # it keeps the box that Flax NNX puts around it.
         return self._with(
-            jax.tree.map(lambda x: jnp.where(jnp.broadcast_to(here, x.shape), new, x), self.array),
-            jax.tree.map(lambda x: x | jnp.broadcast_to(here, x.shape), self.pins),
+            _changed(self.array, lambda x: jnp.where(jnp.broadcast_to(here, x.shape), new, x)),
+            _changed(self.pins, lambda x: x | jnp.broadcast_to(here, x.shape)),
         )
 
     def unpinned(self, name: str) -> Hyperparams:
         """Return the hyperparameters with ``name`` not pinned."""
         here = self._here(name)
-        pins = jax.tree.map(lambda x: x & ~jnp.broadcast_to(here, x.shape), self.pins)
+        pins = _changed(self.pins, lambda x: x & ~jnp.broadcast_to(here, x.shape))
         return self._with(self.array, pins)
 
     def _with(self, array: Any, pins: Any) -> Hyperparams:
@@ -124,7 +122,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
 
     def _read(self, array: Any, name: str) -> jax.Array:
         (whole,) = jax.tree.leaves(array)
-        return whole[..., self._place(name)]
+        return numerics.on_device(whole)[..., self._place(name)]
 
     def _here(self, name: str) -> np.ndarray:
         return np.arange(len(self.names)) == self._place(name)
@@ -192,6 +190,14 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def copy(self) -> Hyperparams:
         """Return another node with the same arrays."""
         return self._with(self.array, self.pins)
+
+
+def _changed(array: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
+    """Apply an element-wise function, which keeps dtype, shape, placement, sharding and memory.
+
+    Mapping keeps the box that Flax NNX puts around the array.
+    """
+    return numerics.in_memory_of(jax.tree.map(change, numerics.on_device(array)), array)
 
 
 def _made(names: _Names, children: Any) -> Hyperparams:

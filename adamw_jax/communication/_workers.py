@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from adamw_jax._core import numerics
 from adamw_jax._core.checks import whole_number
 from adamw_jax.communication._compressed_mean import CompressedMeanState
 
@@ -58,7 +59,8 @@ def resize_workers(state: Any, workers: int) -> Any:
     def resized(e: jax.Array) -> jax.Array:
         return jnp.repeat(jnp.mean(e, axis=0, keepdims=True), workers, axis=0)
 
-    return _with_errors(state, resized, lambda x: x)
+    made = _with_errors(numerics.on_device(state), resized, lambda x: x)
+    return numerics.in_memory_of(made, state)
 
 
 def _with_errors(state: Any, change: Callable[[Any], Any], other: Callable[[Any], Any]) -> Any:

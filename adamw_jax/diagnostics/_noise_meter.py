@@ -141,7 +141,7 @@ def read_noise_scale(state: Any) -> NoiseScale:
             f"the state must hold one measure_noise_scale, got {[path for path, _ in found]}: use "
             "compose(measure_noise_scale(...), ...), or pass the part of the state with one."
         )
-    ((_, kept),) = found
+    kept = numerics.on_device(found[0][1])
     weight_sum = numerics.nonzero(kept.weight_sum)
     return NoiseScale(kept.gradient_square / weight_sum, kept.noise_trace / weight_sum)
 

@@ -121,7 +121,7 @@ def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
     return {
         prefix + name: _named(value, names)
         for prefix, (_, node) in zip(prefixes, found, strict=True)
-        for name, value in _quantities(node).items()
+        for name, value in _quantities(numerics.on_device(node)).items()
     }
 
 

@@ -54,7 +54,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     want, structure = jax.tree_util.tree_flatten_with_path(
         jax.eval_shape(tx.init, plain), is_leaf=_is_absent
     )
-    have, found = jax.tree.flatten(numerics.unbox(saved), is_leaf=_is_absent)
+    have, found = jax.tree.flatten(numerics.on_device(numerics.unbox(saved)), is_leaf=_is_absent)
     if found != structure:
         raise ValueError(
             "saved is not the state of tx up to packing: it has the structure "
@@ -73,7 +73,8 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
             cut = _recut(old, new, [length for _, length in members])
             for (i, _), value in zip(members, cut, strict=True):
                 values[i] = value
-    return boxed(jax.tree.unflatten(structure, values), tx, params, saved)
+    made = boxed(jax.tree.unflatten(structure, values), tx, params, saved)
+    return numerics.in_memory_of(made, saved)
 
 
 def _recut(old: Sequence[Any], new: Sequence[Any], lengths: Sequence[int]) -> list[Any]:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, Sharding
 
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.numerics import as_arrays, boxed_as, leaf_names, unbox
@@ -121,6 +121,7 @@ def restore_checkpoint(
     *,
     step: int | None = None,
     saved_by: Any = None,
+    shardings: Any = None,
     thaw: bool = False,
 ) -> Checkpoint:
     """Restore the last checkpoint of a run, or that of ``step``.
@@ -132,11 +133,14 @@ def restore_checkpoint(
       folder: what ``save_checkpoint`` was given.
       tx: the optimizer to continue with.
       params: parameters with the shapes and dtypes that were saved, or ``ShapeDtypeStruct``s. If
-        they have ``NamedSharding``s, they are restored so, and the state as ``state_shardings``
-        says, on any number of devices and processes.
+        they have ``NamedSharding``s, they are restored so, and by default the state as
+        ``state_shardings`` says, on any number of devices and processes.
       step: which one; by default the one that was saved last.
       saved_by: if ``tx`` is an edit of the recipe that was saved: that recipe, or a state of it.
         ``migrate_state`` then carries the state over to ``tx``.
+      shardings: for each array of the state that was saved its sharding, or a prefix of such a
+        tree, such as one for all: for ZeRO-1, for host memory, for the memories of
+        ``compressed_mean``. None: as ``params`` and ``saved_by`` say.
       thaw: see ``migrate_state``.
 
     Returns:
@@ -146,7 +150,9 @@ def restore_checkpoint(
       ImportError: Orbax is not installed.
       FileNotFoundError: there is no such checkpoint.
       ValueError: a file was changed, cut, added or removed, a newer version of the library wrote
-        the checkpoint, or an array has another name, shape or dtype.
+        the checkpoint, an array has another name, shape or dtype, or ``shardings`` is no prefix
+        of the state.
+      TypeError: ``shardings`` holds something else than shardings.
     """
     orbax, path = _orbax(), chosen(Path(folder).absolute(), step)
     check_seal(path)
@@ -156,7 +162,7 @@ def restore_checkpoint(
             f"{path} was written by adamw_jax {about['versions']['adamw_jax']}, whose format "
             f"{about['format']} version {_manifest.version()} cannot read: update the library."
         )
-    like = _wanted(tx if saved_by is None else saved_by, params)
+    like = _wanted(tx if saved_by is None else saved_by, params, shardings)
     if wrong := _manifest.differences(about["arrays"], _manifest.described(like)):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
@@ -192,21 +198,45 @@ def _flat(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _wanted(by: Any, params: Tree) -> Tree:
+def _wanted(by: Any, params: Tree, shardings: Any) -> Tree:
     """Return shape, dtype and, if it has one, sharding of every array of parameters and state."""
     given = unbox(as_arrays(params))
     params = jax.tree.map(_placed, given)
-    if not hasattr(by, "init"):
-        return {"params": params, "state": jax.tree.map(_placed, by)}
-    tx = transformation(by, "tx or saved_by")
-    shardings = [p.sharding for p in jax.tree.leaves(params)]
-    state = jax.eval_shape(lambda params: tx.init(params), given)
-    places: Any = [None] * len(jax.tree.leaves(state))
-    if shardings and all(isinstance(each, NamedSharding) for each in shardings):
-        wanted = jax.tree.structure(params).unflatten(shardings)
-        places = jax.tree.leaves(state_shardings(tx, params, wanted))
-    shaped = map(_shaped, jax.tree.leaves(state), places)
-    return {"params": params, "state": jax.tree.structure(state).unflatten(shaped)}
+    if hasattr(by, "init"):
+        tx = transformation(by, "tx or saved_by")
+        state = jax.eval_shape(lambda params: tx.init(params), given)
+        if shardings is None:
+            shardings = _as_the_params(tx, params)
+    else:
+        state = jax.tree.map(_placed, by)
+    if shardings is not None:
+        places = _broadcast(unbox(shardings), state)
+        shaped = map(_shaped, jax.tree.leaves(state), places)
+        state = jax.tree.structure(state).unflatten(shaped)
+    return {"params": params, "state": state}
+
+
+def _as_the_params(tx: optax.GradientTransformation, params: Tree) -> Tree:
+    """Return the shardings of the state that follow from ``params``; None if they have none."""
+    places = [p.sharding for p in jax.tree.leaves(params)]
+    if not places or not all(isinstance(each, NamedSharding) for each in places):
+        return None
+    return state_shardings(tx, params, jax.tree.structure(params).unflatten(places))
+
+
+def _broadcast(shardings: Tree, state: Tree) -> list[Sharding]:
+    """Return a sharding for each array of the state."""
+    try:
+        places = jax.tree.leaves(jax.tree.broadcast(shardings, state))
+    except ValueError as error:
+        raise ValueError(
+            f"shardings does not fit the state that was saved: {error} Give what "
+            "state_shardings(tx, params, ...) returns for the optimizer that saved it."
+        ) from error
+    for place in places:
+        if not isinstance(place, Sharding):
+            raise TypeError(f"shardings must hold shardings of jax.sharding, got {place!r}.")
+    return places
 
 
 def _placed(x: Any) -> jax.ShapeDtypeStruct:

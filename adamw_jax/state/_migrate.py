@@ -91,10 +91,10 @@ def migrate_state(
         all leaves together, such as norms of the gradient, goes on.
 
     Returns:
-      The state, in arrays of its own, and a report of what was kept, started, dropped and
-      converted. Leaves outside the recipe (schedules of ``optax.chain``, sums of ``MultiSteps``,
-      slow weights of a wrapper, moments of another optimizer) are kept if path, shape and kind of
-      number are the same.
+      The state, in arrays of its own and in the memory of the host if ``saved`` was, and a report
+      of what was kept, started, dropped and converted. Leaves outside the recipe (schedules of
+      ``optax.chain``, sums of ``MultiSteps``, slow weights of a wrapper, moments of another
+      optimizer) are kept if path, shape and kind of number are the same.
 
     Raises:
       ValueError: an accumulator that does not belong to a tail was added or removed, the parameter
@@ -104,7 +104,7 @@ def migrate_state(
     """
     tx = transformation(tx, "tx")
     switch("thaw", thaw)
-    plain = numerics.unbox(saved)
+    plain = numerics.on_device(numerics.unbox(saved))
     with recipes_started() as started:
         target: Any = tx.init(numerics.unbox(numerics.as_arrays(params)))
     stored = target
@@ -125,7 +125,7 @@ def migrate_state(
     late = find(filled, ComposeState)[0][1].stages if change is not None else {}
     late = {LATE: late[LATE]} if LATE in late else {}
     shaped = tx._replace(init=lambda params: _joined(tx.init(params), late))
-    return boxes.boxed(filled, shaped, params, saved), report
+    return numerics.in_memory_of(boxes.boxed(filled, shaped, params, saved), saved), report
 
 
 def _joined(state: Any, late: Mapping[str, Any]) -> Any:

@@ -83,10 +83,11 @@ def from_optax(
     """
     if isinstance(tx, Wrapper):
         inside: Any = tx.inner
-        return fill_inner(tx, params, from_optax(saved, inside, params, b1=b1, b2=b2), saved)
+        filled = from_optax(numerics.on_device(saved), inside, params, b1=b1, b2=b2)
+        return numerics.in_memory_of(fill_inner(tx, params, filled, saved), saved)
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
-    plain = numerics.unbox(saved)
+    plain = numerics.on_device(numerics.unbox(saved))
     theirs = _their_state(plain)
     _check_understood(plain)
     target = tx.init(numerics.unbox(numerics.as_arrays(params)))
@@ -120,7 +121,7 @@ def from_optax(
         raise ValueError("the saved state has AMSGrad's maximum, for which tx has no place.")
     count = jnp.array(steps if scheduled is None else scheduled, jnp.int32, copy=True)
     filled = encode_like(target, ours._replace(count=count, stages=stages))
-    return boxed(filled, tx, params, saved)
+    return numerics.in_memory_of(boxed(filled, tx, params, saved), saved)
 
 
 def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> State:
@@ -143,7 +144,8 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         has no place, such as averaged weights: read them with ``eval_params`` first.
     """
     tx = transformation(tx, "tx")
-    plain, target = numerics.unbox(state), tx.init(numerics.unbox(numerics.as_arrays(params)))
+    plain = numerics.on_device(numerics.unbox(state))
+    target = tx.init(numerics.unbox(numerics.as_arrays(params)))
     plain = states.replace(plain, _has_leftovers, lambda _, node: node.settled())
     found = states.nodes(plain, ComposeState)
     if len(found) != 1:
@@ -193,7 +195,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     made = _with_leaves(target, outside)
     # Copy arrays of the caller that ``tx`` may hold, such as a learning rate.
     made = jax.tree.map(lambda x: x if x.ndim else jnp.array(x, copy=True), made)
-    return boxed(made, tx, params, state)
+    return numerics.in_memory_of(boxed(made, tx, params, state), state)
 
 
 def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, Any]:

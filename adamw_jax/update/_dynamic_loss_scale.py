@@ -162,7 +162,7 @@ def loss_scale(state: Any) -> jax.Array:
             f"state must hold one dynamic_loss_scale, found {len(found)}: wrap the whole "
             "optimizer, as in dynamic_loss_scale(adamw(1e-3))."
         )
-    return found[0][1].scale
+    return numerics.on_device(found[0][1].scale)
 
 
 def scaled_value_and_grad(

@@ -56,7 +56,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=averages):
         if not averages(node):
             continue
-        kept, evaluate = _other_weights(node)
+        kept, evaluate = _other_weights(numerics.on_device(node))
         kept = decode_state(kept)
         for name, leaf in numerics.named_leaves(kept):
             if name in found:

@@ -53,7 +53,8 @@ def restart_averages(state: Any, tx: optax.GradientTransformation, params: Tree)
       ValueError: ``state`` is not of ``tx``, or holds no averages.
     """
     tx = transformation(tx, "tx")
-    plain, fresh = numerics.unbox(state), tx.init(numerics.unbox(numerics.as_arrays(params)))
+    plain = numerics.on_device(numerics.unbox(state))
+    fresh = tx.init(numerics.unbox(numerics.as_arrays(params)))
     if not any(map(averages, jax.tree.leaves(plain, is_leaf=averages))):
         raise ValueError(
             f"there are no slow weights or averages in this state, a {type(state).__name__}: "
@@ -74,4 +75,5 @@ def restart_averages(state: Any, tx: optax.GradientTransformation, params: Tree)
         return node._replace(momentum=jax.tree.map(jnp.copy, momentum_of(node.inner)))
 
     made = jax.tree.map(one, plain, fresh, is_leaf=averages)
-    return boxed(states.replace(made, LookaheadWrapperState, synced), tx, params, state)
+    made = states.replace(made, LookaheadWrapperState, synced)
+    return numerics.in_memory_of(boxed(made, tx, params, state), state)
