@@ -1,7 +1,8 @@
 """One process of a training run: ``tests/test_processes.py`` starts them, and they fail as told.
 
-FSDP over all devices of all processes, batches from a position, noise from a key. Every fourth step
-is saved; a run begins where the last checkpoint ends.
+The lab's network and data, FSDP over all devices of all processes, batches from a position, noise
+from a key. At step BAD the last process gets NaN. Every fourth step is saved; a run begins where
+the last checkpoint ends.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import adamw_jax as aj
+from adamw_jax.lab.models import mlp
+from adamw_jax.lab.tasks import get_task
 from adamw_jax.state import restore_checkpoint, save_checkpoint, save_on_sigterm
 
-EXAMPLES, BATCH = 64, 16
-SHAPES = {"first": (8, 16), "second": (16, 4)}
+BATCH, BAD = 16, 6
+TASK = get_task("mnist1d")
+NETWORK = mlp(TASK.features, TASK.classes, hidden=32)
 TX = aj.skip_bad_steps(
     aj.compose(
         aj.clip_gradient(0.5),
-        aj.adamw(optax.linear_schedule(0.05, 0.0, 100)),
+        aj.adamw(optax.linear_schedule(0.01, 0.0, 100)),
         aj.lookahead(sync_period=3),
     )
 )
@@ -37,7 +41,8 @@ TX = aj.skip_bad_steps(
 
 def loss_fn(params: Any, key: Any, x: Any, y: Any) -> Any:
     x = x + 0.1 * jax.random.normal(key, x.shape)
-    return jnp.mean((jnp.tanh(x @ params["first"]) @ params["second"] - y) ** 2)
+    logits = NETWORK.apply(params, x)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
 
 def arguments() -> argparse.Namespace:
@@ -51,19 +56,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def begin(folder: pathlib.Path, rows: Any) -> tuple[Any, ...]:
+def begin(folder: pathlib.Path, whole: Any, places: Any) -> tuple[Any, ...]:
     """Return step, parameters, state, key and position, of the last checkpoint if there is one."""
-    shapes = {
-        k: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows) for k, shape in SHAPES.items()
-    }
     if folder.exists():
+        shapes = jax.tree.map(
+            lambda p, place: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=place), whole, places
+        )
         last = restore_checkpoint(folder, TX, shapes)
         return last.step, last.params, last.state, last.rng, last.data["position"]
-    rng = np.random.default_rng(0)
-    params = {
-        k: global_array(rng.normal(0, 0.3, shape).astype("f4"), rows) for k, shape in SHAPES.items()
-    }
-    state = jax.jit(TX.init, out_shardings=aj.state_shardings(TX, params, rows))(params)
+    params = jax.tree.map(global_array, whole, places)
+    state = jax.jit(TX.init, out_shardings=aj.state_shardings(TX, params, places))(params)
     return 0, params, state, jax.random.key(1), 0
 
 
@@ -73,28 +75,32 @@ def global_array(whole: Any, sharding: Any) -> jax.Array:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, P("data"))
-    step, params, state, key, position = begin(args.folder, rows)
-    wanted = aj.state_shardings(TX, params, rows)
-    examples = np.random.default_rng(1).normal(size=(EXAMPLES, 12)).astype("f4")
+    rows, copies = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    whole = NETWORK.init(0)
+    places = jax.tree.map(lambda p: copies if len(p) % mesh.size else rows, whole)
+    step, params, state, key, position = begin(args.folder, whole, places)
+    wanted = aj.state_shardings(TX, params, places)
 
     def move(params: Any, state: Any, key: Any, x: Any, y: Any) -> Any:
-        loss, gradient = jax.value_and_grad(loss_fn)(params, key, x, y)
-        updates, state = TX.update(gradient, state, params, value=loss)
+        gradient = jax.grad(loss_fn)(params, key, x, y)
+        updates, state = TX.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    move = jax.jit(move, donate_argnums=1, out_shardings=(rows, wanted))
+    move = jax.jit(move, donate_argnums=1, out_shardings=(places, wanted))
     with save_on_sigterm() as check:
         while step < args.until:
             if args.fault and step >= args.at:
                 time.sleep(0.1)  # until all processes hear of it
             if args.fault and step == args.at:
                 os.kill(os.getpid(), args.fault)
-            batch = examples[(position + np.arange(BATCH)) % EXAMPLES]
+            batch = (position + np.arange(BATCH)) % len(TASK.train)
+            inputs, labels = TASK.train.inputs[batch], TASK.train.labels[batch]
+            if step == BAD:
+                inputs[-BATCH // args.processes :] = np.nan  # the rows of the last process
             key, now = jax.random.split(key)
-            x, y = (global_array(part, rows) for part in (batch[:, :8], batch[:, 8:]))
+            x, y = global_array(inputs, rows), global_array(labels, rows)
             params, state = move(params, state, np.asarray(jax.random.key_data(now)), x, y)
-            step, position = step + 1, (position + BATCH) % EXAMPLES
+            step, position = step + 1, (position + BATCH) % len(TASK.train)
 
             run, rest = (step, TX, params, state), {"rng": key, "data": {"position": position}}
             save = functools.partial(save_checkpoint, args.folder, *run, **rest)
@@ -102,6 +108,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             if step % 4 == 0:
                 save()
             check(step, save)
+    print({name: int(n) for name, n in aj.update.read_skips(state).items() if n}, flush=True)
     whole = multihost_utils.process_allgather((params, state), tiled=True)
     return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(whole))}
 

@@ -17,7 +17,8 @@ import pytest
 from adamw_jax.state import PREEMPTED
 
 ROOT = pathlib.Path(__file__).parents[1]
-UNTIL = 48
+UNTIL = 32
+COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 
 
 pytestmark = [
@@ -29,12 +30,14 @@ pytestmark = [
 ]
 
 
-def start(count: int, folder: pathlib.Path, *options: Any, last: tuple[Any, ...] = ()) -> list[Any]:
-    """Start ``count`` processes with one device each; ``last`` are options of the last one."""
+def start(
+    count: int, folder: pathlib.Path, *options: Any, devices: int = 1, last: tuple[Any, ...] = ()
+) -> list[Any]:
+    """Start ``count`` processes with so many devices each; ``last`` are options of the last one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=1"
+    flags = f"--xla_force_host_platform_device_count={devices} {COMPILED_QUICKLY}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     started = []
     for rank in range(count):
@@ -58,6 +61,19 @@ def finish(processes: list[Any], seconds: float = 60) -> list[int]:
             process.wait()
 
 
+def killed(processes: list[Any]) -> None:
+    """Wait until the last one has killed itself, and end the others, as a scheduler does.
+
+    By themselves they wait for its heartbeat.
+    """
+    try:
+        assert processes[-1].wait(60) == -signal.SIGKILL
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def steps_in(folder: pathlib.Path) -> list[int]:
     return sorted(int(each.name.partition("-step")[2]) for each in folder.glob("*-step*[0-9]"))
 
@@ -68,15 +84,14 @@ def numbers(path: pathlib.Path) -> list[np.ndarray]:
 
 
 def test_a_killed_process_and_other_numbers_of_processes(tmp_path: pathlib.Path) -> None:
-    """2, one killed: again 2, bitwise the unbroken run; or 4, ended by SIGTERM, and then 1."""
+    """2, one killed: again 2, bitwise the unbroken run; or 4, one killed; 2 with two devices each,
+    ended by SIGTERM; and then 1. In all of them a bad step of one process was skipped.
+    """
     unbroken, broken, moved = (tmp_path / name for name in ("unbroken", "broken", "moved"))
     ends = {folder: folder.with_suffix(".npz") for folder in (unbroken, broken, moved)}
     assert finish(start(2, unbroken, f"--end={ends[unbroken]}")) == [0, 0]
 
-    survivor, killed = start(2, broken, last=("--fault=SIGKILL", "--at=13"))
-    assert killed.wait(60) == -signal.SIGKILL
-    survivor.kill()  # as a scheduler does; by itself it waits for the other one's heartbeat
-    survivor.wait()
+    killed(start(2, broken, last=("--fault=SIGKILL", "--at=13")))
     assert steps_in(broken)[-1] == 12
     shutil.copytree(broken, moved)
 
@@ -84,8 +99,15 @@ def test_a_killed_process_and_other_numbers_of_processes(tmp_path: pathlib.Path)
     for got, want in zip(numbers(ends[broken]), numbers(ends[unbroken]), strict=True):
         np.testing.assert_array_equal(got, want)
 
-    assert finish(start(4, moved, last=("--fault=SIGTERM", "--at=17"))) == [PREEMPTED] * 4
-    assert 17 <= steps_in(moved)[-1] < UNTIL
+    killed(start(4, moved, last=("--fault=SIGKILL", "--at=17")))
+    assert steps_in(moved)[-1] == 16
+    assert (
+        finish(start(2, moved, devices=2, last=("--fault=SIGTERM", "--at=21"))) == [PREEMPTED] * 2
+    )
+    assert 21 <= steps_in(moved)[-1] < UNTIL
     assert finish(start(1, moved, f"--end={ends[moved]}")) == [0]
     for got, want in zip(numbers(ends[moved]), numbers(ends[unbroken]), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+    for log in (f"{unbroken}.0.log", f"{unbroken}.1.log", f"{broken}.1.log", f"{moved}.0.log"):
+        assert "{'skipped': 1, 'by_gradient': 1}" in pathlib.Path(log).read_text(), log

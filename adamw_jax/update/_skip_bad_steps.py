@@ -195,8 +195,9 @@ def read_skips(state: Any) -> dict[str, Any]:
     counts = dict[str, Any]()
     for path, node in found:
         prefix = f"{path}/" if len(found) > 1 else ""
-        skipped, counts[f"{prefix}in_a_row"] = numerics.on_device((node.skipped, node.in_a_row))
+        skipped, in_a_row = numerics.on_device((node.skipped, node.in_a_row))
         counts[f"{prefix}skipped"] = jnp.sum(skipped, axis=-1)
+        counts[f"{prefix}in_a_row"] = in_a_row
         for place, cause in enumerate(CAUSES):
             counts[f"{prefix}by_{cause}"] = skipped[..., place]
     return counts
