@@ -1,7 +1,8 @@
 """Build the wheel and use it from an empty folder, with this Python and another version.
 
-The other Python also runs the tests in OTHER against the installed wheel. It gets another release
-of JAX, so this finds calls that JAX has renamed or removed.
+The other Python also runs the tests in OTHER against the installed wheel, those in DEVICES on eight
+devices, and the code of PAGE. It gets another release of JAX, so this finds calls that JAX has
+renamed or removed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 OTHER = ("test_stages.py", "test_golden.py")
+DEVICES = ("test_sharding.py", "test_robust_sharded.py", "test_restore_layouts.py")
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+PAGE = "docs/sharding.md"
 WORKS = "import sys, venv, ensurepip; print(sys.version_info.minor * (sys.version_info.major == 3))"
 USE = """
 import pathlib, sys
@@ -33,9 +37,9 @@ print(f"   Python {sys.version.split()[0]}, jax {jax.__version__}: the wheel wor
 """
 
 
-def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT) -> None:
-    """Run a command; exit if it fails."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT, **more: str) -> None:
+    """Run a command, with more variables in its environment; exit if it fails."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | more
     status = subprocess.run(command, cwd=cwd, env=environment, check=False).returncode
     if status:
         raise SystemExit(f"failed ({status}): {' '.join(map(str, command))}")
@@ -91,11 +95,20 @@ def main() -> int:
             print("   no other Python >= 3.11 on this machine: the wheel was tried with this one")
             return 0
         inside = environment(other, folder, f"adamw-jax[test] @ {wheel.as_uri()}")
-        shutil.copytree(ROOT / "tests", folder / "copy" / "tests")
-        shutil.copy(ROOT / "pyproject.toml", folder / "copy")
-        tests = [f"tests/{test}" for test in OTHER]
-        run(inside, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=folder / "copy")
+        try_tests(inside, folder / "copy")
     return 0
+
+
+def try_tests(python: pathlib.Path, copy: pathlib.Path) -> None:
+    """Run tests and the page with another Python, from a copy in which the package is missing."""
+    for name in ("tests", "tools", "docs"):
+        shutil.copytree(ROOT / name, copy / name)
+    for name in ("pyproject.toml", "Makefile"):
+        shutil.copy(ROOT / name, copy)
+    for names, flags in ((OTHER, {}), (DEVICES, EIGHT)):
+        tests = [f"tests/{name}" for name in names]
+        run(python, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=copy, **flags)
+    run(python, "tools/run_blocks.py", PAGE, cwd=copy)
 
 
 if __name__ == "__main__":
