@@ -1,6 +1,6 @@
 """Folders of results: one writer, nothing lost, damage named in one line."""
 
-import errno
+import contextlib
 import json
 import os
 import re
@@ -103,16 +103,23 @@ def test_what_is_no_folder_is_one_line(tmp_path, capsys):
     assert re.fullmatch(r"error: cannot write results into .*\n", capsys.readouterr().err)
 
 
-def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
-    from adamw_jax.lab import logs
+@contextlib.contextmanager
+def full_after(size):
+    """Let the system refuse what makes a file longer than so many bytes, as a full disk does."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit for files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(path, *rest, **more):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(logs.os, "replace", full)
-    assert main(["run", "reddi", "--preset", "tiny", "--out", str(tmp_path / "x")]) == 2
+def test_a_full_disk_is_one_line(tmp_path, capsys):
+    with full_after(100):
+        assert main(["run", "reddi", "--preset", "tiny", "--out", str(tmp_path / "x")]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: cannot use .*run\.json: No space left on device.*\n", said)
+    assert re.fullmatch(r"error: cannot use .*run\.json: File too large.*\n", said)
 
 
 REDDI = get_experiment("reddi")
@@ -139,17 +146,14 @@ def test_a_live_log_has_every_row_at_once_and_goes_on(tmp_path):
         LiveLog(tmp_path, Logged(REDDI, "demo", REDDI.settings("demo"), 0.0, []), resume=True)
 
 
-def test_a_disk_that_fills_up_meanwhile_loses_no_row(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_meanwhile_loses_no_row(tmp_path):
+    """The row that was cut is left out; what was written before goes on."""
     log = LiveLog(tmp_path, log_of(), resume=False)
     log.add([{"x": 1}])
-
-    def full(*rest, **more):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr("builtins.open", full)
-        with pytest.raises(OSError, match=r"No space left on device.*reddi\.jsonl"):
-            log.add([{"x": 2}])
+    written = (tmp_path / "reddi.jsonl").stat().st_size
+    with full_after(written + 4), pytest.raises(OSError, match=r"File too large.*reddi\.jsonl"):
+        log.add([{"x": 2}])
+    assert (tmp_path / "reddi.jsonl").stat().st_size == written + 4
     assert log.rows == [{"x": 1}, {"x": 2}]
     assert LiveLog(tmp_path, log_of(), resume=True).rows == [{"x": 1}]
 
