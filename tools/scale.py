@@ -11,7 +11,7 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,15 +111,29 @@ def floors() -> str:
     return rows(["model", *names], body)
 
 
+class Sent(NamedTuple):
+    """How often a step reduces the gradient, scatters its sums and gathers the parameters."""
+
+    reduced: int
+    scattered: int
+    gathered: int
+
+    @property
+    def bytes(self) -> int:
+        """Return bytes per parameter that a device of a ring sends."""
+        return (2 * self.reduced + self.scattered) * GRADIENT + self.gathered * PARAMETER
+
+
+SENT = {"data parallel": Sent(1, 0, 0), "ZeRO-1": Sent(0, 1, 1), "FSDP": Sent(0, 1, 2)}
+
+
 def wire() -> str:
     """Return GiB that each device sends in a step, with rings of many devices."""
     body = []
     for model, widths in WIDTHS.items():
         gib = size(shapes(*widths)) / 2**30
-        parallel, zero = 2 * GRADIENT * gib, (GRADIENT + PARAMETER) * gib
-        fsdp = (GRADIENT + 2 * PARAMETER) * gib
-        body.append([model, *(f"{x:,.1f}" for x in (parallel, zero, fsdp))])
-    return rows(["model", "data parallel", "ZeRO-1", "FSDP"], body)
+        body.append([model, *(f"{sent.bytes * gib:,.1f}" for sent in SENT.values())])
+    return rows(["model", *SENT], body)
 
 
 def page() -> str:
@@ -159,8 +173,10 @@ precision](low_precision.md)).
 
 A ring of many devices sends nearly the array itself to gather or to scatter it, and twice that to
 reduce it. Data parallel reduces gradients. ZeRO-1 scatters sums of gradients and gathers
-parameters. FSDP also gathers the parameters for the backward pass. The optimizer itself sends
-nothing, or a few numbers for each leaf if it takes norms.
+parameters. FSDP also gathers the parameters for the backward pass. A test reads these operations
+from XLA's programs for eight devices; on CPU they reduce whole gradients where an accelerator
+scatters sums, and send float32 in place of bfloat16. The optimizer itself sends nothing, or a few
+numbers for each leaf if it takes norms.
 
 {wire()}
 """
