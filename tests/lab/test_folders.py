@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -90,11 +92,27 @@ def test_default_folders_differ(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_one_line(tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    assert main(["run", "reddi", "--preset", "tiny", "--out", str(tmp_path)]) == 2
-    assert re.fullmatch(r"error: cannot write results into .*\n", capsys.readouterr().err)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_a_read_only_folder_is_one_line(tmp_path):
+    """In a child, which gives up the rights of root, who may write anywhere."""
+    script = """if True:
+        import os, sys
+        from adamw_jax.lab.cli import main
+        run = ["run", "reddi", "--preset", "tiny", "--out"]
+        assert main([*run, sys.argv[1]]) == 0  # so that all is imported
+        if os.getuid() == 0:
+            os.setuid(65534)
+        sys.exit(main([*run, sys.argv[2]]))
+        """
+    with tempfile.TemporaryDirectory() as parent:  # that of pytest is closed to other users
+        folder = pathlib.Path(parent) / "results"
+        folder.mkdir(mode=0o555)
+        folder.parent.chmod(0o755)
+        command = [sys.executable, "-c", script, str(tmp_path / "good"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not list(folder.iterdir())
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot write results into .*\n", done.stderr)
 
 
 def test_what_is_no_folder_is_one_line(tmp_path, capsys):
