@@ -118,9 +118,10 @@ def kernels_only(*, stacked: Mask = None, embeddings: bool = True) -> Callable[[
     with a number or letter after it. These are the names of Flax, Haiku, Equinox and Keras.
 
     Args:
-      stacked: the leaves whose first axis counts layers, as from ``nn.scan`` or ``jax.vmap`` of
-        an initializer: a pattern on leaf names such as ``"layers/*"``, or another mask; None for
-        none. Biases and norms with the names above are found without it.
+      stacked: the leaves of which one axis, the first or another, counts layers, as from
+        ``nn.scan`` or ``jax.vmap`` of an initializer: a pattern on leaf names such as
+        ``"layers/*"``, or another mask; None for none. Biases and norms with the names above are
+        found without it.
       embeddings: False also leaves out embeddings: leaves of which a part of the name contains
         ``embed`` or is ``wte`` or ``wpe``.
 
