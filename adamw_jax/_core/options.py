@@ -1,7 +1,7 @@
-"""Keywords that several functions share, each with type, default and description in one place.
+"""Options: keywords that several functions share, and what ``repr`` of a recipe shows of them.
 
-A ``TypedDict`` declares them, a function takes them with ``**options: Unpack[...]``, and type
-checkers see each of them.
+A ``TypedDict`` declares shared keywords, each with type, default and description in one place. A
+function takes them with ``**options: Unpack[...]``, and type checkers see each of them.
 
 >>> from adamw_jax.optimizers._common import Moments
 >>> filled(Moments, {"amsgrad": True})
@@ -10,10 +10,18 @@ checkers see each of them.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast, get_type_hints
+
+import numpy as np
+
+from adamw_jax._core.stage import Stage, stage_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Option(NamedTuple):
@@ -73,3 +81,43 @@ def entry(name: str, option: Option) -> str:
     """Write the entry of a keyword for the section ``Args`` of a docstring."""
     text = f"  {name}: {option.text}"
     return textwrap.fill(text, 100, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def shows_options(make: Callable[P, T]) -> Callable[P, T]:
+    """Show, in the stage or part that a function makes, the arguments that are not the defaults.
+
+    Hyperparameters are shown anyway. ``repr`` of a recipe prints both.
+    """
+    signature, _ = full_signature(make)
+    known = signature.parameters.values()
+    defaults = {one.name: one.default for one in known if one.default is not one.empty}
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        result = make(*args, **kwargs)
+        declared: Any = result.spec if isinstance(result, Stage) else result
+        if not hasattr(declared, "options"):  # lookahead around another optimizer
+            return result
+        given = signature.bind(*args, **kwargs).arguments
+        values = [hyper.value for hyper in declared.hyperparams.values()]
+        options = {
+            name: shown(given[name])
+            for name, default in defaults.items()
+            if name in given and not any(given[name] is value for value in values)
+            if given[name] is not default and shown(given[name]) != shown(default)
+        }
+        changed = declared._replace(options={**declared.options, **options})
+        return cast(T, stage_of(changed) if isinstance(result, Stage) else changed)
+
+    return made
+
+
+def shown(value: Any) -> str:
+    """Return an option in words; ``...`` for trees, functions and arrays."""
+    if isinstance(value, bool | int | float | str | type(None)):
+        return repr(value)
+    if type(value) is tuple:
+        return f"({', '.join(map(shown, value))})"
+    if isinstance(value, type | np.dtype):
+        return getattr(value, "__name__", str(value))
+    return "..."

@@ -14,25 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter
 from adamw_jax._core.encoded import is_encoded
 from adamw_jax._core.gradients import entering, norms_of, step_of
-from adamw_jax._core.options import full_signature
 
 Tree = Any
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Kind(enum.Enum):
@@ -230,46 +225,6 @@ class Stage(Declared):
     def __repr__(self) -> str:
         """Show the name, the hyperparameters and the kinds."""
         return f"<stage {self.spec}: {self.spec.kinds}>"
-
-
-def shows_options(make: Callable[P, T]) -> Callable[P, T]:
-    """Show, in the stage or part that a function makes, the arguments that are not the defaults.
-
-    Hyperparameters are shown anyway. ``repr`` of a recipe prints both.
-    """
-    signature, _ = full_signature(make)
-    known = signature.parameters.values()
-    defaults = {one.name: one.default for one in known if one.default is not one.empty}
-
-    @functools.wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> T:
-        result = make(*args, **kwargs)
-        declared: Any = result.spec if isinstance(result, Stage) else result
-        if not hasattr(declared, "options"):  # lookahead around another optimizer
-            return result
-        given = signature.bind(*args, **kwargs).arguments
-        values = [hyper.value for hyper in declared.hyperparams.values()]
-        options = {
-            name: shown(given[name])
-            for name, default in defaults.items()
-            if name in given and not any(given[name] is value for value in values)
-            if given[name] is not default and shown(given[name]) != shown(default)
-        }
-        changed = declared._replace(options={**declared.options, **options})
-        return cast(T, stage_of(changed) if isinstance(result, Stage) else changed)
-
-    return made
-
-
-def shown(value: Any) -> str:
-    """Return an option in words; ``...`` for trees, functions and arrays."""
-    if isinstance(value, bool | int | float | str | type(None)):
-        return repr(value)
-    if type(value) is tuple:
-        return f"({', '.join(map(shown, value))})"
-    if isinstance(value, type | np.dtype):
-        return getattr(value, "__name__", str(value))
-    return "..."
 
 
 def options_shown(options: Mapping[str, str]) -> list[str]:

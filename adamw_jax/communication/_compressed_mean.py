@@ -34,7 +34,8 @@ from jax import lax, random
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch, whole_number
 from adamw_jax._core.gradients import check_floating, check_gradient
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage, tail
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 from adamw_jax.communication._compressor import Compressor, Exchanged, Wire
 
 Tree = Any

@@ -23,7 +23,8 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, at_least_one, declare
 from adamw_jax._core.gradients import norms_of_leaves, size
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 

@@ -45,8 +45,9 @@ from adamw_jax._core.declare import (
     positive,
 )
 from adamw_jax._core.gradients import check_gradient
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import leafwise
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction._rule import Factor, LeafRules, Rule, value_at
 from adamw_jax.direction._rules import ParameterRules, rules_of, values_of
 

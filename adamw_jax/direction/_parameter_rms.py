@@ -21,7 +21,8 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction._clip_by_rms import rms_of_leaves
 
 Tree = Any

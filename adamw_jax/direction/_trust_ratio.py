@@ -26,7 +26,8 @@ from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, nonnegative, positive
 from adamw_jax._core.gradients import check_gradient, norms_of_leaves
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction._decay import decay_hyperparams, decay_rates, decay_settings
 from adamw_jax.direction._rule import Factor
 from adamw_jax.direction._rules import ParameterRules

@@ -28,7 +28,8 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, length, nonnegative
 from adamw_jax._core.gradients import norm_of_tree, norms_of_leaves
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 

@@ -34,7 +34,8 @@ from adamw_jax._core.gradients import (
     norms_of_groups,
     square_norm_of_tree,
 )
-from adamw_jax._core.stage import Kind, Stage, Step, increment, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, increment, stage
 
 Tree = Any
 

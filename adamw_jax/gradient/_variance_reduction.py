@@ -27,8 +27,9 @@ from adamw_jax._core.declare import (
     storage_dtype,
 )
 from adamw_jax._core.gradients import check_floating, check_gradient, norms_of_leaves
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

@@ -19,8 +19,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Moments, emptied
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

@@ -23,8 +23,9 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_floating, check_gradient
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Clock, divided, leafwise
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

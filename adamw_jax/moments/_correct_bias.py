@@ -21,8 +21,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Moments, Reading
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 

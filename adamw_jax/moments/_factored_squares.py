@@ -34,8 +34,9 @@ from adamw_jax._core.declare import (
     storage_dtype,
 )
 from adamw_jax._core.gradients import check_gradient, check_uncut
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step, increment, shows_options
+from adamw_jax._core.stage import Step, increment
 from adamw_jax.moments._factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments._parts import Part
 

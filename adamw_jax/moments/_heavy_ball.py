@@ -20,8 +20,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step, shows_options
+from adamw_jax._core.stage import Step
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any

@@ -26,8 +26,8 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, real
 from adamw_jax._core.gradients import check_floating, check_gradient
-from adamw_jax._core.options import Option, filled
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
+from adamw_jax._core.options import Option, filled, shows_options
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_settings
 from adamw_jax.moments._loss_measurement import (

@@ -24,8 +24,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Moments, divided, emptied
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 

@@ -30,7 +30,8 @@ from adamw_jax._core.gradients import (
     norm_of_tree,
     square_norm_of_tree,
 )
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 
 Tree = Any
 

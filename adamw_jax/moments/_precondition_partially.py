@@ -19,8 +19,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative, up_to_half
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Moments
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._precondition import factors, numerator, quotient, times, where_adaptive
 
 Tree = Any

@@ -21,7 +21,8 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Domain, ScalarOrSchedule, decay_rate, declare, storage_dtype
 from adamw_jax._core.gradients import check_floating, check_gradient
-from adamw_jax._core.stage import Kind, Slopes, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Slopes, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

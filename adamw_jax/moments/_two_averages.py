@@ -21,8 +21,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Clock, Reading
-from adamw_jax._core.stage import Step, shows_options
+from adamw_jax._core.stage import Step
 from adamw_jax.moments._parts import Part, zeros
 
 Tree = Any

@@ -35,15 +35,21 @@ from adamw_jax._core.state import (
     ComposeState,
     Hyperparams,
     find,
-    hyperparams_in,
-    is_hyperparams,
     replace,
 )
-from adamw_jax.state._optax import GO_ON
+from adamw_jax.state._leaves import (
+    Leaves,
+    Path,
+    copied_leaf,
+    dtype_of,
+    leaves_of,
+    path_of,
+    why_misfit,
+    with_values,
+)
 from adamw_jax.state._thaw import Thaw, exact_fields, late_of
 
 State = Any
-Path = tuple[str, ...]
 
 
 class MigrationReport(NamedTuple):
@@ -60,13 +66,6 @@ class MigrationReport(NamedTuple):
     started: tuple[str, ...]
     dropped: tuple[str, ...]
     converted: tuple[str, ...]
-
-
-class _Pinnable(NamedTuple):
-    """One hyperparameter of a state."""
-
-    value: Any
-    pinned: Any
 
 
 def migrate_state(
@@ -110,16 +109,16 @@ def migrate_state(
     stored = target
     if _must_decode(plain, target, thaw):
         plain, target = decode_state(plain), decode_state(target)
-    old, new = _leaves(plain, "saved"), _leaves(target, "the state of tx")
+    old, new = leaves_of(plain, "saved"), leaves_of(target, "the state of tx")
     change, exact = _change(old, new, params, thaw), set()
     if change is not None:
         ((_, node),) = find(target, ComposeState)
         late = late_of(node, started[0], params, change, thaw)
         target, stored = (_joined(state, late) for state in (target, stored))
-        new, exact = _leaves(target, "the state of tx"), exact_fields(node)
+        new, exact = leaves_of(target, "the state of tx"), exact_fields(node)
     tails = TAILS | {spec.name for recipe in started for spec in recipe.specs if spec.tail}
     values, report = _fill(old, new, tails, params, change if thaw else None, exact)
-    filled = encode_like(stored, _filled(target, values))
+    filled = encode_like(stored, with_values(target, values))
     for _, node in find(filled, Hyperparams):
         node.check_pins(node.names.domains)
     late = find(filled, ComposeState)[0][1].stages if change is not None else {}
@@ -137,7 +136,7 @@ def _joined(state: Any, late: Mapping[str, Any]) -> Any:
     return replace(state, ComposeState, join) if late else state
 
 
-def _change(old: _Leaves, new: _Leaves, params: Any, thaw: bool) -> Thaw | None:
+def _change(old: Leaves, new: Leaves, params: Any, thaw: bool) -> Thaw | None:
     """Compare the leaves of two recipes; None if there are several."""
     if len(old.recipes) == len(new.recipes) == 1:
         was, now = ([side.inner(path) for path in side.leaves] for side in (old, new))
@@ -151,8 +150,8 @@ def _change(old: _Leaves, new: _Leaves, params: Any, thaw: bool) -> Thaw | None:
 
 
 def _fill(
-    old: _Leaves,
-    new: _Leaves,
+    old: Leaves,
+    new: Leaves,
     tails: set[str],
     params: Any,
     change: Thaw | None,
@@ -167,7 +166,7 @@ def _fill(
     for path, leaf in new.leaves.items():
         name, source = new.name(path), old.leaves.get(sources[path])
         inside, inner = new.recipe_of(path) is not None, new.inner(path)
-        misfit = None if source is None else _misfit(source, leaf)
+        misfit = None if source is None else why_misfit(source, leaf)
         if source is None or (misfit and not inside):
             values[path] = leaf if change is None else change.start(inner, leaf, exact)
             started.append(name)
@@ -180,8 +179,8 @@ def _fill(
         if misfit:
             problems.append(f"{name} {misfit}")
             continue
-        values[path] = _taken(source, leaf)
-        if _dtype(source) != _dtype(leaf):
+        values[path] = copied_leaf(source, leaf)
+        if dtype_of(source) != dtype_of(leaf):
             converted.append(name)
     taken = {*sources.values()}
     left = [path for path in old.leaves if path not in taken]
@@ -204,7 +203,7 @@ def _misfits(problems: list[str], change: Thaw | None) -> str:
 
 
 def _missed(
-    left: list[Path], old: _Leaves, new: _Leaves, tails: set[str], params: Any, change: Thaw | None
+    left: list[Path], old: Leaves, new: Leaves, tails: set[str], params: Any, change: Thaw | None
 ) -> list[str]:
     """List the accumulators of the checkpoint that have no place, and may not be dropped."""
     inside = [path for path in left if old.recipe_of(path) is not None]
@@ -216,7 +215,7 @@ def _missed(
     ]
 
 
-def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
+def _check_not_mapped(old: Leaves, new: Leaves) -> None:
     for root in old.recipes:
         shape = np.shape(old.leaves.get((*root, "count"), 0))
         if shape and not any(np.shape(new.leaves[(*at, "count")]) for at in new.recipes):
@@ -224,69 +223,6 @@ def _check_not_mapped(old: _Leaves, new: _Leaves) -> None:
                 f"saved is the state of {shape[0]} mapped runs: migrate each of them, with "
                 "jax.vmap(lambda saved, params: migrate_state(saved, tx, params)[0])."
             )
-
-
-class _Leaves(NamedTuple):
-    """The leaves of a state by path; each hyperparameter is a leaf.
-
-    Attributes:
-      leaves: leaves by path.
-      recipes: paths of the outermost recipes.
-      stages: names of stages by the path of their recipe, if it has its type.
-    """
-
-    leaves: dict[Path, Any]
-    recipes: list[Path]
-    stages: dict[Path, set[str]]
-
-    def recipe_of(self, path: Path) -> Path | None:
-        """Return the path of the recipe that holds a leaf, or None."""
-        return next((root for root in self.recipes if path[: len(root)] == root), None)
-
-    def inner(self, path: Path) -> Path:
-        """Return the path of a leaf inside its recipe."""
-        root = self.recipe_of(path)
-        return path if root is None else path[len(root) :]
-
-    def name(self, path: Path) -> str:
-        """Return the name in the report: the path inside the recipe, if there is only one."""
-        return "/".join(self.inner(path) if len(self.recipes) == 1 else path)
-
-
-def _leaves(state: State, what: str) -> _Leaves:
-    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_recipe)
-    found = {_path(path): node for path, node in nodes if _is_recipe(node)}
-    if not found:
-        raise ValueError(
-            f"{what} holds no recipe of adamw_jax. Convert a state of optax's Adam family or SGD "
-            f"with from_optax or to_optax. {GO_ON}"
-        )
-    leaves: dict[Path, Any] = {}
-    named = {(*root, "hyperparams") for root in found}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_hyperparams):
-        if not is_hyperparams(leaf):  # values by name, from a walk over mappings, have no pins
-            bare = _path(path)[:-1] in named
-            leaves[_path(path)] = _Pinnable(leaf, jnp.zeros([], jnp.bool_)) if bare else leaf
-            continue
-        for name, value, pinned in hyperparams_in(leaf):
-            leaves[(*_path(path), name)] = _Pinnable(value, pinned)
-    typed = {root: node for root, node in found.items() if isinstance(node, ComposeState)}
-    return _Leaves(leaves, [*found], {root: set(node.stages) for root, node in typed.items()})
-
-
-def _is_recipe(node: Any) -> bool:
-    """Return whether a node is the state of a recipe, with or without its type."""
-    if isinstance(node, ComposeState):
-        return True
-    if not isinstance(node, Mapping) or not {*node} <= {*ComposeState._fields}:
-        return False
-    # A parameter may be called count, too, but is not a whole number.
-    count = jnp.issubdtype(getattr(node.get("count"), "dtype", float), jnp.integer)
-    return count and ("stages" in node or is_hyperparams(node.get("hyperparams")))
-
-
-def _path(path: tuple[Any, ...]) -> Path:
-    return tuple(numerics.leaf_name((key,)) for key in path)
 
 
 def _matched(old: list[Path], new: list[Path]) -> Any:
@@ -320,7 +256,7 @@ def _must_decode(saved: State, target: State, thaw: bool) -> bool:
     layouts = [_layouts(state) for state in (saved, target)]
     if layouts[0] == layouts[1] or (thaw and _are_alike(saved, target)):
         return False
-    names = {_path(path)[-1] for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
+    names = {path_of(path)[-1] for path, _ in jax.tree_util.tree_leaves_with_path(saved)}
     return bool(layouts[0]) or not any(f"{name}_codes" in names for name in layouts[1])
 
 
@@ -351,7 +287,7 @@ def _may_start(inner: Path, tails: set[str]) -> bool:
 
 
 def _is_missed(
-    old: _Leaves, path: Path, leaf: Any, new: _Leaves, tails: set[str], params: Any
+    old: Leaves, path: Path, leaf: Any, new: Leaves, tails: set[str], params: Any
 ) -> bool:
     """Return whether a leaf that has no place any more is an accumulator."""
     inner = old.inner(path)
@@ -362,12 +298,12 @@ def _is_missed(
         return True
     owners = jax.tree_util.tree_leaves_with_path(numerics.unbox(params))
     return any(
-        inner[len(inner) - len(owner) :] == _path(owner) and jnp.shape(leaf) == jnp.shape(param)
+        inner[len(inner) - len(owner) :] == path_of(owner) and jnp.shape(leaf) == jnp.shape(param)
         for owner, param in owners
     )
 
 
-def _empty_stages(old: _Leaves, new: _Leaves, tails: set[str]) -> list[str]:
+def _empty_stages(old: Leaves, new: Leaves, tails: set[str]) -> list[str]:
     """List stages without arrays that come or go, which change the meaning of accumulators."""
     if len(old.recipes) != 1 or not old.stages:
         return []
@@ -377,44 +313,3 @@ def _empty_stages(old: _Leaves, new: _Leaves, tails: set[str]) -> list[str]:
         f"{name} is in only one of the two, the checkpoint or the new recipe"
         for name in sorted((gone ^ come) - held - tails)
     ]
-
-
-def _dtype(leaf: Any) -> Any:
-    return jnp.result_type(leaf.value if isinstance(leaf, _Pinnable) else leaf)
-
-
-def _misfit(old: Any, new: Any) -> str | None:
-    """Say why a leaf of the checkpoint does not fit a place; None if it does."""
-    if isinstance(new, _Pinnable):
-        fits = isinstance(old, _Pinnable) and np.shape(old.value) in ((), np.shape(new.value))
-        return None if fits else "has another shape in the checkpoint"
-    if isinstance(old, _Pinnable) or np.shape(old) != np.shape(new):
-        return f"has shape {np.shape(old)} in the checkpoint and {np.shape(new)} now"
-    dtypes = _dtype(old), _dtype(new)
-    for kind in (jnp.floating, jnp.complexfloating):
-        if all(jnp.issubdtype(dtype, kind) for dtype in dtypes):
-            return None
-    if dtypes[0] == dtypes[1]:
-        return None
-    return f"is {dtypes[0]} in the checkpoint and {dtypes[1]} now"
-
-
-def _taken(old: Any, new: Any) -> Any:
-    """Copy a leaf of the checkpoint, in the dtype of the new leaf."""
-    if not isinstance(new, _Pinnable):
-        return jnp.array(old, dtype=_dtype(new), copy=True)
-    value = jnp.broadcast_to(jnp.asarray(old.value, new.value.dtype), jnp.shape(new.value))
-    pinned = jnp.broadcast_to(jnp.asarray(old.pinned), jnp.shape(new.value))
-    return _Pinnable(value, pinned)
-
-
-def _filled(target: State, values: dict[Path, Any]) -> State:
-    """Fill ``target`` with values by path."""
-
-    def fill(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Hyperparams):
-            return values[_path(path)]
-        given = [values[(*_path(path), name)] for name in leaf.names]
-        return leaf.filled([one.value for one in given], [one.pinned for one in given])
-
-    return jax.tree_util.tree_map_with_path(fill, target, is_leaf=is_hyperparams)

@@ -23,9 +23,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import GetAttrKey
 
-from adamw_jax._core import numerics, optax_states, state as states
+from adamw_jax._core import numerics, state as states
 from adamw_jax._core.boxes import boxed
 from adamw_jax._core.compose import Composed
 from adamw_jax._core.declare import declare
@@ -36,17 +35,22 @@ from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import ComposeState
 from adamw_jax._core.wrapper import Wrapper, fill_inner
 from adamw_jax.moments import (
-    AverageState,
-    CenteredSquaresState,
     CorrectedMaximumState,
-    HeavyBallState,
-    InfinityNormState,
     MaximumState,
     MomentsState,
-    SquaresState,
 )
 from adamw_jax.moments._correct_bias import one_minus_power
 from adamw_jax.moments._parts import with_moment
+from adamw_jax.state._optax_nodes import (
+    check_understood,
+    fields_of,
+    holder_of,
+    holders_of,
+    is_zero,
+    schedule_count,
+    their_state,
+    with_schedule_count,
+)
 from adamw_jax.update._learning_rate import ScaledGradientState
 
 State = Any
@@ -88,18 +92,18 @@ def from_optax(
     if not isinstance(tx, Composed):
         raise TypeError(f"tx must be a recipe of adamw_jax, such as adamw(1e-3), got {tx!r}.")
     plain = numerics.on_device(numerics.unbox(saved))
-    theirs = _their_state(plain)
-    _check_understood(plain)
+    theirs = their_state(plain)
+    check_understood(plain)
     target = tx.init(numerics.unbox(numerics.as_arrays(params)))
     ours: Any = decode_state(target)
-    scheduled = _schedule_count(plain)
+    scheduled = schedule_count(plain)
     steps = _their_count(theirs, scheduled)
     moments, maximum = known_stages(ours.stages)
     if moments is None:
         raise ValueError("tx has no estimate_moments stage, which would take the accumulators.")
     check_stages(tx, ours.stages, (moments, maximum))
     rates = next(spec.hyperparams for spec in tx.specs if spec.name == moments)
-    fields, held = _fields(theirs), ours.stages[moments]
+    fields, held = fields_of(theirs), ours.stages[moments]
     first = filled_part(
         held.first, theirs, fields.momentum, "first moment", steps, rates, ("b1", b1)
     )
@@ -152,8 +156,8 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
         raise ValueError(f"state must hold one recipe of adamw_jax, found {len(found)}.")
     root, ours = found[0][0], decode_state(found[0][1])
     moments, maximum = known_stages(ours.stages)
-    theirs: Any = _their_state(target)
-    fields = _fields(theirs)
+    theirs: Any = their_state(target)
+    fields = fields_of(theirs)
     if moments is None or (maximum is None) != (not fields.maximum):
         raise ValueError(
             f"the recipe's stages {sorted(ours.stages)} do not fit optax's {type(theirs).__name__}."
@@ -190,7 +194,7 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     if "count" in theirs._fields:  # ``hasattr`` would find the method of tuples
         new["count"] = jnp.array(held.steps, jnp.int32, copy=True)
     target = states.replace(target, type(theirs), lambda _, node: node._replace(**new))
-    target = _with_schedule_count(target, ours.count)
+    target = with_schedule_count(target, ours.count)
     outside = _outside(plain, root, target, numerics.unbox(params))
     made = _with_leaves(target, outside)
     # Copy arrays of the caller that ``tx`` may hold, such as a learning rate.
@@ -207,7 +211,7 @@ def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, 
     places = dict(jax.tree_util.tree_leaves_with_path(target))
     owners = dict(jax.tree_util.tree_leaves_with_path(params))
     kept: dict[Any, Any] = {}
-    holders = _holders(state)
+    holders = holders_of(state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     starts = numerics.owners_in([path for path, _ in leaves], owners)
     for (path, leaf), start in zip(leaves, starts, strict=True):
@@ -219,9 +223,9 @@ def _outside(state: State, root: Any, target: State, params: Tree) -> dict[Any, 
             kept[path] = jnp.array(leaf, copy=True)
             continue
         like_a_parameter = owner is not None and leaf.shape == jnp.shape(owner)
-        holder = _holder(holders, path)
-        wraps = _fields(holder).wraps or getattr(type(holder), "wraps", False)
-        if not _is_zero(leaf) and (like_a_parameter or not wraps):
+        holder = holder_of(holders, path)
+        wraps = fields_of(holder).wraps or getattr(type(holder), "wraps", False)
+        if not is_zero(leaf) and (like_a_parameter or not wraps):
             raise ValueError(
                 f"optax's state has no place for {numerics.leaf_name(path)!r}, which is outside "
                 "the recipe: wrap tx in the same way, or read averaged weights with eval_params."
@@ -234,37 +238,8 @@ def _has_leftovers(node: Any) -> bool:
     return hasattr(type(node), "settled")
 
 
-def _is_zero(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer) and not np.any(np.asarray(x))
-
-
 def _with_leaves(state: State, values: dict[Any, Any]) -> State:
     return jax.tree_util.tree_map_with_path(lambda path, x: values.get(path, x), state)
-
-
-def _fields(theirs: Any) -> optax_states.Fields:
-    return optax_states.fields_of(type(theirs)) or optax_states.Fields()
-
-
-GO_ON = (
-    "To go on with it, keep the optimizer: "
-    "tx = compose(('name', as_optimizer(...)), ...), and then "
-    "state = tx.init(params); state._replace(stages={**state.stages, 'name': saved})."
-)
-"""What to do with a state that cannot be converted."""
-
-
-def _has_moments(node: Any) -> bool:
-    """Return whether a node is a state of optax with more than schedules and other states."""
-    fields = optax_states.fields_of(type(node))
-    return fields is not None and not fields.wraps and bool(jax.tree.leaves(node))
-
-
-def _is_known(node: Any) -> bool:
-    """Return whether a recipe can continue with the moments in a state of optax."""
-    parts = (AverageState, HeavyBallState, SquaresState, CenteredSquaresState, InfinityNormState)
-    twins = {twin.partition(".")[0] for part in parts for twin in part.twins}
-    return optax_states.fields_of(type(node)) is not None and type(node).__name__ in twins
 
 
 def known_stages(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -275,62 +250,6 @@ def known_stages(stages: Mapping[str, Any]) -> tuple[str | None, str | None]:
         for kind in kinds
     )
     return moments, maximum
-
-
-def _holders(state: State) -> dict[Any, Any]:
-    """Return the named tuples in a state by path."""
-    return {path: node for path, node in states.nodes(state, tuple) if hasattr(node, "_fields")}
-
-
-def _holder(holders: Mapping[Any, Any], path: Any) -> Any:
-    """Return the innermost named tuple around a leaf, or None."""
-    starts = [path[:n] for n in range(len(path) + 1) if path[:n] in holders]
-    return holders[starts[-1]] if starts else None
-
-
-def _of_optax(state: State) -> list[tuple[Any, Any]]:
-    """Find the named tuples of optax in a state, with their paths."""
-    found = _holders(state).items()
-    return [(path, node) for path, node in found if optax_states.fields_of(type(node)) is not None]
-
-
-def _schedule_count(state: State) -> jax.Array | None:
-    """Return the count of the schedules in a state of optax, or None without schedules.
-
-    Raises:
-      ValueError: their counts differ.
-    """
-    counts = [node.count for _, node in _of_optax(state) if _fields(node).schedules]
-    known = [int(count) for count in counts if not isinstance(count, jax.core.Tracer)]
-    if len(set(known)) > 1:
-        raise ValueError(
-            f"the schedules of the saved state have counts {sorted(set(known))}, but a recipe has "
-            "one count for all: continue with the schedules of optax in optax.chain."
-        )
-    return counts[0] if counts else None
-
-
-def _with_schedule_count(state: State, count: jax.Array) -> State:
-    places = [path for path, node in _of_optax(state) if _fields(node).schedules]
-    keys = {(*path, GetAttrKey("count")) for path in places}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.array(count, x.dtype, copy=True) if path in keys else x, state
-    )
-
-
-def _check_understood(saved: State) -> None:
-    """Raise if a state of optax holds more than moments, schedules and empty sums."""
-    holders = _holders(saved)
-    for path, _ in jax.tree_util.tree_leaves_with_path(saved):
-        holder = _holder(holders, path)
-        empty = isinstance(holder, optax.MultiStepsState) and _is_zero(holder.mini_step)
-        if holder is None or empty or _fields(holder).wraps or _is_known(holder):
-            continue
-        raise ValueError(
-            f"the saved state has a {type(holder).__name__}, which no recipe of adamw_jax can "
-            f"convert, so it would be lost. {GO_ON} Convert a MultiStepsState only when its sums "
-            "are empty."
-        )
 
 
 def _check_meaning(part: Any, field: str, theirs: Any, what: str) -> None:
@@ -353,22 +272,6 @@ def check_stages(tx: Composed, held: Any, known: tuple[str | None, ...]) -> None
         new = spec.takes is not None and not spec.tail and spec.name in held
         if new and spec.name not in known:
             raise ValueError(f"tx has a state of {spec.name}, which the saved one does not have.")
-
-
-def _their_state(saved: State) -> Any:
-    found = states.find(saved, _is_known)
-    others = sorted({type(node).__name__ for _, node in states.find(saved, _has_moments)})
-    if not found and others:
-        raise ValueError(
-            f"the saved state is of {', '.join(others)}, which no recipe of adamw_jax can convert. "
-            f"{GO_ON}"
-        )
-    if len(found) != 1:
-        raise ValueError(
-            "expected one state of optax's Adam family, AdaBelief or SGD with momentum, found "
-            f"{len(found)}; restore the checkpoint into the optax optimizer's own state first."
-        )
-    return found[0][1]
 
 
 def _their_count(theirs: Any, scheduled: jax.Array | None) -> jax.Array:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, storage_dtype
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

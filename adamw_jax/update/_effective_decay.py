@@ -23,7 +23,8 @@ from jax import lax
 from adamw_jax._core import masks, numerics
 from adamw_jax._core.checks import one_of, switch
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length, nonnegative
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._decay import decay_hyperparams, decay_rates, decay_settings
 from adamw_jax.direction._rule import Factor

@@ -16,7 +16,8 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, length
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._rule import Factor
 from adamw_jax.direction._rules import values_of

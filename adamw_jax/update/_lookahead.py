@@ -31,13 +31,13 @@ from adamw_jax._core import numerics, state as states
 from adamw_jax._core.checks import one_of, whole_number
 from adamw_jax._core.declare import ScalarOrSchedule, declare, fraction
 from adamw_jax._core.gradients import entering
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.stage import (
     Kind,
     Stage,
     Step,
     increment,
     require_params,
-    shows_options,
     stage,
     tail,
     transformation,

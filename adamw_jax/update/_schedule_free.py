@@ -24,8 +24,9 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import ScalarOrSchedule, declare, exponent, length, nonnegative
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.sequential import first_element
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
 

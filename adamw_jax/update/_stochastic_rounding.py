@@ -32,7 +32,8 @@ import numpy as np
 from jax import lax, random
 
 from adamw_jax._core import numerics
-from adamw_jax._core.stage import Kind, Stage, Step, shows_options, stage, tail
+from adamw_jax._core.options import shows_options
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 from adamw_jax.update._rounding_grid import (
     gap,
     in_place_of,
