@@ -299,3 +299,20 @@ def test_a_finite_gradient_that_poisons_is_skipped(entry: Entry) -> None:
         moved, state = trained(tx, sample_params(), [given, gradient], [loss, 1.0])
         for x in jax.tree.leaves((moved, state)):
             assert np.all(np.isfinite(np.asarray(x)))
+
+
+def test_an_empty_array_in_a_state_hides_no_gradient() -> None:
+    """It belongs to no parameter, and must not take the place of one."""
+
+    def follow(updates: Any, state: Any, params: Any = None) -> Any:
+        return updates, state
+
+    tx = skip_bad_steps(
+        optax.GradientTransformation(lambda params: {"buffer": jnp.zeros(0)}, follow)
+    )
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    bad = params | {"b": jnp.full(3, jnp.nan)}
+    for update in (tx.update, jax.jit(tx.update)):
+        moved, state = update(bad, tx.init(params), params)
+        assert int(read_skips(state)["skipped"]) == 1
+        assert not any(x.any() for x in jax.tree.leaves(moved))

@@ -10,6 +10,7 @@ a copy of the old one.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,7 +105,7 @@ def _evaluate(
 def _made_once(jaxpr: Any, old: Sequence[Any]) -> Mapping[Any, Any]:
     """Return the old value of each variable that is one new array of the state and nothing else."""
     made = {var for eqn in jaxpr.eqns for var in eqn.outvars}
-    outputs = [atom for atom in jaxpr.outvars if not isinstance(atom, Literal)]
+    outputs = collections.Counter(x for x in jaxpr.outvars if not isinstance(x, Literal))
     pairs = zip(jaxpr.outvars, old, strict=True)
     return {
         atom: before
@@ -112,5 +113,5 @@ def _made_once(jaxpr: Any, old: Sequence[Any]) -> Mapping[Any, Any]:
         if before is not None
         and not isinstance(atom, Literal)
         and atom in made
-        and outputs.count(atom) == 1
+        and outputs[atom] == 1
     }

@@ -123,21 +123,21 @@ def compressed_mean(
         if feedback:
             given = jax.tree.map(lambda g, e: g + e[0], given, state.error)
         key = random.fold_in(random.key(seed), step.count)
-        told = exchange_tree(compressor, given, state.memory, key, Wire(axes))
-        good = lax.pmin(_all_finite(given).astype(jnp.int32), axes) == 1
-        good = good & _all_finite([each.mean for each in told])
+        exchanged = exchange_tree(compressor, given, state.memory, key, Wire(axes))
         unflatten = jax.tree.structure(gradient).unflatten
-        means = unflatten([each.mean for each in told])
+        means = unflatten([each.mean for each in exchanged])
+        good = lax.pmin(_all_finite(given).astype(jnp.int32), axes) == 1
+        good = good & _all_finite(means)
         result = jax.tree.map(lambda g, m: _as(g, jnp.where(good, m, jnp.nan)), gradient, means)
         error = state.error
         if feedback:
-            sent = unflatten([each.sent for each in told])
+            sent = unflatten([each.sent for each in exchanged])
             error = jax.tree.map(
                 lambda x, c, e: jnp.where(good, (x - c)[None], e), given, sent, error
             )
         memory = state.memory
         if compressor.start is not None:
-            new = unflatten([each.memory for each in told])
+            new = unflatten([each.memory for each in exchanged])
             memory = jax.tree.map(lambda x, old: jnp.where(good, x, old), new, memory)
         return result, CompressedMeanState(error, memory)
 

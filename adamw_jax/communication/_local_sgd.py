@@ -87,7 +87,11 @@ def local_sgd(every: ScalarOrSchedule, axis_name: str | Sequence[str]) -> Stage:
         due = numerics.scalar(since) >= step["every"]
         # XLA runs one of the two branches, so nothing is sent between averages.
         moved = numerics.branch(
-            due, _to_mean(axes), lambda u, p: u, _wide(update, step), step.params
+            due,
+            _to_mean(axes),
+            lambda u, p: u,
+            numerics.leaving(update, update, step.params),
+            step.params,
         )
         return moved, LocalSGDState(lax.select(due, jnp.zeros_like(since), since))
 
@@ -116,10 +120,6 @@ def post_local(warmup_steps: int, every: int) -> Callable[[Any], jax.Array]:
     warmup_steps = positive_steps("warmup_steps", warmup_steps)
     every = whole_number("every", every)
     return lambda count: jnp.where(count < warmup_steps, 1, every)
-
-
-def _wide(update: Tree, step: Step) -> Tree:
-    return numerics.leaving(update, update, step.params)
 
 
 def _to_mean(axes: tuple[str, ...]) -> Callable[[Tree, Tree], Tree]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from adamw_jax._core import numerics
+from adamw_jax._core import numerics, state as states
 from adamw_jax._core.checks import whole_number
 from adamw_jax.communication._compressed_mean import CompressedMeanState
 
@@ -40,7 +40,8 @@ def worker_specs(state: Any, axis_name: str | Sequence[str]) -> Any:
       else, which is the same on all of them.
     """
     axes = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    return _with_errors(state, lambda _: PartitionSpec(axes), lambda _: PartitionSpec())
+    same = jax.tree.map(lambda _: PartitionSpec(), state)
+    return _with_errors(same, lambda _: PartitionSpec(axes))
 
 
 def resize_workers(state: Any, workers: int) -> Any:
@@ -59,19 +60,12 @@ def resize_workers(state: Any, workers: int) -> Any:
     def resized(e: jax.Array) -> jax.Array:
         return jnp.repeat(jnp.mean(e, axis=0, keepdims=True), workers, axis=0)
 
-    made = _with_errors(numerics.on_device(state), resized, lambda x: x)
+    made = _with_errors(numerics.on_device(state), resized)
     return numerics.in_memory_of(made, state)
 
 
-def _with_errors(state: Any, change: Callable[[Any], Any], other: Callable[[Any], Any]) -> Any:
-    def is_ours(node: Any) -> bool:
-        return isinstance(node, CompressedMeanState)
+def _with_errors(state: Any, change: Callable[[Any], Any]) -> Any:
+    def changed(_: Any, node: CompressedMeanState) -> CompressedMeanState:
+        return node._replace(error=jax.tree.map(change, node.error))
 
-    def convert(node: Any) -> Any:
-        if not is_ours(node):
-            return other(node)
-        return CompressedMeanState(
-            jax.tree.map(change, node.error), jax.tree.map(other, node.memory)
-        )
-
-    return jax.tree.map(convert, state, is_leaf=is_ours)
+    return states.replace(state, CompressedMeanState, changed)

@@ -48,7 +48,7 @@ from adamw_jax._core.gradients import check_gradient
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import leafwise
 from adamw_jax._core.stage import Kind, Stage, Step, stage
-from adamw_jax.direction._rule import Factor, LeafRules, Rule, value_at
+from adamw_jax.direction._rule import Factor, LeafRules, Rule, product, value_at
 from adamw_jax.direction._rules import ParameterRules, rules_of, values_of
 
 Tree = Any
@@ -154,10 +154,10 @@ def decoupled_decay(
         """Return the coefficient of each leaf with the learning rate in it."""
         rates = decay_rates(mask, rules, step)
         if base is not None:
-            rates = jax.tree.map(_multiplied, rates, _shares_of_peak(rules, base, step))
+            rates = jax.tree.map(_both, rates, _shares_of_peak(rules, base, step))
         if form in SCALED:
             lengths = values_of(rules, "learning_rate", step, step.params)
-            rates = jax.tree.map(_multiplied, rates, lengths)
+            rates = jax.tree.map(_both, rates, lengths)
         return rates
 
     def apply(flow: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -253,11 +253,8 @@ def _shares_of_peak(rules: ParameterRules | None, base: Any, step: Step) -> Tree
     return jax.tree.map(lambda leaf: share(leaf.own("learning_rate")), found)
 
 
-def _multiplied(rate: Factor, other: Factor) -> Factor:
-    """Return the product; the number 0 wins."""
-    if not isinstance(rate, jax.Array) or not isinstance(other, jax.Array):
-        return 0.0
-    return lax.mul(*jnp.broadcast_arrays(rate, other))
+def _both(rate: Factor, other: Factor) -> Factor:
+    return product([rate, other])
 
 
 def decay_rates(

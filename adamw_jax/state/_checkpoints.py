@@ -29,7 +29,7 @@ import optax
 from jax.sharding import NamedSharding, Sharding
 
 from adamw_jax._core.checks import whole_number
-from adamw_jax._core.numerics import as_arrays, boxed_as, leaf_names, unbox
+from adamw_jax._core.numerics import as_arrays, boxed_as, named_leaves, unbox
 from adamw_jax._core.stage import transformation
 from adamw_jax.state import _manifest
 from adamw_jax.state._folder import alone, chosen, remove_old, write
@@ -192,9 +192,10 @@ def _orbax() -> Any:
 
 def _flat(tree: Tree) -> dict[str, Any]:
     """Return what Orbax writes: arrays by name, keys as numbers, without empty arrays."""
-    named = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
     return {
-        name: jax.random.key_data(x) if _manifest.is_key(x) else x for name, x in named if x.size
+        name: jax.random.key_data(x) if _manifest.is_key(x) else x
+        for name, x in named_leaves(tree)
+        if x.size
     }
 
 
@@ -250,9 +251,12 @@ def _shaped(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 def _read(orbax: Any, path: Path, like: Tree, table: _manifest.Table) -> Tree:
     """Read the arrays, and compare them with the digests in the manifest."""
-    wanted = dict(zip(leaf_names(like), jax.tree.leaves(like), strict=True))
+    wanted = dict(named_leaves(like))
     target: dict[str, Any] = {}
-    for name, (x, place) in {k: (x, x.sharding) for k, x in wanted.items() if x.size}.items():
+    for name, x in wanted.items():
+        place = x.sharding
+        if not x.size:
+            continue
         x = jax.eval_shape(jax.random.key_data, x) if _manifest.is_key(x) else x
         # An array of NumPy stands for one without a place.
         target[name] = np.empty(x.shape, x.dtype) if place is None else _shaped(x, place)

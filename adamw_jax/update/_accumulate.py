@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.core import Tracer
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import whole_number
@@ -103,8 +102,8 @@ def accumulate(
       ValueError: ``every`` is not a whole number >= 1, or (in ``update``) shards differ and ``tx``
         has no ``norm_axes``.
 
-    ``optax.MultiSteps`` computes the optimizer in every call and selects, and counts a micro-batch
-    that it leaves out (``should_skip_update_fn``) not at all.
+    ``optax.MultiSteps`` computes the optimizer in every call and then selects. It does not count a
+    micro-batch that it leaves out (``should_skip_update_fn``).
     """
     inner = transformation(tx, "tx")
     number = every if callable(every) else whole_number("every", every)
@@ -176,13 +175,9 @@ def _run_if(
         types.append(moved)
         return numerics.cast_like(moved, total), memory
 
-    if isinstance(due, Tracer):
-        written, memory = lax.cond(due, step, lambda *old: old, total, memory)
-    elif due:
-        written, memory = step(total, memory)
-    else:  # a conditional would be compiled at every call
+    written, memory = numerics.branch(due, step, lambda *old: old, total, memory)
+    if not types:  # a call without jit that is not due
         jax.eval_shape(step, total, memory)
-        written = total
 
     def moved(x: jax.Array, like: jax.Array) -> jax.Array:
         x = numerics.cast(x, like.dtype)

@@ -81,10 +81,12 @@ def bad(x: jax.Array) -> jax.Array:
 
 def any_bad(found: Iterable[tuple[jax.Array, jax.Array]]) -> jax.Array:
     """Return whether anything is bad in pairs of an array and where it is bad."""
-    parts = []
+    by_axes: dict[tuple[str, ...], list[jax.Array]] = {}
     for x, where in found:
-        some, axes = lax.reduce_or(where, tuple(range(where.ndim))), summed_axes(x)
-        parts.append(
-            lax.pmax(lax.convert_element_type(some, jnp.int32), axes) > 0 if axes else some
-        )
+        some = lax.reduce_or(where, tuple(range(where.ndim)))
+        by_axes.setdefault(summed_axes(x), []).append(some)
+    parts = []
+    for axes, some in by_axes.items():
+        one = functools.reduce(lax.bitwise_or, some)
+        parts.append(lax.pmax(lax.convert_element_type(one, jnp.int32), axes) > 0 if axes else one)
     return functools.reduce(lax.bitwise_or, parts, jnp.bool_(False))

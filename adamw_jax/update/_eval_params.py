@@ -47,7 +47,7 @@ def eval_params(state: Any, params: Tree) -> Tree:
     """
     if isinstance(params, optax.LookaheadParams):
         params = params.slow
-    elif states.find(state, _is_lookahead_of_optax):
+    elif states.find(state, optax.LookaheadState):
         raise TypeError(
             "the state is of optax.lookahead, whose weights to evaluate are the slow ones: give "
             "the whole LookaheadParams as params, not its fast weights."
@@ -110,8 +110,3 @@ def _other_weights(node: Any) -> Any:
         return node.eval_params()
     theirs = optax_states.fields_of(type(node))
     return theirs and theirs.eval_params and theirs.eval_params(node)
-
-
-def _is_lookahead_of_optax(node: Any) -> bool:
-    kind = type(node)
-    return kind.__name__ == "LookaheadState" and kind.__module__.startswith("optax.")

@@ -19,7 +19,7 @@ from adamw_jax._core.declare import ScalarOrSchedule, declare, length
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
-from adamw_jax.direction._rule import Factor
+from adamw_jax.direction._rule import times
 from adamw_jax.direction._rules import values_of
 
 Tree = Any
@@ -48,7 +48,7 @@ def scale_by_learning_rate(
         if step.facts.step_size is not None:
             step.facts.step_size = step.facts.step_size * step["learning_rate"]
         sign = lax.neg if flip_sign else None
-        return _scaled(rules, direction, step, sign), state
+        return scaled_by_rates(rules, direction, step, sign), state
 
     return stage(
         "scale_by_learning_rate",
@@ -75,7 +75,7 @@ def scale_gradient(learning_rate: ScalarOrSchedule, rules: ParameterRules | None
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        return _scaled(rules, gradient, step), state
+        return scaled_by_rates(rules, gradient, step), state
 
     return stage(
         "scale_gradient",
@@ -106,15 +106,10 @@ def declared_with(learning_rate: ScalarOrSchedule, rules: ParameterRules | None)
     }
 
 
-def _scaled(
-    rules: ParameterRules | None, flow: Tree, step: Step, sign: Callable[..., Any] | None = None
+def scaled_by_rates(
+    rules: ParameterRules | None, flow: Tree, step: Step, change: Callable[..., Any] | None = None
 ) -> Tree:
+    """Return each leaf times its learning rate, which ``change`` is given first."""
     tree = flow if step.params is None else step.params
-    rates = values_of(rules, "learning_rate", step, tree, change=sign or (lambda rate: rate))
-    return jax.tree.map(multiplied, rates, flow)
-
-
-def multiplied(rate: Factor, x: jax.Array) -> jax.Array:
-    """Return the rate times a leaf."""
-    wide = numerics.widen(x)
-    return wide * rate if not isinstance(rate, jax.Array) else numerics.scaled(rate, wide)
+    rates = values_of(rules, "learning_rate", step, tree, change=change or (lambda rate: rate))
+    return jax.tree.map(lambda rate, x: times(numerics.widen(x), rate), rates, flow)

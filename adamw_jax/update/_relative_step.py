@@ -25,7 +25,7 @@ from adamw_jax._core.options import shows_options
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 from adamw_jax.direction import ParameterRules
 from adamw_jax.direction._rules import values_of
-from adamw_jax.update._learning_rate import declared_with, multiplied
+from adamw_jax.update._learning_rate import declared_with, scaled_by_rates
 
 Tree = Any
 
@@ -67,11 +67,10 @@ def scale_by_relative_step(
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
-        tree = direction if step.params is None else step.params
-        rates = values_of(
-            rules, "learning_rate", step, tree, change=lambda rate: -relative_step(rate, step.count)
-        )
-        return jax.tree.map(multiplied, rates, direction), state
+        def change(rate: jax.Array) -> jax.Array:
+            return -relative_step(rate, step.count)
+
+        return scaled_by_rates(rules, direction, step, change), state
 
     return stage(
         "scale_by_relative_step",

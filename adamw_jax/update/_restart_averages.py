@@ -31,9 +31,9 @@ def restart_averages(state: Any, tx: optax.GradientTransformation, params: Tree)
     """Set slow weights and averages back to the parameters, after you have put others in.
 
     If a run was not guarded and NaN got into it, good parameters alone do not help: at the next
-    sync Lookahead moves them to slow weights that are NaN, and averages stay NaN. After
-    ``restart_moments`` and this function only they and what no guard can bring back is left, such
-    as histories of norms::
+    sync Lookahead moves them to slow weights that are NaN, and averages stay NaN. Then call
+    ``restart_moments`` and this function. Histories of norms, which neither restores, stay as they
+    are::
 
         state = restart_averages(restart_moments(state), tx, good_params)
 
@@ -58,7 +58,7 @@ def restart_averages(state: Any, tx: optax.GradientTransformation, params: Tree)
     if not any(map(averages, jax.tree.leaves(plain, is_leaf=averages))):
         raise ValueError(
             f"there are no slow weights or averages in this state, a {type(state).__name__}: "
-            "nothing is to be restarted."
+            "so there is nothing to restart."
         )
     if jax.tree.structure(plain) != jax.tree.structure(fresh):
         raise ValueError(

@@ -6,9 +6,10 @@
 
 A skipped step leaves parameters, moments, clocks, counts, averages, slow weights, rounding keys and
 schedules exactly as they were, and is counted. So the run goes on as if the batch had not been
-drawn. No number of bad steps in a row is ever applied, unlike ``optax.apply_if_finite``, which also
-does not see the loss, and not a finite gradient whose square overflows in the state. Spikes as in
-OLMo (2501.00656) and MaxText: mean and unbiased deviation of the last steps.
+drawn. However many bad steps follow each other, none is applied. ``optax.apply_if_finite`` applies
+bad steps after a while, and sees neither the loss nor a finite gradient whose square overflows in
+the state. Spikes are judged as in OLMo (2501.00656) and MaxText, by mean and unbiased deviation of
+the last steps.
 
 >>> import jax.numpy as jnp
 >>> from adamw_jax import adamw
@@ -221,11 +222,11 @@ def _overflows(updates: Tree, moved: Tree, old: Any, new: Any) -> jax.Array:
     found = [(x, bad(x)) for x in jax.tree.leaves(updates)]
 
     def add(place: int, x: jax.Array, where: jax.Array) -> None:
-        like = found[place] if place >= 0 else (jnp.zeros([0]), where)
-        if (x.shape, _sharding(x)) != (like[0].shape, _sharding(like[0])):
-            found.append((x, where))
+        like, so_far = found[place] if place >= 0 else (None, where)
+        if like is not None and (x.shape, _sharding(x)) == (like.shape, _sharding(like)):
+            found[place] = like, lax.bitwise_or(so_far, where)
         else:
-            found[place] = like[0], lax.bitwise_or(like[1], where)
+            found.append((x, where))
 
     for place, x in enumerate(jax.tree.leaves(moved)):
         add(place, x, bad(x))
