@@ -25,7 +25,7 @@ WIDTHS = {"1 B": (2048, 18), "8 B": (4096, 38), "70 B": (8192, 86), "100 B": (10
 VOCABULARY = 50304
 PARAMETER = GRADIENT = 2  # bytes of bfloat16
 BANDWIDTH = 4.8e12  # bytes per second of an H200, its data sheet
-DEVICES = {"one card": 1, "a slice of 256": 256, "1,000 hosts of 8": 8000}
+DEVICES = {"one device": 1, "256 devices": 256, "1,000 hosts of 8 devices": 8000}
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw": aj.adamw,
@@ -92,7 +92,7 @@ def memory() -> str:
             body.append(row)
     names = [*DEVICES][1:]
     layouts = [f"{name}, {layout}" for name in names for layout in ("ZeRO-1", "FSDP")]
-    return rows(["model, state of AdamW", "one card", *layouts], body)
+    return rows(["model, state of AdamW", "one device", *layouts], body)
 
 
 def floors() -> str:

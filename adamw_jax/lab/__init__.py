@@ -3,7 +3,7 @@
 ``compare`` is described on the page "Compare optimizers on your own model". Here are also the
 experiments on claims of the literature, their reports and the command line ``adamw-jax``. The
 library never imports the lab. It needs the extra ``demo`` (flax, scikit-learn, matplotlib, rich,
-tyro, filelock), and uses only public names of the library.
+tyro, filelock), and uses the public names of the library.
 """
 
 from adamw_jax.lab.adapters import from_equinox, from_linen, from_nnx

@@ -108,7 +108,7 @@ class Comparison:
         value = rows[-1][f"{split}_{s.metric}"]
         return math.nan if value is None else float(value)
 
-    @property
+    @functools.cached_property
     def finished(self) -> list[str]:
         """The optimizers that have all their confirming runs."""
         s = self.settings
@@ -276,10 +276,11 @@ class Comparison:
         """Return ranking, remarks and figure for a notebook."""
         import io
 
+        from adamw_jax.lab.plots.files import draw
         from adamw_jax.lab.report.html import remarks, table
 
         found, picture = self.result(), io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=110)
+        draw(found.figures[0]).savefig(picture, format="png", dpi=110)
         data = base64.b64encode(picture.getvalue()).decode()
         return (
             f"{table(found.tables[0])}{remarks(found.remarks)}"

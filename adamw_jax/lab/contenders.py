@@ -171,11 +171,15 @@ def _space(
     if removed and taken["learning_rate"].default is inspect.Parameter.empty:
         raise ValueError(f"space of {name} must have the axis learning_rate: give a list or range.")
     merged = {**default, **{k: v for k, v in shared.items() if k in taken}, **own}
-    return {
+    found = {
         key: checked(f"space of {name}, {key},", axis)
         for key, axis in merged.items()
         if axis is not None
     }
+    rates = found.get("learning_rate", (1.0,))
+    if (least := rates.low if isinstance(rates, Range) else min(rates)) <= 0:
+        raise ValueError(f"learning_rate of {name} must be above 0, got {least}.")
+    return found
 
 
 def _by_name(name: str, label: str, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> Recipe:

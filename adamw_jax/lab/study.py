@@ -15,6 +15,7 @@ import numpy as np
 from adamw_jax.lab.comparison import CONFIRM, TUNE, Comparison, Row
 from adamw_jax.lab.contenders import Contender
 from adamw_jax.lab.engine import Engine, Lane
+from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.recipes import tables
 from adamw_jax.lab.settings import Settings
 from adamw_jax.lab.spaces import Numbers, extended, trials
@@ -79,6 +80,7 @@ class Study:
 
     def __post_init__(self) -> None:
         """Make the engine."""
+        self.progress = self.progress or Silent()
         self.engine = Engine()
         self.width = self.task.lanes or self.engine.lanes
 
@@ -98,7 +100,6 @@ class Study:
                     receive(new)
 
         spaces = {c.name: [c.space, c.space] for c in self.contenders}  # the whole, its parts
-        self._begin()
         with terminated_like_interrupted():
             for number in range(self.settings.extend + 1):
                 self._work(
@@ -115,17 +116,7 @@ class Study:
             best = Comparison(self.settings, rows)
             self._work([piece for contender in self.contenders
                         for piece in self._confirming(contender, best)], rows, add)  # fmt: skip
-        if self.progress is not None:
-            self.progress.end()
         return Comparison(self.settings, ordered(self.settings, rows), time.perf_counter() - clock)
-
-    def _begin(self) -> None:
-        s, steps = self.settings, 0
-        for contender in self.contenders:
-            count = len(trials(contender.space, s.trials, SOBOL_SEED))
-            steps += s.steps * (s.seeds + count * s.tuning_seeds)
-        if self.progress is not None:
-            self.progress.begin(s.task, steps)
 
     def _trials(self, spaces: Sequence[Any]) -> list[Numbers]:
         """Return all trials: those of the space, and half as many for every extension."""
@@ -183,11 +174,14 @@ class Study:
             )
 
         old = sum(len(piece.lanes) for piece in pieces if not missing(piece))
+        total = sum(len(piece.lanes) for piece in pieces)
+        self.progress.begin(self.settings.task, total * self.settings.steps)
         self._say(old * self.settings.steps, "continued")
         self.engine.each(self._train, [piece for piece in pieces if missing(piece)], store)
+        self.progress.end()
 
     def _say(self, steps: int, message: str) -> None:
-        if self.progress is not None and steps:
+        if steps:
             self.progress.advance(steps, message)
 
     def _train(self, piece: Runs) -> list[list[Row]]:

@@ -198,7 +198,7 @@ def test_lr_find(tmp_path, capsys):
         (["info", "Radam"], "Did you mean 'radam'"),
         (["info", "lookahead_radamm"], "Did you mean 'lookahead_radam'"),
         (["compare", "--task", "Mnist1D"], "Did you mean 'mnist1d'"),
-        (["compare", "--lr-grid", "0,1"], "--lr-grid must be finite numbers above 0, got '0,1'"),
+        (["compare", "--lr-grid", "0,1"], "learning_rate of adamw must be above 0, got 0.0"),
         (
             ["compare", "--optimizers", "adamw,radm"],
             "unknown optimizer 'radm'.*Did you mean 'radam'",

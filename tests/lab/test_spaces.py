@@ -154,3 +154,9 @@ def test_schedules_have_one_value_per_step(name, steps):
     assert 0 < rates.max() <= 0.5 + 1e-6
     if name == "warmup_cosine" and steps == 100:
         assert rates[9] == rates[10] == rates.max()
+
+
+@pytest.mark.parametrize("rates", [[-1.0, 1.0], 0.0, uniform(0.0, 1.0)])
+def test_learning_rates_that_do_not_descend_are_refused(rates):
+    with pytest.raises(ValueError, match="learning_rate of adamw must be above 0"):
+        contenders(["adamw", "sgdw"], {"learning_rate": rates})

@@ -139,7 +139,7 @@ class LrFind:
 
     def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
-        from adamw_jax.lab.contenders import Optimizer, contender
+        from adamw_jax.lab.contenders import contender
         from adamw_jax.lab.experiments import lr_find
         from adamw_jax.lab.folders import chosen_folder
         from adamw_jax.lab.loader import load, load_task
@@ -147,17 +147,14 @@ class LrFind:
 
         task, text = load_task(self.task), self.optimizer
         make = load("optimizer", text) if ":" in text else text
-        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        optimizer = dataclasses.replace(make if isinstance(make, Optimizer) else Optimizer(make))
-        optimizer = dataclasses.replace(optimizer, space={**optimizer.space, **decay})
-        contender(optimizer)  # it checks the name and the decay
+        contender(make)  # it checks the name
         settings = lr_find.Settings(
             task=task.name, optimizer=text, seeds=count("--seeds", self.seeds), steps=self.steps,
-            start=self.start, end=self.end,
+            start=self.start, end=self.end, weight_decay=self.weight_decay,
         )  # fmt: skip
 
         def measure(s: Any, runner: Any) -> Any:
-            return lr_find.measured(task, optimizer, s, runner.progress)
+            return lr_find.measured(task, make, s, runner.progress)
 
         experiment = dataclasses.replace(lr_find.EXPERIMENT, measure=measure)
         report = perform(

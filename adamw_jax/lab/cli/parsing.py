@@ -22,8 +22,6 @@ def rates(option: str, text: str) -> tuple[float, ...]:
         found = tuple(sorted({float(part) for part in names(option, text)}))
     except ValueError as error:
         raise ValueError(f"{option} must be numbers separated by commas, got {text!r}.") from error
-    if option == "--lr-grid" and not all(0 < rate < float("inf") for rate in found):
-        raise ValueError(f"--lr-grid must be finite numbers above 0, got {text!r}.")
     return found
 
 

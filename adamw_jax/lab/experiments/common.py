@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from adamw_jax.lab import study
 from adamw_jax.lab.experiments.parts import column, columns, point, unique, where
 from adamw_jax.lab.recipes import Arm
 from adamw_jax.lab.results import Row, Table, Verdict
@@ -22,7 +23,6 @@ LOSS_MARGIN = 0.02
 BATCH_SIZE = 100
 SATURATED = 0.97
 FRESH = "fresh"
-FIRST_FRESH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def train_all(
     arms = {task: tuple(arms_of(task)) for task in settings.tasks}
     plans = {task: settings.plan(task) for task in settings.tasks}
     rows = runner.train_all([Job(task, arms[task], plans[task]) for task in settings.tasks])
-    fresh = tuple(range(FIRST_FRESH, FIRST_FRESH + getattr(settings, "fresh", 0)))
+    fresh = tuple(range(study.FRESH, study.FRESH + getattr(settings, "fresh", 0)))
     if not fresh:
         return rows
     jobs = []

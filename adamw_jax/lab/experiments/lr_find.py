@@ -30,6 +30,7 @@ class Settings:
       steps: largest number of steps; a run ends earlier if the loss diverges.
       start: first learning rate.
       end: last learning rate.
+      weight_decay: decoupled decay; None for that of the optimizer.
     """
 
     task: str = "digits"
@@ -38,6 +39,7 @@ class Settings:
     steps: int = 200
     start: float = 1e-6
     end: float = 10.0
+    weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings before any work."""
@@ -51,6 +53,10 @@ def measure(s: Settings, runner: Runner) -> Rows:
 
 def measured(task: Task, optimizer: Make | Optimizer, s: Settings, progress: Progress) -> Rows:
     """Run the test once per seed; the rows are curves and suggestions."""
+    if s.weight_decay is not None:
+        own = optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
+        space = {**own.space, "weight_decay": s.weight_decay}
+        optimizer = dataclasses.replace(own, space=space)
     progress.begin(task.name, len(s.seeds))
     rows: Rows = []
     for seed in s.seeds:
