@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import report, rounds, suite, trees, worker
+from benchmarks import dispatch, programs, report, rounds, suite, trees, worker
 
 EPILOG = """
 contenders: [label=]library:name(argument=literal)+stage, library one of ours, optax, torch, bnb:
@@ -97,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     )
     every.add_argument("--load", type=float, default=1.0, help="wait until the load is below this")
     every.add_argument("--patience", type=float, default=120.0, help="longest wait in seconds")
+    for name, what in (
+        ("dispatch", "time of a step on a small network, inside and outside of jit"),
+        ("programs", "kernels, bytes and scratch of all optimizers on CPU, TPU and GPU"),
+    ):
+        paged = commands.add_parser(name, help=what, description=what)
+        paged.add_argument("--page", type=Path, default=Path(f"docs/results/{name}.md"))
+        if name == "dispatch":
+            paged.add_argument("--rounds", type=int, default=400, help="number of rounds")
     return top
 
 
@@ -128,6 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
             return run_suite(given)
         except ValueError as error:
             top.error(str(error))
+    if given.command == "dispatch":
+        dispatch.write(given.page, given.rounds)
+        return 0
+    if given.command == "programs":
+        programs.write(given.page)
+        return 0
     compile_only = given.command == "compile"
     names = list(dict.fromkeys(given.contenders))
     baseline = given.baseline or names[0]

@@ -21,7 +21,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _step(rule: contenders.Rule, in_jit: int) -> Any:
+def step_of(rule: contenders.Rule, in_jit: int = 1) -> Any:
+    """Return a step, or a function of several: `(carried, state, gradients)` to the first two."""
     update = optax.with_extra_args_support(rule.transformation).update
 
     def step(carried: Any, state: Any, gradients: Any) -> Any:
@@ -82,7 +83,7 @@ class JaxStep:
 
     def _compile(self) -> dict[str, float]:
         marks = [time.perf_counter()]
-        step = jax.jit(_step(self.rule, self.in_jit), donate_argnums=(0, 1))
+        step = jax.jit(step_of(self.rule, self.in_jit), donate_argnums=(0, 1))
         traced = step.trace(*self._abstract)
         marks.append(time.perf_counter())
         lowered = traced.lower()

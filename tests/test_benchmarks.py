@@ -15,7 +15,18 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import cli, contenders, hlo, report, rounds, suite, trees, worker
+from benchmarks import (
+    cli,
+    contenders,
+    dispatch,
+    hlo,
+    programs,
+    report,
+    rounds,
+    suite,
+    trees,
+    worker,
+)
 from benchmarks.jax_step import JaxStep
 
 pytestmark = pytest.mark.optimized
@@ -372,3 +383,26 @@ def test_every_section_of_the_suite_is_a_valid_command_that_runs_what_it_bounds(
         for bound in section.bounds:
             assert {bound.contender, bound.against or bound.contender} <= labels
         trees.shapes(given.tree or "tiny:1000")
+
+
+def test_both_sides_of_a_dispatch_take_their_steps(tmp_path):
+    assert cli.main(["dispatch", "--rounds", "1", "--page", str(tmp_path / "page.md")]) == 0
+    rows = [
+        line for line in (tmp_path / "page.md").read_text().splitlines() if "ours:adamw" in line
+    ]
+    assert len(rows) == len(dispatch.COMPARISONS)
+
+
+def test_a_program_reaches_the_floor_of_its_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(programs, "contenders", lambda: [("sgd", optax.sgd(0.1))])
+    monkeypatch.setattr(hlo, "tpu_device", _absent)
+    monkeypatch.setattr(hlo, "gpu_device", _absent)
+    programs.write(tmp_path / "page.md")
+    *_, row = (tmp_path / "page.md").read_text().splitlines()
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        *("sgd", "12.0", "8", "0", "0", "12.0", "0.00")
+    ]
+
+
+def _absent():
+    raise ImportError("no compiler")

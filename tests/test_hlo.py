@@ -89,7 +89,7 @@ for_gpu = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason="the GPU compiler is not installed: pip install 'adamw-jax[gpu]', on Linux on x86-64",
 )
-SMALL = 3  # kernels on clocks and hyperparameters that ours has more on a GPU
+SMALL = 2  # kernels on clocks and hyperparameters that ours has more on a GPU
 
 
 @for_gpu
@@ -107,6 +107,18 @@ def test_gpu_step_equals_its_twin(name: str) -> None:
     values = 3 + 2 * aj.info(name).state_values  # p, g -> p; each moment is read and written
     size = sum(leaf.size for leaf in jax.tree.leaves(_params()))
     assert hlo.bytes_moved(texts[0]) <= 4 * values * size + SCALARS
+
+
+@for_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in aj.list_optimizers() if aj.info(n).twin])
+def test_gpu_starts_few_kernels_on_scalars(name: str) -> None:
+    """Each is a launch, which takes as long as a kernel on a small array."""
+    with jax.numpy_dtype_promotion("standard"):
+        ours, theirs = (
+            hlo.census(_compiled(tx, hlo.gpu_device()).as_text()) for tx in _twins(name)
+        )
+    assert ours.small_fusions <= theirs.small_fusions + SMALL
 
 
 @for_gpu

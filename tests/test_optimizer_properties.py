@@ -225,7 +225,9 @@ def test_a_clock_does_not_stop_short(b: float, steps: int) -> None:
 
     @jax.jit
     def after() -> Clock:
-        return jax.lax.fori_loop(0, steps, lambda _, c: c.tick(jnp.float32(rate)), Clock.start())
+        return jax.lax.fori_loop(
+            0, steps, lambda _, c: c.tick(jnp.float32(rate)), Clock.start(aged=True)
+        )
 
     clock, rate = after(), np.float64(rate)
     weight_sum = 1.0 - rate**steps
@@ -246,7 +248,7 @@ def test_the_rectifier_is_exact_in_float32(b2: float) -> None:
             length = 2.0 * clock.weighted_age / clock.weight_sum + 1.0
             return clock, (length, rectifier(length, 2.0 / (1.0 - jnp.float32(rate)) - 1.0))
 
-        return jax.lax.scan(tick, Clock.start(), None, 3000)[1]
+        return jax.lax.scan(tick, Clock.start(aged=True), None, 3000)[1]
 
     length, factor = single()
     b, t = np.float64(rate), np.arange(1, 3001)

@@ -8,9 +8,11 @@ leaves. An update has the wider of the dtypes of the gradient and the parameter.
 from __future__ import annotations
 
 import collections
+import functools
+import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast as typed
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,29 @@ from jax import lax
 from jax.core import Tracer
 
 Tree = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Run a function of arrays as one kernel outside of a trace, and as it is inside.
+
+    Outside of a trace JAX starts each operation by itself, which takes longer than its arithmetic
+    on a small array. The function must depend on nothing but its arguments; those after ``*`` are
+    constants.
+    """
+    names = inspect.signature(function).parameters.values()
+    constant = [x.name for x in names if x.kind is x.KEYWORD_ONLY]
+    compiled = jax.jit(function, static_argnames=constant)
+
+    @functools.wraps(function)
+    def run(*args: Any, **constants: Any) -> Any:
+        for x in args:
+            if isinstance(x, Tracer):
+                return function(*args, **constants)
+        nested = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
+        return (function if nested else compiled)(*args, **constants)
+
+    return typed(F, run)
 
 
 def default_float() -> jnp.dtype:
@@ -90,6 +115,7 @@ def like(scale: jax.Array, x: jax.Array) -> jax.Array:
     return scale if scale.dtype == x.dtype else lax.convert_element_type(scale, x.dtype)
 
 
+@kernel
 def mixed(rate: jax.Array, old: jax.Array, rest: jax.Array, new: jax.Array) -> jax.Array:
     """Return ``rate * old + rest * new``, one step of a moving average, in the compute dtype."""
     return lax.add(scaled(rate, widen(old)), scaled(rest, widen(new)))
@@ -105,6 +131,7 @@ def broadcastable(scalar: Any, leaf: jax.Array) -> jax.Array:
     return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
 
 
+@kernel
 def scaled(scale: jax.Array, x: jax.Array) -> jax.Array:
     """Multiply a leaf by a real scalar, or its slices along the first axis by one scalar each.
 
@@ -116,6 +143,7 @@ def scaled(scale: jax.Array, x: jax.Array) -> jax.Array:
     return lax.mul(like(scale, x), x)
 
 
+@kernel
 def abs_square(x: jax.Array) -> jax.Array:
     """Return |x|^2, real for complex ``x``."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -181,7 +182,7 @@ def through_stages(
 ) -> tuple[Tree, ComposeState, Tree]:
     """Run the stages in order; return updates, new state and ``Facts.leaf_scalars``."""
     used = live_at(state.hyperparams, state.count, recipe.hyperparams)
-    values = {name: used.value(name) for name in recipe.hyperparams}
+    values = used.values_by_name()
     memories, facts = dict(state.stages), Facts(decoded=True)
     whole_at = _direction_at(recipe.specs)
 
@@ -253,13 +254,19 @@ def live_at(
 ) -> Hyperparams:
     """Return the hyperparameters of the next step: pinned values, and the code's for the others."""
     names = sorted(declared)
-    given = [declared[name].at(count) for name in names]
-    code = jnp.stack(given) if given else jnp.zeros([0], numerics.default_float())
+    code = _in_code([declared[name] for name in names], count)
     domains = _domains(declared)
     injected = [name for name in names if isinstance(declared[name].value, jax.Array)]
     if old is None or not names:
         return Hyperparams(domains, code, jnp.zeros(code.shape, jnp.bool_), injected)
     return Hyperparams(domains, lax.select(old.pins, old.array, code), old.pins, injected)
+
+
+def _in_code(declared: list[Hyperparameter], count: jax.Array) -> jax.Array:
+    """Return the values in the code at a step, in one array."""
+    if all(isinstance(hyper.value, int | float) for hyper in declared):
+        return jnp.asarray([hyper.value for hyper in declared], numerics.default_float())
+    return jnp.stack([hyper.at(count) for hyper in declared])
 
 
 def _domains(declared: Mapping[str, Hyperparameter]) -> dict[str, Domain]:
@@ -291,7 +298,8 @@ def check_state(
 def _check_widths(state: ComposeState, specs: tuple[Spec, ...], gradient: Tree) -> None:
     """Raise if a state has scalars of another float dtype, or codes without a ``storage``."""
     held = state.hyperparams
-    check_width("this recipe", [held.value(name) for name in held.names[:1]], gradient)
+    values = [np.zeros((), x.dtype) for x in jax.tree.leaves(held.array)]
+    check_width("this recipe", values, gradient)
     for spec in specs:
         if not spec.foreign:
             check_stored(spec, state.stages.get(spec.name))

@@ -42,38 +42,32 @@ class Clock(NamedTuple):
 
     Attributes:
       level: W if it is below 1/2, otherwise W - 1; 0 for an empty average.
-      weighted_age: A. Both have the default float dtype.
+      weighted_age: A, or None if nothing reads it. Both have the default float dtype.
     """
 
     level: jax.Array
-    weighted_age: jax.Array
+    weighted_age: jax.Array | None = None
 
     @staticmethod
-    def start() -> Clock:
-        """Return the clock of an empty average."""
-        dtype = numerics.default_float()
-        return Clock(jnp.zeros([], dtype), jnp.zeros([], dtype))
+    def start(*, aged: bool = False) -> Clock:
+        """Return the clock of an empty average, ``aged`` if ``rectify_variance`` may read A."""
+        zero = jnp.zeros([], numerics.default_float())
+        return Clock(zero, jnp.copy(zero) if aged else None)
 
     @staticmethod
-    def of(
-        weight_sum: jax.Array, weighted_age: jax.Array, missing: jax.Array | None = None
-    ) -> Clock:
+    def of(weight_sum: jax.Array, weighted_age: jax.Array | None = None) -> Clock:
         """Make a clock from its two sums.
 
         Args:
           weight_sum: the sum of the weights.
-          weighted_age: the sum of weight times age.
-          missing: 1 - weight_sum, if it is known more exactly; None to compute it.
+          weighted_age: the sum of weight times age, or None.
         """
-        missing = 1.0 - weight_sum if missing is None else missing
-        least = jnp.finfo(weight_sum.dtype).tiny  # 0 means an empty average
-        level = jnp.where(missing > 0.5, weight_sum, -jnp.maximum(missing, least))
-        return Clock(level, weighted_age)
+        return Clock(_level(weight_sum, 1.0 - weight_sum), weighted_age)
 
     @property
     def weight_sum(self) -> jax.Array:
         """The sum of the weights of the average."""
-        return jnp.where(self.level < 0, 1.0 + self.level, self.level)
+        return _weight_sum(self.level)
 
     def tick(self, b: jax.Array) -> Clock:
         """Return the clock after one more entry.
@@ -81,13 +75,7 @@ class Clock(NamedTuple):
         Args:
           b: decay rate of the average in this step, a scalar in [0, 1).
         """
-        weight_sum, old, rest = self.weight_sum, self.weighted_age, 1.0 - b
-        missing = b * jnp.where(self.level < 0, -self.level, 1.0 - self.level)
-        more = b * weight_sum - rest * old
-        new = old + more
-        # If rounding loses the change, move by one unit in the last place towards the limit.
-        unit = jnp.sign(more) * old * jnp.finfo(weight_sum.dtype).eps
-        return Clock.of(b * weight_sum + rest, jnp.where(new == old, old + unit, new), missing)
+        return Clock(*_ticked(self.level, self.weighted_age, b))
 
     def mixed(self, old: Clock, share: jax.Array) -> Clock:
         """Return the clock of the average ``share * new + (1 - share) * old``, this being the new.
@@ -96,11 +84,35 @@ class Clock(NamedTuple):
           old: the clock of the other average.
           share: a scalar in [0, 1].
         """
-        rest = 1.0 - share
-        return Clock.of(
-            share * self.weight_sum + rest * old.weight_sum,
-            share * self.weighted_age + rest * old.weighted_age,
-        )
+        rest, age = 1.0 - share, None
+        if self.weighted_age is not None and old.weighted_age is not None:
+            age = share * self.weighted_age + rest * old.weighted_age
+        return Clock.of(share * self.weight_sum + rest * old.weight_sum, age)
+
+
+def _level(weight_sum: jax.Array, missing: jax.Array) -> jax.Array:
+    least = jnp.finfo(weight_sum.dtype).tiny  # 0 means an empty average
+    return jnp.where(missing > 0.5, weight_sum, -jnp.maximum(missing, least))
+
+
+@numerics.kernel
+def _weight_sum(level: jax.Array) -> jax.Array:
+    return jnp.where(level < 0, 1.0 + level, level)
+
+
+@numerics.kernel
+def _ticked(
+    level: jax.Array, old: jax.Array | None, b: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    weight_sum, rest = _weight_sum(level), 1.0 - b
+    new = _level(b * weight_sum + rest, b * jnp.where(level < 0, -level, 1.0 - level))
+    if old is None:
+        return new, None
+    more = b * weight_sum - rest * old
+    age = old + more
+    # If rounding loses the change, move by one unit in the last place towards the limit.
+    unit = jnp.sign(more) * old * jnp.finfo(weight_sum.dtype).eps
+    return new, jnp.where(age == old, old + unit, age)
 
 
 class Reading(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter
@@ -110,6 +111,13 @@ class Step:
 
     def __getitem__(self, name: str) -> jax.Array:
         return self.values[name]
+
+    def counted(self, count: jax.Array) -> jax.Array:
+        """Return a count of a stage after this step, which stops when ``self.count`` does.
+
+        Both are counted in one kernel, because the second reads the first.
+        """
+        return _counted(count, self.count)
 
 
 class Slopes(NamedTuple):
@@ -356,9 +364,16 @@ def require_params(spec_name: str, params: Tree | None) -> None:
         )
 
 
+@numerics.kernel
 def increment(count: jax.Array) -> jax.Array:
     """Return ``count + 1``, or the largest int32 if the sum would overflow."""
-    return jnp.asarray(optax.safe_increment(count))
+    most = jnp.iinfo(count.dtype).max
+    return lax.add(lax.min(count, lax.full_like(count, most - 1)), lax.full_like(count, 1))
+
+
+@numerics.kernel
+def _counted(count: jax.Array, leading: jax.Array) -> jax.Array:
+    return lax.add(count, lax.sub(increment(leading), leading))
 
 
 def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -53,6 +53,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
       pins: whether the user pinned each; the value or schedule in the code is then not used.
     """
 
+    __slots__ = ("array", "names", "pins")
     names: _Names
     array: Any
     pins: Any
@@ -60,10 +61,7 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def __init__(
         self, domains: Mapping[str, Domain], array: Any, pins: Any, injected: Iterable[str] = ()
     ) -> None:
-        self._fill(_names(domains, injected), array, pins)
-
-    def _fill(self, names: _Names, array: Any, pins: Any) -> None:
-        self.names, self.array, self.pins = names, array, pins
+        self.names, self.array, self.pins = _names(domains, injected), array, pins
 
     @property
     def domains(self) -> Mapping[str, Domain]:
@@ -73,6 +71,11 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
     def value(self, name: str) -> jax.Array:
         """Return the value of the last step."""
         return self._read(self.array, name)
+
+    def values_by_name(self) -> dict[str, jax.Array]:
+        """Return all values of the last step."""
+        arrays = map(numerics.on_device, jax.tree.leaves(self.array))
+        return {k: v for array in arrays for k, v in zip(self.names, _apart(array), strict=True)}
 
     def is_pinned(self, name: str) -> jax.Array:
         """Return whether the user pinned the value."""
@@ -192,6 +195,11 @@ class Hyperparams(MutableMapping[str, Any], dict):  # pyright: ignore[reportGene
         return self._with(self.array, self.pins)
 
 
+@numerics.kernel
+def _apart(array: jax.Array) -> list[jax.Array]:
+    return [array[..., i] for i in range(array.shape[-1])]
+
+
 def _changed(array: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
     """Apply an element-wise function, which keeps dtype, shape, placement, sharding and memory.
 
@@ -200,21 +208,24 @@ def _changed(array: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
     return numerics.in_memory_of(jax.tree.map(change, numerics.on_device(array)), array)
 
 
+# Every jitted step calls the next two.
 def _made(names: _Names, children: Any) -> Hyperparams:
-    made = Hyperparams.__new__(Hyperparams)
-    made._fill(names, *(children or (None, None)))
+    made = dict.__new__(Hyperparams)
+    made.names = names
+    made.array, made.pins = children or (None, None)
     return made
 
 
-def _children(node: Hyperparams) -> tuple[Any, ...]:
-    return (node.array, node.pins) if node.names else ()
+def _flat(node: Hyperparams) -> tuple[tuple[Any, ...], _Names]:
+    names = node.names
+    return ((node.array, node.pins) if names else ()), names
 
 
 def _children_with_keys(node: Hyperparams) -> tuple[Any, _Names]:
     # The keys contain the names, so that a checkpoint with other names is refused.
     names = ",".join(node.names)
     keys = GetAttrKey(_VALUES + names), GetAttrKey(_PINS + names)
-    return tuple(zip(keys, _children(node), strict=False)), node.names
+    return tuple(zip(keys, _flat(node)[0], strict=False)), node.names
 
 
 _VALUES, _PINS = "values of ", "pins of "
@@ -246,9 +257,7 @@ def _register_with_flax() -> None:
 _FLAX: list[Any] = []
 
 
-jax.tree_util.register_pytree_with_keys(
-    Hyperparams, _children_with_keys, _made, lambda node: (_children(node), node.names)
-)
+jax.tree_util.register_pytree_with_keys(Hyperparams, _children_with_keys, _made, _flat)
 jax.export.register_pytree_node_serialization(
     Hyperparams,
     serialized_name="adamw_jax.Hyperparams",

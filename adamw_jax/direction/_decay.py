@@ -164,19 +164,12 @@ def decoupled_decay(
         def leaf(decay: Factor, skipped: Any, u: jax.Array, p: jax.Array) -> jax.Array:
             if not isinstance(decay, jax.Array):
                 return u
-            if skipped is not False:  # no decay in a step that rectify_variance skips
-                decay = lax.select(skipped, jnp.zeros_like(decay), decay)
-            wide = numerics.widen(u)
-            decayed = (lax.sub if late else lax.add)(
-                wide, numerics.scaled(decay, numerics.widen(p))
+            return _decayed(
+                *(decay, None if skipped is False else skipped, u, p),
+                late=late,
+                proximal=form == "proximal",
+                cautious=cautious,
             )
-            if form == "proximal":
-                # (u + p) / (1 + d) - p without cancellation.
-                decayed = numerics.scaled(1 / (1 + decay), decayed)
-            if not cautious:
-                return decayed
-            agree = numerics.agreement(u, p)  # an update is minus a direction
-            return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
         skipped = False if step.facts.skip_step is None else step.facts.skip_step
         return jax.tree.map(leaf, rates_of(step), leafwise(skipped, flow), flow, step.params), state
@@ -191,6 +184,30 @@ def decoupled_decay(
         needs_params=True,
         settings=decay_settings("weight_decay", mask, rules),
     )
+
+
+@numerics.kernel
+def _decayed(
+    decay: jax.Array,
+    skipped: jax.Array | None,
+    u: jax.Array,
+    p: jax.Array,
+    *,
+    late: bool,
+    proximal: bool,
+    cautious: bool,
+) -> jax.Array:
+    if skipped is not None:  # no decay in a step that rectify_variance skips
+        decay = lax.select(skipped, jnp.zeros_like(decay), decay)
+    wide = numerics.widen(u)
+    decayed = (lax.sub if late else lax.add)(wide, numerics.scaled(decay, numerics.widen(p)))
+    if proximal:
+        # (u + p) / (1 + d) - p without cancellation.
+        decayed = numerics.scaled(1 / (1 + decay), decayed)
+    if not cautious:
+        return decayed
+    agree = numerics.agreement(u, p)  # an update is minus a direction
+    return lax.select(lax.le(agree, 0.0) if late else lax.ge(agree, 0.0), decayed, wide)
 
 
 def normalized_decay(norm: float, updates: float) -> float:

@@ -41,8 +41,8 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
         it is encoded. None stores arrays of ``dtype``.
 
     Returns:
-      A part for the first moment, with one value of state per parameter. Its ``Clock`` of two
-      scalars keeps the sum of the weights, for bias correction.
+      A part for the first moment, with one value of state per parameter. Its ``Clock`` keeps the
+      sum of the weights, for bias correction.
     """
     return average(
         "ema",

@@ -27,7 +27,7 @@ from adamw_jax._core.checks import whole_number
 from adamw_jax._core.gradients import check_floating, check_gradient
 from adamw_jax._core.record import Moments, emptied
 from adamw_jax._core.sequential import after, known_once_whole
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, stage_of
+from adamw_jax._core.stage import Kind, Stage, Step, stage, stage_of
 from adamw_jax._core.state import restarts
 from adamw_jax.moments._averages import ema, ema_of_squares
 from adamw_jax.moments._parts import Part, with_moment
@@ -97,6 +97,7 @@ def estimate_moments(
         if restart_period is not None:
             restarted = lax.eq(state.steps, lax.full_like(state.steps, restart_period))
             state = emptied(state, restarted)
+        count = step.counted(state.steps)
         step = dataclasses.replace(step, count=state.steps)
         new_first = first.update(gradient, state.first, step, None)
         first_reading = first.read(new_first, gradient, step)
@@ -109,7 +110,7 @@ def estimate_moments(
             new_first = first.write_after_read(new_first, new_second)
         record = Moments(
             gradient=gradient,
-            count=increment(state.steps),
+            count=count,
             first=first_reading,
             second=second.read(new_second, gradient, step) if has_second else None,
             prior_second=second.read(state.second, gradient, step) if has_second else None,

@@ -133,22 +133,16 @@ def average(
     """
 
     def init(params: Tree) -> Any:
-        return kind(zeros(params, dtype, real), Clock.start())
+        return kind(zeros(params, dtype, real), Clock.start(aged=real))
 
     def update(gradient: Tree, state: Any, step: Step, first: Reading | None):
         b = step[rate_name]
         if from_first:
             b = started(b, state.clock)
-        rest = jnp.ones([], b.dtype) - b
-
-        def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
-            entry = numerics.scaled(rest, x)
-            if floor is not None:  # if it were added last, XLA would compute the sum twice
-                entry = lax.add(entry, floor(step))
-            new = lax.add(numerics.scaled(b, numerics.widen(a)), entry)
-            return numerics.cast(new, a.dtype)
-
-        value = jax.tree.map(leaf, state.moment, entries(gradient, first))
+        rest, added = 1.0 - b, None if floor is None else floor(step)
+        value = jax.tree.map(
+            lambda a, x: _averaged(b, a, rest, x, added), state.moment, entries(gradient, first)
+        )
         return kind(value, state.clock.tick(b))
 
     def read(state: Any, gradient: Tree, step: Step) -> Reading:
@@ -165,6 +159,16 @@ def average(
         storage=storage,
         elementwise=elementwise,
     )
+
+
+@numerics.kernel
+def _averaged(
+    b: jax.Array, old: jax.Array, rest: jax.Array, x: jax.Array, floor: jax.Array | None
+) -> jax.Array:
+    entry = numerics.scaled(rest, x)
+    if floor is not None:  # if it were added last, XLA would compute the sum twice
+        entry = lax.add(entry, floor)
+    return numerics.cast(lax.add(numerics.scaled(b, numerics.widen(old)), entry), old.dtype)
 
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:

@@ -54,7 +54,6 @@ def precondition(
     """
     power = number("power", power, above=0.0, most=0.5)
     one_of("eps_form", eps_form, ("added", "clamped"))
-    with_eps = lax.add if eps_form == "added" else _at_least
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:
         if record.second is None:
@@ -91,19 +90,13 @@ def precondition(
         kept = keeps_numerator(record)
 
         def leaf(m: jax.Array, v: jax.Array, use: Any, by: Any, inverse: Any) -> jax.Array:
-            if kept and use is not True:
-                by = tuple(jnp.where(use, f, jnp.ones_like(f)) for f in by)
-            m = times(m, by)
-            if inverse and added is None and under is None and power == 0.5:
-                return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), inverse, m)
-            if not magnitude:
-                scale = numerics.root(v, power, under)
-            else:
-                scale = v if power == 0.5 else numerics.root(v, 2 * power)
-            scale = scale if added is None else with_eps(scale, added)
-            if magnitude:
-                scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
-            return quotient(m, scale, use)
+            return _quotient(
+                *(m, v, None if use is True else use, by, inverse, added, under),
+                power=power,
+                magnitude=magnitude,
+                kept=kept,
+                clamped=eps_form == "clamped",
+            )
 
         inverse = second.inverse_root
         if inverse is None:
@@ -119,6 +112,37 @@ def precondition(
         hyperparams=declare(eps=nonnegative.if_given(eps), eps_root=nonnegative.if_given(eps_root)),
         elementwise=True,
     )
+
+
+@numerics.kernel
+def _quotient(
+    m: jax.Array,
+    v: jax.Array,
+    use: jax.Array | None,
+    by: tuple[jax.Array, ...],
+    inverse: tuple[jax.Array, ...],
+    added: jax.Array | None,
+    under: jax.Array | None,
+    *,
+    power: float,
+    magnitude: bool,
+    kept: bool,
+    clamped: bool,
+) -> jax.Array:
+    if kept and use is not None:
+        by = tuple(jnp.where(use, f, jnp.ones_like(f)) for f in by)
+    m = times(m, by)
+    if inverse and added is None and under is None and power == 0.5:
+        return functools.reduce(lambda x, f: lax.mul(x, numerics.like(f, x)), inverse, m)
+    if not magnitude:
+        scale = numerics.root(v, power, under)
+    else:
+        scale = v if power == 0.5 else numerics.root(v, 2 * power)
+    if added is not None:
+        scale = _at_least(scale, added) if clamped else lax.add(scale, added)
+    if magnitude:
+        scale = lax.max(scale, lax.full_like(scale, jnp.finfo(scale.dtype).tiny ** 0.5))
+    return quotient(m, scale, use)
 
 
 def _at_least(x: jax.Array, least: jax.Array) -> jax.Array:
@@ -141,9 +165,9 @@ def keeps_numerator(record: Moments) -> bool:
     return plain and kept and numerator(record).due is None
 
 
-def quotient(m: jax.Array, scale: jax.Array, use: Any) -> jax.Array:
+def quotient(m: jax.Array, scale: jax.Array, use: jax.Array | None) -> jax.Array:
     """Return ``m / scale``, with a denominator of 1 if the quotient is not used."""
-    if use is not True:
+    if use is not None:
         scale = jnp.where(use, scale, jnp.ones_like(scale))
     return lax.div(m, numerics.like(scale, m))
 

@@ -56,9 +56,7 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
         power = 2.0 * step["partial"]
 
         def leaf(m: jax.Array, v: jax.Array, use: Any, by: tuple[jax.Array, ...]) -> jax.Array:
-            root = lax.add(numerics.root(v), step["eps"])
-            scale = numerics.power_of(root, power)
-            return quotient(times(m, by), scale, use)
+            return _quotient(m, v, None if use is True else use, by, step["eps"], power)
 
         by = factors(record, factor, top.raw)
         divided = jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by)
@@ -73,3 +71,16 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
         hyperparams=declared,
         elementwise=True,
     )
+
+
+@numerics.kernel
+def _quotient(
+    m: jax.Array,
+    v: jax.Array,
+    use: jax.Array | None,
+    by: tuple[jax.Array, ...],
+    eps: jax.Array,
+    power: jax.Array,
+) -> jax.Array:
+    scale = numerics.power_of(lax.add(numerics.root(v), eps), power)
+    return quotient(times(m, by), scale, use)

@@ -56,13 +56,15 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Moments, Any]:
         second = record.second
-        if second is None or second.clock is None or second.rate is None:
+        clock = None if second is None else second.clock
+        rate = None if second is None else second.rate
+        if clock is None or clock.weighted_age is None or rate is None:
             raise ValueError(
                 "rectify_variance() needs a moving average as second moment, such as "
                 "ema_of_squares(0.999)."
             )
-        length = 2.0 * second.clock.weighted_age / numerics.nonzero(second.clock.weight_sum) + 1.0
-        limit = 2.0 / (1.0 - second.rate) - 1.0
+        length = 2.0 * clock.weighted_age / numerics.nonzero(clock.weight_sum) + 1.0
+        limit = 2.0 / (1.0 - rate) - 1.0
         adaptive = length >= step["threshold"]
         if below == "skip":
             short = lax.bitwise_not(adaptive)

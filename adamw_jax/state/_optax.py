@@ -301,7 +301,10 @@ def filled_part(
             f"from_optax(..., {name}=...)."
         )
     b = rates[name] if given is None else declare(**{name: rates[name].domain(given)})[name]
-    return type(part)(value, clock_after(b.at(count), count))
+    clock = clock_after(b.at(count), count)
+    if part.clock.weighted_age is None:
+        clock = clock._replace(weighted_age=None)
+    return type(part)(value, clock)
 
 
 def clock_after(b: jax.Array, count: jax.Array) -> Clock:
