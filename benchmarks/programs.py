@@ -12,7 +12,7 @@ from benchmarks import hlo, report
 #: Four blocks of this shape, so that leaves are large beside a scalar.
 SHAPES = {"kernel": (512, 512), "bias": (512,)}
 BLOCKS = 4
-STORAGES = ("8bit", "4bit", "float8", "bfloat16")
+STORAGES = ("8bit", "roots", "4bit", "float8", "bfloat16")
 
 HEAD = f"""# Programs
 

@@ -78,14 +78,17 @@ def _small_state(tree: str) -> Section:
     """Compare storages of the state with full precision, and bitsandbytes if installed."""
     eight, four, peer = "ours:adamw(storage='8bit')", "ours:adamw(storage='4bit')", "bnb:adamw8bit"
     others = ("ours:adamw(storage='float8')", "ours:adamw(storage='bfloat16')")
+    roots = "ours:adamw(storage='roots')"
     return Section(
         f"adamw with small state, {tree}",
         (
             *("step", "--tree", tree, "--memory-gib", "12", "optax:adamw", "ours:adamw"),
-            *(eight, four, *others, peer, "again=optax:adamw"),
+            *(eight, roots, four, *others, peer, "again=optax:adamw"),
         ),
         (
             Bound(eight, None, 2.04, "state_per_param"),
+            Bound(roots, None, 2.04, "state_per_param"),
+            Bound(roots, "ours:adamw", 5.0),
             Bound(four, None, 1.08, "state_per_param"),
             Bound(eight, None, 8.0, "scratch_per_param"),
             Bound(eight, peer, 0.45),

@@ -23,6 +23,7 @@ def test_a_smaller_gpt2_keeps_the_share_of_its_embedding():
     [
         ("8bit", 2 + 8 / 256),
         ("float8", 2 + 8 / 256),
+        ("roots", 2 + 4 / 128),
         ("bfloat16", 4),
         ("4bit", 1 + 4 / 128 + 4 / 64 + 4 / 1024),
     ],

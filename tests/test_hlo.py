@@ -133,6 +133,27 @@ def test_gpu_norms_need_no_branch(name: str, most: float) -> None:
     assert ours <= most * theirs
 
 
+@for_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["roots", "float8"])
+def test_gpu_reads_the_gradients_twice_for_small_state(word: str) -> None:
+    """All scales are made in one pass over gradients and codes, all codes in another."""
+    shapes = {"a": (1024, 4096), "b": (4096, 1024), "c": (1024, 1024)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    tx = aj.adamw(1e-3, storage=word)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    compiled = hlo.compile_step(step, params, state, params, device=hlo.gpu_device())
+    size = sum(leaf.size for leaf in params.values())
+    # Gradients twice, parameters in and out; two codes read twice and written.
+    assert hlo.bytes_moved(compiled.as_text()) / size <= 2 * 4 + 2 * 4 + 3 * 2 + 0.75
+    assert hlo.scratch_bytes(compiled) / size <= 0.2
+
+
 @for_tpu
 def test_a_tpu_lays_out_codes_of_whole_rows_without_copies() -> None:
     """Blocks of 256 are an axis of their own, for which it copies every array, several times.

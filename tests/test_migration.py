@@ -398,7 +398,10 @@ def untyped(tree: Any) -> Any:
 LARGE = {"w": jnp.ones((64, 128)), "b": jnp.zeros(3)}
 STORED = {
     "float32": aj.adamw(0.1),
-    **{word: aj.adamw(0.1, storage=word) for word in ("8bit", "4bit", "float8", "bfloat16")},
+    **{
+        word: aj.adamw(0.1, storage=word)
+        for word in ("8bit", "roots", "4bit", "float8", "bfloat16")
+    },
     "packed": aj.pack_small_leaves(aj.adamw(0.1)),
     "quantized optax": aj.quantize_state(optax.adamw(0.1)),
 }

@@ -19,7 +19,12 @@ from tests.test_rounding_grid import gaps, wide
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
-TAILS = {"stochastic": stochastic_rounding, "compensated": compensated_rounding}
+COARSE = functools.partial(compensated_rounding, bits=8)
+TAILS = {
+    "stochastic": stochastic_rounding,
+    "compensated": compensated_rounding,
+    "in 8 bits": COARSE,
+}
 BF16 = jnp.bfloat16
 
 both = pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
@@ -163,6 +168,7 @@ def test_a_regression_in_bfloat16() -> None:
     drawn = [regression(BF16, stochastic_rounding(seed=seed)) for seed in range(4)]
     assert max(drawn) < 1.1 * exact  # its noise costs 0 to 5 % by the seed
     assert regression(BF16, compensated_rounding()) < 1.001 * exact
+    assert regression(BF16, COARSE()) < 1.01 * exact
 
 
 def tree() -> Any:

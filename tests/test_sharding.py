@@ -104,6 +104,7 @@ def test_the_memory_kind_is_kept(name: str) -> None:
     [
         ("8bit", (64, 768), P(None, "data"), r"storage=eight_bit\(block_size=32\)"),
         ("float8", (64, 768), P(None, "data"), r"storage=float8\(block_size=32\)"),
+        ("roots", (64, 768), P(None, "data"), r"storage=roots\(block_size=32\)"),
         ("4bit", (64, 768), P(None, "data"), r"storage=four_bit\(block_size=32\)"),
         (eight_bit(order="flat"), (64, 300), P("data"), "order='rows'"),
     ],

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamw_jax._core.blocks import Blocks
-from adamw_jax.storage import Format, bfloat16, eight_bit, float8, four_bit
+from adamw_jax.storage import Format, bfloat16, eight_bit, float8, four_bit, roots
 from adamw_jax.storage._block_wise import BlockWise
 from adamw_jax.storage._levels import Levels, Segment
+from adamw_jax.storage._roots import Roots
 
 ROOT = pathlib.Path(__file__).parents[1]
 CSV = ROOT / "docs/results/quantization_errors.csv"
@@ -46,11 +47,28 @@ def linear(block_size: int | None) -> Format:
     )
 
 
+class FlashOptim(Roots):
+    """The formulas of arXiv 2602.23349, z = 2 s / (1 + |s|) and the square root, for comparison."""
+
+    def index(self, part: jax.Array) -> jax.Array:
+        """Return the index, not yet whole, of a part of the scale."""
+        return self.top * (2 * part / (1 + part) if self.signed else jnp.sqrt(part))
+
+    def level(self, index: jax.Array) -> jax.Array:
+        """Return the part of the scale that an index stands for."""
+        z = index / self.top
+        return z / (2 - z) if self.signed else z * z
+
+
 def formats() -> dict[str, Format]:
     """Return the formats by name in the table."""
     found = {
         '"8bit"': eight_bit(),
         "eight_bit(root=True)": eight_bit(root=True),
+        '"roots"': roots(),
+        "FlashOptim's formulas, blocks of 32": Format(
+            FlashOptim(Blocks(32), signed=True), FlashOptim(Blocks(32), signed=False)
+        ),
         '"float8"': float8(),
         '"bfloat16"': bfloat16(),
         '"4bit"': four_bit(),

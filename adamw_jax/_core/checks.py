@@ -64,7 +64,7 @@ def positive_steps(name: str, steps: Any) -> int:
     return int(found)
 
 
-def one_of(name: str, value: Any, names: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, names: tuple[Any, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``names``."""
     if value not in names:
         hint = did_you_mean(value, names) if isinstance(value, str) else ""

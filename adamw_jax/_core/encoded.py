@@ -131,16 +131,28 @@ class Encoded:
 
         return list(map(marked, self.layout.codec.peaks(self)))
 
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
+    def encode(self, x: jax.Array, noise: jax.Array | None = None, scales: Any = None) -> Encoded:
         """Encode another array in this layout.
 
         Args:
           x: an array of the shape of the layout.
           noise: uniform numbers in [0, 1) for stochastic rounding; None for the nearest level.
+          scales: the result of ``scales_of``, or None.
         """
         self._check_shard(x.shape)
-        made = self.layout.codec.encode(lax.convert_element_type(x, self.layout.dtype), noise)
+        codec, x = self.layout.codec, lax.convert_element_type(x, self.layout.dtype)
+        by = None if scales is None else cast(Any, codec).encode_by
+        made = codec.encode(x, noise) if by is None else by(x, scales, noise)
         return encoded(made.codes, made.scales, self.layout)
+
+    def scales_of(self, x: jax.Array) -> Any:
+        """Return the scales of another array, or None if its codec does not give them apart."""
+        if not hasattr(self.layout.codec, "scales_of"):
+            return None
+        self._check_shard(x.shape)
+        return cast(Any, self.layout.codec).scales_of(
+            lax.convert_element_type(x, self.layout.dtype)
+        )
 
     def _check_shard(self, shape: tuple[int, ...]) -> None:
         """Raise for a shard inside ``shard_map`` if its scales depend on other devices."""
@@ -204,10 +216,18 @@ def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
     """
     nodes, structure = jax.tree_util.tree_flatten_with_path(stored, is_leaf=is_encoded)
     leaves = structure.flatten_up_to(state)
-    for number, (path, node) in enumerate(nodes):
-        if is_encoded(node) and not is_encoded(leaves[number]):
-            check_sign(jax.tree_util.keystr(path), leaves[number], node.layout.codec)
-            leaves[number] = encoded_as(node, leaves[number], number, noise)
+    made = {
+        number: (path, node)
+        for number, (path, node) in enumerate(nodes)
+        if is_encoded(node) and not is_encoded(leaves[number])
+    }
+    for number, (path, node) in made.items():
+        check_sign(jax.tree_util.keystr(path), leaves[number], node.layout.codec)
+    # All scales, then all codes: XLA for a GPU reads the gradients twice, not once for each array.
+    scales = {number: node.scales_of(leaves[number]) for number, (_, node) in made.items()}
+    scales = lax.optimization_barrier(scales)
+    for number, (_, node) in made.items():
+        leaves[number] = encoded_as(node, leaves[number], number, noise, scales[number])
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -230,9 +250,11 @@ def check_sign(name: str, x: Any, codec: Codec) -> None:
         )
 
 
-def encoded_as(stored: Encoded, x: jax.Array, number: int, noise: Noise | None) -> Encoded:
+def encoded_as(
+    stored: Encoded, x: jax.Array, number: int, noise: Noise | None, scales: Any = None
+) -> Encoded:
     """Encode ``x``, the array of this number in a state, in the layout of ``stored``."""
-    return stored.encode(x, None if noise is None else noise(number, x))
+    return stored.encode(x, None if noise is None else noise(number, x), scales)
 
 
 def decode_state(state: Tree) -> Tree:

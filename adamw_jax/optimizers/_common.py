@@ -71,8 +71,8 @@ class Encoding(TypedDict, total=False):
         Any,
         Option(
             None,
-            '``"8bit"``, ``"4bit"``, ``"float8"`` or ``"bfloat16"`` for a smaller state, a format '
-            "such as ``storage.eight_bit(block_size=128)``, or a mapping such as "
+            '``"roots"``, ``"8bit"``, ``"4bit"``, ``"float8"`` or ``"bfloat16"`` for a smaller '
+            "state, a format such as ``storage.eight_bit(block_size=128)``, or a mapping such as "
             '``{"second": "8bit"}``; None for arrays of ``state_dtype``. It applies to arrays of '
             "4096 elements or more; ``quantize_state`` has more options.",
         ),

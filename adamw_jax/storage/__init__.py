@@ -11,6 +11,7 @@ from adamw_jax.storage._formats import (
     float8,
     float32,
     four_bit,
+    roots,
 )
 from adamw_jax.storage._quantize import quantize_state
 
@@ -29,4 +30,5 @@ __all__ = [
     "four_bit",
     "is_encoded",
     "quantize_state",
+    "roots",
 ]

@@ -60,14 +60,24 @@ class BlockWise:
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Encode a real array."""
+        return self.encode_by(x, self.scales_of(x), noise)
+
+    def scales_of(self, x: jax.Array) -> jax.Array:
+        """Return the scales with which ``encode`` would store an array."""
+        return jnp.max(lax.abs(self._split(x)), axis=-1)
+
+    def encode_by(self, x: jax.Array, scales: jax.Array, noise: jax.Array | None) -> Encoded:
+        """Encode an array with these scales."""
         layout = Layout(self, x.shape, x.dtype)
-        x = finite(x) if self.signed else nonnegative(x)
-        blocks = self.blocks.split(lax.sqrt(x) if self.root else x)
-        scales = jnp.max(lax.abs(blocks), axis=-1)
         if noise is not None:
             noise = self.blocks.split(noise)
-        codes = self.blocks.join(self.codes(blocks, scales[..., None], noise), layout.shape)
+        codes = self.codes(self._split(x), scales[..., None], noise)
+        codes = self.blocks.join(codes, layout.shape)
         return encoded(codes if self.bits == 8 else pack(codes), scales, layout)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        x = finite(x) if self.signed else nonnegative(x)
+        return self.blocks.split(lax.sqrt(x) if self.root else x)
 
     def codes(self, x: jax.Array, scale: jax.Array, noise: jax.Array | None) -> jax.Array:
         """Return the unpacked codes of values with these scales."""

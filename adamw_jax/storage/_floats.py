@@ -51,14 +51,24 @@ class SmallFloat:
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Encode a real array."""
+        return self.encode_by(x, self.scales_of(x), noise)
+
+    def scales_of(self, x: jax.Array) -> jax.Array | None:
+        """Return the scales with which ``encode`` would store an array, None without blocks."""
+        if self.blocks is None:
+            return None
+        maxima = jnp.max(lax.abs(self._split(x, self.blocks)), axis=-1)
+        tiny = lax.full_like(maxima, jnp.finfo(maxima.dtype).tiny)
+        largest = float(jnp.finfo(self.dtype).max)
+        return lax.select(lax.ge(maxima, tiny), lax.max(maxima / largest, tiny), 0 * maxima)
+
+    def encode_by(self, x: jax.Array, scales: Any, noise: jax.Array | None) -> Encoded:
+        """Encode an array with these scales."""
         layout = Layout(self, x.shape, x.dtype)
         if self.blocks is None:
             return encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
         largest = float(jnp.finfo(self.dtype).max)
-        blocks = self.blocks.split(finite(x) if self.signed else nonnegative(x))
-        maxima = jnp.max(lax.abs(blocks), axis=-1)
-        tiny = lax.full_like(maxima, jnp.finfo(maxima.dtype).tiny)
-        scales = lax.select(lax.ge(maxima, tiny), lax.max(maxima / largest, tiny), 0 * maxima)
+        blocks = self._split(x, self.blocks)
         scaled = share(blocks, scales[..., None])
         limit = lax.full_like(scaled, largest)  # a product rounded up must not overflow
         scaled = lax.clamp(-limit, scaled, limit)
@@ -93,6 +103,9 @@ class SmallFloat:
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return the blocks; one code per byte."""
         return self.blocks or Blocks(1), 1
+
+    def _split(self, x: jax.Array, blocks: Blocks) -> jax.Array:
+        return blocks.split(finite(x) if self.signed else nonnegative(x))
 
     def _within_range(self, x: jax.Array) -> jax.Array:
         """Replace values outside the range of the dtype by the ends of the range."""

@@ -24,6 +24,7 @@ from adamw_jax.storage._floats import SmallFloat
 from adamw_jax.storage._levels import dynamic, linear_without_zero
 from adamw_jax.storage._rank_one import RankOne
 from adamw_jax.storage._roles import EXACT, NONNEGATIVE, fields_of, role_of
+from adamw_jax.storage._roots import Roots
 from adamw_jax.storage._shards import check_shards
 
 Tree = Any
@@ -68,6 +69,21 @@ def eight_bit(
         BlockWise(dynamic(8, signed=True), 8, blocks, signed=True),
         BlockWise(dynamic(8, signed=False), 8, blocks, signed=False, floor=floor, root=root),
     )
+
+
+def roots(block_size: int | None = 128, *, order: str = "rows") -> Format:
+    """Store 8-bit codes of roots, 1.016 bytes per value; ``storage="roots"``.
+
+    First moments by the square root of their magnitude, second moments by the fourth root. Errors
+    are smaller than those of ``eight_bit``, and a step is faster. A positive second moment is never
+    rounded to 0.
+
+    Args:
+      block_size: elements that share a scale of 16 bits; None for a whole row.
+      order: as for ``eight_bit``.
+    """
+    blocks = _blocks(block_size, order)
+    return Format(Roots(blocks, signed=True), Roots(blocks, signed=False))
 
 
 def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
@@ -118,6 +134,7 @@ def float32() -> Format:
 
 FORMATS = {
     "8bit": eight_bit,
+    "roots": roots,
     "4bit": four_bit,
     "float8": float8,
     "bfloat16": bfloat16,

@@ -59,9 +59,9 @@ def quantize_state(
 
     Args:
       tx: any transformation; the optimizers of this library also take ``storage=`` themselves.
-      storage: ``"8bit"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a format such as
-        ``eight_bit(block_size=2048)``, or a mapping from field names of the state to them, such as
-        ``{"mu": "8bit", "nu": "bfloat16"}``.
+      storage: ``"8bit"``, ``"roots"``, ``"4bit"``, ``"float8"``, ``"bfloat16"``, ``"float32"``, a
+        format such as ``eight_bit(block_size=2048)``, or a mapping from field names of the state to
+        them, such as ``{"mu": "8bit", "nu": "bfloat16"}``.
       unsigned: fields of the state that are never negative and so need no sign. Fields that are
         known: those of optax and of this library, and those that a state class of your own names
         in ``nonnegative = ("nu",)``. Any other field keeps its sign.

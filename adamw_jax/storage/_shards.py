@@ -50,8 +50,8 @@ def check_shards(name: str, x: Any, codec: Codec) -> None:
             f"{name!r} of shape {shape} is sharded into pieces of {shard[-1]} columns, and two "
             f"4-bit codes that share a byte would be on two devices: give it 8 bits, {other}"
         )
-    made_by = "float8" if codec.name.startswith("float8") else "eight_bit"
-    made_by = "four_bit" if codes_per_byte == 2 else made_by
+    made_by = "four_bit" if codes_per_byte == 2 else "eight_bit"
+    made_by = next((word for word in ("float8", "roots") if word in codec.name), made_by)
     raise ValueError(
         f"{name!r} of shape {shape} is sharded into pieces of {shard[-1]} columns, which are not "
         f"whole blocks of {size}, so blocks would cross devices: give block_size={fitting}, as in "

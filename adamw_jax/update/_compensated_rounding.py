@@ -1,4 +1,4 @@
-"""Keep the rounding errors of parameters with less than 32 bits, in two bytes per value.
+"""Keep the rounding errors of parameters with less than 32 bits, in one or two bytes per value.
 
     x      = theta + c + u                    in float32
     theta <- round(x)                         by apply_updates
@@ -9,7 +9,9 @@ of Kahan, Communications of the ACM 8(1), 1965, used for bfloat16 weights by Zam
 & De Sa, arXiv 2010.06192, who store c in bfloat16 and so lose updates below 2**-10 gaps. A gap is
 the distance between neighbouring numbers of the parameter's dtype. |c| is at most half a gap, so c
 is stored here as a whole number of 2**-16 gaps: a bfloat16 parameter and its 16 bits make a float32
-(except for the last bit just below a power of two).
+(except for the last bit just below a power of two). With 8 bits it is a whole number of 2**-8 gaps,
+as in FlashOptim (Gonzalez Ortiz et al. 2026, arXiv 2602.23349), and parts of an update below 2**-9
+gaps are rounded away.
 
 The update has the wider dtype of gradient and parameter. If it is larger than the parameter that it
 leaves, as at a change of sign, that dtype may not contain it. Then the nearest number is used, and
@@ -35,15 +37,14 @@ import jax
 import jax.numpy as jnp
 
 from adamw_jax._core import masks, numerics
+from adamw_jax._core.checks import one_of
+from adamw_jax._core.options import shows_options
 from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 from adamw_jax.update._rounding_grid import gap, in_place_of, is_narrow, largest, nearest, saturated
 
 Tree = Any
 
 NAME = tail("compensated_rounding")
-
-_UNITS = 2.0**16
-_ENDS = jnp.iinfo(jnp.int16)
 
 
 class CompensatedRoundingState(NamedTuple):
@@ -57,34 +58,47 @@ class CompensatedRoundingState(NamedTuple):
     error: Tree
 
 
-def compensated_rounding() -> Stage:
+class CoarseRoundingState(NamedTuple):
+    """State of ``compensated_rounding(bits=8)``.
+
+    Attributes:
+      coarse_error: c in units of 2**-8 gaps, int8, shaped like the parameters.
+    """
+
+    coarse_error: Tree
+
+
+@shows_options
+def compensated_rounding(bits: int = 16) -> Stage:
     """Add the error of the last rounding to updates of parameters with less than 32 bits.
+
+    Args:
+      bits: bits of the error that is kept, 16 or 8.
 
     Returns:
       A stage *update -> update* that needs the parameters and must be the last of a recipe. It
-      stores two bytes for each value of a narrow parameter. bfloat16 parameters are then those of
-      float32 training, rounded; float16 and float8 parameters gain 16 bits. Parameters of 32 bits
-      or more and complex ones do not change. The sum saturates at the largest finite number; NaN
-      and infinity pass. Gradients must not be narrower than their parameters.
+      stores ``bits`` for each value of a narrow parameter. With 16, bfloat16 parameters are those
+      of float32 training, rounded; float16 and float8 parameters gain 16 bits. Parameters of 32
+      bits or more and complex ones do not change. The sum saturates at the largest finite number;
+      NaN and infinity pass. Gradients must not be narrower than their parameters.
     """
+    one_of("bits", bits, (16, 8))
+    kind: Any = CompensatedRoundingState if bits == 16 else CoarseRoundingState
 
-    def init(params: Tree) -> CompensatedRoundingState:
+    def init(params: Tree) -> Any:
         narrow = masks.show(params, jax.tree.map(is_narrow, params))
-        return CompensatedRoundingState(
-            jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.int16), narrow)
-        )
+        dtype = jnp.dtype(f"int{bits}")
+        return kind(jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), narrow))
 
-    def apply(
-        update: Tree, state: CompensatedRoundingState, step: Step
-    ) -> tuple[Tree, CompensatedRoundingState]:
+    def apply(update: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         def leaf(u: jax.Array, p: jax.Array, error: Any) -> tuple[jax.Array, Any]:
             return _compensated(jnp.asarray(p), u, error) if is_narrow(p) else (u, error)
 
         leaves, structure = jax.tree.flatten(update)
-        params, errors = map(structure.flatten_up_to, (step.params, state.error))
+        params, errors = map(structure.flatten_up_to, (step.params, *state))
         pairs = [leaf(*each) for each in zip(leaves, params, errors, strict=True)]
         new, rest = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
-        return new, CompensatedRoundingState(rest)
+        return new, kind(rest)
 
     return stage(
         NAME,
@@ -98,18 +112,19 @@ def compensated_rounding() -> Stage:
 
 def _compensated(p: jax.Array, u: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the update of a leaf, in float32 but exact in the dtype of ``p``, and the error."""
-    dtype = p.dtype
+    dtype, ends = p.dtype, jnp.iinfo(error.dtype)
+    units_in_gap = 2.0**ends.bits
     start, wanted = numerics.cast(p, jnp.float32), numerics.cast(u, jnp.float32)
-    kept = numerics.cast(error, jnp.float32) * (gap(start, dtype) / _UNITS)
+    kept = numerics.cast(error, jnp.float32) * (gap(start, dtype) / units_in_gap)
     exact = saturated(start + kept + wanted, dtype)
     move = saturated(nearest(_half_up(exact, gap(exact, dtype)) - start, dtype), dtype)
     move = jnp.where(jnp.abs(nearest(start + move, dtype)) <= largest(dtype), move, 0.0)
     reached = nearest(start + move, dtype)
-    units = jnp.round((exact - reached) / gap(reached, dtype) * _UNITS)
+    units = jnp.round((exact - reached) / gap(reached, dtype) * units_in_gap)
     finite = jnp.isfinite(start) & jnp.isfinite(wanted)
-    units = jnp.where(finite, jnp.clip(units, _ENDS.min, _ENDS.max), 0.0)
+    units = jnp.where(finite, jnp.clip(units, ends.min, ends.max), 0.0)
     move = in_place_of(wanted, jnp.where(finite, move, wanted))
-    return move, numerics.cast(units, jnp.int16)
+    return move, numerics.cast(units, error.dtype)
 
 
 def _half_up(x: jax.Array, grid: jax.Array) -> jax.Array:

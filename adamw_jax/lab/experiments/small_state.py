@@ -26,7 +26,7 @@ from adamw_jax.lab.stats import Interval, as_good, paired, spread
 from adamw_jax.lab.train import Runner, finite
 from adamw_jax.lab.transformer import PRE, Shape, Transformer
 from adamw_jax.schedules import one_cycle
-from adamw_jax.storage import bfloat16, eight_bit, float8, float32, four_bit, quantize_state
+from adamw_jax.storage import bfloat16, eight_bit, float8, float32, four_bit, quantize_state, roots
 
 FULL, EIGHT, UNFLOORED = "float32", "8bit", "8bit without floor"
 FORMATS = {
@@ -35,6 +35,7 @@ FORMATS = {
     "float8": float8(order="flat"),
     EIGHT: eight_bit(order="flat"),
     UNFLOORED: eight_bit(order="flat", floor=False),
+    "roots": roots(order="flat"),
     "4bit": four_bit(order="flat"),
 }
 """Blocks continue over rows, as in bitsandbytes; blocks within such short rows are too easy."""
