@@ -12,6 +12,7 @@ and continued. Files are replaced in one move, so a full disk leaves the old one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -186,6 +187,8 @@ def write_text(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
