@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from adamw_jax.lab.feeding import initial, on_device, source_of
 from adamw_jax.lab.programs import EVALUATED, start, stretch
 from adamw_jax.lab.recipes import Recipe
 from adamw_jax.lab.task import Task, Tree
+from adamw_jax.lab.unfinished import Place, Unfinished
 
 CPU_LANES, LANES = 8, 64
 TABLE = 1024
@@ -49,6 +51,12 @@ class Lane:
     momenta: np.ndarray
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def described(self) -> Any:
+        """All that determines the run, beside task and optimizer."""
+        curves = self.learning_rates.tobytes() + self.momenta.tobytes()
+        return self.seed, sorted(self.numbers.items()), hashlib.sha256(curves).hexdigest()
+
 
 class Stopped(Exception):
     """The engine was told to stop."""
@@ -71,6 +79,7 @@ class Engine:
         self.workers = workers or (2 if on_cpu and cores() > 1 else 1)
         self.lanes = CPU_LANES if on_cpu else LANES
         self.stop = threading.Event()
+        self.unfinished: Unfinished | None = None
         self._programs: dict[Any, concurrent.futures.Future] = {}
         self._modes: dict[Any, list[tuple[bool, bool]]] = {}
         self._guard = threading.Lock()
@@ -160,13 +169,21 @@ class Engine:
         args = (stacked, numbers, curves)
         begin = functools.partial(start, recipe, static, width)
         carry = self._compiled((*known, "start"), begin, args)(*args)
+        key = (task.name, *known[1:], [*marks], [lane.described for lane in lanes])
+        place = Place(0, [[] for _ in lanes], 0.0, carry)
+        if self.unfinished and (found := self.unfinished.load(key, carry)):
+            place = found
+            say(place.step * len(lanes), _last(place.rows))
+        before, rows, seconds, carry = place
         data = on_device(task)
-        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1])
+        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1], before)
         go_on = functools.partial(stretch, task, recipe, static, width)
-        rows: list[list[Row]] = [[] for _ in lanes]
-        seconds, before = 0.0, 0
         for mark in marks:
+            if mark <= before:
+                continue
             if self.stop.is_set():
+                if self.unfinished and before:
+                    self.unfinished.save(key, Place(before, rows, seconds, carry), now=True)
                 raise Stopped
             batches = source(before, mark, width)
             args = (carry, numbers, curves, seeds, np.int32(before), batches, data)
@@ -180,6 +197,9 @@ class Engine:
                     {"step": mark, "seconds": round(seconds, 6)}
                     | {name: finite(value[i]) for name, value in metrics.items()}
                 )
+            if self.unfinished:
+                place = Place(mark, rows, seconds, carry)
+                self.unfinished.save(key, place, ended=mark == marks[-1])
             say((mark - before) * len(lanes), metrics)
             before = mark
         return rows
@@ -244,6 +264,12 @@ def _arguments(lanes: Sequence[Lane]) -> tuple[jax.Array, dict[str, jax.Array], 
     curves = [_schedules([getattr(lane, name) for lane in lanes])
               for name in ("learning_rates", "momenta")]  # fmt: skip
     return seeds, numbers, tuple(curves)
+
+
+def _last(rows: list[list[Row]]) -> Row:
+    """Return the metrics of the last rows, arrays with one value per lane."""
+    names = [name for name in rows[0][-1] if name not in ("step", "seconds")]
+    return {name: np.array([own[-1][name] for own in rows], float) for name in names}
 
 
 def finite(value: Any) -> float | None:
