@@ -72,7 +72,8 @@ class Table(NamedTuple):
         if unmatched or doubled or idle:
             raise ValueError(
                 f"rules must match every parameter exactly once. Not matched: {unmatched}; "
-                f"matched more than once: {doubled}; patterns that match nothing: {idle}. "
+                f"matched more than once: {doubled}; patterns that match nothing: {idle} "
+                f"(names are {', '.join(names[:4])}{', ...' if names[4:] else ''}). "
                 "parameter_rules(..., default=Rule()) is for the parameters that match none. To "
                 "set the learning rate by one pattern and the decay by another, multiply two "
                 "tables: parameter_rules(...) * parameter_rules(...)."

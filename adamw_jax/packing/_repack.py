@@ -42,7 +42,7 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Args:
       saved: a state of ``tx`` with another packing or none, in the same wrappers.
       tx: the transformation to continue with.
-      params: parameters, or ``ShapeDtypeStruct``s like them.
+      params: parameters, or ``ShapeDtypeStruct`` objects like them.
 
     Returns:
       A state of ``tx`` with the values of ``saved``.

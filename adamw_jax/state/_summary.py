@@ -35,7 +35,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     Args:
       tx: a recipe of this library, also in ``skip_bad_steps`` and the like; any other
         transformation gives one row for its whole state.
-      params: parameters, or their ``jax.ShapeDtypeStruct``s. No memory is allocated.
+      params: parameters, or their ``jax.ShapeDtypeStruct`` objects. No memory is allocated.
 
     Returns:
       Plain text. The first table has a line per stage, with dtypes and bytes of state per
