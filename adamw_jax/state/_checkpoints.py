@@ -132,9 +132,9 @@ def restore_checkpoint(
     Args:
       folder: what ``save_checkpoint`` was given.
       tx: the optimizer to continue with.
-      params: parameters with the shapes and dtypes that were saved, or ``ShapeDtypeStruct`` objects. If
-        they have a ``NamedSharding`` each, they are restored so, and by default the state as
-        ``state_shardings`` says, on any number of devices and processes.
+      params: parameters with the shapes and dtypes that were saved, or ``ShapeDtypeStruct``
+        objects. If they have a ``NamedSharding`` each, they are restored so, and by default the
+        state as ``state_shardings`` says, on any number of devices and processes.
       step: which one; by default the one that was saved last.
       saved_by: if ``tx`` is an edit of the recipe that was saved: that recipe, or a state of it.
         ``migrate_state`` then carries the state over to ``tx``.
