@@ -204,6 +204,11 @@ def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
 
     Returns:
       Names for ``info`` and ``create``; empty if nothing matches.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.list_optimizers("lam*")
+      ('lamb',)
     """
     return tuple(sorted(name for name in _REGISTRY if fnmatch.fnmatchcase(name, pattern)))
 
@@ -219,6 +224,11 @@ def info(name: str) -> OptimizerInfo:
 
     Raises:
       ValueError: there is no optimizer of that name.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.info("radam").arxiv
+      '1908.03265'
     """
     if name not in _REGISTRY:
         hint = did_you_mean_optimizer(name, _REGISTRY) or "."

@@ -49,6 +49,12 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
 
     Raises:
       ValueError: the states differ by more than packing.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {f"layer{i}": jnp.ones(8) for i in range(40)}
+      >>> plain, packed = aj.adamw(1e-3), aj.pack_small_leaves(aj.adamw(1e-3))
+      >>> state = aj.packing.repack_state(plain.init(params), packed, params)
     """
     tx, plain = transformation(tx, "tx"), numerics.unbox(numerics.as_arrays(params))
     want, structure = jax.tree_util.tree_flatten_with_path(
