@@ -24,7 +24,10 @@ import adamw_jax as aj
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUILD = ROOT / "build" / "site"
-COPIED = ("docs", "notebooks", "examples", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")
+COPIED = (
+    *("docs", "notebooks", "examples"),
+    *("README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"),
+)
 
 SECTIONS = {
     "Get started": ("notebooks/first_steps", "examples/index", "docs/choosing"),
@@ -43,7 +46,13 @@ SECTIONS = {
     "Optimizers": ("gallery", "docs/optimizers/README"),
     "Reference": ("reference/index",),
     "Results": ("docs/results/README",),
-    "The project": ("docs/README", "docs/architecture", "CONTRIBUTING", "CHANGELOG"),
+    "The project": (
+        "docs/README",
+        "README.zh",
+        "docs/architecture",
+        "CONTRIBUTING",
+        "CHANGELOG",
+    ),
 }
 """The navigation; pages of a folder that are not named hang below its README."""
 
@@ -64,7 +73,10 @@ def gather(source: pathlib.Path) -> None:
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, source / name)
     for page in [*source.glob("*.md"), *source.glob("docs/**/*.md")]:
-        page.write_text(page.read_text("utf-8").replace("../README.md", "../index.md"), "utf-8")
+        first = "" if page.parent == source else "../"
+        if page.parent in (source, source / "docs"):
+            text = page.read_text("utf-8").replace(f"]({first}README.md", f"]({first}index.md")
+            page.write_text(text, "utf-8")
         for target in re.findall(r"\]\((\.\./[^)#]*\.py)\)", page.read_text("utf-8")):
             place = (page.parent / target).resolve()
             if not place.exists():
@@ -104,7 +116,6 @@ def index() -> str:
         ("notebooks", "notebooks/first_steps.ipynb"),
     ):
         text = text.replace(f"]({name})", f"]({page})")
-    text = text.replace("](README.zh.md)", "](docs/README.zh.md)")
     return text + "\n" + "\n".join(tree(pages, caption) for caption, pages in SECTIONS.items())
 
 
