@@ -132,6 +132,27 @@ class Doctor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """Download and verify data sets; without names, show which are in the cache folder.
+
+    The folder is named by ADAMW_JAX_DATA. With ADAMW_JAX_OFFLINE=1 nothing is downloaded.
+
+    Attributes:
+      names: The names of the data sets.
+      offline: Download nothing, only verify.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    offline: bool = False
+
+    def __call__(self, console: Console) -> int:
+        """Run the command and return the exit status."""
+        from adamw_jax.lab.cli.catalogue import show_data
+
+        return show_data(self.names, self.offline, console)
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Rebuild the report from the logs in a folder of results.
 
@@ -158,6 +179,7 @@ COMMANDS = {
     "lr-find": LrFind,
     "list": List,
     "info": Info,
+    "data": Data,
     "doctor": Doctor,
     "report": Report,
 }
