@@ -20,24 +20,29 @@ from adamw_jax.lab.data.text import END, SPLITS, Text, numbered
 
 FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+|[.,;:!?()\"-]")
+EMPTY = re.compile(r"\([\s,;:]*\)")
+"""Brackets in which only markup was."""
+
 SHORTEST_LINE, SHORTEST_ARTICLE = 9, 500
 """Words of a line and of an article; what is shorter is a caption or a stub."""
 
 
 @functools.lru_cache(maxsize=2)
-def wikipedia(size: int = 2000, limit: int | None = None) -> Text:
+def wikipedia(size: int = 2000, limit: int | None = None, held_out: int | None = None) -> Text:
     """Return the articles, of which a tenth are for validation and a tenth for the test.
 
     Args:
       size: words in the vocabulary.
       limit: words of the training text; None for all.
+      held_out: words of each other text; None for all.
     """
     articles = _articles()
     order = np.random.default_rng(0).permutation(len(articles))
     held = len(articles) // 10
     parts = np.split(order, [len(order) - 2 * held, len(order) - held])
     words = [[word for i in part for word in articles[i]] for part in parts]
-    words[0] = words[0][:limit]
+    limits = (limit, held_out, held_out)
+    words = [own[:most] for own, most in zip(words, limits, strict=True)]
     about = (
         f"{len(articles)} articles of the English Wikipedia from the tests of gensim, divided by "
         f"article: {len(words[0]):,} words to train, {len(words[1]):,} to choose and "
@@ -70,7 +75,7 @@ def articles(path: Path) -> Iterator[list[str]]:
     with bz2.open(path) as dump:
         for _, text, _ in extract_pages(dump, filter_namespaces=("0",)):
             words = []
-            for line in filter_wiki(text).lower().splitlines():
+            for line in EMPTY.sub("", filter_wiki(text).lower()).splitlines():
                 found = WORD.findall(line)
                 if line[:1] not in "*#:;|!{=" and len(found) >= SHORTEST_LINE:
                     words += [*found, END]

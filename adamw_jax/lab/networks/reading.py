@@ -33,21 +33,22 @@ class Reading:
     Attributes:
       batch_size: columns of the text.
       length: words of a column in a step, on average. As in AWD-LSTM, the number is drawn from a
-        normal distribution with this mean and a deviation of 5, and once in twenty steps with
-        half of this mean; here it is at most 10 larger than the mean.
+        normal distribution with this mean, and once in twenty steps with half of it.
+      scatter: standard deviation of this number. Here it exceeds ``length`` by two at most.
       activation: penalty on the squared outputs of the last layer (AR).
       change: penalty on the squared change of these outputs from word to word (TAR).
     """
 
     batch_size: int = 100
     length: int = 70
+    scatter: int = 5
     activation: float = 3.0
     change: float = 1.5
 
     @property
     def longest(self) -> int:
         """The largest number of words of a column in a step."""
-        return self.length + 10
+        return self.length + 2 * self.scatter
 
     def steps(self, words: int) -> int:
         """Return the steps of an epoch, if every step reads ``length`` words of a column."""
@@ -72,7 +73,7 @@ class Reading:
             begin = 0
             while begin < rows - 1:
                 mean = self.length * (1.0 if rng.random() < 0.95 else 0.5)
-                length = int(np.clip(rng.normal(mean, 5), 5, self.longest))
+                length = int(np.clip(rng.normal(mean, self.scatter), 5, self.longest))
                 length = min(length, rows - 1 - begin)
                 yield {"words": table[begin : begin + self.longest + 1],
                        "length": np.int32(length), "first": np.bool_(begin == 0)}  # fmt: skip
@@ -93,8 +94,8 @@ def language_task(
 ) -> Task:
     """Return the task of training a language model on a text.
 
-    Metrics are the loss a word, ``perplexity``, which is exp(loss), and with a cache also
-    ``cache_perplexity``. Held-out text is read in one piece; fewer words than ``EVALUATED`` at its
+    Metrics are the mean ``loss`` of a word and ``perplexity``, which is exp(loss), and with a cache
+    also ``cache_loss`` and ``cache_perplexity``. Held-out text is read in one piece; fewer words than ``EVALUATED`` at its
     end are left out.
 
     Args:
@@ -139,9 +140,11 @@ def language_task(
             return (state, held), (losses, mixed)
 
         _, found = jax.lax.scan(portion, (model.start(columns), empty), (words, targets))
-        means = [losses.mean() for losses in found]
-        metrics = {"loss": means[0], "perplexity": jnp.exp(means[0])}
-        return metrics if cache is None else metrics | {"cache_perplexity": jnp.exp(means[1])}
+        metrics = {}
+        for name, losses in zip(("", "cache_"), found, strict=False):
+            metrics[f"{name}loss"] = mean = losses.mean()
+            metrics[f"{name}perplexity"] = jnp.exp(mean)
+        return metrics
 
     data = Data(
         lambda seed: reading.batches(text.train, seed),
