@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamw_jax import eval_params
 from adamw_jax.lab.environment import cores
 from adamw_jax.lab.feeding import initial, on_device, source_of
-from adamw_jax.lab.programs import EVALUATED, start, stretch
+from adamw_jax.lab.programs import advance, evaluate, start, stretch
 from adamw_jax.lab.recipes import Recipe
 from adamw_jax.lab.task import Task, Tree
 
@@ -42,12 +43,14 @@ class Lane:
       learning_rates: the learning rate of every step.
       momenta: the momentum of every step, for optimizers that take a schedule of it.
       numbers: hyperparameters of the optimizer by name.
+      start: parameters and state of the task to begin with; None to draw them by the seed.
     """
 
     seed: int
     learning_rates: np.ndarray
     momenta: np.ndarray
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    start: tuple[Tree, Tree] | None = None
 
 
 class Stopped(Exception):
@@ -103,6 +106,7 @@ class Engine:
         marks: Sequence[int],
         width: int,
         say: Callable[[int, Row], None] = lambda steps, metrics: None,
+        at_end: Callable[[int, Tree, Tree], None] | None = None,
     ) -> list[list[Row]]:
         """Train lanes.
 
@@ -115,6 +119,8 @@ class Engine:
           width: lanes of the program.
           say: called after a stretch with the number of steps and the metrics, arrays with one
             value per lane.
+          at_end: called with the number of each lane, its final parameters for evaluation and the
+            state of the task.
 
         Returns:
           For every lane one row per mark: ``step``, ``seconds`` (its share of the time),
@@ -131,8 +137,12 @@ class Engine:
                 for part in parts:
                     chosen = [lanes[i] for i in part]
                     size = width if vmapped else 1
-                    made = self._train(task, recipe, chosen, marks, size, traced, say)
+                    made, ends = self._train(task, recipe, chosen, marks, size, traced, say)
                     rows |= dict(zip(part, made, strict=True))
+                    for place, lane in enumerate(part if at_end else ()):
+                        params, state, inner = jax.tree.map(lambda a, i=place: a[i], ends)
+                        assert at_end is not None
+                        at_end(lane, eval_params(inner, params), state)
                 return [rows[i] for i in range(len(lanes))]
             except Untraceable as error:
                 if len(modes) == 1:
@@ -150,39 +160,94 @@ class Engine:
         width: int,
         traced: bool,
         say: Callable[[int, Row], None],
-    ) -> list[list[Row]]:
+    ) -> tuple[list[list[Row]], Any]:
+        """Return the rows of each lane, and the carry."""
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
         seeds, numbers, curves = _arguments(padded)
         static = None if traced else tuple(sorted(lanes[0].numbers.items()))
         known = (task, recipe.name, static, width)
-        starts = {lane.seed: initial(task, lane.seed) for lane in lanes}
-        stacked = _stacked([starts[lane.seed] for lane in padded])
+        stacked = _stacked([lane.start or initial(task, lane.seed) for lane in padded])
         args = (stacked, numbers, curves)
         begin = functools.partial(start, recipe, static, width)
         carry = self._compiled((*known, "start"), begin, args)(*args)
-        data = on_device(task)
         source = source_of(task.data, [lane.seed for lane in lanes], marks[-1])
-        go_on = functools.partial(stretch, task, recipe, static, width)
+        go_on = self._by_steps if task.steps_per_call else self._by_stretches
         rows: list[list[Row]] = [[] for _ in lanes]
         seconds, before = 0.0, 0
         for mark in marks:
             if self.stop.is_set():
                 raise Stopped
-            batches = source(before, mark, width)
-            args = (carry, numbers, curves, seeds, np.int32(before), batches, data)
-            program = self._compiled((*known, "stretch"), go_on, args, donate=0)
-            clock = time.perf_counter()
-            carry, metrics = program(*args)
+            given = (carry, numbers, curves, seeds)
+            carry, metrics, own = go_on(task, recipe, known, given, before, mark, source)
             metrics = {name: np.asarray(value)[: len(lanes)] for name, value in metrics.items()}
-            seconds += (time.perf_counter() - clock) / width
-            for i, own in enumerate(rows):
-                own.append(
+            seconds += own / width
+            for i, table in enumerate(rows):
+                table.append(
                     {"step": mark, "seconds": round(seconds, 6)}
                     | {name: finite(value[i]) for name, value in metrics.items()}
                 )
             say((mark - before) * len(lanes), metrics)
             before = mark
-        return rows
+        return rows, carry
+
+    def _by_stretches(
+        self,
+        task: Task,
+        recipe: Recipe,
+        known: Any,
+        given: Any,
+        before: int,
+        mark: int,
+        source: Callable[[int, int, int], Tree],
+    ) -> tuple[Any, dict[str, Any], float]:
+        """Make the steps to a mark and evaluate in one program; return carry, metrics, seconds."""
+        go_on = functools.partial(stretch, task, recipe, *known[2:])
+        args = (*given, np.int32(before), source(before, mark, known[3]), on_device(task))
+        program = self._compiled((*known, "stretch"), go_on, args, donate=0)
+        clock = time.perf_counter()
+        carry, metrics = jax.block_until_ready(program(*args))
+        return carry, metrics, time.perf_counter() - clock
+
+    def _by_steps(
+        self,
+        task: Task,
+        recipe: Recipe,
+        known: Any,
+        given: Any,
+        before: int,
+        mark: int,
+        source: Callable[[int, int, int], Tree],
+    ) -> tuple[Any, dict[str, Any], float]:
+        """Do the same in a Python loop over calls with few steps, and over portions of examples."""
+        data, seconds, losses = on_device(task), 0.0, []
+        carry, *fixed = given
+        go_on = functools.partial(advance, task, recipe, *known[2:])
+        for first in range(before, mark, task.steps_per_call or 1):
+            if self.stop.is_set():
+                raise Stopped
+            last = min(first + (task.steps_per_call or 1), mark)
+            args = (carry, *fixed, np.int32(first), source(first, last, known[3]), data["train"])
+            program = self._compiled((*known, "advance"), go_on, args, donate=0)
+            clock = time.perf_counter()
+            carry, loss = program(*args)
+            losses.append((last - first) * np.asarray(loss, np.float64))
+            seconds += time.perf_counter() - clock
+        loss = np.sum(losses, axis=0) / (mark - before)
+        metrics: dict[str, Any] = {}
+        measure = functools.partial(evaluate, task, recipe, known[3])
+        clock = time.perf_counter()
+        for split, examples in data["held out"].items():
+            size = jax.tree.leaves(examples)[0].shape[0]
+            for begin in range(0, size, task.evaluated):
+                part = jax.tree.map(lambda a, i=begin: a[i : i + task.evaluated], examples)
+                found = self._compiled((*known, "evaluate"), measure, (carry, part))(carry, part)
+                share = jax.tree.leaves(part)[0].shape[0] / size
+                for name, value in found.items():
+                    view = name.partition("{}")[0]
+                    metrics[f"{view}train_loss"] = loss
+                    full = name.format(split)
+                    metrics[full] = metrics.get(full, 0.0) + share * np.asarray(value, np.float64)
+        return carry, metrics, seconds + time.perf_counter() - clock
 
     def _compiled(self, known: Any, function: Any, args: Any, donate: Any = ()) -> Any:
         """Return the program for these shapes; the first caller compiles it, the others wait."""
@@ -224,7 +289,7 @@ def _configuration() -> Callable[[Callable[[Any], Any], Any], Any]:
 def metric_names(task: Task) -> tuple[str, ...]:
     """Return the names of the metrics; it also finds out whether the functions fit together."""
     params, state = initial(task, 0)
-    sample = jax.tree.map(lambda a: a[:EVALUATED], task.data.validation)
+    sample = jax.tree.map(lambda a: a[: task.evaluated], task.data.validation)
     return tuple(jax.eval_shape(task.metrics, params, state, sample))
 
 

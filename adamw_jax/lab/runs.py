@@ -81,7 +81,7 @@ def perform(
       out: folder for the results.
       console: console for progress.
       overwrite: replace earlier results, see ``open_folder``.
-      resume: keep the experiments that are finished.
+      resume: keep finished experiments, and the runs in the log of one that is not.
     """
     with open_folder(out, overwrite=overwrite, resume=resume) as folder:
         run = _begun(folder, title, [experiment.name for experiment, _, _ in work])
@@ -91,17 +91,26 @@ def perform(
             for number, (experiment, preset, settings) in enumerate(work, 1):
                 progress.experiment(experiment.title, number, len(work))
                 logs = folder / "logs"
-                if resume and (logs / f"{experiment.name}.json").exists():
-                    same_settings(logs, read_log(logs, experiment.name).settings, settings)
-                else:
+                if not (resume and _finished(logs, experiment, settings)):
                     clock = time.perf_counter()
+                    runner.log = LiveLog(
+                        logs, Logged(experiment, preset, settings, 0.0, []), resume
+                    )
                     rows = experiment.measure(settings, runner)
-                    own = time.perf_counter() - clock
-                    write_log(logs, Logged(experiment, preset, settings, own, rows))
+                    runner.log.finish(rows, time.perf_counter() - clock)
                 seconds += read_log(logs, experiment.name).seconds
         console.print("Writing the report ...", style="dim")
         report = _built(folder, run, seconds)
     return dataclasses.replace(report, folder=out)
+
+
+def _finished(logs: Path, experiment: Experiment, settings: Any) -> bool:
+    """Return whether there is a whole log, which must have these settings."""
+    if not (logs / f"{experiment.name}.json").exists():
+        return False
+    old = read_log(logs, experiment.name)
+    same_settings(logs, old.settings, settings)
+    return old.finished
 
 
 def run_study(study: Study, out: Path, *, resume: bool, overwrite: bool) -> Comparison:
