@@ -41,7 +41,7 @@ from adamw_jax.lab.task import Task
 
 L2, DECOUPLED, AMSGRAD = "Adam + L2", "AdamW", "AMSGrad + L2"
 CONSTANT, COSINE = "constant rate", "cosine"
-WIKIPEDIA, WIKITEXT, MADE_UP = "wikipedia", "wikitext2", "made up"
+WIKIPEDIA, WIKITEXT, MADE_UP = "Wikipedia", "WikiText-2", "made-up text"
 MARGIN, AS_GOOD = 0.01, 0.02
 PUBLISHED = {LSTM_CELLS: (68.7, 65.5, 52.9, 50.9), QRNN_CELLS: (69.6, 66.7, 53.6, 51.7)}
 """The article's perplexities on WikiText-2: validation and test, then both with the cache."""
@@ -91,11 +91,11 @@ class Settings:
     length: int = 35
     scatter: int = 2
     clip: float = 0.25
-    epochs: int = 6
-    points: int = 6
-    rates: tuple[float, ...] = (0.004, 0.012)
-    l2: tuple[float, ...] = (1.2e-6, 1e-5)
-    decays: tuple[float, ...] = (0.01, 0.1)
+    epochs: int = 5
+    points: int = 5
+    rates: tuple[float, ...] = (0.006, 0.02)
+    l2: tuple[float, ...] = (1.2e-6, 1e-4)
+    decays: tuple[float, ...] = (0.1, 0.3)
     theta: float = 0.662
     share: float = 0.1279
     window: int = 2000
@@ -168,7 +168,7 @@ def task_of(s: Settings, network: str, cache: bool = False) -> Task:
         Shape(network, len(text.words), *sizes, *drops),
         Reading(s.batch_size, s.length, s.scatter, *penalties),
         Cache(s.theta, s.share, s.window) if cache else None,
-        name=f"{network}, {s.data}",
+        name=_title(s, network),
         about=text.about,
         lanes=1,
     )
@@ -265,7 +265,7 @@ def _cache_helps(s: Settings, network: str, rows: Sequence[Row]) -> Verdict:
     plain, cached = column(rows, "test_loss"), column(rows, "test_cache_loss")
     _, test, _, published = PUBLISHED[network]
     return judged(
-        "A neural cache lowers the perplexity", task_of_name(s, network), paired(plain, cached),
+        "A neural cache lowers the perplexity", _title(s, network), paired(plain, cached),
         MARGIN, _lower("the cache", s),
         f"Perplexity {_perplexity(rows, 'test_loss')}, with the cache "
         f"{_perplexity(rows, 'test_cache_loss')}; log-perplexity saved {paired(plain, cached)}.",
@@ -299,7 +299,7 @@ def _beats(
 ) -> Verdict:
     difference = paired(column(second, "test_loss"), column(first, "test_loss"))
     return judged(
-        claim, task_of_name(s, network), difference, MARGIN,
+        claim, _title(s, network), difference, MARGIN,
         _lower("it, each at its best setting on validation data,", s),
         f"{a} {_perplexity(first, 'test_loss')}, {b} {_perplexity(second, 'test_loss')}; "
         f"log-perplexity saved {difference}.",
@@ -307,8 +307,7 @@ def _beats(
     )  # fmt: skip
 
 
-def task_of_name(s: Settings, network: str) -> str:
-    """Return the title of a task."""
+def _title(s: Settings, network: str) -> str:
     return f"{network}, {s.data}"
 
 
@@ -345,7 +344,7 @@ def _curves(s: Settings, rows: Rows) -> Figure:
         own = [{**row, "epoch": s.epochs * row["step"] / row["steps"]} for row in mine]
         points = curves(own, "epoch", "validation_perplexity", by="group")
         draw = lines("epochs", "validation perplexity", yscale="log")
-        panels.append(Panel(task_of_name(s, network), draw, points))
+        panels.append(Panel(_title(s, network), draw, points))
     return Figure(
         "perplexity",
         "Validation perplexity during training",
@@ -366,7 +365,7 @@ def _dots(s: Settings, ends: Mapping[Any, Sequence[Row]]) -> Figure:
             for row in rows
             if row[key] is not None
         ]
-        panels.append(Panel(task_of_name(s, network), paired_dots("test perplexity"), points))
+        panels.append(Panel(_title(s, network), paired_dots("test perplexity"), points))
     return Figure(
         "seeds",
         "Test perplexity of every seed, without and with the cache",
