@@ -70,7 +70,10 @@ def articles(path: Path) -> Iterator[list[str]]:
     Args:
       path: a ``.xml.bz2`` file.
     """
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+    from gensim.corpora.wikicorpus import (  # type: ignore[import-not-found]
+        extract_pages,
+        filter_wiki,
+    )
 
     with bz2.open(path) as dump:
         for _, text, _ in extract_pages(dump, filter_namespaces=("0",)):
@@ -79,5 +82,5 @@ def articles(path: Path) -> Iterator[list[str]]:
                 found = WORD.findall(line)
                 if line[:1] not in "*#:;|!{=" and len(found) >= SHORTEST_LINE:
                     words += [*found, END]
-            if words and not text[:9].upper() == "#REDIRECT":
+            if words and text[:9].upper() != "#REDIRECT":
                 yield words

@@ -101,7 +101,7 @@ def write_tokens(
 
 
 @functools.lru_cache(maxsize=2)
-def twin(sizes: tuple[int, int, int] = tuple(WORDS.values()), vocabulary: int = VOCABULARY) -> Text:
+def twin(sizes: tuple[int, ...], vocabulary: int) -> Text:
     """Return the text of a synthetic twin.
 
     Args:

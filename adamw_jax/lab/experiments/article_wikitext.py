@@ -390,15 +390,15 @@ EXPERIMENT = network_experiment(
     "by 1cycle with a long plateau, and evaluates them with and without a neural cache. Does the "
     "cache help, is the QRNN as good, and does the form of decay or AMSGrad matter?",
     setup="The text is read in columns; the hidden state goes on from step to step, and the number "
-    "of words in a step varies, as in AWD-LSTM. Weights of the embedding also give the logits. Adam "
-    "(b2 0.99) with clipped gradients follows 1cycle with a plateau, b1 from 0.8 to 0.7 and back; "
-    "with a constant rate or cosine, b1 is 0.9. Each contender gets as many settings as the "
-    "others, and is judged with the best by validation perplexity on fresh seeds. In the size for a "
-    "CPU, the text is 100,000 words of Wikipedia with a vocabulary of 2,000, and the LSTM has one "
-    "layer of 96; in the full size, data and networks are those of the article, with L2 as there.",
+    "of words in a step varies, as in AWD-LSTM. Weights of the embedding also give the logits. "
+    "Adam (b2 0.99) with clipped gradients follows 1cycle with a plateau, b1 from 0.8 to 0.7 and "
+    "back; with a constant rate or cosine, b1 is 0.9. Each contender gets as many settings as the "
+    "others, and its best by validation loss is trained with fresh seeds. In the size for a CPU, "
+    "the text is 100,000 words of Wikipedia with a vocabulary of 2,000, the LSTM has one layer of "
+    "96, the QRNN two. In the full size, data and networks are those of the article.",
     expected="On WikiText-2, perplexity on validation / test data: AWD-LSTM 68.7 / 65.5, with the "
     "cache 52.9 / 50.9; QRNN 69.6 / 66.7, with the cache 53.6 / 51.7 (README of the article's "
     "scripts, sgugger/Adam-experiments). The article took 1.5 hours on one GPU for 90 epochs.",
-    reference="Gugger & Howard, AdamW and Super-convergence, fast.ai, 2 July 2018; Merity, Keskar & "
-    "Socher, arXiv 1708.02182; Grave, Joulin & Usunier, arXiv 1612.04426",
+    reference="Gugger & Howard, AdamW and Super-convergence, fast.ai, 2 July 2018; Merity, Keskar "
+    "& Socher, arXiv 1708.02182; Grave, Joulin & Usunier, arXiv 1612.04426",
 )  # fmt: skip

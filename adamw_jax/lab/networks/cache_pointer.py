@@ -35,7 +35,7 @@ class Cache:
 
     def start(self, size: int) -> tuple[jax.Array, jax.Array]:
         """Return an empty cache: keys of shape (window, size), and words, -1 where it is empty."""
-        return jnp.zeros((self.window, size)), jnp.full(self.window, -1)
+        return jnp.zeros((self.window, size)), jnp.full(self.window, -1, jnp.int32)
 
     def __call__(
         self, held: Any, hidden: jax.Array, targets: jax.Array, losses: jax.Array
@@ -52,10 +52,10 @@ class Cache:
           The cache after them, and -log p of each word.
         """
         keys, words = jnp.concatenate([held[0], hidden]), jnp.concatenate([held[1], targets])
-        query, key = jnp.arange(hidden.shape[0])[:, None], jnp.arange(keys.shape[0])
-        seen = (key >= query) & (key < query + self.window) & (words >= 0)
+        query, key = jnp.arange(hidden.shape[0])[:, None], jnp.arange(keys.shape[0])[None]
+        seen = (key >= query) & (key < query + self.window) & (words >= 0)[None]
         scores = jnp.where(seen, self.theta * hidden @ keys.T, -jnp.inf)
-        right = jnp.where(words == targets[:, None], scores, -jnp.inf)
+        right = jnp.where(words[None] == targets[:, None], scores, -jnp.inf)
         pointed = jax.nn.logsumexp(right, -1) - jax.nn.logsumexp(scores, -1)
         mixed = -jnp.logaddexp(math.log1p(-self.share) - losses, math.log(self.share) + pointed)
         held = keys[-self.window :], words[-self.window :]

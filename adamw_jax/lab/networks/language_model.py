@@ -55,6 +55,11 @@ def uniform(limit: float) -> nnx.Initializer:
     )
 
 
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return x @ kernel + bias."""
+    return x @ kernel + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+
 class LSTM(nnx.Module):
     """One layer of LSTM with dropped recurrent weights.
 
@@ -90,7 +95,8 @@ class LSTM(nnx.Module):
             h = nnx.sigmoid(o) * jnp.tanh(c)
             return (h, c), (h, c)
 
-        states = jax.lax.scan(step, state, x @ self.input[...] + self.bias[...])[1]
+        seen = affine(x, self.input[...], self.bias[...])
+        states = jax.lax.scan(step, state, seen)[1]
         return states[0], states
 
 
@@ -132,7 +138,8 @@ class QRNN(nnx.Module):
         seen = x
         if self.window == 2:
             seen = jnp.concatenate([x, jnp.concatenate([state[1][None], x[:-1]])], axis=-1)
-        z, f, o = jnp.split(seen @ self.drop(self.kernel[...]) + self.bias[...], 3, axis=-1)
+        gates = affine(seen, self.drop(self.kernel[...]), self.bias[...])
+        z, f, o = jnp.split(gates, 3, axis=-1)
         c = pooled(nnx.sigmoid(f), jnp.tanh(z), state[0])
         return nnx.sigmoid(o) * c, (c, x)[: self.window]
 
@@ -157,13 +164,11 @@ class LanguageModel(nnx.Module):
     def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
         """Draw the weights; those of the embedding uniform within ±0.1."""
         self.shape = shape
-        self.embedding = nnx.Param(
-            uniform(0.1)(rngs.params(), (shape.vocabulary, shape.embedding))
-        )
+        self.embedding = nnx.Param(uniform(0.1)(rngs.params(), (shape.vocabulary, shape.embedding)))
         self.bias = nnx.Param(jnp.zeros(shape.vocabulary))
         sizes = [shape.embedding, *[shape.hidden] * (shape.layers - 1), shape.embedding]
         self.layers = nnx.List(
-            [self._layer(i, *sizes[i : i + 2], rngs) for i in range(shape.layers)]
+            [self._layer(i, sizes[i], sizes[i + 1], rngs) for i in range(shape.layers)]
         )
         rates = [shape.drop_input, *[shape.drop_hidden] * (shape.layers - 1), shape.drop_output]
         self.drops = nnx.List([nnx.Dropout(rate, broadcast_dims=(0,), rngs=rngs) for rate in rates])
@@ -204,4 +209,4 @@ class LanguageModel(nnx.Module):
 
     def logits(self, output: jax.Array) -> jax.Array:
         """Return the logits of the next word."""
-        return output @ self.embedding[...].T + self.bias[...]
+        return affine(output, self.embedding[...].T, self.bias[...])

@@ -71,7 +71,7 @@ class Reading:
         rng = np.random.default_rng([seed, rows])
         while True:
             begin = 0
-            while begin < rows - 1:
+            while begin < rows - 2:  # at least two words, for TAR
                 mean = self.length * (1.0 if rng.random() < 0.95 else 0.5)
                 length = int(np.clip(rng.normal(mean, self.scatter), 5, self.longest))
                 length = min(length, rows - 1 - begin)
@@ -95,8 +95,8 @@ def language_task(
     """Return the task of training a language model on a text.
 
     Metrics are the mean ``loss`` of a word and ``perplexity``, which is exp(loss), and with a cache
-    also ``cache_loss`` and ``cache_perplexity``. Held-out text is read in one piece; fewer words than ``EVALUATED`` at its
-    end are left out.
+    also ``cache_loss`` and ``cache_perplexity``. Held-out text is read in one piece, without its
+    end if that has fewer words than ``EVALUATED``.
 
     Args:
       text: the text.
@@ -115,20 +115,20 @@ def language_task(
         start = jax.tree.map(lambda h: jnp.where(batch["first"], 0.0, h), reader.hidden.get_value())
         plain, dropped, hidden = reader.model(words[:-1], start, length)
         reader.hidden.set_value(jax.lax.stop_gradient(hidden))
+        counted = (jnp.arange(reading.longest) < length)[:, None, None]
         losses = _losses(reader.model, dropped, words[1:])
-        counts = (jnp.arange(reading.longest) < length)[:, None]
-        mean = jnp.sum(losses * counts) / (length * reading.batch_size)
-        last = dropped.shape[-1] * length * reading.batch_size
-        active = jnp.sum(dropped**2 * counts[..., None]) / last
-        changed = jnp.sum(jnp.diff(plain, axis=0) ** 2 * counts[1:, :, None])
-        changed /= jnp.maximum(last - dropped.shape[-1] * reading.batch_size, 1)
-        return mean + reading.activation * active + reading.change * changed
+        return (
+            jnp.mean(losses, where=counted[..., 0])
+            + reading.activation * jnp.mean(dropped**2, where=counted)
+            + reading.change * jnp.mean(jnp.diff(plain, axis=0) ** 2, where=counted[1:])
+        )
 
     def evaluate(reader: Reader, batch: Any) -> dict[str, jax.Array]:
         model, columns = reader.model, batch.shape[0]
         words = batch.T[:-1].reshape(-1, EVALUATED, columns)
         targets = batch.T[1:].reshape(-1, EVALUATED, columns)
-        empty = () if cache is None else jax.vmap(lambda _: cache.start(shape.embedding))(batch)
+        empty = () if cache is None else cache.start(shape.embedding)
+        empty = jax.tree.map(lambda a: jnp.stack([a] * columns), empty)
 
         def portion(carry: Any, now: Any) -> Any:
             state, held = carry
@@ -148,7 +148,8 @@ def language_task(
 
     data = Data(
         lambda seed: reading.batches(text.train, seed),
-        *(_held_out(name, getattr(text, name)) for name in ("validation", "test")),
+        _held_out("validation", text.validation),
+        _held_out("test", text.test),
     )
     return from_nnx(
         lambda rngs: Reader(shape, reading.batch_size, rngs=rngs), loss, data, evaluate, **options
