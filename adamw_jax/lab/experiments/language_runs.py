@@ -88,9 +88,9 @@ class Settings:
     length: int = 35
     scatter: int = 2
     clip: float = 0.25
-    epochs: int = 5
-    points: int = 5
-    rates: tuple[float, ...] = (0.01, 0.02, 0.04)
+    epochs: int = 3
+    points: int = 3
+    rates: tuple[float, ...] = (0.015, 0.04)
     l2: tuple[float, ...] = (1.2e-6, 1e-4)
     decays: tuple[float, ...] = (0.1, 0.3)
     theta: float = 0.662
