@@ -192,6 +192,13 @@ def _warmup_cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([up, down]), momenta
 
 
+def _step_decay(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A linear warm-up like that of ``warmup_cosine``, then a tenth after 1/2 and after 3/4."""
+    up = np.minimum((np.arange(steps) + 1) / max(steps // 10, 1), 1.0)
+    drops = np.searchsorted([steps // 2, 3 * steps // 4], np.arange(steps), side="right")
+    return up * 0.1**drops, np.full(steps, MOMENTUM)
+
+
 SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "one_cycle": _one_cycle,
     "article": functools.partial(_one_cycle, preset="article"),
@@ -202,4 +209,5 @@ SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "constant": _constant,
     "cosine": _cosine,
     "warmup_cosine": _warmup_cosine,
+    "step_decay": _step_decay,
 }
