@@ -19,7 +19,7 @@ from adamw_jax.lab.networks.language_model import (
     QRNN,
     QRNN_CELLS,
     LanguageModel,
-    Shape,
+    LanguageShape,
     pooled,
 )
 from adamw_jax.lab.networks.reading import EVALUATED, Reading, language_task
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.quick
 
 SPACE = 'xmlns="http://www.mediawiki.org/xml/export-0.10/"'
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-SMALL = Shape(LSTM_CELLS, vocabulary=11, embedding=6, hidden=8, layers=2)
+SMALL = LanguageShape(LSTM_CELLS, vocabulary=11, embedding=6, hidden=8, layers=2)
 
 
 def drawn(*shape, seed=0):
@@ -92,9 +92,9 @@ def test_associative_scan_and_its_gradient_equal_the_loop():
     [
         # embedding, its bias, and for each layer both matrices and one bias a gate; PyTorch's LSTM
         # has a second bias, 21,600 numbers
-        (Shape(), 33_278 * 401 + 4 * (1150 * 1551 + 1150 * 2301 + 400 * 1551)),
+        (LanguageShape(), 33_278 * 401 + 4 * (1150 * 1551 + 1150 * 2301 + 400 * 1551)),
         (
-            Shape(QRNN_CELLS, hidden=1550, layers=4),
+            LanguageShape(QRNN_CELLS, hidden=1550, layers=4),
             33_278 * 401 + 3 * (1550 * 801 + 2 * 1550 * 1551 + 400 * 1551),
         ),
     ],
@@ -198,7 +198,7 @@ def test_batches_read_every_word_of_every_column_in_order():
 
 def test_loss_ignores_words_beyond_the_length_and_carries_the_state():
     reading = Reading(batch_size=3, length=10, scatter=2)
-    shape = Shape(LSTM_CELLS, 11, 6, 8, 2, 0.0, 0.0, 0.0, 0.0, 0.0)
+    shape = LanguageShape(LSTM_CELLS, 11, 6, 8, 2, 0.0, 0.0, 0.0, 0.0, 0.0)
     task = language_task(text_of(600), shape, reading)
     params, state = task.start(jax.random.key(0))
     first, second = (next(batches) for batches in [task.data.batches(0)] * 2)
@@ -216,7 +216,7 @@ def test_loss_ignores_words_beyond_the_length_and_carries_the_state():
 
 def test_penalties_and_metrics_are_their_formulas():
     text = text_of(600)
-    shape = Shape(LSTM_CELLS, 11, 6, 8, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
+    shape = LanguageShape(LSTM_CELLS, 11, 6, 8, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
     plain, with_ar, with_tar = (
         language_task(text, shape, Reading(3, 10, 2, *own), Cache(window=20))
         for own in ((0.0, 0.0), (200.0, 0.0), (0.0, 300.0))

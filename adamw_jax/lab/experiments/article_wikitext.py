@@ -34,7 +34,7 @@ from adamw_jax.lab.experiments.language_runs import (
 from adamw_jax.lab.experiments.parts import column, judged, network_experiment
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.network_runs import trial_result
-from adamw_jax.lab.networks.language_model import LSTM_CELLS, QRNN_CELLS
+from adamw_jax.lab.networks import LSTM_CELLS, QRNN_CELLS
 from adamw_jax.lab.plots.dots import paired_dots
 from adamw_jax.lab.recipes import Arm, Recipe, settings
 from adamw_jax.lab.results import Figure, Panel, Result, Row, Verdict

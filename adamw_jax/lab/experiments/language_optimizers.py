@@ -33,7 +33,7 @@ from adamw_jax.lab.experiments.language_runs import (
 from adamw_jax.lab.experiments.parts import judged, network_experiment, unique, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.network_runs import trial_result
-from adamw_jax.lab.networks.language_model import LSTM_CELLS
+from adamw_jax.lab.networks import LSTM_CELLS
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Carrier, Recipe, settings, tables
 from adamw_jax.lab.results import Figure, Panel, Result, Verdict

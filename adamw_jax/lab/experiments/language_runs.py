@@ -25,9 +25,7 @@ from adamw_jax.lab.experiments.common import FRESH, at_end, best_arm
 from adamw_jax.lab.experiments.parts import column, columns, curves, judged, unique, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.network_runs import Run, train_runs, trial
-from adamw_jax.lab.networks.cache_pointer import Cache
-from adamw_jax.lab.networks.language_model import LSTM_CELLS, Shape
-from adamw_jax.lab.networks.reading import Reading, language_task
+from adamw_jax.lab.networks import LSTM_CELLS, Cache, LanguageShape, Reading, language_task
 from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Carrier, Recipe
 from adamw_jax.lab.results import Figure, Panel, Row, Table, Verdict
@@ -155,7 +153,7 @@ def task_of(s: Settings, network: str, cache: bool = False) -> Task:
     penalties = s.lstm_penalties if lstm else s.qrnn_penalties
     return language_task(
         text,
-        Shape(network, len(text.words), *sizes, *drops),
+        LanguageShape(network, len(text.words), *sizes, *drops),
         Reading(s.batch_size, s.length, s.scatter, *penalties),
         Cache(s.theta, s.share, s.window) if cache else None,
         name=title_of(s, network),

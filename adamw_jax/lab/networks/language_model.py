@@ -18,7 +18,7 @@ LSTM_CELLS, QRNN_CELLS = "LSTM", "QRNN"
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class LanguageShape:
     """Sizes and dropout of a language model; by default the AWD-LSTM for WikiText-2.
 
     Attributes:
@@ -161,7 +161,7 @@ class LanguageModel(nnx.Module):
     Each dropout of activations draws one mask for a whole sequence ("locked").
     """
 
-    def __init__(self, shape: Shape, *, rngs: nnx.Rngs):
+    def __init__(self, shape: LanguageShape, *, rngs: nnx.Rngs):
         """Draw the weights; those of the embedding uniform within ±0.1."""
         self.shape = shape
         self.embedding = nnx.Param(uniform(0.1)(rngs.params(), (shape.vocabulary, shape.embedding)))

@@ -19,7 +19,7 @@ from flax import nnx
 from adamw_jax.lab.adapters import from_nnx
 from adamw_jax.lab.data.text import Text
 from adamw_jax.lab.networks.cache_pointer import Cache
-from adamw_jax.lab.networks.language_model import LanguageModel, Shape
+from adamw_jax.lab.networks.language_model import LanguageModel, LanguageShape
 from adamw_jax.lab.task import Data, Task
 
 EVALUATED = 250
@@ -83,14 +83,14 @@ class Reading:
 class Reader(nnx.Module):
     """A language model with the hidden state in which it stopped to read."""
 
-    def __init__(self, shape: Shape, batch_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, shape: LanguageShape, batch_size: int, *, rngs: nnx.Rngs):
         """Draw the weights."""
         self.model = LanguageModel(shape, rngs=rngs)
         self.hidden = nnx.Variable(self.model.start(batch_size))
 
 
 def language_task(
-    text: Text, shape: Shape, reading: Reading, cache: Cache | None = None, **options: Any
+    text: Text, shape: LanguageShape, reading: Reading, cache: Cache | None = None, **options: Any
 ) -> Task:
     """Return the task of training a language model on a text.
 
