@@ -138,7 +138,7 @@ EXPERIMENT = network_experiment(
     cpu=Settings(),
     full=FULL,
     tiny=TINY,
-    trial={"data": MADE_UP, "trial": 4},
+    trial={"data": MADE_UP, "trial": 3},
     title="AWD-LSTM and QRNN with a cache pointer",
     question="The article trains the language models of Merity et al. in 90 epochs instead of 750, "
     "by 1cycle with a long plateau, and evaluates them with and without a neural cache. Does the "
