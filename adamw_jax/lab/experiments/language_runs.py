@@ -88,7 +88,7 @@ class Settings:
     clip: float = 0.25
     epochs: int = 3
     points: int = 3
-    rates: tuple[float, ...] = (0.015, 0.04)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.08)
     l2: tuple[float, ...] = (1.2e-6, 1e-4)
     decays: tuple[float, ...] = (0.1, 0.3)
     theta: float = 0.662
@@ -321,6 +321,20 @@ def tables_of(s: Settings, rows: Rows, ends: Ends, notes: Mapping[Any, str]) -> 
         Table("perplexities", title, shown, found),
         *([Table("settings", "Perplexities of every setting", every, tuned)] if tuned else []),
     ]
+
+
+def remarks_of(rows: Rows, ends: Ends) -> list[str]:
+    """Return a sentence on each contender whose best learning rate is the lowest or highest."""
+    found = []
+    for (network, group), own in ends.items():
+        tuned = where(rows, network=network, group=group, stage="tune")
+        tried, best = unique(tuned, "learning_rate"), own[0]["learning_rate"]
+        if len(tried) > 1 and best in (min(tried), max(tried)):
+            found.append(
+                f"{network}, {group}: the best learning rate, {best:g}, is at the edge of those "
+                "tried."
+            )
+    return found
 
 
 def curves_of(s: Settings, rows: Rows) -> Figure:
