@@ -27,6 +27,7 @@ from adamw_jax.lab.experiments.language_runs import (
     lower,
     measured,
     perplexity,
+    remarks_of,
     saved,
     tables_of,
     title_of,
@@ -89,7 +90,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
         for group, words in ((CONSTANT, "a constant rate"), (COSINE, "cosine annealing"))
     ]  # fmt: skip
     notes = {(network, L2): " / ".join(map(str, own)) for network, own in PUBLISHED.items()}
-    return Result(verdicts, tables_of(s, rows, ends, notes), [curves_of(s, rows), _dots(s, ends)])
+    pictures = [curves_of(s, rows), _dots(s, ends)]
+    return Result(verdicts, tables_of(s, rows, ends, notes), pictures, remarks_of(rows, ends))
 
 
 CLAIMS = (

@@ -26,6 +26,7 @@ from adamw_jax.lab.experiments.language_runs import (
     ends_of,
     lower,
     measured,
+    remarks_of,
     tables_of,
     task_of,
     title_of,
@@ -178,7 +179,8 @@ def analyse(s: Settings, rows: Rows) -> Result:
               "Crawshaw et al. 2022: yes."),
         _grows(s, rows),
     ]  # fmt: skip
-    return Result(verdicts, tables_of(s, rows, ends, {}), [curves_of(s, rows), _cloud(s, rows)])
+    pictures = [curves_of(s, rows), _cloud(s, rows)]
+    return Result(verdicts, tables_of(s, rows, ends, {}), pictures, remarks_of(rows, ends))
 
 
 def _grows(s: Settings, rows: Rows) -> Verdict:
@@ -226,8 +228,9 @@ EXPERIMENT = network_experiment(
     question="8-bit moments, Adafactor, Lookahead and generalized SignSGD were proposed with "
     "experiments on language models. Do their claims hold for an LSTM on real text?",
     setup="Text, LSTM and schedule are those of the experiment on the article's language models. "
-    "Every contender gets as many learning rates; those of SGD are larger by a fixed factor. AdamW, "
-    "its variants and SGD clip the gradient, generalized SignSGD and Adafactor do not. Arrays of 4096 elements and more have 8-bit moments. Adafactor factors every matrix and "
+    "Every contender gets as many learning rates; those of SGD are larger by a fixed factor. "
+    "AdamW, its variants and SGD clip the gradient, generalized SignSGD and Adafactor do not. "
+    "Arrays of 4096 elements and more have 8-bit moments. Adafactor factors every matrix and "
     "scales by the parameters' RMS, as in its paper.",
     expected="The papers had other data, so there are no numbers to expect but the verdicts.",
     reference="Dettmers et al., arXiv 2110.02861; Shazeer & Stern, arXiv 1804.04235; Zhang et al., "
