@@ -24,7 +24,7 @@ import numpy as np
 from adamw_jax import eval_params
 from adamw_jax.lab.environment import cores
 from adamw_jax.lab.feeding import initial, on_device, source_of
-from adamw_jax.lab.programs import advance, evaluate, start, stretch
+from adamw_jax.lab.programs import advance, evaluate, start, stretch, views_of
 from adamw_jax.lab.recipes import Recipe
 from adamw_jax.lab.task import Task, Tree
 
@@ -165,7 +165,7 @@ class Engine:
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
         seeds, numbers, curves = _arguments(padded)
         static = None if traced else tuple(sorted(lanes[0].numbers.items()))
-        known = (task, recipe.name, static, width)
+        known = (task, recipe.name, static, width, tuple(sorted(numbers)))
         stacked = _stacked([lane.start or initial(task, lane.seed) for lane in padded])
         args = (stacked, numbers, curves)
         begin = functools.partial(start, recipe, static, width)
@@ -201,7 +201,7 @@ class Engine:
         source: Callable[[int, int, int], Tree],
     ) -> tuple[Any, dict[str, Any], float]:
         """Make the steps to a mark and evaluate in one program; return carry, metrics, seconds."""
-        go_on = functools.partial(stretch, task, recipe, *known[2:])
+        go_on = functools.partial(stretch, task, recipe, *known[2:4])
         args = (*given, np.int32(before), source(before, mark, known[3]), on_device(task))
         program = self._compiled((*known, "stretch"), go_on, args, donate=0)
         clock = time.perf_counter()
@@ -221,7 +221,7 @@ class Engine:
         """Do the same in a Python loop over calls with few steps, and over portions of examples."""
         data, seconds, losses = on_device(task), 0.0, []
         carry, *fixed = given
-        go_on = functools.partial(advance, task, recipe, *known[2:])
+        go_on = functools.partial(advance, task, recipe, *known[2:4])
         for first in range(before, mark, task.steps_per_call or 1):
             if self.stop.is_set():
                 raise Stopped
@@ -234,19 +234,22 @@ class Engine:
             seconds += time.perf_counter() - clock
         loss = np.sum(losses, axis=0) / (mark - before)
         metrics: dict[str, Any] = {}
-        measure = functools.partial(evaluate, task, recipe, known[3])
         clock = time.perf_counter()
-        for split, examples in data["held out"].items():
-            size = jax.tree.leaves(examples)[0].shape[0]
-            for begin in range(0, size, task.evaluated):
-                part = jax.tree.map(lambda a, i=begin: a[i : i + task.evaluated], examples)
-                found = self._compiled((*known, "evaluate"), measure, (carry, part))(carry, part)
-                share = jax.tree.leaves(part)[0].shape[0] / size
-                for name, value in found.items():
-                    view = name.partition("{}")[0]
-                    metrics[f"{view}train_loss"] = loss
-                    full = name.format(split)
-                    metrics[full] = metrics.get(full, 0.0) + share * np.asarray(value, np.float64)
+        look = functools.partial(views_of, recipe, known[3])
+        views = self._compiled((*known, "views"), look, (carry,))(carry)
+        measure = functools.partial(evaluate, task, known[3])
+        for view, weights in views.items():
+            metrics[f"{view}train_loss"] = loss
+            for split, examples in data["held out"].items():
+                size = jax.tree.leaves(examples)[0].shape[0]
+                for begin in range(0, size, task.evaluated):
+                    part = jax.tree.map(lambda a, i=begin: a[i : i + task.evaluated], examples)
+                    args = (weights, carry[1], part)
+                    found = self._compiled((task, known[3], "evaluate"), measure, args)(*args)
+                    share = jax.tree.leaves(part)[0].shape[0] / size
+                    for name, value in found.items():
+                        full, own = f"{view}{split}_{name}", share * np.asarray(value, np.float64)
+                        metrics[full] = metrics.get(full, 0.0) + own
         return carry, metrics, seconds + time.perf_counter() - clock
 
     def _compiled(self, known: Any, function: Any, args: Any, donate: Any = ()) -> Any:

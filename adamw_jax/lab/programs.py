@@ -97,17 +97,18 @@ def advance(
     return _over_lanes(lane, width)(carry, numbers, curves, seeds, batches)
 
 
-def evaluate(task: Task, recipe: Recipe, width: int, carry: Any, examples: Any) -> Any:
-    """Return the mean metrics of all lanes over some examples, by view and metric."""
+def views_of(recipe: Recipe, width: int, carry: Any) -> Any:
+    """Return the weights to evaluate of all lanes, by the beginning of the names of metrics."""
+    return _over_lanes(lambda carry: dict(_views(recipe, carry)), width)(carry)
 
-    def lane(carry: Any) -> Any:
-        return {
-            f"{view}{{}}_{key}": value
-            for view, weights in _views(recipe, carry).items()
-            for key, value in _means(task, weights, carry[1], examples).items()
-        }
 
-    return _over_lanes(lane, width)(carry)
+def evaluate(task: Task, width: int, weights: Any, state: Any, examples: Any) -> Any:
+    """Return the mean metrics of all lanes over some examples."""
+
+    def lane(weights: Any, state: Any) -> Any:
+        return _means(task, weights, state, examples)
+
+    return _over_lanes(lane, width)(weights, state)
 
 
 def _advanced(

@@ -221,9 +221,9 @@ def _ends(rows: Sequence[Row]) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """The last rows of the runs that are judged."""
+    """The settings of an experiment and its rows, of which verdicts are made."""
 
-    s: Settings
+    s: Any
     rows: Sequence[Row]
 
     def values(self, group: str, metric: str = "test_accuracy", stage: str = FINAL) -> list[float]:
@@ -400,7 +400,7 @@ def _tables(s: Settings, rows: Rows, best: Mapping[str, tuple[float, float]]) ->
 
 
 def _figure(s: Settings, rows: Rows) -> Figure:
-    final = [row | {"series": row["group"]} for row in where(rows, stage=FINAL)]
+    final = [{**row, "series": row["group"]} for row in where(rows, stage=FINAL)]
     draw = lines("epochs", "test accuracy", percent=True, legend="lower right")
     panels = [
         Panel(title, draw, curves(final, "epoch", ACCURACY, groups))

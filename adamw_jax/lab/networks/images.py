@@ -23,6 +23,8 @@ def image_task(
     data: Data,
     prepare: Prepare = lambda images: images,
     pad: int = 4,
+    *,
+    frozen_norms: bool = False,
     **options: Any,
 ) -> Task:
     """Return the task of classifying images, with crops and flips in training.
@@ -35,10 +37,13 @@ def image_task(
       data: pairs of images (n, height, width, channels) and labels (n,), int32.
       prepare: what is done to a batch of images first, such as ``standardize(mean, deviation)``.
       pad: largest shift of a crop.
+      frozen_norms: use the averages of batch norm in training too, and leave them as they are.
       **options: ``name``, ``about`` and others of ``Task``.
     """
 
     def loss(net: Any, batch: Any, key: jax.Array) -> jax.Array:
+        if frozen_norms:
+            net.eval()
         logits = net(crop_and_flip(key, prepare(batch[0]), pad))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
 
