@@ -19,6 +19,7 @@ from adamw_jax.storage import choose, eight_bit
 from benchmarks import hlo
 from tests.catalogue import FACTORED
 from tests.hand_written import FORMULAS, state_of, step_of, usual_norms
+from tools import scale
 
 pytestmark = pytest.mark.optimized
 
@@ -152,6 +153,24 @@ def test_gpu_reads_the_gradients_twice_for_small_state(word: str) -> None:
     # Gradients twice, parameters in and out; two codes read twice and written.
     assert hlo.bytes_moved(compiled.as_text()) / size <= 2 * 4 + 2 * 4 + 3 * 2 + 0.75
     assert hlo.scratch_bytes(compiled) / size <= 0.2
+
+
+@for_gpu
+@pytest.mark.parametrize("storage", [None, "bfloat16"])
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_gpu_step_moves_what_docs_scale_says(name: str, storage: str | None) -> None:
+    """Parameters and gradients are bfloat16, as on that page."""
+    params = scale.shapes(256, 2)
+    tx = scale.OPTIMIZERS[name](1e-3, storage=storage)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    compiled = hlo.compile_step(step, params, state, params, device=hlo.gpu_device())
+    expected = scale.moved_bytes(tx, params) * scale.size(params)
+    assert hlo.bytes_moved(compiled.as_text()) == pytest.approx(expected, rel=0.01)
 
 
 @for_tpu

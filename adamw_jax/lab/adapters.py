@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from adamw_jax.lab.task import Data, Task
+from adamw_jax.lab.task import Data, Task, arity
 
 
 def from_nnx(
     make: Callable[[Any], Any],
-    loss: Callable[[Any, Any], Any],
+    loss: Callable[..., Any],
     data: Data,
     evaluate: Callable[[Any, Any], dict[str, Any]] | None = None,
     **options: Any,
@@ -21,11 +21,12 @@ def from_nnx(
 
     Args:
       make: ``rngs -> module``. ``rngs`` is an ``nnx.Rngs`` for weights and dropout.
-      loss: ``(module, batch)`` to the loss, a scalar or one per example; the module is in training
-        mode, so batch norm and dropout work.
+      loss: ``(module, batch)`` or ``(module, batch, key)`` to the loss, a scalar or one per
+        example; the module is in training mode, so batch norm and dropout work. The key, of
+        augmentation and the like, differs in every step.
       data: the data.
       evaluate: ``(module, batch)`` to a dict of metrics, in evaluation mode. By default the loss.
-      **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+      **options: ``name``, ``about``, ``lanes`` and others of ``Task``.
 
     >>> import numpy as np
     >>> from flax import nnx
@@ -39,21 +40,24 @@ def from_nnx(
     """
     from flax import nnx
 
+    keyed = arity(loss, 3, required=True) == 3
     structure = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)[0]
 
     def init(key: jax.Array) -> Any:
         return nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)[1:]
 
-    def train(params: Any, rest: Any, batch: Any) -> Any:
+    def train(params: Any, rest: Any, batch: Any, key: jax.Array) -> Any:
         module = nnx.merge(structure, params, rest, copy=True)
         module.train()
-        value = loss(module, batch)
+        value = loss(module, batch, *((key,) if keyed else ()))
         return value, nnx.split(module, nnx.Param, ...)[2]
 
     def measure(params: Any, rest: Any, batch: Any) -> dict[str, Any]:
         module = nnx.merge(structure, params, rest, copy=True)
         module.eval()
-        return evaluate(module, batch) if evaluate else {"loss": loss(module, batch)}
+        if evaluate:
+            return evaluate(module, batch)
+        return {"loss": loss(module, batch, *((jax.random.key(0),) if keyed else ()))}
 
     return Task(init, train, data, measure, stateful=True, **options)
 
@@ -81,7 +85,7 @@ def from_linen(
       train: keyword arguments of the module in training, such as ``{"train": True}``.
       test: keyword arguments in evaluation, such as ``{"train": False}``.
       rngs: names of the random generators that the module uses in training.
-      **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+      **options: ``name``, ``about``, ``lanes`` and others of ``Task``.
 
     >>> import numpy as np
     >>> from flax import linen
@@ -135,7 +139,7 @@ def from_equinox(
       data: the data.
       evaluate: ``(module, batch)`` to a dict of metrics, in inference mode
         (``equinox.nn.inference_mode``). By default the loss, with a fixed key.
-      **options: ``name``, ``about`` and ``lanes`` of ``Task``.
+      **options: ``name``, ``about``, ``lanes`` and others of ``Task``.
 
     >>> import equinox, numpy as np
     >>> from adamw_jax.lab import split

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamw_jax import eval_params
 from adamw_jax.lab.environment import cores
 from adamw_jax.lab.feeding import initial, on_device, source_of
-from adamw_jax.lab.programs import EVALUATED, start, stretch
+from adamw_jax.lab.programs import advance, evaluate, start, stretch, views_of
 from adamw_jax.lab.recipes import Recipe
 from adamw_jax.lab.task import Task, Tree
+from adamw_jax.lab.unfinished import Place, Unfinished
 
 CPU_LANES, LANES = 8, 64
 TABLE = 1024
@@ -42,12 +45,22 @@ class Lane:
       learning_rates: the learning rate of every step.
       momenta: the momentum of every step, for optimizers that take a schedule of it.
       numbers: hyperparameters of the optimizer by name.
+      start: parameters and state of the task to begin with; None to draw them by the seed.
     """
 
     seed: int
     learning_rates: np.ndarray
     momenta: np.ndarray
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    start: tuple[Tree, Tree] | None = None
+
+    @property
+    def described(self) -> Any:
+        """All that determines the run, beside task and optimizer."""
+        found = hashlib.sha256(self.learning_rates.tobytes() + self.momenta.tobytes())
+        for leaf in jax.tree.leaves(self.start):
+            found.update(np.asarray(leaf).tobytes())
+        return self.seed, sorted(self.numbers.items()), found.hexdigest()
 
 
 class Stopped(Exception):
@@ -71,6 +84,7 @@ class Engine:
         self.workers = workers or (2 if on_cpu and cores() > 1 else 1)
         self.lanes = CPU_LANES if on_cpu else LANES
         self.stop = threading.Event()
+        self.unfinished: Unfinished | None = None
         self._programs: dict[Any, concurrent.futures.Future] = {}
         self._modes: dict[Any, list[tuple[bool, bool]]] = {}
         self._guard = threading.Lock()
@@ -103,6 +117,7 @@ class Engine:
         marks: Sequence[int],
         width: int,
         say: Callable[[int, Row], None] = lambda steps, metrics: None,
+        at_end: Callable[[int, Tree, Tree], None] | None = None,
     ) -> list[list[Row]]:
         """Train lanes.
 
@@ -115,6 +130,8 @@ class Engine:
           width: lanes of the program.
           say: called after a stretch with the number of steps and the metrics, arrays with one
             value per lane.
+          at_end: called with the number of each lane, its final parameters for evaluation and the
+            state of the task.
 
         Returns:
           For every lane one row per mark: ``step``, ``seconds`` (its share of the time),
@@ -131,8 +148,14 @@ class Engine:
                 for part in parts:
                     chosen = [lanes[i] for i in part]
                     size = width if vmapped else 1
-                    made = self._train(task, recipe, chosen, marks, size, traced, say)
+                    made, ends = self._train(
+                        task, recipe, chosen, marks, size, traced, say, at_end is not None
+                    )
                     rows |= dict(zip(part, made, strict=True))
+                    for place, lane in enumerate(part if at_end else ()):
+                        params, state, inner = jax.tree.map(lambda a, i=place: a[i], ends)
+                        assert at_end is not None
+                        at_end(lane, eval_params(inner, params), state)
                 return [rows[i] for i in range(len(lanes))]
             except Untraceable as error:
                 if len(modes) == 1:
@@ -150,39 +173,109 @@ class Engine:
         width: int,
         traced: bool,
         say: Callable[[int, Row], None],
-    ) -> list[list[Row]]:
+        wanted: bool,
+    ) -> tuple[list[list[Row]], Any]:
+        """Return the rows of each lane, and the carry if it is wanted."""
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
         seeds, numbers, curves = _arguments(padded)
         static = None if traced else tuple(sorted(lanes[0].numbers.items()))
-        known = (task, recipe.name, static, width)
-        starts = {lane.seed: initial(task, lane.seed) for lane in lanes}
-        stacked = _stacked([starts[lane.seed] for lane in padded])
+        known = (task, recipe.name, static, width, tuple(sorted(numbers)))
+        stacked = _stacked([lane.start or initial(task, lane.seed) for lane in padded])
         args = (stacked, numbers, curves)
         begin = functools.partial(start, recipe, static, width)
         carry = self._compiled((*known, "start"), begin, args)(*args)
-        data = on_device(task)
-        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1])
-        go_on = functools.partial(stretch, task, recipe, static, width)
-        rows: list[list[Row]] = [[] for _ in lanes]
-        seconds, before = 0.0, 0
+        key = (task.name, *known[1:], [*marks], [lane.described for lane in lanes])
+        place = Place(0, [[] for _ in lanes], 0.0, carry)
+        if self.unfinished and (found := self.unfinished.load(key, carry)):
+            place = found
+            say(place.step * len(lanes), _last(place.rows))
+        before, rows, seconds, carry = place
+        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1], before)
+        go_on = self._by_steps if task.steps_per_call else self._by_stretches
         for mark in marks:
+            if mark <= before:
+                continue
             if self.stop.is_set():
+                if self.unfinished and before:
+                    self.unfinished.save(key, Place(before, rows, seconds, carry), now=True)
                 raise Stopped
-            batches = source(before, mark, width)
-            args = (carry, numbers, curves, seeds, np.int32(before), batches, data)
-            program = self._compiled((*known, "stretch"), go_on, args, donate=0)
-            clock = time.perf_counter()
-            carry, metrics = program(*args)
+            given = (carry, numbers, curves, seeds)
+            carry, metrics, own = go_on(task, recipe, known, given, before, mark, source)
             metrics = {name: np.asarray(value)[: len(lanes)] for name, value in metrics.items()}
-            seconds += (time.perf_counter() - clock) / width
-            for i, own in enumerate(rows):
-                own.append(
+            seconds += own / width
+            for i, table in enumerate(rows):
+                table.append(
                     {"step": mark, "seconds": round(seconds, 6)}
                     | {name: finite(value[i]) for name, value in metrics.items()}
                 )
+            if self.unfinished:
+                place, last = Place(mark, rows, seconds, carry), mark == marks[-1]
+                self.unfinished.save(key, place, now=last, ended=last and not wanted)
             say((mark - before) * len(lanes), metrics)
             before = mark
-        return rows
+        return rows, carry
+
+    def _by_stretches(
+        self,
+        task: Task,
+        recipe: Recipe,
+        known: Any,
+        given: Any,
+        before: int,
+        mark: int,
+        source: Callable[[int, int, int], Tree],
+    ) -> tuple[Any, dict[str, Any], float]:
+        """Make the steps to a mark and evaluate in one program; return carry, metrics, seconds."""
+        go_on = functools.partial(stretch, task, recipe, *known[2:4])
+        args = (*given, np.int32(before), source(before, mark, known[3]), on_device(task))
+        program = self._compiled((*known, "stretch"), go_on, args, donate=0)
+        clock = time.perf_counter()
+        carry, metrics = jax.block_until_ready(program(*args))
+        return carry, metrics, time.perf_counter() - clock
+
+    def _by_steps(
+        self,
+        task: Task,
+        recipe: Recipe,
+        known: Any,
+        given: Any,
+        before: int,
+        mark: int,
+        source: Callable[[int, int, int], Tree],
+    ) -> tuple[Any, dict[str, Any], float]:
+        """Do the same in a Python loop over calls with few steps, and over portions of examples."""
+        data, seconds, losses = on_device(task), 0.0, []
+        carry, *fixed = given
+        go_on = functools.partial(advance, task, recipe, *known[2:4])
+        for first in range(before, mark, task.steps_per_call or 1):
+            if self.stop.is_set():
+                raise Stopped
+            last = min(first + (task.steps_per_call or 1), mark)
+            args = (carry, *fixed, np.int32(first), source(first, last, known[3]), data["train"])
+            program = self._compiled((*known, "advance"), go_on, args, donate=0)
+            clock = time.perf_counter()
+            carry, loss = program(*args)
+            losses.append((last - first) * np.asarray(loss, np.float64))
+            seconds += time.perf_counter() - clock
+        loss = np.sum(losses, axis=0) / (mark - before)
+        metrics: dict[str, Any] = {}
+        clock = time.perf_counter()
+        look = functools.partial(views_of, recipe, known[3])
+        views = self._compiled((*known, "views"), look, (carry,))(carry)
+        measure = functools.partial(evaluate, task, known[3])
+        for view, weights in views.items():
+            metrics[f"{view}train_loss"] = loss
+            for split, examples in data["held out"].items():
+                size = jax.tree.leaves(examples)[0].shape[0]
+                for begin in range(0, size, task.evaluated):
+                    part = jax.tree.map(lambda a, i=begin: a[i : i + task.evaluated], examples)
+                    args = (weights, carry[1], part)
+                    found = self._compiled((task, known[3], "evaluate"), measure, args)(*args)
+                    share = jax.tree.leaves(part)[0].shape[0] / size
+                    for name, value in found.items():
+                        full, own = f"{view}{split}_{name}", share * np.asarray(value, np.float64)
+                        metrics[full] = metrics.get(full, 0.0) + own
+        return carry, metrics, seconds + time.perf_counter() - clock
 
     def _compiled(self, known: Any, function: Any, args: Any, donate: Any = ()) -> Any:
         """Return the program for these shapes; the first caller compiles it, the others wait."""
@@ -224,7 +317,7 @@ def _configuration() -> Callable[[Callable[[Any], Any], Any], Any]:
 def metric_names(task: Task) -> tuple[str, ...]:
     """Return the names of the metrics; it also finds out whether the functions fit together."""
     params, state = initial(task, 0)
-    sample = jax.tree.map(lambda a: a[:EVALUATED], task.data.validation)
+    sample = jax.tree.map(lambda a: a[: task.evaluated], task.data.validation)
     return tuple(jax.eval_shape(task.metrics, params, state, sample))
 
 
@@ -244,6 +337,12 @@ def _arguments(lanes: Sequence[Lane]) -> tuple[jax.Array, dict[str, jax.Array], 
     curves = [_schedules([getattr(lane, name) for lane in lanes])
               for name in ("learning_rates", "momenta")]  # fmt: skip
     return seeds, numbers, tuple(curves)
+
+
+def _last(rows: list[list[Row]]) -> Row:
+    """Return the metrics of the last rows, arrays with one value per lane."""
+    names = [name for name in rows[0][-1] if name not in ("step", "seconds")]
+    return {name: np.array([own[-1][name] for own in rows], float) for name in names}
 
 
 def finite(value: Any) -> float | None:

@@ -176,8 +176,10 @@ def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _one_cycle(steps: int, preset: str = "fastai_v1") -> tuple[np.ndarray, np.ndarray]:
-    cycle = one_cycle(1.0, total_steps=steps, preset=preset)
+def _one_cycle(
+    steps: int, preset: str = "fastai_v1", momentum: tuple[float, float] = (0.95, 0.85)
+) -> tuple[np.ndarray, np.ndarray]:
+    cycle = one_cycle(1.0, total_steps=steps, preset=preset, momentum=momentum)
     assert cycle.momentum is not None  # by default it has a schedule of momentum
     count = np.arange(steps, dtype=np.int32)
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
@@ -190,11 +192,22 @@ def _warmup_cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([up, down]), momenta
 
 
+def _step_decay(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A linear warm-up like that of ``warmup_cosine``, then a tenth after 1/2 and after 3/4."""
+    up = np.minimum((np.arange(steps) + 1) / max(steps // 10, 1), 1.0)
+    drops = np.searchsorted([steps // 2, 3 * steps // 4], np.arange(steps), side="right")
+    return up * 0.1**drops, np.full(steps, MOMENTUM)
+
+
 SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "one_cycle": _one_cycle,
     "article": functools.partial(_one_cycle, preset="article"),
     "article_plateau": functools.partial(_one_cycle, preset="article_plateau"),
+    "article_language": functools.partial(
+        _one_cycle, preset="article_plateau", momentum=(0.8, 0.7)
+    ),
     "constant": _constant,
     "cosine": _cosine,
     "warmup_cosine": _warmup_cosine,
+    "step_decay": _step_decay,
 }

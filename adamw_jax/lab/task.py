@@ -145,6 +145,9 @@ class Task:
       lanes: how many runs are trained in one program under ``jax.vmap``. None for 8 on a CPU and
         64 elsewhere. 1 for models that ``vmap`` slows down, such as large convolutions on a CPU.
         If ``vmap`` cannot trace the functions, runs are trained one by one.
+      steps_per_call: steps in one call of a compiled program; None for all until the next
+        evaluation. 1 for convolutions on a CPU, which XLA makes many times slower inside a loop.
+      evaluated: examples that are evaluated at once.
 
     >>> import jax.numpy as jnp
     >>> x = np.linspace(-1, 1, 50)
@@ -163,6 +166,8 @@ class Task:
     name: str = "task"
     about: str = ""
     lanes: int | None = None
+    steps_per_call: int | None = None
+    evaluated: int = 1000
 
     def __post_init__(self) -> None:
         """Check what can be checked without tracing."""
@@ -174,8 +179,12 @@ class Task:
             raise TypeError(
                 f"data must be a Data or the result of split(...), got {type(self.data).__name__}."
             )
-        if self.lanes is not None and self.lanes < 1:
-            raise ValueError(f"lanes must be 1 or more, or None, got {self.lanes}.")
+        for field in ("lanes", "steps_per_call"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be 1 or more, or None, got {value}.")
+        if self.evaluated < 1:
+            raise ValueError(f"evaluated must be 1 or more, got {self.evaluated}.")
 
     def start(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Return initial parameters and state; the state is None without ``stateful``.
@@ -203,7 +212,7 @@ class Task:
           key: random key.
         """
         given = (params, state, batch, key) if self.stateful else (params, batch, key)
-        made = self.loss(*given[: _arity(self.loss, len(given))])
+        made = self.loss(*given[: arity(self.loss, len(given))])
         return made if self.stateful else (made, None)
 
     def metrics(self, params: Tree, state: Tree, batch: Tree) -> dict[str, Any]:
@@ -279,14 +288,16 @@ def _joined(name: str, value: Any) -> Tree:
     return jax.tree.map(np.asarray, value)
 
 
-def _arity(function: Callable[..., Any], most: int) -> int:
-    """Return how many positional arguments a function takes, at most ``most``."""
+def arity(function: Callable[..., Any], most: int, required: bool = False) -> int:
+    """Return how many positional arguments a function takes, at most ``most``.
+
+    With ``required`` those with a default do not count.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return most
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return most
-    return min(
-        most, sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    )
+    taken = (p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return min(most, sum(not required or p.default is p.empty for p in taken))

@@ -116,6 +116,17 @@ class Runner:
         self.engine = Engine(workers)
         self.workers, self.lanes = self.engine.workers, self.engine.lanes
         self._done: dict[Any, list[Row]] = {}
+        self.log: Any = None
+
+    @property
+    def earlier(self) -> list[Row]:
+        """Rows of the running experiment in its log, of whole runs, for ``train_runs``."""
+        return self.log.rows if self.log else []
+
+    def keep(self, rows: list[Row]) -> None:
+        """Add rows to the log of the running experiment."""
+        if self.log:
+            self.log.add(rows)
 
     def train(self, task_name: str, arms: Sequence[Arm], plan: Plan) -> list[Row]:
         """Train every arm with every seed, except those already trained.

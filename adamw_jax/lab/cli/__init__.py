@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-NEEDED = {"filelock", "flax", "matplotlib", "rich", "sklearn", "tyro"}
+NEEDED = {"filelock", "flax", "matplotlib", "platformdirs", "rich", "sklearn", "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

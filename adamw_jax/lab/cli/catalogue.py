@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from adamw_jax import info, list_optimizers
-from adamw_jax.lab.choices import unknown
+from adamw_jax.lab import data
+from adamw_jax.lab.choices import choose, unknown
 from adamw_jax.lab.experiments import get_experiment, list_experiments
 from adamw_jax.lab.recipes import PREFIX, check_optimizer
 from adamw_jax.lab.tasks import TASKS, get_task
@@ -50,6 +51,22 @@ def _show(
         table.add_row(*map(escape, row))
     if table.row_count:
         console.print(table)
+
+
+def show_data(names: Sequence[str], offline: bool, console: Console) -> int:
+    """Download and verify data sets; without names, print what there is."""
+    if offline:
+        data.keep_off_the_network()
+    for name in names:
+        path = data.get(choose("data set", name, data.REMOTE))
+        console.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
+    if not names:
+        _show(console, f"Data sets in {data.folder()}", ("name", "size", "there"), [
+            (name, f"{one.size / 1e6:.0f} MB",
+             "yes" if (data.folder() / one.name).exists() else "no")
+            for name, one in data.REMOTE.items()
+        ])  # fmt: skip
+    return 0
 
 
 def show_info(name: str, console: Console) -> int:

@@ -52,17 +52,21 @@ class Run:
 
     Attributes:
       names: The names of the experiments.
-      preset: How long to train; demo is the longest.
+      preset: How long to train. Most experiments have demo (the default), quick and tiny; those on
+        real networks have cpu (the default), full for a GPU and the data of the paper, trial for a
+        few steps of full on made-up data, and tiny.
       out: Write the results to this folder; by default a new one under adamw-jax-results/.
       resume: Continue an interrupted run in that folder.
       overwrite: Replace earlier results in that folder, once the new ones are whole.
+      offline: Download no data.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional]
-    preset: Literal["demo", "quick", "tiny"] = "demo"
+    preset: Literal["demo", "quick", "cpu", "full", "trial", "tiny"] | None = None
     out: Folder = None
     resume: bool = False
     overwrite: bool = False
+    offline: bool = False
 
     def __call__(self, console: Console) -> int:
         """Run the command and return the exit status."""
@@ -70,6 +74,7 @@ class Run:
 
     def perform(self, console: Console, title: str, kind: str) -> int:
         """Run the experiments and print the verdicts."""
+        from adamw_jax.lab.data import keep_off_the_network
         from adamw_jax.lab.experiments import get_experiment
         from adamw_jax.lab.folders import chosen_folder
         from adamw_jax.lab.runs import perform, say
@@ -77,9 +82,13 @@ class Run:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"names must be one or more different experiments, got {self.names}.")
         chosen = [get_experiment(name) for name in self.names]
+        presets = [self.preset or experiment.default for experiment in chosen]
         work = [
-            (experiment, self.preset, experiment.settings(self.preset)) for experiment in chosen
+            (experiment, preset, experiment.settings(preset))
+            for experiment, preset in zip(chosen, presets, strict=True)
         ]
+        if self.offline:
+            keep_off_the_network()
         out = chosen_folder(self.out, kind, self.resume)
         report = perform(title, work, out, console, overwrite=self.overwrite, resume=self.resume)
         say(report, console, tables=kind != "demo")
@@ -132,6 +141,27 @@ class Doctor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """Download and verify data sets; without names, show which are in the cache folder.
+
+    The folder is named by ADAMW_JAX_DATA. With ADAMW_JAX_OFFLINE=1 nothing is downloaded.
+
+    Attributes:
+      names: The names of the data sets.
+      offline: Download nothing, only verify.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    offline: bool = False
+
+    def __call__(self, console: Console) -> int:
+        """Run the command and return the exit status."""
+        from adamw_jax.lab.cli.catalogue import show_data
+
+        return show_data(self.names, self.offline, console)
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Rebuild the report from the logs in a folder of results.
 
@@ -158,6 +188,7 @@ COMMANDS = {
     "lr-find": LrFind,
     "list": List,
     "info": Info,
+    "data": Data,
     "doctor": Doctor,
     "report": Report,
 }

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 from adamw_jax.lab.experiments.registry import (
+    NETWORK_PRESETS,
     PRESETS,
     Experiment,
     get_experiment,
@@ -22,6 +23,7 @@ DEMO = ("one_cycle", "decoupled_decay", "amsgrad", "radam", "lookahead", "decay_
 
 __all__ = [
     "DEMO",
+    "NETWORK_PRESETS",
     "PRESETS",
     "Experiment",
     "get_experiment",

@@ -225,5 +225,6 @@ EXPERIMENT = register(
                  "tiny": Settings(steps=20, evaluations=2, trials=2, tuning_seeds=1, seeds=2)},
         measure=measure,
         analyse=lambda settings, rows: result(Comparison(settings, rows)),
+        partial=True,
     )
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def experiment(
     *,
     quick: Any = None,
     tiny: Any = None,
-    **texts: str,
+    **texts: Any,
 ) -> Experiment:
     """Register an experiment.
 
@@ -46,6 +46,37 @@ def experiment(
         key: dataclasses.replace(full, **own) if isinstance(own, dict) else own
         for key, own in changed.items()
     }
+    return register(
+        Experiment(name=name, presets=presets, measure=measure, analyse=analyse, **texts)
+    )
+
+
+def network_experiment(
+    name: str,
+    measure: Callable[..., Rows],
+    analyse: Callable[..., Result],
+    *,
+    cpu: Any,
+    full: Any,
+    tiny: Mapping[str, Any],
+    trial: Mapping[str, Any],
+    **texts: Any,
+) -> Experiment:
+    """Register an experiment on a real network, one configuration in four sizes.
+
+    Args:
+      name: name on the command line.
+      measure: see ``Experiment``; it trains with ``network_runs.train_runs``, or for a trial with
+        ``network_runs.trial``.
+      analyse: see ``Experiment``.
+      cpu: settings that end in minutes on two cores.
+      full: settings of the paper or article, for a GPU and data that the user has.
+      tiny: settings of ``cpu`` that are changed for tests.
+      trial: settings of ``full`` that are changed for a few steps on made-up data.
+      **texts: title, question, setup, reference and expected.
+    """
+    presets = {"cpu": cpu, "full": full, "trial": dataclasses.replace(full, **trial),
+               "tiny": dataclasses.replace(cpu, **tiny)}  # fmt: skip
     return register(
         Experiment(name=name, presets=presets, measure=measure, analyse=analyse, **texts)
     )

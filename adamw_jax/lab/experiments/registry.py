@@ -14,6 +14,8 @@ from adamw_jax.lab.train import Runner
 
 Rows = list[dict[str, Any]]
 PRESETS = ("demo", "quick", "tiny")
+NETWORK_PRESETS = ("cpu", "full", "trial", "tiny")
+"""Presets of experiments on real networks, which are one configuration in several sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Experiment:
       title: heading in the report.
       question: the question and its motivation.
       setup: description of the measurement, for the report.
-      presets: settings by name: ``"demo"``, ``"quick"`` and ``"tiny"`` (for tests). They are frozen
-        dataclasses of numbers, strings and tuples, so that they can be stored as JSON.
+      presets: settings by name: ``PRESETS`` or ``NETWORK_PRESETS``; the first is the default, and
+        ``"tiny"`` is for tests. They are frozen dataclasses of numbers, strings and tuples, so that
+        they can be stored as JSON.
       measure: (settings, runner) -> rows for the log. It does all the computing.
       analyse: (settings, rows) -> result. It does only arithmetic on the rows, so that a report can
         be rebuilt from the log.
       reference: the paper.
+      expected: what the preset ``"full"`` should give, and who found it.
+      partial: whether ``analyse`` takes the rows of a run that was interrupted.
     """
 
     name: str
@@ -41,6 +46,13 @@ class Experiment:
     measure: Callable[[Any, Runner], Rows]
     analyse: Callable[[Any, Rows], Result]
     reference: str = ""
+    expected: str = ""
+    partial: bool = False
+
+    @property
+    def default(self) -> str:
+        """The preset that is used if none is named."""
+        return next(iter(self.presets))
 
     def settings(self, preset: str) -> Any:
         """Return the settings of a preset."""

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamw_jax.lab.logs import Logged, read_json, read_log, write_text
+from adamw_jax.lab.json_files import read_json, write_text
+from adamw_jax.lab.logs import Logged, read_log
 from adamw_jax.lab.plots.files import as_csv, write
 from adamw_jax.lab.report import html, markdown
 from adamw_jax.lab.report.overview import overview
@@ -51,7 +52,8 @@ class Report:
 def build(folder: Path) -> Report:
     """Analyse the logs in a folder and write the reports into it.
 
-    Logs that are not finished are shown as far as they go. A damaged folder is a ``ValueError``.
+    A comparison that was interrupted is shown as far as it goes, another experiment is left out. A
+    damaged folder is a ``ValueError``.
     """
     if not (folder / "run.json").is_file():
         raise ValueError(
@@ -68,6 +70,8 @@ def build(folder: Path) -> Report:
     except Exception as error:  # whatever a damaged file leads to
         what = f"there is no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"the results in {folder} are damaged: {what}") from error
+    if not logs:
+        raise ValueError(f"the run in {folder} was interrupted: continue it with --resume.")
     (folder / "figures").mkdir(exist_ok=True)
     sections = [_section(folder, logged, results[logged.experiment.name]) for logged in logs]
     picture = overview(run["title"], results)
@@ -97,12 +101,15 @@ def _check(run: dict[str, Any]) -> None:
 
 
 def _logs(folder: Path, names: Sequence[str]) -> list[Logged]:
-    """Return the logs of a run; those of experiments that had not begun are left out."""
+    """Return the logs of a run; those of experiments that had not begun are left out.
+
+    So are those that were interrupted, unless their analysis is made for this.
+    """
     begun = [name for name in names if (folder / "logs" / f"{name}.json").exists()]
     found = [read_log(folder / "logs", name) for name in begun]
     if not found:
         raise ValueError("it has no log of any experiment")
-    return found
+    return [logged for logged in found if logged.finished or logged.experiment.partial]
 
 
 def grouped(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from adamw_jax.lab.experiments.registry import settings_hash
 from adamw_jax.lab.plots.files import as_csv
+from adamw_jax.lab.report.markdown import expected
 from adamw_jax.lab.report.svg import inline
 from adamw_jax.lab.results import Figure, Table, Verdict
 from adamw_jax.lab.stats import SIGNS
@@ -136,6 +137,7 @@ def _section(section: Section) -> str:
     return (
         f"<section id='{experiment.name}'><h2>{escape(experiment.title)}</h2>"
         f"<p>{escape(experiment.question)}</p><p class='setup'>{escape(experiment.setup)}</p>"
+        + "".join(f"<p class='setup'>{escape(text)}</p>" for text in expected(experiment))
         + (first + pictures + claims if first else claims + pictures)
         + "".join(table(found) for found in result.details)
         + f"<details><summary>Settings {settings_hash(logged.settings)}, {logged.seconds:.1f} s"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from adamw_jax.lab.experiments.registry import settings_hash
+from adamw_jax.lab.experiments.registry import Experiment, settings_hash
 from adamw_jax.lab.results import Table
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def _section(section: Section) -> list[str]:
         [part for table in tables for part in (f"### {table.title}", of_table(table))]
         for tables in (result.leading, result.details)
     )
-    parts = [f"## {experiment.title}", experiment.question, experiment.setup, *first]
+    texts = [experiment.question, experiment.setup, *expected(experiment)]
+    parts = [f"## {experiment.title}", *texts, *first]
     parts += [*pictures, *said, *rest] if first else [*said, *pictures, *rest]
     settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(logged.settings).items())
     parts.append(
@@ -63,6 +64,12 @@ def _section(section: Section) -> list[str]:
         f"{logged.seconds:.1f} s. {_linked(experiment.reference)}."
     )
     return parts
+
+
+def expected(experiment: Experiment) -> list[str]:
+    """Return a sentence on what the full preset should give, if the experiment has one."""
+    found = experiment.expected
+    return [f"What the preset full should give: {found}"] if found else []
 
 
 def _linked(reference: str) -> str:
