@@ -116,7 +116,7 @@ def _trained(runner: Any, run: Run) -> list[list[Row]]:
         def say(steps: int, metrics: Row, one: Run = one) -> None:
             shown = {name: value for name, value in metrics.items() if name != "train_loss"}
             name, value = next(
-                ((n, v) for n, v in shown.items() if n.startswith("validation_accuracy")),
+                ((n, v) for n, v in shown.items() if n.startswith("validation_")),
                 next(iter(shown.items())),
             )
             runner.progress.advance(

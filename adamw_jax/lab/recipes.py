@@ -176,8 +176,10 @@ def _cosine(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _one_cycle(steps: int, preset: str = "fastai_v1") -> tuple[np.ndarray, np.ndarray]:
-    cycle = one_cycle(1.0, total_steps=steps, preset=preset)
+def _one_cycle(
+    steps: int, preset: str = "fastai_v1", momentum: tuple[float, float] = (0.95, 0.85)
+) -> tuple[np.ndarray, np.ndarray]:
+    cycle = one_cycle(1.0, total_steps=steps, preset=preset, momentum=momentum)
     assert cycle.momentum is not None  # by default it has a schedule of momentum
     count = np.arange(steps, dtype=np.int32)
     return np.asarray(cycle.learning_rate(count)), np.asarray(cycle.momentum(count))
@@ -201,6 +203,9 @@ SCHEDULES: dict[str, Callable[[int], tuple[np.ndarray, np.ndarray]]] = {
     "one_cycle": _one_cycle,
     "article": functools.partial(_one_cycle, preset="article"),
     "article_plateau": functools.partial(_one_cycle, preset="article_plateau"),
+    "article_language": functools.partial(
+        _one_cycle, preset="article_plateau", momentum=(0.8, 0.7)
+    ),
     "constant": _constant,
     "cosine": _cosine,
     "warmup_cosine": _warmup_cosine,

@@ -9,19 +9,25 @@ trials without a download.
 from adamw_jax.lab.data.archives import members
 from adamw_jax.lab.data.cache import Remote, folder, get, keep_off_the_network, offline
 from adamw_jax.lab.data.cifar import CIFAR10, CIFAR100, Cifar
+from adamw_jax.lab.data.text import Text, numbered
+from adamw_jax.lab.data.wikitext import WIKITEXT2, wikitext2
 
-REMOTE = {"cifar10": CIFAR10.remote, "cifar100": CIFAR100.remote}
+REMOTE = {"cifar10": CIFAR10.remote, "cifar100": CIFAR100.remote, "wikitext2": WIKITEXT2}
 """What ``adamw-jax data`` downloads, by name."""
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "REMOTE",
+    "WIKITEXT2",
     "Cifar",
     "Remote",
+    "Text",
     "folder",
     "get",
     "keep_off_the_network",
     "members",
+    "numbered",
     "offline",
+    "wikitext2",
 ]

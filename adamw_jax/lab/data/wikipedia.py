@@ -1,0 +1,86 @@
+"""Read the Wikipedia pages that gensim ships among its tests.
+
+The file is the beginning of a dump of the English Wikipedia, in wiki markup. Its
+text is under the licence of Wikipedia, CC BY-SA, so nothing of it is copied here:
+``pip install "adamw-jax[text]"`` installs it as a part of gensim.
+"""
+
+from __future__ import annotations
+
+import bz2
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from adamw_jax.lab.data.text import END, SPLITS, Text, numbered
+
+FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+|[.,;:!?()\"-]")
+EMPTY = re.compile(r"\([\s,;:]*\)")
+"""Brackets in which only markup was."""
+
+SHORTEST_LINE, SHORTEST_ARTICLE = 9, 500
+"""Words of a line and of an article; what is shorter is a caption or a stub."""
+
+
+@functools.lru_cache(maxsize=2)
+def wikipedia(size: int = 2000, limit: int | None = None, held_out: int | None = None) -> Text:
+    """Return the articles, of which a tenth are for validation and a tenth for the test.
+
+    Args:
+      size: words in the vocabulary.
+      limit: words of the training text; None for all.
+      held_out: words of each other text; None for all.
+    """
+    articles = _articles()
+    order = np.random.default_rng(0).permutation(len(articles))
+    held = len(articles) // 10
+    parts = np.split(order, [len(order) - 2 * held, len(order) - held])
+    words = [[word for i in part for word in articles[i]] for part in parts]
+    limits = (limit, held_out, held_out)
+    words = [own[:most] for own, most in zip(words, limits, strict=True)]
+    about = (
+        f"{len(articles)} articles of the English Wikipedia from the tests of gensim, divided by "
+        f"article: {len(words[0]):,} words to train, {len(words[1]):,} to choose and "
+        f"{len(words[2]):,} to test; a vocabulary of {size:,}"
+    )
+    return numbered(dict(zip(SPLITS, words, strict=True)), size, about)
+
+
+@functools.cache
+def _articles() -> list[list[str]]:
+    found = importlib.util.find_spec("gensim")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            'the Wikipedia text is a part of gensim: pip install "adamw-jax[text]".'
+        )
+    made = articles(Path(found.origin).parent / FILE)
+    return [words for words in made if len(words) >= SHORTEST_ARTICLE]
+
+
+def articles(path: Path) -> Iterator[list[str]]:
+    """Yield the words of every article in a compressed dump of Wikipedia, in lower case.
+
+    Headings, lists, tables and short lines are left out; ``END`` is the end of a line.
+
+    Args:
+      path: a ``.xml.bz2`` file.
+    """
+    from gensim.corpora.wikicorpus import (  # type: ignore[import-not-found]
+        extract_pages,
+        filter_wiki,
+    )
+
+    with bz2.open(path) as dump:
+        for _, text, _ in extract_pages(dump, filter_namespaces=("0",)):
+            words = []
+            for line in EMPTY.sub("", filter_wiki(text).lower()).splitlines():
+                found = WORD.findall(line)
+                if line[:1] not in "*#:;|!{=" and len(found) >= SHORTEST_LINE:
+                    words += [*found, END]
+            if words and text[:9].upper() != "#REDIRECT":
+                yield words
