@@ -12,7 +12,7 @@ import jax
 
 PACKAGES = (
     "adamw-jax", "jax", "jaxlib", "optax", "flax", "numpy", "scipy", "scikit-learn", "matplotlib",
-    "orbax-checkpoint", "matfree", "tyro", "rich", "filelock",
+    "orbax-checkpoint", "matfree", "tyro", "rich", "filelock", "scikit-image",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import io
 import tarfile
 import threading
@@ -10,8 +11,9 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
 
-from adamw_jax.lab.data import CIFAR10, CIFAR100, cache
+from adamw_jax.lab.data import CIFAR10, CIFAR100, cache, cars
 from adamw_jax.lab.data.archives import OTHERS, members
 from adamw_jax.lab.data.cache import Remote, get
 
@@ -303,3 +305,93 @@ def test_gzip_is_not_trusted_by_its_own_size(tmp_path):
             file.write(bytes(1 << 20))
     with pytest.raises(ValueError, match="expands to more bytes"):
         members(path, {"data/a": 5})
+
+
+PHOTOGRAPHS = pytest.mark.skipif(
+    not importlib.util.find_spec("skimage"), reason="needs scikit-image"
+)
+
+
+@PHOTOGRAPHS
+def test_patches_come_from_separate_parts_of_the_photographs():
+    """What is tested is right of what is trained on, with a gap; each patch is standardized."""
+    from adamw_jax.lab.data import photographs as module
+
+    found = module.photographs(("skimage/data/camera.png", "skimage/data/brick.png"), per_class=50)
+    assert found.train.inputs.shape == (100, 32, 32, 1)
+    assert np.bincount(found.train.labels).tolist() == [50, 50]
+    for part in (found.train, found.validation, found.test):
+        np.testing.assert_allclose(part.inputs.mean((1, 2, 3)), 0, atol=1e-4)
+        assert part.inputs.std((1, 2, 3)).min() > 0.8
+    image = module._grey("skimage/data/camera.png")
+    cut, places = int(image.shape[1] * 0.62), {}
+    for name, part in (
+        ("train", found.train),
+        ("validation", found.validation),
+        ("test", found.test),
+    ):
+        places[name] = set()
+        for patch in part.inputs[part.labels == 0][:20, :, :, 0]:
+            windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32))[::8]
+            flat = windows.reshape(len(windows), -1, 1024)
+            flat = (flat - flat.mean(-1, keepdims=True)) / (flat.std(-1, keepdims=True) + 1e-3)
+            row, column = np.unravel_index(
+                np.abs(flat - patch.ravel()).max(-1).argmin(), flat.shape[:2]
+            )
+            places[name].add((8 * row, column))
+    assert max(x for _, x in places["train"]) + 32 <= cut
+    assert min(x for _, x in places["validation"] | places["test"]) >= cut + 8
+    assert not places["validation"] & places["test"]
+
+
+@PHOTOGRAPHS
+def test_the_same_seed_gives_the_same_patches():
+    from adamw_jax.lab.data.photographs import PHOTOGRAPHS as NAMES, photographs
+
+    one, same, other = (photographs(NAMES[:2], per_class=9, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.train.inputs, same.train.inputs)
+    assert not np.array_equal(one.train.inputs, other.train.inputs)
+
+
+def test_photographs_of_a_missing_package_name_the_extra():
+    from adamw_jax.lab.data.photographs import photographs
+
+    with pytest.raises(ValueError, match=r'pip install "adamw-jax\[demo,images\]"'):
+        photographs(("no_such_package/a.png",))
+
+
+def test_cars_reads_its_twin_and_refuses_what_is_not_whole(tmp_path):
+    root = tmp_path / "cars"
+    cars.write(root, count=6, size=40)
+    found = cars.listed(root)
+    paths, labels = found["train"]
+    assert (len(paths), labels.dtype) == (6, np.int32)
+    assert 0 <= labels.min() <= labels.max() < cars.CLASSES
+    made = cars.images(paths, size=24)
+    assert (made.shape, made.dtype) == ((6, 24, 24, 3), np.uint8)
+    with pytest.raises(ValueError, match="must list 8144 images, got 6"):
+        cars.verify(root)
+    (paths[2]).write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot read the image"):
+        cars.images(paths)
+    paths[2].unlink()
+    with pytest.raises(ValueError, match=r"but 1 are missing, such as 00003.jpg"):
+        cars.listed(root)
+    paths[2].touch()
+    (root / cars.ANNOTATIONS["test"]).write_bytes(b"MATLAB 5.0")
+    with pytest.raises(ValueError, match=r"cannot read the annotations of Stanford Cars"):
+        cars.listed(root)
+
+
+def test_annotations_of_cars_cannot_lead_out_of_the_folder(tmp_path):
+    for file, label, message in (
+        ("../../secret.jpg", 1, "must name files only"),
+        ("00001.jpg", 197, "labels from 1 to 196"),
+    ):
+        root = tmp_path / str(label)
+        cars.write(root, count=1)
+        rows = np.zeros((1, 1), dtype=[("fname", object), ("class", object)])
+        rows[0, 0] = (file, label)
+        scipy.io.savemat(root / cars.ANNOTATIONS["train"], {"annotations": rows})
+        with pytest.raises(ValueError, match=message):
+            cars.listed(root)

@@ -98,7 +98,7 @@ def _grey(name: str) -> np.ndarray:
     if spec is None or spec.origin is None:
         raise ValueError(
             f"natural images need the photographs in {package}, which is not installed: "
-            'pip install "adamw-jax[article]".'
+            'pip install "adamw-jax[demo,images]".'
         )
     path = Path(spec.origin).parent / inside
     try:

@@ -85,8 +85,8 @@ class Settings:
     spread: float = 9.0
     tuning_seeds: tuple[int, ...] = (0, 1)
     seeds: tuple[int, ...] = (1000, 1001, 1002, 1003, 1004, 1005)
-    l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    decoupled: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    l2: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    decoupled: tuple[float, ...] = (0.1, 1.0, 10.0)
     limit: int = 0
 
     @property
@@ -275,6 +275,7 @@ def _measure(s: Settings, runner: Any) -> Rows:
     if s.limit:
         whole = dataclasses.replace(FULL, limit=0)
         total = len(FORMS) * len(whole.seeds) * (whole.steps(0) + whole.steps(1))
+        total = total * whole.batch_size // s.batch_size  # in batches of this size
         last = _run(s, L2, s.l2[0], 0, FINAL)
         return trial(dataclasses.replace(last, after=None), s.limit, total)
     tuning = [
@@ -349,7 +350,7 @@ EXPERIMENT = network_experiment(
     cpu=Settings(), full=FULL,
     tiny={"per_class": 8, "examples": 40, "batch_size": 20, "pretraining": 1, "epochs": (1, 1),
           "tuning_seeds": (0,), "seeds": (1000, 1001), "l2": (1e-3,), "decoupled": (1e-2, 1e-1)},
-    trial={"data": "twin", "dtype": "float32", "batch_size": 32, "limit": 3},
+    trial={"data": "twin", "dtype": "float32", "batch_size": 32, "limit": 2},
     title="The article's fine-tuning",
     question="The article fine-tunes a ResNet-50 on Stanford Cars: 20 epochs of the head alone, "
     "then 40 epochs of all layers, with learning rates of lr/9, lr/3 and lr from the first to the "

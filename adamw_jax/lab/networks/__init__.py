@@ -1,6 +1,6 @@
 """Networks in Flax NNX: residual ones for images, with augmentation; recurrent ones for text."""
 
-from adamw_jax.lab.networks.augment import crop_and_flip, test_time_probabilities
+from adamw_jax.lab.networks.augment import crop_and_flip, mean_probabilities
 from adamw_jax.lab.networks.cache_pointer import Cache
 from adamw_jax.lab.networks.images import image_task
 from adamw_jax.lab.networks.language_model import (
@@ -23,5 +23,5 @@ __all__ = [
     "crop_and_flip",
     "image_task",
     "language_task",
-    "test_time_probabilities",
+    "mean_probabilities",
 ]

@@ -36,7 +36,7 @@ def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
     return jnp.where(flips, moved[:, :, ::-1], moved)
 
 
-def test_time_probabilities(
+def mean_probabilities(
     predict: Callable[[jax.Array], jax.Array], key: jax.Array, images: jax.Array, pad: int
 ) -> jax.Array:
     """Return the mean class probabilities of each image and of augmented copies of it.

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from adamw_jax.lab.adapters import from_nnx
-from adamw_jax.lab.networks.augment import crop_and_flip, test_time_probabilities
+from adamw_jax.lab.networks.augment import crop_and_flip, mean_probabilities
 from adamw_jax.lab.task import Data, Task, Tree
 
 Prepare = Callable[[jax.Array], jax.Array]
@@ -88,7 +88,7 @@ def augmented_accuracy(
     def right(params: Tree, state: Tree, images: jax.Array, labels: jax.Array, key: jax.Array):
         net = nnx.merge(structure, params, state, copy=True)
         net.eval()
-        probabilities = test_time_probabilities(net, key, prepare(images), pad)
+        probabilities = mean_probabilities(net, key, prepare(images), pad)
         return (probabilities.argmax(-1).astype(labels.dtype) == labels).sum()
 
     def accuracy(params: Tree, state: Tree) -> dict[str, float]:

@@ -105,9 +105,13 @@ def load_weights(net: nnx.Module, path: Path, *, head: str = "fc") -> None:
     Raises:
       ValueError: the file is damaged, or lacks an array, or has one of another shape.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            'weights in a file need safetensors: pip install "adamw-jax[demo,images]".'
+        ) from error
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
