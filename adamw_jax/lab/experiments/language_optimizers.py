@@ -39,6 +39,7 @@ from adamw_jax.lab.plots.lines import lines
 from adamw_jax.lab.recipes import Arm, Carrier, Recipe, settings, tables
 from adamw_jax.lab.results import Figure, Panel, Result, Verdict
 from adamw_jax.lab.stats import paired
+from adamw_jax.lab.task import Task
 from adamw_jax.lab.train import finite
 from adamw_jax.storage import eight_bit, quantize_state
 
@@ -115,17 +116,25 @@ def measure(s: Settings, runner: Any) -> Rows:
     mine = where(rows, group=DECOUPLED, stage="fresh")
     arm = next(a for a in arms(s, LSTM_CELLS) if a.name == mine[0]["arm"])
     return rows + [
-        row for seed in range(s.smooth_seeds) for row in _smoothness(s, arm, seed, mine[0]["steps"])
+        {"stage": "smoothness", "network": LSTM_CELLS, **row}
+        for seed in range(s.smooth_seeds)
+        for row in smoothness(task_of(s, LSTM_CELLS), arm, seed, mine[0]["steps"], s.smooth_steps)
     ]
 
 
-def _smoothness(s: Settings, arm: Arm, seed: int, steps: int) -> Rows:
+def smoothness(task: Task, arm: Arm, seed: int, steps: int, points: int) -> Rows:
     """Return gradient norm and smoothness at some steps of a run.
 
     Smoothness is |g(x') - g(x)| / |x' - x| for a step from x to x', with the gradients of the same
     batch under the same dropout.
+
+    Args:
+      task: what to train.
+      arm: the optimizer and its schedule.
+      seed: of the run.
+      steps: steps of the run.
+      points: number of measurements, evenly spread.
     """
-    task = task_of(s, LSTM_CELLS)
     curves = map(jnp.asarray, tables(arm.schedule, arm.learning_rate, steps))
     tx = arm.recipe.build(Carrier(*curves), dict(arm.settings))
     params, state = task.start(jax.random.key(seed))
@@ -140,7 +149,7 @@ def _smoothness(s: Settings, arm: Arm, seed: int, steps: int) -> Rows:
         return optax.apply_updates(params, updates), inner, optax.tree.norm(updates)
 
     inner, batches, rows = tx.init(params), task.data.batches(seed), []
-    marks = {round(steps * (i + 1) / s.smooth_steps) for i in range(s.smooth_steps)}
+    marks = {round(steps * (i + 1) / points) for i in range(points)}
     for number in range(1, steps + 1):
         batch, key = next(batches), jax.random.fold_in(jax.random.key(seed), number)
         slope, after = gradient(params, state, batch, key)
@@ -148,8 +157,7 @@ def _smoothness(s: Settings, arm: Arm, seed: int, steps: int) -> Rows:
         if number in marks:
             other, _ = gradient(new, state, batch, key)
             change = optax.tree.norm(optax.tree.sub(other, slope))
-            rows.append({"stage": "smoothness", "network": LSTM_CELLS, "seed": seed,
-                         "step": number, "steps": steps, "gradient": finite(optax.tree.norm(slope)),
+            rows.append({"seed": seed, "step": number, "gradient": finite(optax.tree.norm(slope)),
                          "smoothness": finite(change / length)})  # fmt: skip
         params, state = new, after
     return rows

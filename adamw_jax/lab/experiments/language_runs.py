@@ -327,7 +327,7 @@ def remarks_of(rows: Rows, ends: Ends) -> list[str]:
     """Return a sentence on each contender whose best learning rate is the lowest or highest."""
     found = []
     for (network, group), own in ends.items():
-        tuned = where(rows, network=network, group=group, stage="tune")
+        tuned = where(rows, stage="tune", network=network, group=group)
         tried, best = unique(tuned, "learning_rate"), own[0]["learning_rate"]
         if len(tried) > 1 and best in (min(tried), max(tried)):
             found.append(
