@@ -45,7 +45,7 @@ SECTIONS = {
     "Concepts": ("docs/decay", "docs/schedules", "docs/differences", "docs/scale"),
     "Optimizers": ("gallery", "docs/optimizers/README"),
     "Reference": ("reference/index",),
-    "Results": ("docs/results/README",),
+    "Results": ("docs/article", "docs/article_text", "docs/results/README", "docs/properties"),
     "The project": (
         "docs/README",
         "README.zh",
