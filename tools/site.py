@@ -30,11 +30,17 @@ COPIED = (
 )
 
 SECTIONS = {
-    "Get started": ("notebooks/first_steps", "examples/index", "docs/choosing"),
+    "Get started": (
+        "notebooks/first_steps",
+        "notebooks/one_cycle",
+        "examples/index",
+        "docs/choosing",
+    ),
     "How to": (
         *("docs/groups", "docs/averaging", "docs/checkpoints", "docs/robust", "docs/sharding"),
         *("docs/communication", "docs/packing", "docs/low_precision", "docs/diagnostics"),
         *("docs/curvature", "docs/initialization", "docs/foreign", "docs/own_stage"),
+        *("notebooks/own_optimizer", "notebooks/small_state", "notebooks/curvature"),
         *("docs/compare", "notebooks/compare", "docs/cookbook"),
     ),
     "When something is wrong": ("docs/slow_step", "docs/nan_loss", "docs/full_memory"),
