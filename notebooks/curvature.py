@@ -40,7 +40,7 @@ density.plot()
 # ## Gradient descent at the edge of stability
 #
 # Gradient descent with rate lr is stable on a quadratic if the largest eigenvalue is below
-# 2 / lr. On a network the sharpness grows until it gets there, and stays.
+# 2 / lr. On a network the sharpness goes there, from below or above, and hovers.
 
 # %%
 rate = 0.2
