@@ -146,7 +146,11 @@ class Encoded:
         return encoded(made.codes, made.scales, self.layout)
 
     def scales_of(self, x: jax.Array) -> Any:
-        """Return the scales of another array, or None if its codec does not give them apart."""
+        """Return the scales of another array, or None if its codec does not give them apart.
+
+        Args:
+          x: an array of the shape of the layout.
+        """
         if not hasattr(self.layout.codec, "scales_of"):
             return None
         self._check_shard(x.shape)

@@ -50,7 +50,11 @@ class Clock(NamedTuple):
 
     @staticmethod
     def start(*, aged: bool = False) -> Clock:
-        """Return the clock of an empty average, ``aged`` if ``rectify_variance`` may read A."""
+        """Return the clock of an empty average.
+
+        Args:
+          aged: whether to keep A, which ``rectify_variance`` reads.
+        """
         zero = jnp.zeros([], numerics.default_float())
         return Clock(zero, jnp.copy(zero) if aged else None)
 

@@ -14,7 +14,7 @@ are float64. NaN and infinities are treated as by ``BlockWise``.
 >>> import jax.numpy as jnp
 >>> codec = Roots(Blocks(64), signed=True)
 >>> codec.decode(codec.encode(jnp.array([0.0, 1.0, -0.3, 4.0]))).round(4)
-Array([ 0.    ,  1.0158, -0.3004,  4.    ], dtype=float32)
+Array([ 0.    ,  1.0158, -0.3038,  4.    ], dtype=float32)
 """
 
 from __future__ import annotations
