@@ -11,12 +11,13 @@ TEST_ARGS ?=
 STEPS ?=
 export UV_PYTHON_DOWNLOADS = never
 
-.PHONY: help demo test beside check fix pages constraints clean
+.PHONY: help demo test beside docs check fix pages constraints clean
 
 help:
 	@echo "make demo         run the comparisons and write a report to open in a browser (DEMO_ARGS=--quick is shorter)"
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
 	@echo "make beside       run torch, timm, transformers, Keras and fastai beside the pages about them (an environment of 6 GB)"
+	@echo "make docs         build the site in build/site/html"
 	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"
 	@echo "make pages        write anew what is made from the registry: README's table, types of scale_by_x, docs/optimizers, its pictures"
@@ -32,6 +33,9 @@ test: $(VENV)/.test
 beside:
 	$(MAKE) VENV=.venv-beside .venv-beside/.beside
 	.venv-beside/bin/python -m pytest -n 0 tests/test_beside.py
+
+docs: $(VENV)/.docs
+	$(BIN)/python tools/site.py
 
 check: $(VENV)/.check
 	$(BIN)/python tools/check.py $(STEPS)

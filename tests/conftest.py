@@ -37,11 +37,13 @@ def x64():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Marks the rows beyond a sample ``slow``; skips what needs more devices than there are."""
+    """Marks rows beyond a sample and docstrings ``slow``; skips what needs more devices."""
     tables = collections.defaultdict(list)
     for item in items:
         if sample := item.get_closest_marker("sample"):
             tables[item.nodeid.partition("[")[0], *sample.args].append(item)
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.slow)
     for (_, size), rows in tables.items():
         chosen = {i * len(rows) // size for i in range(size)}
         for i in {*range(len(rows))} - chosen:

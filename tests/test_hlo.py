@@ -19,6 +19,7 @@ from adamw_jax.storage import choose, eight_bit
 from benchmarks import hlo
 from tests.catalogue import FACTORED
 from tests.hand_written import FORMULAS, state_of, step_of, usual_norms
+from tools import scale
 
 pytestmark = pytest.mark.optimized
 
@@ -119,6 +120,24 @@ def test_gpu_norms_need_no_branch(name: str, most: float) -> None:
             hlo.bytes_moved(_compiled(tx, hlo.gpu_device()).as_text()) for tx in _twins(name)
         )
     assert ours <= most * theirs
+
+
+@for_gpu
+@pytest.mark.parametrize("storage", [None, "bfloat16"])
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_gpu_step_moves_what_docs_scale_says(name: str, storage: str | None) -> None:
+    """Parameters and gradients are bfloat16, as on that page."""
+    params = scale.shapes(256, 2)
+    tx = scale.OPTIMIZERS[name](1e-3, storage=storage)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    compiled = hlo.compile_step(step, params, state, params, device=hlo.gpu_device())
+    expected = scale.moved_bytes(tx, params) * scale.size(params)
+    assert hlo.bytes_moved(compiled.as_text()) == pytest.approx(expected, rel=0.01)
 
 
 @for_tpu

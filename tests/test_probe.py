@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,14 +65,20 @@ def probed(per_leaf: bool) -> tuple[Any, Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_step_is_the_same_to_the_bit(dtype: Any) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_step_is_the_same(dtype: Any, compiled: bool) -> None:
+    """To the bit; what XLA fuses in another way may be rounded in another way (jax 0.12)."""
     params, given = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, gradients()))
-    plain, _, bare = train(aj.compose(*RECIPE), params, given)
-    updates, _, state = train(probe(*RECIPE), params, given)
-    assert_equal(updates, plain)
+    with jax.disable_jit(not compiled):
+        plain, _, bare = train(aj.compose(*RECIPE), params, given)
+        updates, _, state = train(probe(*RECIPE), params, given)
     assert set(state.stages) == {*bare.stages, "probe"}
-    assert_equal({k: v for k, v in state.stages.items() if k != "probe"}, bare.stages)
-    assert_equal(state.hyperparams, bare.hyperparams)
+    got = updates, {k: v for k, v in state.stages.items() if k != "probe"}, state.hyperparams
+    expected = plain, bare.stages, bare.hyperparams
+    if compiled:
+        chex.assert_trees_all_close(got, expected, rtol=2e-7, atol=0)
+    else:
+        assert_equal(got, expected)
     held = jax.tree.leaves(state.stages["probe"])
     assert [(x.shape, x.dtype.itemsize) for x in held] == [((), 4)] * 5
 

@@ -18,7 +18,7 @@ from adamw_jax.state import PREEMPTED
 
 ROOT = pathlib.Path(__file__).parents[1]
 UNTIL = 32
-COMPILED_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+COMPILED_QUICKLY = "--xla_backend_optimization_level=0"
 
 
 pytestmark = [

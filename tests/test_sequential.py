@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import export, lax
+from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adamw_jax as aj
@@ -323,11 +323,9 @@ def _scratch_in_turn(gate: Any) -> int:
 
 
 @pytest.mark.optimized
-def test_an_optimization_barrier_orders_nothing() -> None:
-    """XLA removes it before it schedules; a data dependency stays."""
+def test_a_data_dependency_orders() -> None:
+    """XLA of jax 0.10 removes an optimization barrier before it schedules; that stays."""
     free = _scratch_in_turn(lambda g, known: g)
-    barrier = _scratch_in_turn(lambda g, known: lax.optimization_barrier((g, known))[0])
-    assert barrier == free
     assert _scratch_in_turn(wait) <= free / 2
 
 

@@ -25,6 +25,7 @@ STEPS = {
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "scale": (PYTHON, "tools/scale.py", "--check"),
+    "site": (PYTHON, "tools/site.py"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
     "blocks": (PYTHON, "tools/run_blocks.py"),
     "examples": (PYTHON, "tools/run_examples.py"),

@@ -1,4 +1,4 @@
-"""Run the Python code of README.md, CONTRIBUTING.md and docs/, and check its commands.
+"""Run the Python code of the pages here and in docs/, and check its commands.
 
 The Python blocks of a page share one namespace and one process. A line before a
 block can exclude it and give a reason, which is printed: ``<!-- not run: needs a GPU -->``. In a
@@ -151,10 +151,10 @@ def run_page(page: pathlib.Path, root: pathlib.Path = ROOT) -> int:
 
 def main(names: list[str]) -> int:
     """Run the named pages, or every page; fail if there is no page or no code."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     pages = [(ROOT / name).resolve(strict=True) for name in names] or pages
     if not sum([run_page(page) for page in pages]):
-        raise SystemExit("no code block found in README.md, CONTRIBUTING.md and docs/")
+        raise SystemExit("no code block found")
     return 0
 
 

@@ -95,6 +95,11 @@ def memory() -> str:
     return rows(["model, state of AdamW", "one device", *layouts], body)
 
 
+def moved_bytes(tx: Any, params: Any) -> float:
+    """Return the bytes per parameter that a step of an optimizer must read and write."""
+    return 2 * PARAMETER + GRADIENT + 2 * state_bytes(tx, params)
+
+
 def floors() -> str:
     """Return the least milliseconds of a step of the optimizer, by memory traffic alone."""
     body = []
@@ -102,8 +107,7 @@ def floors() -> str:
         params = shapes(*widths)
         row = [model]
         for storage in (None, "8bit"):
-            moved = 2 * PARAMETER + GRADIENT
-            moved += 2 * state_bytes(aj.adamw(1e-3, storage=storage), params)
+            moved = moved_bytes(aj.adamw(1e-3, storage=storage), params)
             times = [moved * size(params) / n / BANDWIDTH * 1e3 for n in DEVICES.values()]
             row += [f"{time:,.3f}" for time in times]
         body.append(row)
@@ -163,9 +167,10 @@ Parameters, gradients and state of AdamW. In ZeRO-1 only the state is cut, in FS
 ## Least time of a step, in milliseconds
 
 Gradient, parameters and state of AdamW are read once, parameters and state written once, at 4.8
-TB/s, the bandwidth of one H200; on several devices with FSDP or ZeRO-1. No program is faster;
-small state is slower than this, because codes cost arithmetic ([low
-precision](low_precision.md)).
+TB/s, the bandwidth of one H200; on several devices with FSDP or ZeRO-1. No program is faster. In
+float32 and bfloat16 the programs that XLA makes for an H200 move these bytes and no more, which a
+test reads from them; codes of few bits move more ([low precision](low_precision.md)). Times that
+were measured, on a CPU: [benchmarks](results/benchmarks.md).
 
 {floors()}
 

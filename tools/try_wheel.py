@@ -1,8 +1,7 @@
 """Build the wheel and use it from an empty folder, with this Python and another version.
 
-The other Python also runs the tests in OTHER against the installed wheel, those in DEVICES on eight
-devices, and the code of PAGE. It gets another release of JAX, so this finds calls that JAX has
-renamed or removed.
+The other Python also runs TESTS against the installed wheel, as `make test` does, and the code of
+PAGE. It gets another release of JAX, so this finds calls that JAX has renamed or removed.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import tempfile
 import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-OTHER = ("test_stages.py", "test_golden.py")
-DEVICES = ("test_sharding.py", "test_robust_sharded.py", "test_restore_layouts.py")
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+TESTS = (
+    *("tests/test_stages.py", "tests/test_golden.py", "tests/test_rules.py"),
+    *("tests/test_sharding.py", "tests/test_robust_sharded.py", "tests/test_restore_layouts.py"),
+)
 PAGE = "docs/sharding.md"
 WORKS = "import sys, venv, ensurepip; print(sys.version_info.minor * (sys.version_info.major == 3))"
 USE = """
@@ -37,9 +37,9 @@ print(f"   Python {sys.version.split()[0]}, jax {jax.__version__}: the wheel wor
 """
 
 
-def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT, **more: str) -> None:
-    """Run a command, with more variables in its environment; exit if it fails."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | more
+def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT) -> None:
+    """Run a command; exit if it fails."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     status = subprocess.run(command, cwd=cwd, env=environment, check=False).returncode
     if status:
         raise SystemExit(f"failed ({status}): {' '.join(map(str, command))}")
@@ -105,9 +105,7 @@ def try_tests(python: pathlib.Path, copy: pathlib.Path) -> None:
         shutil.copytree(ROOT / name, copy / name)
     for name in ("pyproject.toml", "Makefile"):
         shutil.copy(ROOT / name, copy)
-    for names, flags in ((OTHER, {}), (DEVICES, EIGHT)):
-        tests = [f"tests/{name}" for name in names]
-        run(python, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=copy, **flags)
+    run(python, "tools/run_tests.py", *TESTS, cwd=copy)
     run(python, "tools/run_blocks.py", PAGE, cwd=copy)
 
 

@@ -116,6 +116,19 @@ def compose(
       ValueError: the kinds do not fit, two stages with state or hyperparameters have the same name,
         the average of a schedule-free method would be averaged again,
         or (in ``init``) two Lookaheads have the same parameter.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> tx = aj.compose(
+      ...     aj.clip_gradient(1.0),
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.decoupled_decay(0.1, mask="kernel"),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
+      >>> updates, state = tx.update(params, tx.init(params), params)
     """
     specs = tuple(spec for entry in stages for spec in _specs_of(entry))
     check_kinds(specs)

@@ -190,6 +190,13 @@ def is_encoded(node: Any) -> bool:
 
     Args:
       node: a node of a state.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> small = aj.adamw(1e-3, storage="8bit").init(params)
+      >>> any(map(aj.storage.is_encoded, jax.tree.leaves(small, is_leaf=aj.storage.is_encoded)))
+      True
     """
     return isinstance(node, Encoded)
 
@@ -240,6 +247,12 @@ def decode_state(state: Tree) -> Tree:
 
     Args:
       state: a state of any transformation; arrays that are not encoded do not change.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> small = aj.adamw(1e-3, storage="8bit").init(params)
+      >>> plain = aj.storage.decode_state(small)
     """
     return jax.tree.map(lambda x: x.decode() if is_encoded(x) else x, state, is_leaf=is_encoded)
 
@@ -261,6 +274,12 @@ def encoded_like_names(plain: Tree, target: Tree) -> Tree:
 
     Raises:
       ValueError: ``target`` has no array with a layout and shape that ``plain`` has.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> plain = aj.adamw(1e-3).init(params)
+      >>> small = aj.storage.encoded_like_names(plain, aj.adamw(1e-3, storage="8bit").init(params))
     """
     leaves = jax.tree_util.tree_leaves_with_path(target, is_leaf=is_encoded)
     known = [([leaf_name((k,)) for k in path], x) for path, x in leaves if is_encoded(x)]

@@ -48,6 +48,12 @@ def as_direction(tx: optax.GradientTransformation, *, negate: bool = False) -> S
 
     Raises:
       ValueError: ``tx`` is of this library and gives something else.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, adamw_jax as aj
+      >>> tx = aj.compose(aj.as_direction(optax.scale_by_adam()), aj.scale_by_learning_rate(1e-3))
+      >>> sorted(aj.hyperparams(tx.init({"w": jnp.ones(2)})))
+      ['learning_rate']
     """
     switch("negate", negate)
     return _declared(tx, Kind.DIRECTION, negate=negate)
@@ -74,6 +80,11 @@ def as_optimizer(tx: optax.GradientTransformation) -> Stage | Declared:
     Raises:
       ValueError: ``tx`` is of this library and gives something else.
       TypeError: ``tx`` is an ``optax.MultiSteps``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, adamw_jax as aj
+      >>> tx = aj.compose(aj.as_optimizer(optax.adam(1e-3)), aj.lookahead())
+      >>> slow = aj.eval_params(tx.init({"w": jnp.ones(2)}), {"w": jnp.ones(2)})
     """
     return _declared(tx, Kind.UPDATE)
 

@@ -86,6 +86,10 @@ def except_named(*names: str) -> Callable[[Tree], Tree]:
 
     Returns:
       A mask: a function from a tree to a tree of bools, False for those leaves.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, weight_decay=0.1, mask=aj.except_named("bias", "scale"))
     """
 
     def mask(tree: Tree) -> Tree:
@@ -105,6 +109,12 @@ def matrices_only(tree: Tree) -> Tree:
 
     Returns:
       A tree of bools like ``tree``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> aj.matrices_only(params)
+      {'bias': False, 'kernel': True}
     """
     return jax.tree.map(lambda p: np.ndim(p) > 1, tree)
 

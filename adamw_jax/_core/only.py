@@ -34,6 +34,11 @@ def only(inner: Any, where: masks.Mask) -> Stage:
     Raises:
       ValueError: ``inner`` gives another kind than it takes, or (in ``init`` and ``update``) the
         mask does not fit the leaves, or ``inner`` corrects the bias or delays the moments.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> clip = aj.only(aj.clip_gradient(1.0), where="kernel")
+      >>> tx = aj.compose(clip, aj.adamw(1e-3))
     """
     if not isinstance(inner, Stage):
         raise TypeError(

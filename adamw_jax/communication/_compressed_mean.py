@@ -95,6 +95,11 @@ def compressed_mean(
       ValueError: ``error_feedback=True`` does not fit the compressor, or (in ``update``) the axis
         is not there or has another size, the memory is not split between workers, or the gradient
         has been averaged before.
+
+    Example:
+      >>> import jax, adamw_jax as aj
+      >>> compress = aj.communication.compressed_mean(aj.communication.one_bit(), "data", workers=8)
+      >>> tx = aj.compose(compress, aj.adamw(1e-3))  # update runs inside jax.shard_map
     """
     if not isinstance(compressor, Compressor):
         raise TypeError(

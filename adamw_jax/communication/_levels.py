@@ -40,6 +40,11 @@ def qsgd(bits: int = 4, bucket: int = 512) -> Compressor:
     Returns:
       A compressor without error feedback, because its mean is right by itself. The paper sends
       levels in a code of variable length (Elias); these have a fixed one.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.qsgd(bits=4), params)
     """
     if bits not in (2, 4, 8):
         raise ValueError(f"bits must be 2, 4 or 8, got {bits!r}.")
@@ -76,6 +81,11 @@ def terngrad(clip: float | None = None) -> Compressor:
     Returns:
       A compressor without error feedback. It sends 2 bits for each element and a float32 for each
       array.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.terngrad(), params)
     """
     if clip is not None:
         clip = number("clip", clip, above=0)

@@ -73,6 +73,10 @@ def local_sgd(every: ScalarOrSchedule, axis_name: str | Sequence[str]) -> Stage:
 
     Raises:
       ValueError: (in ``update``) the axis is not there, or all workers have the same parameters.
+
+    Example:
+      >>> import jax, adamw_jax as aj
+      >>> tx = aj.compose(aj.sgdw(0.1), aj.communication.local_sgd(4, "data"))
     """
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     declared = declare(every=at_least_one(every))
@@ -116,6 +120,11 @@ def post_local(warmup_steps: int, every: int) -> Callable[[Any], jax.Array]:
     Returns:
       A function of the step count: 1, and from ``warmup_steps`` on ``every``. The paper switches
       where the learning rate is first reduced.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> every = aj.communication.post_local(warmup_steps=100, every=8)
+      >>> tx = aj.compose(aj.sgdw(0.1), aj.communication.local_sgd(every, "data"))
     """
     warmup_steps = positive_steps("warmup_steps", warmup_steps)
     every = whole_number("every", every)

@@ -35,6 +35,12 @@ def payload_bytes(compressor: Compressor | None, params: Tree) -> int:
     Returns:
       The size of the codes, scales, values and indices of all leaves. ``compressed_mean`` adds one
       number of 4 bytes per step.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> aj.communication.payload_bytes(None, params)  # without compression
+      16384
     """
     wire = _counted(compressor, params)
     return wire.gathered + wire.averaged
@@ -51,6 +57,11 @@ def received_bytes(compressor: Compressor | None, params: Tree, workers: int) ->
       compressor: as for ``payload_bytes``.
       params: as for ``payload_bytes``.
       workers: their number N, >= 1.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> received = aj.communication.received_bytes(aj.communication.one_bit(), params, workers=8)
     """
     workers, wire = whole_number("workers", workers), _counted(compressor, params)
     return (workers - 1) * wire.gathered + 2 * (workers - 1) * wire.averaged // workers

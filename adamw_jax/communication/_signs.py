@@ -40,6 +40,11 @@ def majority_vote() -> Compressor:
       that a gradient is 0: with an even number of workers half of them then vote for each sign, so
       that zeros of all give 0; with an odd number the vote left over has a random sign in each
       step.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.majority_vote(), params)
     """
 
     def encode(x: jax.Array, key: jax.Array, wire: Wire) -> Payload:
@@ -57,6 +62,11 @@ def scaled_sign() -> Compressor:
     Returns:
       A compressor for error feedback. In the paper the learning rate stands inside the memory; here
       the memory is of gradients, which is the same for a constant rate.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.scaled_sign(), params)
     """
 
     def encode(x: jax.Array, key: jax.Array, wire: Wire) -> Payload:
@@ -74,6 +84,11 @@ def one_bit() -> Compressor:
     Returns:
       A compressor for error feedback. A column has the elements with the same index on the last
       axis, the inputs of one unit of a layer; an array with one axis is one column.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.one_bit(), params)
     """
 
     def encode(x: jax.Array, key: jax.Array, wire: Wire) -> Payload:

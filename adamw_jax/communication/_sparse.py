@@ -36,6 +36,11 @@ def top_k(fraction: float = 0.01) -> Compressor:
     Returns:
       A compressor for error feedback. It sends a float32 and an index for each element that is
       sent: uint16 in arrays of up to 65,536 elements, else uint32.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.top_k(0.01), params)
     """
     fraction = number("fraction", fraction, above=0, most=1)
 
@@ -61,6 +66,11 @@ def random_k(fraction: float = 0.01, *, unbiased: bool = False) -> Compressor:
 
     Returns:
       A compressor for error feedback, or with ``unbiased`` one without.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((64, 64))}
+      >>> sent = aj.communication.payload_bytes(aj.communication.random_k(0.01), params)
     """
     fraction = number("fraction", fraction, above=0, most=1)
     switch("unbiased", unbiased)

@@ -38,6 +38,13 @@ def worker_specs(state: Any, axis_name: str | Sequence[str]) -> Any:
     Returns:
       A tree like the state: ``P(axis_name)`` for the memory of the workers, ``P()`` for everything
       else, which is the same on all of them.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(4)}
+      >>> compress = aj.communication.compressed_mean(aj.communication.one_bit(), "data", workers=8)
+      >>> state = aj.compose(compress, aj.adamw(1e-3)).init(params)
+      >>> specs = aj.communication.worker_specs(state, "data")
     """
     axes = axis_name if isinstance(axis_name, str) else tuple(axis_name)
     same = jax.tree.map(lambda _: PartitionSpec(), state)
@@ -54,6 +61,13 @@ def resize_workers(state: Any, workers: int) -> Any:
     Returns:
       A state in which each worker has the mean of the former memories, so that what was not sent
       yet still arrives once.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(4)}
+      >>> compress = aj.communication.compressed_mean(aj.communication.one_bit(), "data", workers=8)
+      >>> state = aj.compose(compress, aj.adamw(1e-3)).init(params)
+      >>> state = aj.communication.resize_workers(state, 4)
     """
     workers = whole_number("workers", workers)
 

@@ -130,6 +130,12 @@ def spectral_density(
 
     Returns:
       A ``SpectralDensity``. The computation needs memory for about 2 k vectors.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> found = aj.curvature.spectral_density(loss_fn, params, batch, k=3, key=jax.random.key(0))
     """
     k, num_probes = whole_number("k", k), whole_number("num_probes", num_probes)
     if kernel_variance is not None:
@@ -150,6 +156,14 @@ def quadrature(matvec: LinearMap, probes: Tree, k: int) -> tuple[jax.Array, jax.
 
     Returns:
       Nodes, ascending, and weights, both of shape (number of probes, k).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> probes = jax.random.normal(jax.random.key(0), (2, 3))
+      >>> nodes, weights = aj.curvature.quadrature(product, probes, 3)
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)

@@ -61,6 +61,13 @@ def hessian_diag(
 
     Returns:
       A tree like ``params``, in float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> aj.curvature.hessian_diag(loss_fn, params, batch).tolist()
+      [1.0, 2.0, 3.0]
     """
     one_of("method", method, METHODS)
     params = real_params(params)
@@ -101,6 +108,15 @@ def hutchinson_diag(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Tree
 
     Returns:
       A tree like one probe, in float32 or wider; NaN where every probe is 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> probes = jax.random.rademacher(jax.random.key(0), (8, 3), jnp.float32)
+      >>> aj.curvature.hutchinson_diag(product, probes).tolist()
+      [1.0, 2.0, 3.0]
     """
     probe_of, like, num = given(probes)
     flat, _, tree_of = flat_map(matvec, like)

@@ -67,6 +67,12 @@ def top_eigenvalues(
       residuals: |H u - theta u|, shape (k,).
       All are in float32 or wider. Lanczos' iteration finds one copy of a repeated eigenvalue. If it
       finds fewer than k eigenvalues, the others are NaN.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> found = aj.curvature.top_eigenvalues(loss_fn, params, batch, 1, key=jax.random.key(0))
     """
     one_of("which", which, ENDS)
     one_of("backend", backend, BACKENDS)

@@ -75,6 +75,13 @@ def lanczos(matvec: LinearMap, v0: Tree, k: int, *, reorthogonalize: bool = True
 
     Returns:
       A ``LanczosResult``. The computation needs memory for about 2 k vectors; the result holds k.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> found = aj.curvature.lanczos(product, jnp.ones(3), 3)
     """
     k = whole_number("k", k)
     switch("reorthogonalize", reorthogonalize)

@@ -76,6 +76,14 @@ def preconditioner(
       S / (P_11 l) of a leaf for ``koala_v``, and S / ((P_11 + P_21) l) for ``koala_m``, whose
       gradient moves parameters and velocity. KOALA's gradient is the one after clipping and L2. Its
       l is the loss, with decay, minus its target; if l is negative, so is P.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> tx = aj.adam(1e-3)
+      >>> _, state = tx.update(batch, tx.init(params), params)
+      >>> divisor = aj.curvature.preconditioner(tx, state, params)
     """
     loss = {"value": value, "value_sq_mean": value_sq_mean}
     slopes = inverse_preconditioner(tx, opt_state, params, gradient, loss)

@@ -66,6 +66,13 @@ def hvp(loss_fn: LossFn, params: Tree, batch: Any, v: Tree) -> Tree:
 
     Returns:
       H v, a tree with the shapes and dtypes of ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> aj.curvature.hvp(loss_fn, params, batch, jnp.ones(3)).tolist()
+      [1.0, 2.0, 3.0]
     """
     return hvp_fn(loss_fn, params, batch)(v)
 
@@ -82,6 +89,14 @@ def hvp_fn(loss_fn: LossFn, params: Tree, batch: Any) -> LinearMap:
       ``v -> H v``. v is a tree like ``params`` in any floating dtypes; H v has the dtypes of
       ``params``. The gradient is linearized once, and a product repeats only the linear part. With
       ``Batches`` every product also repeats the linearization.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> product(jnp.ones(3)).tolist()
+      [1.0, 2.0, 3.0]
     """
     gradient = jax.grad(loss_fn)
 
@@ -102,6 +117,16 @@ def gauss_newton_product(loss_fn: CompositeLoss, params: Tree, batch: Any, v: Tr
 
     Returns:
       J^T (B (J v)), a tree with the shapes and dtypes of ``params``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = aj.curvature.CompositeLoss(
+      ...     lambda params, batch: batch[0] @ params,
+      ...     lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2),
+      ... )
+      >>> params, batch = jnp.ones(2), (jnp.eye(2), jnp.zeros(2))
+      >>> aj.curvature.gauss_newton_product(loss_fn, params, batch, jnp.ones(2)).tolist()
+      [1.0, 1.0]
     """
     return gauss_newton_fn(loss_fn, params, batch)(v)
 
@@ -118,6 +143,17 @@ def gauss_newton_fn(loss_fn: CompositeLoss, params: Tree, batch: Any) -> LinearM
 
     Returns:
       ``v -> J^T (B (J v))`` on trees like ``params``, as the map of ``hvp_fn``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = aj.curvature.CompositeLoss(
+      ...     lambda params, batch: batch[0] @ params,
+      ...     lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2),
+      ... )
+      >>> params, batch = jnp.ones(2), (jnp.eye(2), jnp.zeros(2))
+      >>> product = aj.curvature.gauss_newton_fn(loss_fn, params, batch)
+      >>> product(jnp.ones(2)).tolist()
+      [1.0, 1.0]
     """
     if not isinstance(loss_fn, CompositeLoss):
         raise TypeError(

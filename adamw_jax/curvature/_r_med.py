@@ -41,6 +41,11 @@ def r_med(
       A dict from the slash-separated names of leaves to scalars, or one scalar; float32 or wider.
       The median of an even number of entries is the mean of the middle two. A median of 0 gives
       inf, a diagonal of zeros NaN.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> float(aj.curvature.r_med({"w": jnp.array([1.0, 2.0, 8.0])}, per_block=False))
+      4.0
     """
     switch("per_block", per_block)
     switch("absolute", absolute)

@@ -65,6 +65,13 @@ def sharpness(
     Returns:
       A scalar in float32 or wider. It is a lower bound: more ``steps`` only raise it, up to
       rounding.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> round(float(aj.curvature.sharpness(loss_fn, params, batch, key=jax.random.key(0))), 3)
+      3.0
     """
     found = top_eigenvalues(loss_fn, params, batch, key=key, steps=steps, product=product)
     return found[0][0]
@@ -104,6 +111,16 @@ def preconditioned_sharpness(
       if the first moment is an average, ``"sgd"`` for heavy-ball momentum, b1 = 0 without momentum
       (KOALA-V, ``norm_adaptive_sgd``). KOALA-M and recipes that scale the direction later (trust
       ratios, clipping) have other thresholds.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> tx = aj.adam(1e-3)
+      >>> _, state = tx.update(batch, tx.init(params), params)
+      >>> found = aj.curvature.preconditioned_sharpness(
+      ...     loss_fn, params, batch, tx, state, key=jax.random.key(0)
+      ... )
     """
     steps, params = whole_number("steps", steps), real_params(params)
     value = gradient = None
@@ -154,6 +171,11 @@ def stability_threshold(optimizer: str, learning_rate: Any, b1: Any) -> jax.Arra
     Returns:
       A scalar of the default float dtype, to compare with ``sharpness`` for the first two and with
       ``preconditioned_sharpness`` for ``"adam"``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> round(float(aj.curvature.stability_threshold("sgd", 0.1, 0.0)), 1)
+      20.0
     """
     one_of("optimizer", optimizer, OPTIMIZERS)
     lr = _concrete("learning_rate", learning_rate, positive)

@@ -53,6 +53,10 @@ def lr_momentum_from_spectrum(
       method: ``"sgd"``, momentum 0; ``"heavy_ball"``, m <- momentum m + g; ``"nesterov"``.
       mu: ``"median"`` of the values, or ``"non_bulk_min"``, the smallest value without the bulk
         near zero: a value with more than half of the weight.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> rates = aj.curvature.lr_momentum_from_spectrum(jnp.array([0.1, 1.0, 10.0]))
     """
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)

@@ -55,6 +55,12 @@ def hessian_trace(
 
     Returns:
       The estimate and its standard error, scalars in float32 or wider.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> found = aj.curvature.hessian_trace(loss_fn, params, batch, key=jax.random.key(0))
     """
     num, chunk = whole_number("num", num, least=2), whole_number("chunk", chunk)
     return _trace(loss_fn, real_params(params), batch, key, num=num, chunk=chunk, product=product)
@@ -80,6 +86,14 @@ def hutchinson_trace(matvec: LinearMap, probes: Tree, *, chunk: int = 64) -> Est
     Returns:
       The mean of z^T H z over the probes z and its standard error (NaN for a single probe), scalars
       in float32 or wider.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> probes = jax.random.rademacher(jax.random.key(0), (8, 3), jnp.float32)
+      >>> found = aj.curvature.hutchinson_trace(product, probes)
     """
     probe_of, like, num = given(probes)
     flat, _, _ = flat_map(matvec, like)

@@ -42,6 +42,10 @@ def batch_hessian_extreme(
 
     Returns:
       An array of the default float dtype, of the shape that the arguments broadcast to.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> found = aj.diagnostics.batch_hessian_extreme(10.0, 0.1, num_params=10_000, batch_size=128)
     """
     examples = real_array("batch_size", batch_size, above=0)
     total = real_array("dataset_size", math.inf if dataset_size is None else dataset_size, above=0)
@@ -73,6 +77,10 @@ def minimal_damping(learning_rate: float, batch_size: float, scale: float = 256.
       batch_size: examples, > 0.
       scale: damping times batch size at a learning rate of 1, > 0; 256 is the value of the authors
         for KFAC on VGG-16. It has the units of the curvature: tune it once and keep it.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> damping = aj.diagnostics.minimal_damping(0.1, batch_size=128)
     """
     rate = number("learning_rate", learning_rate, least=0)
     return number("scale", scale, above=0) * rate / number("batch_size", batch_size, above=0)

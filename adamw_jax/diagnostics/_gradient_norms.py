@@ -40,6 +40,13 @@ def layer_gradient_norms(
 
     Returns:
       Scalars of the default float dtype; the squares are summed in this dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> gradients = {"first": {"kernel": jnp.array([3.0, 4.0])}, "last": {"kernel": jnp.ones(4)}}
+      >>> norms = aj.diagnostics.layer_gradient_norms(gradients)
+      >>> {name: float(norm) for name, norm in norms.items()}
+      {'first/kernel': 5.0, 'last/kernel': 2.0}
     """
     check_floating(gradients, "gradient of")
     parts = None if depth is None else whole_number("depth", depth)

@@ -98,6 +98,13 @@ def hessian_noise(
 
     Returns:
       The estimates from one direction. With few parameters, average over several keys.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> batches = [batch, 2 * batch]
+      >>> found = aj.diagnostics.hessian_noise(loss_fn, params, batches, jax.random.key(0))
     """
     params = real_params(params)
     direction = random_direction(key, params)

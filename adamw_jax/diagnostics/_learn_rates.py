@@ -76,6 +76,15 @@ def learn_rates(
 
     Raises:
       ValueError: the curvature is zero or not finite, or ``state`` belongs to another method.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> tx = aj.sgdw(0.1, momentum=0.9)
+      >>> state, rates = aj.diagnostics.learn_rates(
+      ...     tx.init(params), loss_fn, params, batch, key=jax.random.key(0), num_steps=3
+      ... )
     """
     one_of("method", method, METHODS)
     one_of("mu", mu, SMALLEST)

@@ -88,6 +88,10 @@ def measure_noise_scale(small_batch: int, big_batch: int, *, decay: float = 0.99
       A stage *gradient -> gradient* for the beginning of a recipe, before any clipping, with three
       scalars of state. Its ``update`` needs ``micro_square_norm``. Measurements that are not finite
       are left out.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.diagnostics.measure_noise_scale(32, 256), aj.adamw(1e-3))
     """
     small = whole_number("small_batch", small_batch)
     big = whole_number("big_batch", big_batch, least=small + 1)
@@ -134,6 +138,13 @@ def read_noise_scale(state: Any) -> NoiseScale:
 
     Returns:
       A ``NoiseScale``; both averages are 0 before the first measurement.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.compose(aj.diagnostics.measure_noise_scale(32, 256), aj.adamw(1e-3))
+      >>> _, state = tx.update(params, tx.init(params), params, micro_square_norm=4.0)
+      >>> found = aj.diagnostics.read_noise_scale(state)
     """
     found = find(state, NoiseMeterState)
     if len(found) != 1:
@@ -157,6 +168,11 @@ def with_micro_norms(multi_steps: optax.MultiSteps) -> optax.GradientTransformat
     Returns:
       A transformation that takes micro-gradients as ``multi_steps`` does, with one more scalar of
       state. Micro-steps that ``should_skip_update_fn`` skips do not count.
+
+    Example:
+      >>> import optax, adamw_jax as aj
+      >>> meter = aj.compose(aj.diagnostics.measure_noise_scale(32, 128), aj.adamw(1e-3))
+      >>> tx = aj.diagnostics.with_micro_norms(optax.MultiSteps(meter, every_k_schedule=4))
     """
     if not isinstance(multi_steps, optax.MultiSteps):
         raise TypeError(f"with_micro_norms takes an optax.MultiSteps(...), got {multi_steps!r}.")

@@ -105,6 +105,10 @@ def gradient_noise_scale(
 
     Returns:
       A ``NoiseScale`` of arrays of the default float dtype.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> found = aj.diagnostics.gradient_noise_scale(2.0, 1.5, small_batch=32, big_batch=256)
     """
     small = real_array("small_square", small_square, least=0)
     big = real_array("big_square", big_square, least=0)
@@ -131,6 +135,13 @@ def micro_square_norms(gradients: Tree) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       ``small_square`` and ``big_square`` of ``gradient_noise_scale``, over all leaves.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> gradients = {"w": jnp.array([[3.0, 4.0], [0.0, 0.0]])}
+      >>> small, big = aj.diagnostics.micro_square_norms(gradients)
+      >>> float(small), float(big)
+      (12.5, 6.25)
     """
     number = _number(gradients)
     wide = jax.tree.map(numerics.widen, gradients)
@@ -150,6 +161,11 @@ def curvature_noise_scale(
 
     Returns:
       A ``CurvatureNoise`` of scalars of the default float dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> gradients = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # one row a micro-batch
+      >>> found = aj.diagnostics.curvature_noise_scale(gradients, lambda v: 2 * v)
     """
     number = _number(gradients)
     examples = real_array("micro_batch", micro_batch, above=0)

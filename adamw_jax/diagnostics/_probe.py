@@ -80,6 +80,14 @@ def probe(*stages: Any, per_leaf: bool = False) -> Composed:
     Returns:
       A recipe with the same updates as ``compose(*stages)``. Its state has one entry more,
       ``stages["probe"]``, which ``read_probe`` reads. Its update needs params.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.probe(aj.clip_gradient(1.0), aj.adamw(1e-3))
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> round(float(aj.read_probe(state)["gradient_norm"]), 4)
+      1.7321
     """
     switch("per_leaf", per_leaf)
     whole = compose(*stages)
@@ -109,6 +117,14 @@ def read_probe(state: Any, params: Tree | None = None) -> dict[str, Any]:
       ``clip_rate`` are dicts by parameter name, or without ``params`` arrays in the order of
       ``jax.tree.leaves``. ``clip_rate`` is missing if it is not known. If the state has several
       probes (``optax.partition``), the path of its probe precedes each name.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.probe(aj.clip_gradient(1.0), aj.adamw(1e-3))
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> round(float(aj.read_probe(state)["gradient_norm"]), 4)
+      1.7321
     """
     found = find(state, ProbeState)
     if not found:

@@ -51,6 +51,11 @@ def radam_rho(t: Any, b2: Any) -> jax.Array:
 
     Returns:
       An array of the default float dtype.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> round(float(aj.diagnostics.radam_rho(10, 0.999)), 2)
+      9.98
     """
     return _lengths(t, b2)[0]
 
@@ -66,6 +71,10 @@ def radam_variance(t: Any, b2: Any, exact: bool = True) -> jax.Array:
 
     Returns:
       An array of the default float dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> variance = aj.diagnostics.radam_variance(jnp.arange(1, 101), 0.999)
     """
     switch("exact", exact)
     rho, _ = _lengths(t, b2)
@@ -84,6 +93,10 @@ def radam_rectifier(t: Any, b2: Any) -> jax.Array:
 
     Returns:
       An array of the default float dtype, in [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> rectifier = aj.diagnostics.radam_rectifier(jnp.arange(1, 101), 0.999)
     """
     rho, limit = _lengths(t, b2)
     return _where_long(rho, rectifier(rho, limit))

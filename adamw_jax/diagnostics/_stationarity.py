@@ -140,6 +140,12 @@ def stationarity_report(
     Returns:
       The report. It costs one gradient, two Hessian products and two losses per batch, and memory
       for five more gradients.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> report = aj.diagnostics.stationarity_report(loss_fn, params, [batch, 2 * batch], 0.1)
     """
     check_floating(params, "parameter")
     if (learning_rate is None) == (update_fn is None):

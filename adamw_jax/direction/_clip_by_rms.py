@@ -38,6 +38,12 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
 
     Returns:
       A stage *direction -> direction*, without state. It needs whole leaves.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.scale_by_adam(), aj.direction.clip_by_rms(1.0), aj.scale_by_learning_rate(1e-3)
+      ... )
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -81,6 +81,10 @@ def l2_decay(
 
     Returns:
       A stage *gradient -> gradient*; it needs the parameters.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.l2_decay(1e-4), aj.adam(1e-3))
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -137,6 +141,14 @@ def decoupled_decay(
     Returns:
       A stage *direction -> direction* for ``"learning_rate"``, otherwise *update -> update*. It
       needs the parameters.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.scale_by_adam(),
+      ...     aj.decoupled_decay(0.1, mask="kernel"),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     one_of("form", form, (*FORMS, "inside"))
     switch("cautious", cautious)

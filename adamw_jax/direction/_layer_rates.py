@@ -50,6 +50,11 @@ def layer_decay(
     Raises:
       ValueError: no name fits a pattern with ``{}``, or a pattern matches stacked leaves of
         different depths.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> rules = aj.direction.layer_decay(0.75, ["embed/*", "block/*", "head/*"])
+      >>> tx = aj.adamw(1e-3, rules=rules)
     """
     rate = number("rate", rate, above=0, most=1)
     groups = _groups("layers", layers, params)
@@ -85,6 +90,11 @@ def discriminative_rates(
 
     Raises:
       ValueError: no name fits a pattern with ``{}``, as when the layers are stacked in one leaf.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> rules = aj.direction.discriminative_rates(1e-4, 1e-3, ["body/*", "head/*"])
+      >>> tx = aj.adamw(1.0, rules=rules)
     """
     high = number("high", high, above=0)
     found = _groups("groups", groups, params)

@@ -75,6 +75,13 @@ def mup(
 
     Raises:
       ValueError: the trees differ, or more than two axes of a parameter grow.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> base = {"hidden": jnp.ones((64, 64))}
+      >>> params = {"hidden": jnp.ones((256, 256))}
+      >>> rules = aj.direction.mup(params, base)
+      >>> tx = aj.adam(1e-3, rules=rules)
     """
     one_of("optimizer", optimizer, OPTIMIZERS)
     one_of("layout", layout, LAYOUTS)

@@ -40,6 +40,14 @@ def scale_by_parameter_rms(
 
     Returns:
       A stage *direction -> direction*, without state. It needs the parameters and whole leaves.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.scale_by_adam(),
+      ...     aj.direction.scale_by_parameter_rms(),
+      ...     aj.scale_by_learning_rate(1e-2),
+      ... )
     """
 
     def factor_of(size: jax.Array, step: Step) -> jax.Array:

@@ -72,7 +72,8 @@ class Table(NamedTuple):
         if unmatched or doubled or idle:
             raise ValueError(
                 f"rules must match every parameter exactly once. Not matched: {unmatched}; "
-                f"matched more than once: {doubled}; patterns that match nothing: {idle}. "
+                f"matched more than once: {doubled}; patterns that match nothing: {idle} "
+                f"(names are {', '.join(names[:4])}{', ...' if names[4:] else ''}). "
                 "parameter_rules(..., default=Rule()) is for the parameters that match none. To "
                 "set the learning rate by one pattern and the decay by another, multiply two "
                 "tables: parameter_rules(...) * parameter_rules(...)."
@@ -262,6 +263,12 @@ def parameter_rules(table: Mapping[str, Rule], default: Rule | None = None) -> P
     Returns:
       The rules, with a copy of the table. Multiply two to combine them:
       ``parameter_rules(rates) * parameter_rules(decays)``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> rules = aj.parameter_rules({"bias": aj.Rule(learning_rate_factor=0.1)}, default=aj.Rule())
+      >>> state = aj.adamw(1e-3, rules=rules).init(params)
     """
     for pattern, rule in table.items():
         if not isinstance(pattern, str) or not isinstance(rule, Rule):

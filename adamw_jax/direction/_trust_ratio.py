@@ -86,6 +86,14 @@ def scale_by_trust_ratio(
     Returns:
       A stage *direction -> direction*, without state, or *gradient -> gradient*, which marks the
       state but has no array. It needs the parameters.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.scale_by_adam(),
+      ...     aj.direction.scale_by_trust_ratio(),
+      ...     aj.scale_by_learning_rate(1e-2),
+      ... )
     """
     one_of("of", of, OF)
     declared = declare(

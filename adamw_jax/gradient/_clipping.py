@@ -46,6 +46,10 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 
     Returns:
       A stage *gradient -> gradient*, without state.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.clip_gradient(1.0), aj.adamw(1e-3))
     """
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -74,6 +78,15 @@ def clip_step(
 
     Returns:
       A stage *direction -> direction*. It does not clip decay and rules that come after it.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.no_moment(), aj.moments.no_moment()),
+      ...     aj.precondition(None),
+      ...     aj.gradient.clip_step(0.1, max_step=0.01),
+      ...     aj.scale_by_learning_rate(0.1),
+      ... )
     """
     switch("per_leaf", per_leaf)
 
@@ -101,6 +114,12 @@ def clip_elements(limit: ScalarOrSchedule) -> Stage:
 
     Returns:
       A stage *direction -> direction*, without state. A complex element keeps its phase.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.scale_by_adam(), aj.gradient.clip_elements(2.0), aj.scale_by_learning_rate(1e-3)
+      ... )
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
@@ -130,6 +149,15 @@ def normalize(*, per_leaf: bool = False) -> Stage:
 
     Returns:
       A stage *direction -> direction*, without state. A direction of zeros stays zero.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.no_moment(), aj.moments.no_moment()),
+      ...     aj.precondition(None),
+      ...     aj.gradient.normalize(),
+      ...     aj.scale_by_learning_rate(0.1),
+      ... )
     """
     switch("per_leaf", per_leaf)
 

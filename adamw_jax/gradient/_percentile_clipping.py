@@ -68,6 +68,10 @@ def percentile_clipping(
 
     Returns:
       A stage *gradient -> gradient* with n scalars of state per leaf.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.gradient.percentile_clipping(5), aj.adamw(1e-3))
     """
     percentile = number("percentile", percentile, least=0, below=100)
     history = whole_number("history", history)

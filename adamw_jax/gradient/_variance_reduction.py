@@ -66,6 +66,10 @@ def variance_reduction(
     Returns:
       A stage *gradient -> gradient* with one value of state per parameter. The authors leave out
       vectors: ``only(variance_reduction(), matrices_only)``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.gradient.variance_reduction(0.025), aj.adamw(1e-3, b1=0.95))
     """
     dtype = storage_dtype("dtype", dtype)
 

@@ -77,6 +77,16 @@ def gradinit(
 
     Returns:
       Parameters with the structure, shapes and dtypes of ``params``, and a ``GradInitInfo``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((batch @ params["kernel"]) ** 2)
+      >>> params = {"kernel": 5 * jnp.ones((3, 2))}
+      >>> batches = [(jnp.ones((4, 3)), jnp.ones((4, 3)))] * 3
+      >>> scaled, about = aj.gradinit(
+      ...     params, loss_fn, batches, num_steps=3, eta=0.1, gamma=1.0, scale_lr=0.1
+      ... )
     """
     search = GradInit(loss_fn, **settings)
     steps = None if num_steps is None else positive_steps("num_steps", num_steps)

@@ -27,6 +27,10 @@ def overlapping_pair(batch: Any) -> tuple[Any, Any]:
 
     Returns:
       Two trees like ``batch``, each with two thirds of its examples.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> first, second = aj.initialization.overlapping_pair(jnp.arange(8))
     """
     shapes = [getattr(x, "shape", ()) for x in jax.tree.leaves(batch)]
     lengths = {shape[0] if shape else 0 for shape in shapes}

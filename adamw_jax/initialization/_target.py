@@ -41,6 +41,11 @@ def gradient_norm(gradient: Tree, algorithm: str) -> jax.Array:
     Returns:
       A scalar of the default float dtype. The Euclidean norm of 0 is tiny but positive. If its
       square overflows it is infinite, and the search skips the step.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> float(aj.initialization.gradient_norm({"w": jnp.array([3.0, 4.0])}, "sgd"))
+      5.0
     """
     one_of("algorithm", algorithm, ALGORITHMS)
     if algorithm == "sgd":
@@ -60,6 +65,10 @@ def first_step(gradient: Tree, algorithm: str, normalize: bool = True) -> Tree:
     Returns:
       A tree like ``gradient``, in float32 or wider. Complex leaves of ``jax.grad`` are conjugated,
       so that the step descends.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> step = aj.initialization.first_step({"w": jnp.array([3.0, -4.0])}, "adam")
     """
     one_of("algorithm", algorithm, ALGORITHMS)
     switch("normalize", normalize)

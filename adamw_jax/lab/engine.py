@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from adamw_jax.lab.feeding import initial, on_device, source_of
 from adamw_jax.lab.programs import advance, evaluate, start, stretch, views_of
 from adamw_jax.lab.recipes import Recipe
 from adamw_jax.lab.task import Task, Tree
+from adamw_jax.lab.unfinished import Place, Unfinished
 
 CPU_LANES, LANES = 8, 64
 TABLE = 1024
@@ -52,6 +54,14 @@ class Lane:
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     start: tuple[Tree, Tree] | None = None
 
+    @property
+    def described(self) -> Any:
+        """All that determines the run, beside task and optimizer."""
+        found = hashlib.sha256(self.learning_rates.tobytes() + self.momenta.tobytes())
+        for leaf in jax.tree.leaves(self.start):
+            found.update(np.asarray(leaf).tobytes())
+        return self.seed, sorted(self.numbers.items()), found.hexdigest()
+
 
 class Stopped(Exception):
     """The engine was told to stop."""
@@ -74,6 +84,7 @@ class Engine:
         self.workers = workers or (2 if on_cpu and cores() > 1 else 1)
         self.lanes = CPU_LANES if on_cpu else LANES
         self.stop = threading.Event()
+        self.unfinished: Unfinished | None = None
         self._programs: dict[Any, concurrent.futures.Future] = {}
         self._modes: dict[Any, list[tuple[bool, bool]]] = {}
         self._guard = threading.Lock()
@@ -137,7 +148,9 @@ class Engine:
                 for part in parts:
                     chosen = [lanes[i] for i in part]
                     size = width if vmapped else 1
-                    made, ends = self._train(task, recipe, chosen, marks, size, traced, say)
+                    made, ends = self._train(
+                        task, recipe, chosen, marks, size, traced, say, at_end is not None
+                    )
                     rows |= dict(zip(part, made, strict=True))
                     for place, lane in enumerate(part if at_end else ()):
                         params, state, inner = jax.tree.map(lambda a, i=place: a[i], ends)
@@ -160,8 +173,9 @@ class Engine:
         width: int,
         traced: bool,
         say: Callable[[int, Row], None],
+        wanted: bool,
     ) -> tuple[list[list[Row]], Any]:
-        """Return the rows of each lane, and the carry."""
+        """Return the rows of each lane, and the carry if it is wanted."""
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
         seeds, numbers, curves = _arguments(padded)
         static = None if traced else tuple(sorted(lanes[0].numbers.items()))
@@ -170,12 +184,20 @@ class Engine:
         args = (stacked, numbers, curves)
         begin = functools.partial(start, recipe, static, width)
         carry = self._compiled((*known, "start"), begin, args)(*args)
-        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1])
+        key = (task.name, *known[1:], [*marks], [lane.described for lane in lanes])
+        place = Place(0, [[] for _ in lanes], 0.0, carry)
+        if self.unfinished and (found := self.unfinished.load(key, carry)):
+            place = found
+            say(place.step * len(lanes), _last(place.rows))
+        before, rows, seconds, carry = place
+        source = source_of(task.data, [lane.seed for lane in lanes], marks[-1], before)
         go_on = self._by_steps if task.steps_per_call else self._by_stretches
-        rows: list[list[Row]] = [[] for _ in lanes]
-        seconds, before = 0.0, 0
         for mark in marks:
+            if mark <= before:
+                continue
             if self.stop.is_set():
+                if self.unfinished and before:
+                    self.unfinished.save(key, Place(before, rows, seconds, carry), now=True)
                 raise Stopped
             given = (carry, numbers, curves, seeds)
             carry, metrics, own = go_on(task, recipe, known, given, before, mark, source)
@@ -186,6 +208,9 @@ class Engine:
                     {"step": mark, "seconds": round(seconds, 6)}
                     | {name: finite(value[i]) for name, value in metrics.items()}
                 )
+            if self.unfinished:
+                place, last = Place(mark, rows, seconds, carry), mark == marks[-1]
+                self.unfinished.save(key, place, now=last, ended=last and not wanted)
             say((mark - before) * len(lanes), metrics)
             before = mark
         return rows, carry
@@ -312,6 +337,12 @@ def _arguments(lanes: Sequence[Lane]) -> tuple[jax.Array, dict[str, jax.Array], 
     curves = [_schedules([getattr(lane, name) for lane in lanes])
               for name in ("learning_rates", "momenta")]  # fmt: skip
     return seeds, numbers, tuple(curves)
+
+
+def _last(rows: list[list[Row]]) -> Row:
+    """Return the metrics of the last rows, arrays with one value per lane."""
+    names = [name for name in rows[0][-1] if name not in ("step", "seconds")]
+    return {name: np.array([own[-1][name] for own in rows], float) for name in names}
 
 
 def finite(value: Any) -> float | None:

@@ -15,6 +15,10 @@ def tensorboard(folder: str | Path) -> Callable[[list[dict[str, Any]]], None]:
 
     Args:
       folder: where TensorBoard looks: ``tensorboard --logdir folder``.
+
+    Example:
+      >>> from adamw_jax.lab import tensorboard
+      >>> write = tensorboard("events")  # compare(..., on_rows=write)
     """
     from tensorboardX import SummaryWriter
 

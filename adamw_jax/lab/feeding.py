@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,8 +31,17 @@ def _drawn(task: Task) -> Callable[[jax.Array], Any]:
     return compiled
 
 
-def source_of(data: Data, seeds: Sequence[int], steps: int) -> Callable[[int, int, int], Tree]:
-    """Return (begin, end, lanes) -> indices or batches of shape (lanes, end - begin, ...)."""
+def source_of(
+    data: Data, seeds: Sequence[int], steps: int, begun: int = 0
+) -> Callable[[int, int, int], Tree]:
+    """Return (begin, end, lanes) -> indices or batches of shape (lanes, end - begin, ...).
+
+    Args:
+      data: the data.
+      seeds: seeds of the lanes.
+      steps: all steps.
+      begun: steps of a run that is continued; their batches are skipped.
+    """
     distinct = list(dict.fromkeys(seeds))
     if data.size is not None:
         size, batch_size = data.size, data.batch_size or 1
@@ -40,7 +50,9 @@ def source_of(data: Data, seeds: Sequence[int], steps: int) -> Callable[[int, in
         def read(begin: int, end: int) -> dict[int, Tree]:
             return {seed: order[begin:end] for seed, order in orders.items()}
     else:
-        streams: dict[int, Iterator[Tree]] = {seed: data.batches(seed) for seed in distinct}
+        streams: dict[int, Iterator[Tree]] = {
+            seed: itertools.islice(data.batches(seed), begun, None) for seed in distinct
+        }
 
         def read(begin: int, end: int) -> dict[int, Tree]:
             return {

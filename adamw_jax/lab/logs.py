@@ -16,12 +16,12 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adamw_jax.lab.experiments.registry import Experiment, get_experiment, settings_hash
+from adamw_jax.lab.json_files import read_json, refuse, write_json, write_text
 from adamw_jax.lab.plots.files import as_csv
 
 Row = dict[str, Any]
@@ -163,42 +163,12 @@ def write_run(folder: Path, run: dict[str, Any]) -> None:
     write_json(folder / "run.json", run)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object; a missing or damaged file is a ``ValueError``."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"cannot read {path}: it must hold an object, got {type(found).__name__}.")
-    return found
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write one JSON object."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there, so that the old one stays until then."""
-    new = path.with_name(f"{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def _rows(text: str) -> list[Row]:
-    rows = [json.loads(line, parse_constant=_refuse) for line in io.StringIO(text)]
+    rows = [json.loads(line, parse_constant=refuse) for line in io.StringIO(text)]
     wrong = next((row for row in rows if not isinstance(row, dict)), None)
     if wrong is not None:
         raise ValueError(f"a row must be an object, got {wrong!r}")
     return rows
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _line(row: Row) -> str:

@@ -76,7 +76,7 @@ def compare(
       extend: how often a space is extended where the best trial is at its edge. The additional
         trials, half as many, are counted in the result.
       out: folder for live logs and the report; None for neither.
-      resume: continue an interrupted comparison in ``out``; finished runs are kept.
+      resume: continue an interrupted comparison in ``out``, also inside its runs.
       overwrite: replace earlier results in ``out``, when the new ones are whole.
       on_rows: called with the new rows after every group of runs, for a logger of your own.
       progress: a ``Progress``; by default nothing is shown.

@@ -45,6 +45,17 @@ def lr_find(
       Learning rates, losses and suggestions; ``plot()`` draws them.
 
     Reference: Smith, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from adamw_jax.lab import Task, lr_find, split
+      >>> x = np.linspace(-1, 1, 50, dtype=np.float32)
+      >>> line = Task(
+      ...     init=lambda key: {"slope": jax.random.normal(key)},
+      ...     loss=lambda params, batch: (params["slope"] * batch[0] - batch[1]) ** 2,
+      ...     data=split((x, 3 * x)),
+      ... )
+      >>> found = lr_find(line, "adamw", steps=50)
     """
     check(start, end, steps)
     chosen = contender(optimizer, constant=True)

@@ -28,6 +28,7 @@ from adamw_jax.lab.results import Result, Table, Verdict
 from adamw_jax.lab.stats import SIGNS
 from adamw_jax.lab.study import Study, terminated_like_interrupted
 from adamw_jax.lab.train import Runner
+from adamw_jax.lab.unfinished import Unfinished
 
 COLORS = {
     "shown": "green",
@@ -81,13 +82,14 @@ def perform(
       out: folder for the results.
       console: console for progress.
       overwrite: replace earlier results, see ``open_folder``.
-      resume: keep finished experiments, and the runs in the log of one that is not.
+      resume: keep what is finished, and go on inside the runs that are not.
     """
     with open_folder(out, overwrite=overwrite, resume=resume) as folder:
         run = _begun(folder, title, [experiment.name for experiment, _, _ in work])
         seconds = 0.0
         with shown_progress(console) as progress, terminated_like_interrupted():
             runner = Runner(progress)
+            runner.engine.unfinished = Unfinished(folder)
             for number, (experiment, preset, settings) in enumerate(work, 1):
                 progress.experiment(experiment.title, number, len(work))
                 logs = folder / "logs"
@@ -98,6 +100,7 @@ def perform(
                     )
                     rows = experiment.measure(settings, runner)
                     runner.log.finish(rows, time.perf_counter() - clock)
+                    runner.engine.unfinished.remove()
                 seconds += read_log(logs, experiment.name).seconds
         console.print("Writing the report ...", style="dim")
         report = _built(folder, run, seconds)
@@ -120,8 +123,10 @@ def run_study(study: Study, out: Path, *, resume: bool, overwrite: bool) -> Comp
         begin = Logged(EXPERIMENT, "own", settings, 0.0, [])
         log = LiveLog(folder / "logs", begin, resume, functools.partial(whole_runs, settings))
         run = _begun(folder, comparison_title(settings), [EXPERIMENT.name])
+        study.engine.unfinished = Unfinished(folder)
         found = study.run(log.rows, log.add)
         logged = log.finish(found.rows, found.seconds)
+        study.engine.unfinished.remove()
         _built(folder, run, logged.seconds)
     return dataclasses.replace(found, seconds=logged.seconds)
 

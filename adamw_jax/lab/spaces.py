@@ -87,6 +87,10 @@ def uniform(low: float, high: float) -> Range:
     Args:
       low: smallest value.
       high: largest value.
+
+    Example:
+      >>> from adamw_jax.lab import uniform
+      >>> space = {"b1": uniform(0.8, 0.95)}
     """
     return Range(low, high, log=False)
 

@@ -69,6 +69,16 @@ def amsgrad_max(corrected: bool = False, *, dtype: Any = None) -> Stage:
     Raises:
       ValueError: (in ``update``) the recipe has no second moment, or ``corrected`` does not fit the
         place of the stage.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.moments.amsgrad_max(),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     switch("corrected", corrected)
     kept = CorrectedMaximumState if corrected else MaximumState

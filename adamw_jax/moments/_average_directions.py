@@ -58,6 +58,16 @@ def average_directions(
 
     Returns:
       A stage *direction -> direction* with one value of state per parameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.no_moment(), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.moments.average_directions(0.9),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     switch("correct", correct)
     dtype = storage_dtype("dtype", dtype)

@@ -43,6 +43,15 @@ def ema(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None, storage: Any = None) -
     Returns:
       A part for the first moment, with one value of state per parameter. Its ``Clock`` of two
       scalars keeps the sum of the weights, for bias correction.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     return average(
         "ema",
@@ -93,6 +102,15 @@ def ema_of_squares(
 
     Returns:
       A part for the second moment, with one real value of state per parameter, and a clock.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -141,6 +159,15 @@ def ema_of_squared_momentum(
 
     Returns:
       A part for the second moment, with one real value of state per parameter, and a clock.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.moments.ema_of_squared_momentum(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def squares(gradient: Tree, first: Any) -> Tree:
@@ -211,6 +238,15 @@ def ema_of_centered_squares(
 
     Returns:
       A part for the second moment, with one real value of state per parameter, and a clock.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.moments.ema_of_centered_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def residual(gradient: Tree, first: Any) -> Tree:

@@ -43,6 +43,15 @@ def correct_bias(convention: str = "exact", *, first: bool = True, second: bool 
     Returns:
       A stage *moments -> moments*. It does not change moments that need no correction (infinity
       norm, heavy ball) or are already corrected.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     one_of("convention", convention, CONVENTIONS)
 

@@ -49,6 +49,15 @@ def delay_second(
 
     Raises:
       ValueError: (in ``update``) the recipe has no second moment, or one that is already corrected.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.moments.delay_second(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     one_of("numerator", numerator, NUMERATORS)
     one_of("corrected_by", corrected_by, ("prior", "current"))

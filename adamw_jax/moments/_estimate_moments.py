@@ -74,6 +74,15 @@ def estimate_moments(
     Raises:
       ValueError: both parts use one name for different hyperparameters, or (in ``update``) the
         gradients have another structure than the parameters of ``init``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     first = ema() if first is None else first
     second = ema_of_squares() if second is None else second
@@ -168,6 +177,15 @@ def restart_moments(state: Any) -> Any:
       The state with empty accumulators, AMSGrad's maximum and diffGrad's previous gradient
       included. Everything else stays: step count, schedules, hyperparameters, averaged weights and
       the state of stages on the update (Adafactor's momentum).
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> tx = aj.adamw(1e-3)
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> state = aj.moments.restart_moments(state)
+      >>> int(state.stages["estimate_moments"].steps)
+      0
     """
 
     def one(node: Any) -> Any:

@@ -106,6 +106,14 @@ def factored_squares(
     Returns:
       A part for the second moment, with n + m values of state for an n x m matrix, and one per
       parameter for a leaf that is not factored.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.no_moment(), aj.moments.factored_squares()),
+      ...     aj.precondition(None),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     axes = checked(axes)
     one_of("eps_form", eps_form, EPS_FORMS)

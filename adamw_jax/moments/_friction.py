@@ -55,6 +55,16 @@ def friction(variant: str = "abs", *, dtype: Any = None) -> Stage:
     Returns:
       A stage *moments -> moments* with one value of state per parameter. It may come before or
       after other such stages, and works with rectification.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.moments.friction(),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     one_of("variant", variant, VARIANTS)
 

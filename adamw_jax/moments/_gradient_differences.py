@@ -75,6 +75,17 @@ def gradient_differences(
     Returns:
       A part for the first moment, with three values of state per parameter. The previous gradient
       is stored after clipping and L2 decay.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(
+      ...         aj.moments.gradient_differences(), aj.ema_of_squares(0.99, rate_name="b3")
+      ...     ),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def init(params: Tree) -> DifferencesState:

@@ -62,6 +62,14 @@ def heavy_ball(
 
     Returns:
       A part for the first moment, with one value of state per parameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.heavy_ball(0.9), aj.moments.no_moment()),
+      ...     aj.precondition(None),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     declared = declare(momentum=fraction(momentum))
     if dampening is not None:

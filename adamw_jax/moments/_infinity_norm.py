@@ -56,6 +56,15 @@ def infinity_norm(
 
     Returns:
       A part for the second moment, a magnitude, with one real value of state per parameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.moments.infinity_norm(0.999)),
+      ...     aj.correct_bias(second=False),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def init(params: Tree) -> InfinityNormState:

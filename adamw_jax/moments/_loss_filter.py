@@ -91,6 +91,10 @@ def loss_filter(rules: ParameterRules | None = None, **options: Unpack[LossFilte
     Returns:
       A stage *gradient -> direction* with two scalars of state. Its ``update`` needs ``value``, the
       loss, and for a decay the parameters.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.moments.loss_filter(sigma=0.1, q=1.0, r=None))
     """
     o = types.SimpleNamespace(**filled(LossFilterOptions, options))
     switch("decay_in_direction", o.decay_in_direction)

@@ -160,6 +160,10 @@ def momentum_filter(
     Returns:
       A stage *gradient -> update* with two values of state per parameter. Its ``update`` needs the
       parameters and ``value``, the loss.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.moments.momentum_filter(0.1))
     """
     o = types.SimpleNamespace(**filled(MomentumFilterOptions, options))
     switch("squared_drift", o.squared_drift)

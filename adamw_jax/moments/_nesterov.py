@@ -57,6 +57,16 @@ def nesterov(momentum_decay: ScalarOrSchedule | None = None) -> Stage:
 
     Raises:
       ValueError: (in ``update``) the first moment is not a moving average, or is already corrected.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.moments.nesterov(),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def init(params: Tree) -> NesterovState:

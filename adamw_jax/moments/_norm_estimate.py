@@ -63,6 +63,10 @@ def scale_by_norm_estimate(
     Returns:
       A stage *gradient -> direction* with one scalar of state. Under ``optax.partition`` and
       ``optax.masked`` the norm is over the leaves of its part.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.moments.scale_by_norm_estimate(0.9), aj.scale_by_learning_rate(0.1))
     """
     switch("use_previous", use_previous)
 

@@ -180,6 +180,14 @@ def no_moment() -> Part:
 
     Returns:
       A part for either moment, without state.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.moments.no_moment()),
+      ...     aj.precondition(None),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def read(state: Any, gradient: Tree, step: Step) -> Reading:

@@ -69,6 +69,14 @@ def positive_negative(
       A part for the first moment, with two values of state per parameter. Its state keeps which
       buffer is written next, so skipped updates do not count. A ``correct_bias`` after it divides
       by 1 - b1^t, as AdaPNM does, not by 1 - b1^(2t).
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.positive_negative(0.9), aj.moments.no_moment()),
+      ...     aj.precondition(None),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def init(params: Tree) -> PositiveNegativeState:

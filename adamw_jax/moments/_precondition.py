@@ -51,6 +51,15 @@ def precondition(
 
     Returns:
       A stage *moments -> direction*. Without a second moment the direction is the first moment.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     power = number("power", power, above=0.0, most=0.5)
     one_of("eps_form", eps_form, ("added", "clamped"))

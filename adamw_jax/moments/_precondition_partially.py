@@ -41,6 +41,15 @@ def precondition_partially(partial: ScalarOrSchedule = 0.25, eps: ScalarOrSchedu
 
     Raises:
       ValueError: (in ``update``) the recipe has no second moment of squares.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.moments.precondition_partially(0.25),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def apply(record: Moments, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -51,6 +51,16 @@ def rectify_variance(threshold: ScalarOrSchedule = 5.0, *, below: str = "skip") 
 
     Raises:
       ValueError: (in ``update``) the second moment is not a moving average.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.ema(0.9), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.moments.rectify_variance(below="skip"),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
     one_of("below", below, FALLBACKS)
 

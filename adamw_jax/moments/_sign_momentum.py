@@ -54,6 +54,10 @@ def sign_momentum(
     Returns:
       A stage *gradient -> direction* with one value of state per parameter. Of a complex element
       the sign is x / |x|.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.moments.sign_momentum(), aj.scale_by_learning_rate(1e-4))
     """
     dtype = storage_dtype("dtype", dtype)
 

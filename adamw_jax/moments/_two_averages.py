@@ -65,6 +65,15 @@ def two_averages(
 
     Returns:
       A part for the first moment, with two values of state per parameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(
+      ...     aj.estimate_moments(aj.moments.two_averages(0.9, 0.9999), aj.ema_of_squares(0.999)),
+      ...     aj.correct_bias(),
+      ...     aj.precondition(1e-8),
+      ...     aj.scale_by_learning_rate(1e-3),
+      ... )
     """
 
     def init(params: Tree) -> TwoAveragesState:

@@ -187,7 +187,11 @@ def _direction_of(
     scale_by.__signature__ = signature  # type: ignore[attr-defined]
     scale_by.__doc__ = (
         f"Return the direction of {facts['title']}, without the learning rate.\n\n"
-        f"Arguments as for ``{of}``. Its ``update`` can be jitted alone."
+        f"Arguments as for ``{of}``. Its ``update`` can be jitted alone.\n\n"
+        "Example:\n"
+        "  >>> import adamw_jax as aj\n"
+        f"  >>> direction = aj.{name}()\n"
+        "  >>> tx = aj.compose(direction, aj.scale_by_learning_rate(1e-3))"
     )
     return scale_by
 
@@ -200,6 +204,11 @@ def list_optimizers(pattern: str = "*") -> tuple[str, ...]:
 
     Returns:
       Names for ``info`` and ``create``; empty if nothing matches.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.list_optimizers("lam*")
+      ('lamb',)
     """
     return tuple(sorted(name for name in _REGISTRY if fnmatch.fnmatchcase(name, pattern)))
 
@@ -215,6 +224,11 @@ def info(name: str) -> OptimizerInfo:
 
     Raises:
       ValueError: there is no optimizer of that name.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.info("radam").arxiv
+      '1908.03265'
     """
     if name not in _REGISTRY:
         hint = did_you_mean_optimizer(name, _REGISTRY) or "."
@@ -315,4 +329,16 @@ def _docstring(row: OptimizerInfo, options: Mapping[str, Option]) -> str:
         parts.append(f"Differs: {row.differs}")
     where = f", arXiv {row.arxiv}" if row.arxiv else ""
     parts.append(f"Reference: {row.citation}{where}.")
+    given = "".join(f", {key}={value!r}" for key, value in row.example.items())
+    extra = "".join(f", {name}=0.5" for name in row.needs)
+    parts.append(EXAMPLE.format(call=f"{row.name}(1e-3{given})", extra=extra))
     return "\n\n".join(part.strip("\n") for part in parts)
+
+
+EXAMPLE = """Example:
+  >>> import jax.numpy as jnp, optax, adamw_jax as aj
+  >>> params, gradient = {{"w": jnp.ones(3)}}, {{"w": jnp.full(3, 0.5)}}
+  >>> tx = aj.{call}
+  >>> state = tx.init(params)
+  >>> updates, state = tx.update(gradient, state, params{extra})
+  >>> params = optax.apply_updates(params, updates)"""

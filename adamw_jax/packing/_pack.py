@@ -75,6 +75,12 @@ def pack_small_leaves(
     Raises:
       ValueError: the recipe has no moments, ``tx`` does not declare that it is element-wise, or (in
         ``init``) a small leaf is sharded.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {f"layer{i}": jnp.ones(8) for i in range(40)}
+      >>> tx = aj.pack_small_leaves(aj.adamw(1e-3))
+      >>> updates, state = tx.update(params, tx.init(params), params)
     """
     tx = transformation(tx, "tx")
     switch("elementwise", elementwise)

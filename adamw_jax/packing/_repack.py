@@ -42,13 +42,19 @@ def repack_state(saved: State, tx: optax.GradientTransformation, params: Tree) -
     Args:
       saved: a state of ``tx`` with another packing or none, in the same wrappers.
       tx: the transformation to continue with.
-      params: parameters, or ``ShapeDtypeStruct``s like them.
+      params: parameters, or ``ShapeDtypeStruct`` objects like them.
 
     Returns:
       A state of ``tx`` with the values of ``saved``.
 
     Raises:
       ValueError: the states differ by more than packing.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {f"layer{i}": jnp.ones(8) for i in range(40)}
+      >>> plain, packed = aj.adamw(1e-3), aj.pack_small_leaves(aj.adamw(1e-3))
+      >>> state = aj.packing.repack_state(plain.init(params), packed, params)
     """
     tx, plain = transformation(tx, "tx"), numerics.unbox(numerics.as_arrays(params))
     want, structure = jax.tree_util.tree_flatten_with_path(

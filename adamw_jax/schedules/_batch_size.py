@@ -41,6 +41,11 @@ def scale_learning_rate(
     Returns:
       The new learning rate, of the same kind. A schedule still counts updates; an epoch of larger
       batches has fewer of them.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.schedules.scale_learning_rate(0.1, 256, 1024, "linear")
+      0.4
     """
     one_of("rule", rule, tuple(RULES))
     declare(learning_rate=length(learning_rate))
@@ -67,6 +72,11 @@ def legw(
 
     Returns:
       The new learning rate, of the same kind, and the new number of warm-up epochs.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.schedules.legw(0.1, 2.0, old_batch=256, new_batch=1024)
+      (0.2, 8.0)
     """
     epochs = number("warmup_epochs", warmup_epochs, least=0)
     rate = scale_learning_rate(learning_rate, old_batch, new_batch, "sqrt")

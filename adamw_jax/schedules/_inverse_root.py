@@ -72,6 +72,10 @@ def inverse_root(max_learning_rate: float, warmup_steps: int, *, div: float = 10
     Returns:
       The schedule, to pass to an optimizer as its learning rate. It takes the count of updates,
       from 0.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(aj.schedules.inverse_root(1e-3, warmup_steps=100))
     """
     top = number("max_learning_rate", max_learning_rate, above=0)
     steps = positive_steps("warmup_steps", warmup_steps)

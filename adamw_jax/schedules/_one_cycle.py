@@ -93,6 +93,13 @@ def one_cycle(
 
     Returns:
       The schedules, to pass to an optimizer as its learning rate.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> cycle = aj.one_cycle(3e-3, total_steps=1000)
+      >>> tx = aj.adamw(cycle, weight_decay=0.1)
+      >>> round(float(cycle.learning_rate(300)), 6)
+      0.003
     """
     one_of("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset].options(preset, options)

@@ -129,6 +129,12 @@ def phases(plan: Sequence[Phase], steps_per_epoch: int | None = None) -> Phases:
 
     Raises:
       ValueError: ``plan`` is empty, or only some of its phases set a hyperparameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> warm_up = aj.Phase(100, learning_rate=(0.0, 1e-2))
+      >>> plan = aj.phases([warm_up, aj.Phase(900, learning_rate=1e-2)])
+      >>> tx = aj.adamw(plan)
     """
     plan = list(plan)
     if not plan:

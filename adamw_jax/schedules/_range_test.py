@@ -137,6 +137,13 @@ def lr_range_test(
 
     Returns:
       Rates, losses and suggestions.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def step(w, batch, learning_rate):
+      ...     return w - learning_rate * 2 * w, w * w
+      >>> found = aj.lr_range_test(step, jnp.float32(1.0), range(100), num_steps=50)
+      >>> suggestions = found.suggestions
     """
     start = number("start", start, above=0)
     end = number("end", end, above=start)

@@ -28,6 +28,10 @@ def theory_decay(b1: float, decay: float) -> Callable[[Any], jax.Array]:
 
     Returns:
       A function of the count of updates, from 0, to a scalar of the default float dtype.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adam(1e-3, b1=aj.schedules.theory_decay(0.9, 1 - 1e-8))
     """
     b1 = number("b1", b1, least=0, below=1)
     # Computed on the host, because in float32 the paper's example would round to 1.

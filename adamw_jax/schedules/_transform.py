@@ -41,6 +41,11 @@ def scale_by_one_cycle(
     Raises:
       TypeError: options are given without a direction.
       ValueError: the options and the cycle both have a momentum.
+
+    Example:
+      >>> import optax, adamw_jax as aj
+      >>> cycle = aj.one_cycle(1e-2, total_steps=100)
+      >>> tx = optax.chain(aj.schedules.scale_by_one_cycle(cycle, aj.scale_by_adam))
     """
     if not callable(getattr(cycle, "learning_rate", None)):
         raise TypeError(f"cycle must come from one_cycle(...), got {cycle!r}.")

@@ -83,6 +83,11 @@ def warm_restarts(
 
     Returns:
       Schedules of the count of updates, from 0: learning rate, multiplier, and decay, if any.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> restarts = aj.warm_restarts(0.1, first_period=100)
+      >>> tx = aj.adamw(restarts)
     """
     top = number("learning_rate", learning_rate, above=0)
     floor = number("min_learning_rate", min_learning_rate, least=0, below=top) / top

@@ -48,6 +48,10 @@ def wsd(
     Returns:
       The schedule, to pass to an optimizer as its learning rate. It takes the count of updates,
       from 0, and keeps its last value after ``total_steps``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(aj.schedules.wsd(1e-3, 1000, warmup_steps=100))
     """
     top = number("max_learning_rate", max_learning_rate, above=0)
     total = positive_steps("total_steps", total_steps)

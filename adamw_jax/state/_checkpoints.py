@@ -97,6 +97,17 @@ def save_checkpoint(
       OSError: it could not be written, or another run is saving to ``folder``; earlier checkpoints
         are as they were.
       TypeError: ``rng`` or ``data`` holds something else.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> import tempfile
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = aj.state.save_checkpoint(folder, 100, tx, params, tx.init(params))
+      ...     back = aj.state.restore_checkpoint(folder, tx, params)
+      >>> back.step
+      100
     """
     orbax, root = _orbax(), Path(folder).absolute()
     step, keep = whole_number("step", step, 0), whole_number("keep", keep)
@@ -132,9 +143,9 @@ def restore_checkpoint(
     Args:
       folder: what ``save_checkpoint`` was given.
       tx: the optimizer to continue with.
-      params: parameters with the shapes and dtypes that were saved, or ``ShapeDtypeStruct``s. If
-        they have ``NamedSharding``s, they are restored so, and by default the state as
-        ``state_shardings`` says, on any number of devices and processes.
+      params: parameters with the shapes and dtypes that were saved, or ``ShapeDtypeStruct``
+        objects. If they have a ``NamedSharding`` each, they are restored so, and by default the
+        state as ``state_shardings`` says, on any number of devices and processes.
       step: which one; by default the one that was saved last.
       saved_by: if ``tx`` is an edit of the recipe that was saved: that recipe, or a state of it.
         ``migrate_state`` then carries the state over to ``tx``.
@@ -153,6 +164,17 @@ def restore_checkpoint(
         the checkpoint, an array has another name, shape or dtype, or ``shardings`` is no prefix
         of the state.
       TypeError: ``shardings`` holds something else than shardings.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> import tempfile
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = aj.state.save_checkpoint(folder, 100, tx, params, tx.init(params))
+      ...     back = aj.state.restore_checkpoint(folder, tx, params)
+      >>> back.step
+      100
     """
     orbax, path = _orbax(), chosen(Path(folder).absolute(), step)
     check_seal(path)

@@ -66,16 +66,20 @@ def write(orbax: Any, root: Path, step: int, arrays: dict[str, Any], about: str)
     path = root / f"{number}-step{step}"
     partial = path.with_name(path.name + PARTIAL)
     _first_only(lambda: _make_room(partial))
-    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(partial / "arrays", args=orbax.args.StandardSave(arrays))
-    _first_only(lambda: (partial / "manifest.json").write_text(about, encoding="utf-8"))
-    seal(partial)
-    _first_only(lambda: to_disk(partial.rename(path).parent))
+    try:
+        with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(partial / "arrays", args=orbax.args.StandardSave(arrays))
+        _first_only(lambda: (partial / "manifest.json").write_text(about, encoding="utf-8"))
+        seal(partial)
+        _first_only(lambda: to_disk(partial.rename(path).parent))
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
+        raise
     return path
 
 
 def _make_room(partial: Path) -> None:
-    """Remove what earlier saves left behind, which were killed or failed."""
+    """Remove what earlier saves left behind, which were killed."""
     for left in partial.parent.glob(f"*{PARTIAL}"):
         if NAME.fullmatch(left.name.removesuffix(PARTIAL)):
             shutil.rmtree(left)

@@ -44,6 +44,14 @@ def hyperparams(state: State) -> dict[str, jax.Array]:
 
     Raises:
       ValueError: there is no recipe of this library in the state.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> state = tx.init(params)
+      >>> sorted(aj.hyperparams(state))
+      ['b1', 'b2', 'eps', 'learning_rate', 'weight_decay']
     """
     nodes = find(state, ComposeState)
     if not nodes:
@@ -74,6 +82,15 @@ def set_hyperparams(
     Raises:
       ValueError: there is no recipe of this library in the state, or a name is unknown or belongs
         to several recipes.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> state = tx.init(params)
+      >>> state = aj.set_hyperparams(state, learning_rate=0.5)
+      >>> float(aj.hyperparams(state)["learning_rate"])
+      0.5
     """
     wanted = {**(values or {}), **named}
     keys = {_full_name(state, name): value for name, value in wanted.items()}
@@ -93,6 +110,14 @@ def clear_hyperparams(state: State, *names: str) -> State:
 
     Raises:
       ValueError: as for ``set_hyperparams``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> state = tx.init(params)
+      >>> state = aj.set_hyperparams(state, learning_rate=0.5)
+      >>> state = aj.clear_hyperparams(state, "learning_rate")  # the code decides again
     """
     keys = {_full_name(state, name) for name in names} or set(hyperparams(state))
     return _map(state, keys, lambda node, name, full: node.unpinned(name))

@@ -100,6 +100,14 @@ def migrate_state(
         tree or a shape changed, with ``thaw`` a stage has scalars for all leaves together
         (KOALA-M) or leaves are packed, a pinned value is out of its range after rounding, or the
         recipes of the two states cannot be matched.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> state = tx.init(params)
+      >>> tx = aj.compose(aj.adamw(1e-3), aj.lookahead())
+      >>> state, report = aj.migrate_state(state, tx, params)
     """
     tx = transformation(tx, "tx")
     switch("thaw", thaw)

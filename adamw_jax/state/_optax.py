@@ -84,6 +84,12 @@ def from_optax(
       ValueError: ``saved`` has no state of that family or several, its accumulators differ from
         those of ``tx`` in number, meaning or shape, or a decay rate of ``tx`` is a schedule and
         ``b1`` or ``b2`` is not given.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> saved = optax.adamw(1e-3).init(params)
+      >>> state = aj.from_optax(saved, aj.adamw(1e-3), params)
     """
     if isinstance(tx, Wrapper):
         inside: Any = tx.inner
@@ -146,6 +152,13 @@ def to_optax(state: State, tx: optax.GradientTransformation, params: Tree) -> St
     Raises:
       ValueError: there is no recipe in ``state`` or several, or it holds arrays for which ``tx``
         has no place, such as averaged weights: read them with ``eval_params`` first.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.adamw(1e-3)
+      >>> state = tx.init(params)
+      >>> theirs = aj.to_optax(state, optax.adamw(1e-3), params)
     """
     tx = transformation(tx, "tx")
     plain = numerics.on_device(numerics.unbox(state))

@@ -39,6 +39,12 @@ def save_on_sigterm(exit_code: int = PREEMPTED) -> Iterator[Check]:
 
     Raises:
       ValueError: it is not called in the main thread, where Python handles signals.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> with aj.state.save_on_sigterm() as check:
+      ...     for step in range(3):
+      ...         check(step, lambda: print("save_checkpoint(...)"))
     """
     told = False
 

@@ -49,6 +49,14 @@ def state_shardings(tx: optax.GradientTransformation, params: Tree, shardings: T
     Raises:
       ValueError: ``shardings`` is empty or does not fit ``params``, or it shards a parameter within
         the blocks of its codes, or a leaf that is packed with others.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> tx, params = aj.adamw(1e-3), {"w": jnp.ones((8, 4))}
+      >>> wanted = aj.state_shardings(tx, params, NamedSharding(mesh, P("data")))
+      >>> state = jax.jit(tx.init, out_shardings=wanted)(params)
     """
     tx = transformation(tx, "tx")
     params = as_arrays(params)

@@ -35,7 +35,7 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     Args:
       tx: a recipe of this library, also in ``skip_bad_steps`` and the like; any other
         transformation gives one row for its whole state.
-      params: parameters, or their ``jax.ShapeDtypeStruct``s. No memory is allocated.
+      params: parameters, or their ``jax.ShapeDtypeStruct`` objects. No memory is allocated.
 
     Returns:
       Plain text. The first table has a line per stage, with dtypes and bytes of state per
@@ -43,6 +43,13 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
       correction) are counted in the sum only. The second table, for a recipe that can treat leaves
       differently, has a line for all leaves that get the same: rule and multipliers, decay,
       freezing, trust ratio.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"kernel": jnp.ones((128, 64))}
+      >>> text = aj.summary(aj.adamw(1e-3, storage="bfloat16"), params)
+      >>> [line.split()[-1] for line in text.splitlines() if line.startswith("sum over")]
+      ['4.01']
     """
     tx = transformation(tx, "tx")
     shapes = jax.eval_shape(lambda p: p, as_arrays(params))

@@ -73,6 +73,15 @@ def from_torch(
     Raises:
       ValueError: ``saved`` is of another optimizer, a leaf has no entry or another shape, steps or
         betas differ, or the accumulators are not those of ``tx``.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> moments = {"step": 10.0, "exp_avg": np.zeros(3), "exp_avg_sq": np.ones(3)}
+      >>> saved = {"state": {0: moments}, "param_groups": [{"params": [0]}]}
+      >>> state = aj.from_torch(saved, aj.adamw(1e-3), params, names=["w"])
+      >>> int(state.count)
+      10
     """
     if isinstance(tx, Wrapper):
         inside: Any = tx.inner

@@ -60,6 +60,10 @@ def eight_bit(
       root: store the roots of second moments.
 
     Dettmers et al., ICLR 2022, arXiv 2110.02861.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.eight_bit(block_size=128))
     """
     blocks = _blocks(block_size, order)
     switch("floor", floor)
@@ -79,6 +83,10 @@ def four_bit(block_size: int | None = 128, *, order: str = "rows") -> Format:
     Args:
       block_size: elements that share a scale; 128 as in the paper, None for a whole row.
       order: as for ``eight_bit``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.four_bit())
     """
     blocks = _blocks(block_size, order)
     return Format(
@@ -95,6 +103,10 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
     Args:
       block_size: elements that share a scale; 256 as for ``eight_bit``, None for a whole row.
       order: as for ``eight_bit``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.float8())
     """
     dtype, blocks = jnp.dtype(jnp.float8_e4m3fn), _blocks(block_size, order)
     return Format(SmallFloat(dtype, blocks), SmallFloat(dtype, blocks, signed=False))
@@ -106,13 +118,22 @@ def bfloat16() -> Format:
     It suits first moments. A second moment with a decay rate above 1 - 2^-8 stops changing once
     gradients have become small, because 0.999 v is rounded back to v. Use another format for it, or
     ``quantize_state(..., rounding="stochastic")``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.bfloat16())
     """
     dtype = jnp.dtype(jnp.bfloat16)
     return Format(SmallFloat(dtype), SmallFloat(dtype, signed=False))
 
 
 def float32() -> Format:
-    """Store arrays as they are; ``storage="float32"``."""
+    """Store arrays as they are; ``storage="float32"``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.float32())
+    """
     return Format(None, None)
 
 
@@ -222,6 +243,10 @@ def choose(
 
     Raises:
       ValueError: ``storage`` is the result of ``choose``, and further options are given.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.adamw(1e-3, storage=aj.storage.choose("8bit", exempt="embedding"))
     """
     if isinstance(storage, Choice):
         if (unsigned, signed, min_size, exempt, sequential) != ((), (), MIN_SIZE, (), None):
@@ -262,6 +287,12 @@ def encode_state(state: Tree, params: Tree, choice: Choice) -> Tree:
 
     Raises:
       ValueError: an array is known to be sharded within blocks, or has an unexpected sign.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> plain = aj.adamw(1e-3).init(params)
+      >>> small = aj.storage.encode_state(plain, params, aj.storage.choose("8bit"))
     """
     leaves, structure = jax.tree.flatten(state, is_leaf=_is_whole)
     for owned in _owned(state, params):

@@ -86,6 +86,12 @@ def quantize_state(
         blocks; in ``update``, the state is not encoded.
 
     Block-wise 8-bit state: Dettmers, Lewis, Shleifer & Zettlemoyer, ICLR 2022, arXiv 2110.02861.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, adamw_jax as aj
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> tx = aj.quantize_state(optax.adam(1e-3), "8bit")
+      >>> state = tx.init(params)
     """
     inner = transformation(tx, "tx")
     one_of("rounding", rounding, ROUNDINGS)

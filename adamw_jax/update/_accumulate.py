@@ -104,6 +104,14 @@ def accumulate(
 
     ``optax.MultiSteps`` computes the optimizer in every call and then selects. It does not count a
     micro-batch that it leaves out (``should_skip_update_fn``).
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.accumulate(aj.adamw(1e-3), every=2)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> updates["w"].tolist()
+      [0.0, 0.0, 0.0]
     """
     inner = transformation(tx, "tx")
     number = every if callable(every) else whole_number("every", every)

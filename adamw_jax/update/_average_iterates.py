@@ -135,6 +135,12 @@ def average_iterates(
     Raises:
       ValueError: an option belongs to another kind, or (in ``update``) ``"step_size"`` is given but
         no stage reports a step size.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> tx = aj.compose(aj.adamw(1e-3), aj.average_iterates(kind="ema", decay=0.99))
+      >>> params = {"w": jnp.ones(3)}
+      >>> averaged = aj.eval_params(tx.init(params), params)
     """
     start, period = _steps("start", start, 0), _steps("period", period, 1)
     one_of("kind", kind, KINDS)

@@ -47,6 +47,10 @@ def average_updates(b1: ScalarOrSchedule = 0.9, *, dtype: Any = None) -> Stage:
 
     Returns:
       A stage *update -> update* with one value of state per parameter.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.sgdw(0.1, momentum=None), aj.update.average_updates(0.9))
     """
     dtype = storage_dtype("dtype", dtype)
 

@@ -103,6 +103,13 @@ def refresh_batch_stats(
     Raises:
       ValueError: there is no batch, the statistics change their structure or shapes, or a batch of
         one value has no unbiased variance.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> batches = [jnp.ones((4, 2)), 3 * jnp.ones((4, 2))]
+      >>> stats = aj.update.refresh_batch_stats(lambda x: {"mean": x.mean(0)}, batches)
+      >>> stats["mean"].tolist()
+      [2.0, 2.0]
     """
     mean, seen = None, 0
     for batch in batches:

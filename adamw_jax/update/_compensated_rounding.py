@@ -66,6 +66,12 @@ def compensated_rounding() -> Stage:
       float32 training, rounded; float16 and float8 parameters gain 16 bits. Parameters of 32 bits
       or more and complex ones do not change. The sum saturates at the largest finite number; NaN
       and infinity pass. Gradients must not be narrower than their parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3, jnp.bfloat16)}
+      >>> tx = aj.compose(aj.adamw(1e-4), aj.update.compensated_rounding())
+      >>> updates, state = tx.update(params, tx.init(params), params)
     """
 
     def init(params: Tree) -> CompensatedRoundingState:

@@ -98,6 +98,13 @@ def dynamic_loss_scale(
     Raises:
       ValueError: a number is out of its range, or (in ``update``) shards differ and ``tx`` has no
         ``norm_axes``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> tx = aj.update.dynamic_loss_scale(aj.adamw(1e-3))
+      >>> state = tx.init({"w": jnp.ones(3)})
+      >>> float(aj.update.loss_scale(state))
+      65536.0
     """
     inner = transformation(tx, "tx")
     initial, period = number("initial", initial, above=0), whole_number("period", period)
@@ -155,6 +162,12 @@ def loss_scale(state: Any) -> jax.Array:
 
     Raises:
       ValueError: the state has no ``dynamic_loss_scale``, or several.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> tx = aj.update.dynamic_loss_scale(aj.adamw(1e-3), initial=1024.0)
+      >>> float(aj.update.loss_scale(tx.init({"w": jnp.ones(3)})))
+      1024.0
     """
     found = find(numerics.unbox(state), DynamicLossScaleState)
     if len(found) != 1:
@@ -185,6 +198,15 @@ def scaled_value_and_grad(
       the gradient times ``scale``, which ``dynamic_loss_scale`` divides again. The factor enters at
       the loss in its dtype, so compute the loss in float32: a float16 loss cannot take factors
       above 65504.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = jnp.ones(3, jnp.float16)
+      >>> tx = aj.update.dynamic_loss_scale(aj.adamw(1e-3))
+      >>> state = tx.init(params)
+      >>> compute = aj.update.scaled_value_and_grad(jnp.sum, aj.update.loss_scale(state))
+      >>> value, scaled = compute(params)
+      >>> updates, state = tx.update(scaled, state, params)
     """
     places = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 

@@ -44,6 +44,12 @@ def eval_params(state: Any, params: Tree) -> Tree:
       TypeError: the state is of ``optax.lookahead``, and ``params`` are no ``LookaheadParams``.
       ValueError: the state has two averages of a parameter, or the average of a parameter that
         ``params`` lacks or has in another shape.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.lookahead(aj.adamw(1e-3))
+      >>> slow = aj.eval_params(tx.init(params), params)
     """
     if isinstance(params, optax.LookaheadParams):
         params = params.slow

@@ -42,6 +42,10 @@ def scale_by_learning_rate(
 
     Returns:
       A stage *direction -> update*.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.scale_by_adam(), aj.scale_by_learning_rate(1e-3))
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -128,6 +128,12 @@ def lookahead(
       ValueError: ``inner_state`` is given without ``inner``, or (in ``init``) the inner optimizer
         has a Lookahead of the same parameters, no single momentum to pull back, or no arrays that
         are known as moments to reset.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> tx = aj.compose(aj.adamw(1e-3), aj.lookahead(sync_period=5, slow_step_size=0.5))
+      >>> params = {"w": jnp.ones(3)}
+      >>> slow = aj.eval_params(tx.init(params), params)
     """
     sync_period = whole_number("sync_period", sync_period)
     one_of("inner_state", inner_state, INNER_STATES)

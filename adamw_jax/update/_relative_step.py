@@ -64,6 +64,10 @@ def scale_by_relative_step(
 
     Returns:
       A stage *direction -> update*.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> tx = aj.compose(aj.scale_by_adam(), aj.update.scale_by_relative_step(1e-2))
     """
 
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:

@@ -51,6 +51,12 @@ def restart_averages(state: Any, tx: optax.GradientTransformation, params: Tree)
 
     Raises:
       ValueError: ``state`` is not of ``tx``, or holds no averages.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = aj.compose(aj.adamw(1e-3), aj.average_iterates())
+      >>> state = aj.update.restart_averages(tx.init(params), tx, params)
     """
     tx = transformation(tx, "tx")
     plain = numerics.on_device(numerics.unbox(state))

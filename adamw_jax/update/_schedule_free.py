@@ -88,6 +88,12 @@ def schedule_free(
       A stage *update -> update* with one value of state per parameter; it needs the parameters. A
       step that ``rectify_variance`` rectifies weighs by the rectified rate; a skipped step has the
       weight 0 as long as no step moved.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> tx = aj.compose(aj.adam(1e-2, b1=0.0), aj.update.schedule_free(1e-2))
+      >>> params = {"w": jnp.ones(3)}
+      >>> averaged = aj.eval_params(tx.init(params), params)
     """
     declared = declare(
         learning_rate=length(learning_rate),

@@ -127,6 +127,14 @@ def skip_bad_steps(
     Raises:
       ValueError: a limit is not positive, or (in ``update``) ``loss_spike`` is given, but no
         ``value=``, or shards differ and ``tx`` has no ``norm_axes``.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params, bad = {"w": jnp.ones(3)}, {"w": jnp.full(3, jnp.nan)}
+      >>> tx = aj.skip_bad_steps(aj.adamw(1e-3))
+      >>> updates, state = tx.update(bad, tx.init(params), params)
+      >>> updates["w"].tolist()
+      [0.0, 0.0, 0.0]
     """
     inner = transformation(tx, "tx")
     for name, limit in {"loss_spike": loss_spike, "norm_spike": norm_spike}.items():
@@ -186,6 +194,14 @@ def read_skips(state: Any) -> dict[str, Any]:
 
     Raises:
       ValueError: there is no ``skip_bad_steps`` in the state.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params, bad = {"w": jnp.ones(3)}, {"w": jnp.full(3, jnp.nan)}
+      >>> tx = aj.skip_bad_steps(aj.adamw(1e-3))
+      >>> _, state = tx.update(bad, tx.init(params), params)
+      >>> int(aj.update.read_skips(state)["skipped"])
+      1
     """
     found = find(numerics.unbox(state), SkipBadStepsState)
     if not found:

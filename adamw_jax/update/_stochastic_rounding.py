@@ -78,6 +78,12 @@ def stochastic_rounding(seed: Any = 0) -> Stage:
       and more count, which is the resolution of float32 next to a bfloat16. Parameters of 32 bits
       or more and complex ones do not change. The sum saturates at the largest finite number; NaN
       and infinity pass. Gradients must not be narrower than their parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3, jnp.bfloat16)}
+      >>> tx = aj.compose(aj.adamw(1e-4), aj.update.stochastic_rounding(seed=0))
+      >>> updates, state = tx.update(params, tx.init(params), params)
     """
     key = _key(seed)
     implementation = random.key_impl(key)

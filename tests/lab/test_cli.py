@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -78,7 +79,8 @@ def test_names_are_whole_in_80_columns(capsys):
 @pytest.mark.parametrize("command", list(COMMANDS.values()))
 def test_every_option_has_a_sentence(command):
     """Options begin with a capital letter and end with a full stop, so that help reads as text."""
-    described = re.findall(r"^ {6}(\w+): (.+(?:\n {8}.+)*)", command.__doc__, re.MULTILINE)
+    text = inspect.cleandoc(command.__doc__)
+    described = re.findall(r"^ {2}(\w+): (.+(?:\n {4}.+)*)", text, re.MULTILINE)
     assert {name for name, _ in described} == {f.name for f in dataclasses.fields(command)}
     for _, text in described:
         assert text[0].isupper()

@@ -437,7 +437,7 @@ EXPERIMENT = network_experiment(
     tiny={"per_class": 10, "examples": 160, "batch_size": 32, "epochs": 2, "short": 1,
           "seeds": (1000, 1001), "sgd": ((0.1, 3e-4),), "l2": ((0.01, 3e-4), (0.01, 0.3)),
           "decoupled": ((0.01, 3e-4), (0.01, 0.3)), "target": 0.1},
-    trial={"data": "twin", "dtype": "float32", "limit": 4},
+    trial={"data": "twin", "dtype": "float32", "limit": 3},
     title="The article's experiment on small images",
     question="The article trains a wide residual network on CIFAR-10 to 94 % in 30 epochs, and in "
     "18 with augmented copies in the test. What do decoupled decay, AMSGrad, 1cycle, b2, the cycle "

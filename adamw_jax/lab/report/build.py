@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamw_jax.lab.logs import Logged, read_json, read_log, write_text
+from adamw_jax.lab.json_files import read_json, write_text
+from adamw_jax.lab.logs import Logged, read_log
 from adamw_jax.lab.plots.files import as_csv, write
 from adamw_jax.lab.report import html, markdown
 from adamw_jax.lab.report.overview import overview
