@@ -289,6 +289,9 @@ def compile_step(
     def describe(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    def anew(*given: Any) -> Any:  # JAX would reuse the trace for another device
+        return step(*given)
+
     described = jax.tree.map(describe, arguments)
     with compiled_for(jax.default_backend() if device is None else device.platform):
-        return jax.jit(step, donate_argnums=donate).lower(*described).compile()
+        return jax.jit(anew, donate_argnums=donate).lower(*described).compile()

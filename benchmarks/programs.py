@@ -22,7 +22,8 @@ time for a TPU v5e and an NVIDIA H200, which were not there. So these are facts 
 times. Kernels write at least one array, small kernels only scalars (each is a launch of 2 to 4
 microseconds on a GPU), bytes are read and written by all kernels, scratch is memory beyond
 arguments and results; both are per parameter. A step cannot move less than "floor": parameters and
-gradient, and the state read and written.
+gradient, and the state read and written. XLA's account for a TPU also counts moves between its
+memories, and pads small arrays.
 """
 
 

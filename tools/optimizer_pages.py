@@ -81,7 +81,7 @@ def _sections(row: aj.OptimizerInfo) -> dict[str, list[str]]:
         key = first.removesuffix(":")
         if first.endswith(":") and key in found:
             found[key] = _items(body) if key == "Args" else [_joined(body)]
-        elif not first.startswith(("Differs: ", "Reference: ")):
+        elif not first.startswith(("Differs: ", "Reference: ", "Example:")):
             found["About"] += [*([""] if found["About"] else []), _joined(paragraph)]
     return found
 
