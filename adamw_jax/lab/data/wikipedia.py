@@ -13,6 +13,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,13 +71,11 @@ def articles(path: Path) -> Iterator[list[str]]:
     Args:
       path: a ``.xml.bz2`` file.
     """
-    from gensim.corpora.wikicorpus import (  # type: ignore[import-not-found]
-        extract_pages,
-        filter_wiki,
-    )
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
+    only_articles: Any = ("0",)  # gensim states no type
     with bz2.open(path) as dump:
-        for _, text, _ in extract_pages(dump, filter_namespaces=("0",)):
+        for _, text, _ in extract_pages(dump, filter_namespaces=only_articles):
             words = []
             for line in EMPTY.sub("", filter_wiki(text).lower()).splitlines():
                 found = WORD.findall(line)
