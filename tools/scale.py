@@ -169,8 +169,9 @@ Parameters, gradients and state of AdamW. In ZeRO-1 only the state is cut, in FS
 Gradient, parameters and state of AdamW are read once, parameters and state written once, at 4.8
 TB/s, the bandwidth of one H200; on several devices with FSDP. In ZeRO-1 each device also writes all
 parameters, which are not cut. No program is faster. In float32 and bfloat16 the programs that XLA
-makes for an H200 move these bytes and no more, which a test reads from them; codes of few bits move more ([low precision](low_precision.md)). Times that
-were measured, on a CPU: [benchmarks](results/benchmarks.md).
+makes for an H200 move these bytes and no more, which a test reads from them; codes of few bits
+move more ([low precision](low_precision.md)). Times that were measured, on a CPU:
+[benchmarks](results/benchmarks.md).
 
 {floors()}
 
