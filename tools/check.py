@@ -24,6 +24,7 @@ STEPS = {
     "exports": (PYTHON, "tools/optimizer_exports.py", "--check"),
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
+    "properties": (PYTHON, "tools/properties.py", "--check"),
     "scale": (PYTHON, "tools/scale.py", "--check"),
     "site": (PYTHON, "tools/site.py"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
