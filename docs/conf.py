@@ -50,6 +50,8 @@ html_theme_options = {
     "use_download_button": False,
 }
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Raises|Returns|Yields):$")
 
