@@ -236,7 +236,8 @@ def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
         check_sign(jax.tree_util.keystr(path), leaves[number], node.layout.codec)
     # All scales, then all codes: XLA for a GPU reads the gradients twice, not once for each array.
     scales = {number: node.scales_of(leaves[number]) for number, (_, node) in made.items()}
-    scales = lax.optimization_barrier(scales)
+    if jax.tree.leaves(scales):
+        scales = lax.optimization_barrier(scales)
     for number, (_, node) in made.items():
         leaves[number] = encoded_as(node, leaves[number], number, noise, scales[number])
     return jax.tree.unflatten(structure, leaves)
