@@ -27,6 +27,7 @@ from jax.core import Tracer
 
 from adamw_jax._core.blocks import Blocks
 from adamw_jax._core.numerics import leaf_name
+from adamw_jax._core.sequential import on_cpu
 
 Tree = Any
 Noise = Callable[[int, jax.Array], jax.Array]
@@ -234,9 +235,9 @@ def encode_like(stored: Tree, state: Tree, noise: Noise | None = None) -> Tree:
     }
     for number, (path, node) in made.items():
         check_sign(jax.tree_util.keystr(path), leaves[number], node.layout.codec)
-    # All scales, then all codes: XLA for a GPU reads the gradients twice, not once for each array.
-    scales = {number: node.scales_of(leaves[number]) for number, (_, node) in made.items()}
-    if jax.tree.leaves(scales):
+    scales = dict.fromkeys(made)
+    if not on_cpu():  # all scales, then all codes: a GPU then reads the gradients only twice
+        scales = {number: node.scales_of(leaves[number]) for number, (_, node) in made.items()}
         scales = lax.optimization_barrier(scales)
     for number, (_, node) in made.items():
         leaves[number] = encoded_as(node, leaves[number], number, noise, scales[number])
