@@ -27,7 +27,7 @@ from adamw_jax.lab.plots.style import RC, SERIES
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE, TABLE = ROOT / "docs" / "properties.md", ROOT / "docs" / "results" / "properties.csv"
-PICTURE = ROOT / "docs" / "results" / "pictures" / "properties.png"
+PICTURE = ROOT / "docs" / "results" / "properties.png"
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 FACTS = {
@@ -126,7 +126,7 @@ def page(rows: list[dict[str, str]]) -> str:
         "that does not concern it. `python tools/properties.py --measure` runs the tests and",
         "writes this page.",
         "",
-        "![A heat map of the table below](results/pictures/properties.png)",
+        "![A heat map of the table below](results/properties.png)",
         "",
         "| column | property | test |",
         "|---|---|---|",
