@@ -8,7 +8,7 @@ stage                      kinds                 hyperparameters  state         
 -------------------------  --------------------  ---------------  --------------------  -----------
 estimate_moments           gradient -> moments   b1=0.9           float32               4.00
 precondition               moments -> direction                                         0.00
-sum over 4,096 parameters                                         bool, float32, int32  4.01
+sum over 4,096 parameters                                         bool, float32, int32  4.00
 """
 
 from __future__ import annotations
