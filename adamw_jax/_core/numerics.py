@@ -355,3 +355,16 @@ def owned(state: Tree, *given: Tree) -> Tree:
     if not theirs:
         return state
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in theirs else x, state)
+
+
+@kernel
+def increment(count: jax.Array) -> jax.Array:
+    """Return ``count + 1``, or the largest int32 if the sum would overflow."""
+    most = jnp.iinfo(count.dtype).max
+    return lax.add(lax.min(count, lax.full_like(count, most - 1)), lax.full_like(count, 1))
+
+
+@kernel
+def counted(count: jax.Array, leading: jax.Array) -> jax.Array:
+    """Return ``count + 1``, or ``count`` if ``leading`` has stopped at the largest int32."""
+    return lax.add(count, lax.sub(increment(leading), leading))

@@ -33,7 +33,6 @@ from adamw_jax._core.stage import (
     Step,
     check_stored,
     check_width,
-    increment,
     require_params,
 )
 from adamw_jax._core.state import ComposeState, Hyperparams, check_hyperparams, check_owners
@@ -218,7 +217,7 @@ def through_stages(
         flow = run(flow, memories, params, facts, slice(last, None))
     else:
         flow = run(updates, memories, params, facts, slice(None))
-    new_state = ComposeState(increment(state.count), used, memories)
+    new_state = ComposeState(numerics.increment(state.count), used, memories)
     return numerics.leaving(flow, updates, params), new_state, facts.leaf_scalars
 
 

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.declare import Hyperparameter
@@ -117,7 +116,7 @@ class Step:
 
         Both are counted in one kernel, because the second reads the first.
         """
-        return _counted(count, self.count)
+        return numerics.counted(count, self.count)
 
 
 class Slopes(NamedTuple):
@@ -364,18 +363,6 @@ def require_params(spec_name: str, params: Tree | None) -> None:
         )
 
 
-@numerics.kernel
-def increment(count: jax.Array) -> jax.Array:
-    """Return ``count + 1``, or the largest int32 if the sum would overflow."""
-    most = jnp.iinfo(count.dtype).max
-    return lax.add(lax.min(count, lax.full_like(count, most - 1)), lax.full_like(count, 1))
-
-
-@numerics.kernel
-def _counted(count: jax.Array, leading: jax.Array) -> jax.Array:
-    return lax.add(count, lax.sub(increment(leading), leading))
-
-
 def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make ``init`` and ``update`` of a stage that is used alone."""
 
@@ -401,7 +388,7 @@ def _alone(spec: Spec) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if spec.gives is not Kind.MOMENTS:
             flow = numerics.leaving(flow, gradient, params)
         memory = numerics.owned(memory, gradient, params, extra)
-        return flow, StageState(increment(state.count), memory)
+        return flow, StageState(numerics.increment(state.count), memory)
 
     return init_fn, update_fn
 

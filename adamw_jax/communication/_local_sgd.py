@@ -33,8 +33,9 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import positive_steps, whole_number
 from adamw_jax._core.declare import ScalarOrSchedule, at_least_one, declare
+from adamw_jax._core.numerics import increment
 from adamw_jax._core.options import shows_options
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 
 Tree = Any
 

@@ -37,7 +37,8 @@ from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.compose import Composed, compose, composed_like
 from adamw_jax._core.gradients import square_norm, square_norm_of_tree
-from adamw_jax._core.stage import Kind, Spec, Stage, Step, increment, stage, stage_of, tail
+from adamw_jax._core.numerics import increment
+from adamw_jax._core.stage import Kind, Spec, Stage, Step, stage, stage_of, tail
 from adamw_jax._core.state import find
 
 Tree = Any

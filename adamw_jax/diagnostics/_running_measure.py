@@ -28,7 +28,7 @@ from jax import lax
 
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import whole_number
-from adamw_jax._core.stage import increment
+from adamw_jax._core.numerics import increment
 
 Tree = Any
 

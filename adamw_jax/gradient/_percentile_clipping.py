@@ -34,8 +34,9 @@ from adamw_jax._core.gradients import (
     norms_of_groups,
     square_norm_of_tree,
 )
+from adamw_jax._core.numerics import increment
 from adamw_jax._core.options import shows_options
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage
+from adamw_jax._core.stage import Kind, Stage, Step, stage
 
 Tree = Any
 

@@ -34,9 +34,10 @@ from adamw_jax._core.declare import (
     storage_dtype,
 )
 from adamw_jax._core.gradients import check_gradient, check_uncut
+from adamw_jax._core.numerics import increment
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.record import Reading
-from adamw_jax._core.stage import Step, increment
+from adamw_jax._core.stage import Step
 from adamw_jax.moments._factor_axes import Shape, Split, check_patterns, checked, split_of
 from adamw_jax.moments._parts import Part
 

@@ -33,7 +33,8 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.gradients import entering, norms_of, step_of
-from adamw_jax._core.stage import increment, transformation
+from adamw_jax._core.numerics import increment
+from adamw_jax._core.stage import transformation
 from adamw_jax._core.wrapper import Wrapper, wrapper
 from adamw_jax.update._bad_values import devices_of, is_bad
 

@@ -30,9 +30,10 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import one_of, switch, whole_number
 from adamw_jax._core.declare import ScalarOrSchedule, decay_rate, declare, nonnegative
+from adamw_jax._core.numerics import increment
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.sequential import after
-from adamw_jax._core.stage import Kind, Stage, Step, increment, stage, tail
+from adamw_jax._core.stage import Kind, Stage, Step, stage, tail
 from adamw_jax.moments._parts import zeros
 
 Tree = Any

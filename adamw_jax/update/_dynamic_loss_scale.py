@@ -38,7 +38,8 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import number, whole_number
 from adamw_jax._core.gradients import entering, norms_of, step_of
-from adamw_jax._core.stage import increment, transformation
+from adamw_jax._core.numerics import increment
+from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import find
 from adamw_jax._core.two_passes import step_unless
 from adamw_jax._core.wrapper import Wrapper, wrapper

@@ -36,7 +36,6 @@ from adamw_jax._core.stage import (
     Kind,
     Stage,
     Step,
-    increment,
     require_params,
     stage,
     tail,
@@ -253,6 +252,8 @@ def _wrapper(inner: Any, sync_period: int, alpha: Any, inner_state: str) -> Stag
                 inner_new,
                 momentum,
             )
-        return new, LookaheadWrapperState(tail, increment(state.steps), inner_new, momentum)
+        return new, LookaheadWrapperState(
+            tail, numerics.increment(state.steps), inner_new, momentum
+        )
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

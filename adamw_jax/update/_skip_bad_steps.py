@@ -41,7 +41,8 @@ from adamw_jax._core.gradients import (
     square_norm_of_tree,
     step_of,
 )
-from adamw_jax._core.stage import increment, transformation
+from adamw_jax._core.numerics import increment
+from adamw_jax._core.stage import transformation
 from adamw_jax._core.state import find
 from adamw_jax._core.two_passes import step_unless
 from adamw_jax._core.wrapper import Wrapper, wrapper

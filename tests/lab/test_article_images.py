@@ -9,6 +9,7 @@ import pytest
 from adamw_jax.lab.data import CIFAR10, cache
 from adamw_jax.lab.experiments import article_cars, article_cifar, get_experiment
 from adamw_jax.lab.experiments.article_cifar import ADAMW, CHANGED, COSINE, FULL, L2, SHORT, TUNED
+from adamw_jax.lab.experiments.article_judge import Judge
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.recipes import tables
 from adamw_jax.lab.train import Runner
@@ -69,7 +70,7 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_epochs_to_the_target_count_a_miss_as_one_more_than_all():
-    judge = article_cifar.Judge(CPU, made_up(adamw=0.8, others=0.4))
+    judge = Judge(CPU, made_up(adamw=0.8, others=0.4))
     epochs, missed = judge.first_epochs(ADAMW)
     assert missed == 0
     assert epochs == [3.5] * 4  # 0.56 of 0.8 after 7 of 10 evaluations

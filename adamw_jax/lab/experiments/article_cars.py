@@ -19,7 +19,7 @@ from adamw_jax.direction import Rule, discriminative_rates, parameter_rules
 from adamw_jax.lab.data import cars, folder
 from adamw_jax.lab.data.photographs import PHOTOGRAPHS, photographs
 from adamw_jax.lab.engine import Engine, Lane
-from adamw_jax.lab.experiments.article_cifar import AUGMENTED, Judge
+from adamw_jax.lab.experiments.article_judge import AUGMENTED, Judge
 from adamw_jax.lab.experiments.parts import column, columns, curves, network_experiment, where
 from adamw_jax.lab.experiments.registry import Rows
 from adamw_jax.lab.network_runs import Run, train_runs, trial, trial_result
