@@ -24,8 +24,8 @@ class Compare:
     """Compare optimizers on a task, each tuned with the same number of trials.
 
     Attributes:
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       optimizers: Two or more names, or functions of your own as module:name or file.py:name. The
         first is compared with each of the others.
       steps: Train every run for this many steps; by default 960 on mnist1d, else 400.
@@ -112,8 +112,8 @@ class LrFind:
     """Find a learning rate by the range test.
 
     Attributes:
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       optimizer: The name of the optimizer, or a function of your own as module:name or
         file.py:name.
       seeds: Run the test with this many seeds.
