@@ -7,32 +7,40 @@ import jax.numpy as jnp
 import pytest
 
 from adamw_jax.lab.experiments import get_experiment
-from adamw_jax.lab.experiments.small_tasks import GOAL, attempts, small_tasks
+from adamw_jax.lab.experiments.small_tasks import (
+    GOAL,
+    attempts,
+    begin,
+    functions,
+    spirals,
+    together,
+)
 from adamw_jax.lab.progress import Silent
 from adamw_jax.lab.train import Runner
 
 pytestmark = pytest.mark.quick
 
-MINIMA = {"bend": jnp.ones(2), **dict.fromkeys(
-    ("valley", "scales", "plateau", "rare", "tails", "bursts"), jnp.zeros(16)
-)}  # fmt: skip
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_solved_at_its_start(seed):
+    for name, one in functions().items():
+        x, which = begin(name, seed)
+        found = together().metrics(jnp.asarray(x), jnp.asarray(which), None)["error"]
+        assert found == pytest.approx(
+            float(one.error(x)), rel=1e-4
+        )
+        assert found > 5 * GOAL
+    task = spirals()
+    wrong = task.metrics(task.init(jax.random.key(seed)), None, task.data.validation)["error"]
+    assert wrong.mean() > 5 * GOAL
 
 
-@pytest.mark.parametrize("name", small_tasks())
-def test_a_task_is_unsolved_at_its_start(name):
-    task = small_tasks()[name]
-    for seed in range(8):
-        error = task.metrics(task.init(jax.random.key(seed)), None, task.data.validation)["error"]
-        assert jnp.mean(error) > 5 * GOAL
-
-
-@pytest.mark.parametrize("name", MINIMA)
+@pytest.mark.parametrize("name", functions())
 def test_the_minimum_has_no_error_and_no_mean_slope(name):
-    task, best = small_tasks()[name], MINIMA[name]
-    assert task.metrics(best, None, task.data.validation)["error"] == 0
+    one, best = functions()[name], jnp.full(16, 1.0 if name == "bend" else 0.0)
+    assert one.error(best) == 0
     for seed in range(3) if name != "tails" else ():  # whose slope there is noise of mean 0
-        slope = jax.grad(task.loss)(best, None, jax.random.key(seed))
-        assert not slope.any()
+        assert not jax.grad(one.loss)(best, jax.random.key(seed)).any()
 
 
 def test_the_first_rate_that_succeeds_is_counted():

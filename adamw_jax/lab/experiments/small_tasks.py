@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,22 +30,29 @@ from adamw_jax.lab.spaces import trials
 from adamw_jax.lab.task import Data, Task
 from adamw_jax.lab.train import Runner
 
-SIZE, GOAL = 16, 0.03
+SIZE, GOAL, SPIRALS = 16, 0.03, "spirals"
 COLORS = LinearSegmentedColormap.from_list("success", [PAPER, SERIES[0]])
 
 
-def _function(name: str, about: str, start: Any, loss: Any, error: Any = None) -> Task:
-    """Return the task of minimizing ``loss(x, key)`` from ``start(key)``; a key gives noise.
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function of a vector to minimize.
 
-    Without an ``error``, the mean square of x must become small.
+    Attributes:
+      about: why it is hard.
+      loss: (vector, key) -> loss, with noise by the key.
+      error: vector -> what must become small, by default the mean square.
+      start: what is added to normal numbers to begin with.
     """
-    error = error or (lambda x: jnp.mean(x**2))
-    none = Data((np.zeros((1, 1), np.float32),), (np.zeros((1, 1), np.float32),))
-    return Task(start, lambda x, batch, key: loss(x, key), none,
-                lambda x, batch: {"error": error(x)}, name=name, about=about)  # fmt: skip
+
+    about: str
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    error: Callable[[jax.Array], jax.Array] = lambda x: jnp.mean(x**2)
+    start: float = 0.0
 
 
-def _spirals() -> Task:
+@functools.cache
+def spirals() -> Task:
     """Return the task of telling two spirals apart, each of one turn and a half."""
     rng, labels = np.random.default_rng(0), np.arange(600, dtype=np.int32) % 2
     turn = np.sqrt(rng.random(600)) * 3 * np.pi
@@ -60,24 +68,22 @@ def _spirals() -> Task:
         lambda key: network.init(int(jax.random.key_data(key)[-1])), loss,
         Data((inputs[:400], labels[:400]), (inputs[400:], labels[400:]), batch_size=50),
         lambda params, batch: {"error": network.apply(params, batch[0]).argmax(-1) != batch[1]},
-        name="spirals", about="two spirals, told apart by a network with two layers of 32",
+        name=SPIRALS,
     )  # fmt: skip
 
 
 @functools.cache
-def small_tasks() -> dict[str, Task]:
-    """Return the tasks by name."""
+def functions() -> dict[str, Function]:
+    """Return the functions by name."""
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, SIZE)))[0]
     turn = jnp.asarray(turn, jnp.float32)
 
-    def normal(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, (SIZE,))
-
     def bend(x: jax.Array, key: Any = None) -> jax.Array:
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+        a, b = jnp.split(x, 2)
+        return jnp.mean((1 - a) ** 2 + 100 * (b - a**2) ** 2)
 
     def valley(x: jax.Array, key: Any = None) -> jax.Array:
-        return jnp.sum(jnp.logspace(0, 3, SIZE) * (turn @ x) ** 2) / 2
+        return jnp.mean(jnp.logspace(0, 3, SIZE) * (turn @ x) ** 2)
 
     def scales(x: jax.Array, key: Any) -> jax.Array:
         return jnp.sum(jnp.logspace(-4, 2, SIZE) * x**2) / 2
@@ -89,27 +95,44 @@ def small_tasks() -> dict[str, Task]:
         return SIZE / 2 * x[jax.random.randint(key, (), 0, SIZE)] ** 2
 
     def tails(x: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.sum(x**2) / 2 + x @ jax.random.t(key, 1.2, (SIZE,))
+        sign, size = jax.random.normal(key, (2, SIZE))
+        return jnp.sum(x**2) / 2 + x @ (sign * jax.scipy.stats.norm.sf(size) ** (-2 / 3))
 
     def bursts(x: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.exp(3 * jax.random.normal(key)) * jnp.sum(x**2) / 2
 
-    def left(key: jax.Array) -> jax.Array:
-        return jnp.array([-1.2, 1.0]) + jax.random.normal(key, (2,)) / 10
+    return {
+        "bend": Function("eight of Rosenbrock's bent valleys", bend, bend),
+        "valley": Function("a turned quadratic, curvatures 1 to 1,000", valley, valley),
+        "scales": Function("a quadratic along the axes, curvatures 1e-4 to 100", scales),
+        "plateau": Function("nearly flat at 10, where it begins", plateau, plateau, 10.0),
+        "rare": Function("a quadratic, of which a step sees one coordinate of 16", rare),
+        "tails": Function("a quadratic with noise of infinite variance", tails),
+        "bursts": Function("a quadratic times a random factor, often < 1/20 or > 20", bursts),
+    }
 
-    made = (
-        _function("bend", "Rosenbrock's bent valley", left, bend, bend),
-        _function("valley", "a turned quadratic, curvatures 1 to 1,000", normal, valley, valley),
-        _function("scales", "a quadratic along the axes, curvatures 1e-4 to 100", normal, scales),
-        _function("plateau", "nearly flat at a distance of 10, where it begins",
-                  lambda key: 10 + normal(key), plateau, plateau),
-        _function("rare", "a quadratic, of which a step sees one coordinate of 16", normal, rare),
-        _function("tails", "a quadratic with noise of infinite variance", normal, tails),
-        _function("bursts", "a quadratic times a random factor, often below 1/20 or above 20",
-                  normal, bursts),
-        _spirals(),
-    )  # fmt: skip
-    return {task.name: task for task in made}
+
+@functools.cache
+def together() -> Task:
+    """Return the task of all functions, so that one program trains them; the state says which."""
+    losses, errors = zip(*((one.loss, one.error) for one in functions().values()), strict=True)
+    none = (np.zeros((1, 1), np.float32),)
+    return Task(
+        lambda key: (jnp.zeros(SIZE), jnp.int32(0)),
+        lambda x, which, batch, key: (jax.lax.switch(which, losses, x, key), which),
+        Data(none, none),
+        lambda x, which, batch: {"error": jax.lax.switch(which, errors, x)},
+        stateful=True,
+        name="functions",
+    )
+
+
+def begin(name: str, seed: int) -> tuple[np.ndarray, np.int32] | None:
+    """Return where a function is begun and its number; None for the spirals."""
+    if name == SPIRALS:
+        return None
+    x = np.random.default_rng(seed).standard_normal(SIZE) + functions()[name].start
+    return x.astype(np.float32), np.int32(list(functions()).index(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +147,7 @@ class Settings:
       steps: steps of an attempt.
     """
 
-    tasks: tuple[str, ...] = tuple(small_tasks())
+    tasks: tuple[str, ...] = (*functions(), SPIRALS)
     optimizers: tuple[str, ...] = list_optimizers()
     attempts: int = 8
     seeds: tuple[int, ...] = tuple(range(8))
@@ -132,34 +155,39 @@ class Settings:
 
 
 def measure(s: Settings, runner: Runner) -> Rows:
-    """Train every optimizer on every task: all learning rates and seeds in one program."""
+    """Train every optimizer: all learning rates, seeds and functions in one program."""
     engine, rows = runner.engine, []
-    pairs = [(name, task) for name in s.optimizers for task in s.tasks]
+    groups = [[name for name in s.tasks if name != SPIRALS], [SPIRALS] * (SPIRALS in s.tasks)]
+    pieces = [(name, group) for name in s.optimizers for group in groups if group]
 
-    def train(pair: tuple[str, str]) -> Rows:
-        name, kind = pair
-        one = contender(name, shared={"weight_decay": (0.0,)})
+    def train(piece: tuple[str, list[str]]) -> Rows:
+        one, group = contender(piece[0], shared={"weight_decay": (0.0,)}), piece[1]
         tried = trials(one.space, s.attempts, seed=0)
+        runs = [*itertools.product(group, s.seeds, enumerate(tried, 1))]
         lanes = [
-            Lane(seed, *tables("cosine", own["learning_rate"], s.steps, one.recipe.momentum), own)
-            for seed in s.seeds
-            for own in tried
-        ]
-
-        def say(steps: int, metrics: Any) -> None:
-            runner.progress.advance(steps, f"{name}, {kind}")
-
-        made = engine.train(small_tasks()[kind], one.recipe, lanes, [s.steps], len(lanes), say)
-        return [
-            {"task": kind, "optimizer": name, "seed": lane.seed, "attempt": i % len(tried) + 1,
-             **lane.numbers, "error": error, "success": error is not None and error <= GOAL}
-            for i, lane in enumerate(lanes) for error in [made[i][-1]["validation_error"]]
+            Lane(seed, *tables("cosine", own["learning_rate"], s.steps, one.recipe.momentum), own,
+                 begin(task, seed))
+            for task, seed, (_, own) in runs
         ]  # fmt: skip
 
-    runner.progress.begin("small tasks", len(pairs) * s.attempts * len(s.seeds) * s.steps)
-    engine.each(train, pairs, lambda pair, made: rows.extend(made))
+        def say(steps: int, metrics: Any) -> None:
+            runner.progress.advance(steps, f"{one.name}, {', '.join(group)}")
+
+        task = spirals() if group == [SPIRALS] else together()
+        made = engine.train(task, one.recipe, lanes, [s.steps], len(lanes), say)
+        errors = [own[-1]["validation_error"] for own in made]
+        return [
+            {"task": task, "optimizer": one.name, "seed": seed, "attempt": attempt, **own,
+             "error": error, "success": error is not None and error <= GOAL}
+            for (task, seed, (attempt, own)), error in zip(runs, errors, strict=True)
+        ]  # fmt: skip
+
+    runs = len(s.optimizers) * len(s.tasks) * len(s.seeds) * s.attempts
+    runner.progress.begin("small tasks", runs * s.steps)
+    engine.each(train, pieces, lambda piece, made: rows.extend(made))
     runner.progress.end()
-    return sorted(rows, key=lambda row: pairs.index((row["optimizer"], row["task"])))
+    order = {name: place for place, name in enumerate(s.optimizers)}
+    return sorted(rows, key=lambda row: (order[row["optimizer"]], s.tasks.index(row["task"])))
 
 
 def attempts(rows: Sequence[Row]) -> list[int | None]:
@@ -195,9 +223,11 @@ def analyse(s: Settings, rows: Rows) -> Result:
         "share of the seeds for which one of the learning rates succeeded, in per cent.",
         [Panel("", _heat, cells)], columns=1, panel_size=(9.0, 1.2 + 0.28 * len(lines)),
     )  # fmt: skip
+    about = {name: one.about for name, one in functions().items()}
+    about[SPIRALS] = "two spirals, told apart by a network with two hidden layers of 32"
     others = ", ".join(name for name in s.optimizers if info(name).degree != 0)
     remarks = [
-        f"Tasks: {'; '.join(f'{name}, {small_tasks()[name].about}' for name in s.tasks)}.",
+        f"Tasks: {'; '.join(f'{name}, {about[name]}' for name in s.tasks)}.",
         f"An attempt is one of {s.attempts} learning rates, {LEARNING_RATES}, in a fixed order; "
         f"{LARGE_LEARNING_RATES} if the step depends on the size of the gradient ({others}).",
     ]
