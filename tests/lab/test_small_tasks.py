@@ -26,9 +26,7 @@ def test_nothing_is_solved_at_its_start(seed):
     for name, one in functions().items():
         x, which = begin(name, seed)
         found = together().metrics(jnp.asarray(x), jnp.asarray(which), None)["error"]
-        assert found == pytest.approx(
-            float(one.error(x)), rel=1e-4
-        )
+        assert found == pytest.approx(float(one.error(x)), rel=1e-4)
         assert found > 5 * GOAL
     task = spirals()
     wrong = task.metrics(task.init(jax.random.key(seed)), None, task.data.validation)["error"]
