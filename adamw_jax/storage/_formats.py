@@ -135,7 +135,9 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
 def bfloat16() -> Format:
     """Store arrays in bfloat16, 2 bytes per value; ``storage="bfloat16"``.
 
-    float64 arrays, whose range is wider, have one scale for 256 values. It suits first moments. A second moment with a decay rate above 1 - 2^-8 stops changing once
+    float64 arrays, whose range is wider, have one scale for 256 values.
+
+    It suits first moments. A second moment with a decay rate above 1 - 2^-8 stops changing once
     gradients have become small, because 0.999 v is rounded back to v. Use another format for it, or
     ``quantize_state(..., rounding="stochastic")``.
 
