@@ -15,6 +15,7 @@ import pytest
 
 import adamw_jax as aj
 from adamw_jax._core.state import Hyperparams
+from adamw_jax.storage._formats import FORMATS
 from tests.catalogue import (
     EXTRA,
     PLAIN,
@@ -335,6 +336,26 @@ def test_another_float_width_is_converted(entry: Entry) -> None:
         tx.update(at(GRADIENTS, 0), wide, params)
     back, _ = aj.migrate_state(wide, tx, params)
     assert_equal(back, state)
+
+
+@pytest.mark.parametrize("make", [aj.adam, optax.adam], ids=["ours", "optax"])
+@pytest.mark.parametrize("word", FORMATS)
+def test_codes_of_another_float_width_are_converted(word: str, make: Any) -> None:
+    """From x64 and back: the values are those that were stored."""
+    tx = aj.quantize_state(make(0.1), word)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = {"w": jnp.linspace(1.0, 2.0, 64 * 128).reshape(64, 128)}
+        _, state = tx.update(wide, tx.init(wide), wide)
+    params = {"w": jnp.asarray(np.asarray(wide["w"]), jnp.float32)}
+    moved, report = aj.migrate_state(state, tx, params)
+    assert (report.started, report.dropped) == ((), ())
+    with jax.numpy_dtype_promotion("standard"):
+        tx.update(params, moved, params)
+    with jax.enable_x64(True):
+        back, _ = aj.migrate_state(moved, tx, wide)
+        assert jax.tree.structure(back) == jax.tree.structure(state)
+    assert_close(*map(aj.storage.decode_state, (moved, state)), rtol=0.01)
+    assert_close(*map(aj.storage.decode_state, (back, state)), rtol=0.01)
 
 
 @pytest.mark.parametrize(
