@@ -28,8 +28,8 @@ class Compare:
       words: Two or more optimizers (adamw and radam if none is given): names, or functions of your
         own as module:name or file.py:name. The first is compared with each of the others.
       optimizers: The same in one word, separated by commas.
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       steps: Train every run for this many steps; by default 960 on mnist1d, else 400.
       trials: Try this many settings for each optimizer.
       tuning_seeds: Run each trial with this many seeds.
@@ -128,8 +128,8 @@ class LrFind:
       word: The optimizer (adamw if none is given): a name, or a function of your own as module:name
         or file.py:name.
       optimizer: The same as an option.
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       seeds: Run the test with this many seeds.
       steps: A run ends after this many steps, or earlier if the loss diverges.
       start: The first learning rate.
