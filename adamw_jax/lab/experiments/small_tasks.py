@@ -163,9 +163,10 @@ def measure(s: Settings, runner: Runner) -> Rows:
     def train(piece: tuple[str, list[str]]) -> Rows:
         one, group = contender(piece[0], shared={"weight_decay": (0.0,)}), piece[1]
         tried = trials(one.space, s.attempts, seed=0)
+        shape = "constant" if "schedule_free" in one.name else "cosine"
         runs = [*itertools.product(group, s.seeds, enumerate(tried, 1))]
         lanes = [
-            Lane(seed, *tables("cosine", own["learning_rate"], s.steps, one.recipe.momentum), own,
+            Lane(seed, *tables(shape, own["learning_rate"], s.steps, one.recipe.momentum), own,
                  begin(task, seed))
             for task, seed, (_, own) in runs
         ]  # fmt: skip
@@ -261,9 +262,9 @@ EXPERIMENT = network_experiment(
     title="Small tasks: success rate and attempts",
     question="How often does an optimizer solve a small task that is hard in one way, and how many "
     "learning rates must be tried for it?",
-    setup="Every learning rate decays by a cosine; no weight decay, all other numbers at their "
-    "defaults. A run succeeds if its error at the end, without noise, is at most 0.03: the value "
-    "of the function (bend, valley, plateau), the share of wrong answers (spirals), or the mean "
-    "square distance to the minimum.",
+    setup="Every learning rate decays by a cosine, but is constant for schedule-free optimizers. "
+    "No weight decay, all other numbers at their defaults. A run succeeds if its error at the end, "
+    "without noise, is at most 0.03: the value of the function (bend, valley, plateau), the share "
+    "of wrong answers (spirals), or the mean square distance to the minimum.",
     expected="Nothing is published for these tasks; full tries more learning rates and seeds.",
 )  # fmt: skip
