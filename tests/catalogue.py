@@ -188,6 +188,29 @@ def with_needs(row: adamw_jax.OptimizerInfo, tx: Any) -> Any:
     return adamw_jax.Composed.of(tx.declaration, tx.init, update)
 
 
+def _tails() -> dict[str, Any]:
+    compose, adamw, update = adamw_jax.compose, adamw_jax.adamw(0.1), adamw_jax.update
+    meter = adamw_jax.diagnostics.measure_noise_scale(1, 2)
+    free = update.schedule_free(0.1)
+    kinds = {kind: adamw_jax.average_iterates(kind=kind) for kind in KINDS}
+    return {
+        "lookahead": compose(adamw, adamw_jax.lookahead(sync_period=2)),
+        **{f"average_iterates, {kind}": compose(adamw, tail) for kind, tail in kinds.items()},
+        "schedule_free": compose(adamw_jax.sgdw(0.1, momentum=None), free),
+        "probe": adamw_jax.probe(adamw_jax.clip_gradient(1.0), adamw),
+        "measure_noise_scale": compose(meter, adamw),
+        "stochastic_rounding": compose(adamw, update.stochastic_rounding(0)),
+        "compensated_rounding": compose(adamw, update.compensated_rounding()),
+    }
+
+
+TAILS = _tails()
+"""A recipe with each tail that does not need workers; its name begins the label."""
+
+WITH_WORKERS = ("compressed_mean", "local_sgd")
+"""The other tails."""
+
+
 EXTRA = {"value": 1.0}
 """What every step is given, though few optimizers need it: it passes through every wrapper."""
 

@@ -218,6 +218,22 @@ def test_tails_copy_the_parameters(tail: Any) -> None:
     check(tx, tx.init(params), params, *alpha.values())
 
 
+WRAPPED = {
+    "skip_bad_steps": aj.skip_bad_steps(aj.adamw(0.05), loss_spike=6.0, norm_spike=6.0, window=4),
+    "accumulate": aj.accumulate(aj.adamw(0.05), 2),
+    "dynamic_loss_scale": aj.dynamic_loss_scale(aj.adamw(0.05)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers(name: str) -> None:
+    """As ``init`` and a step without jit make their states."""
+    tx, params = WRAPPED[name], sample_params()
+    _, state = tx.update(GRADIENT, tx.init(params), params, value=jnp.float32(1.0))
+    for made in (tx.init(params), state):
+        check(tx, made, params)
+
+
 @pytest.mark.parametrize("entry", rows(PLAIN))
 def test_an_eager_step_keeps_no_array_of_the_caller(entry: Entry) -> None:
     """Some states hold the previous gradient: it is a copy, so a donated state deletes nothing."""

@@ -46,6 +46,35 @@ def test_the_scale_falls_and_grows() -> None:
     assert loss_scale(update(params * jnp.nan, smallest, params)[1]) > 1e-38
 
 
+def test_a_whole_run_in_float16_by_hand() -> None:
+    """The gradient is 1/8; times 2^19 and more it is above 65504, and times 2^18 it is 32768.
+
+    So six halvings from 2^24 to 2^18, and then again and again three steps of 1/8, a doubling, and
+    a step that overflows.
+    """
+    tx = dynamic_loss_scale(aj.sgdw(1.0, momentum=None), initial=2.0**24, period=3)
+    master, state, seen = jnp.float32(4.0), tx.init(jnp.float32(4.0)), []
+    update = jax.jit(tx.update)
+    for _ in range(15):
+        half = master.astype(jnp.float16)
+        compute = scaled_value_and_grad(lambda p: p.astype(jnp.float32) / 8, loss_scale(state))
+        loss, gradient = compute(half)
+        assert gradient.dtype == jnp.float16
+        assert float(loss) == float(master) / 8
+        updates, state = update(gradient, state, master)
+        master = optax.apply_updates(master, updates)
+        counts = int(state.finite), int(state.overflown), int(state.inner.count)
+        seen.append((int(jnp.log2(state.scale)), *counts, float(master)))
+    # log2 of the next scale, finite in a row, overflown, steps of SGD, parameter
+    assert seen == [
+        *((23, 0, 1, 0, 4.0), (22, 0, 2, 0, 4.0), (21, 0, 3, 0, 4.0)),
+        *((20, 0, 4, 0, 4.0), (19, 0, 5, 0, 4.0), (18, 0, 6, 0, 4.0)),
+        *((18, 1, 6, 1, 3.875), (18, 2, 6, 2, 3.75), (19, 0, 6, 3, 3.625), (18, 0, 7, 3, 3.625)),
+        *((18, 1, 7, 4, 3.5), (18, 2, 7, 5, 3.375), (19, 0, 7, 6, 3.25), (18, 0, 8, 6, 3.25)),
+        (18, 1, 8, 7, 3.125),
+    ]
+
+
 @pytest.mark.parametrize("scaled", [True, False])
 def test_training_in_float16(scaled: bool) -> None:
     """Gradients of 1e-9 vanish in float16; with a scale the run is that of float32."""

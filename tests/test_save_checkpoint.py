@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import adamw_jax as aj
 from adamw_jax.state import _sealed, restore_checkpoint, save_checkpoint
 from tests.catalogue import assert_equal
-from tests.data.checkpoints.record import check, recorded
+from tests.data.checkpoints.record import RUNS, check, recorded
 
 PARAMS = {
     "linear/~": {"w": jnp.linspace(-1, 1, 512).reshape(8, 64)},
@@ -213,7 +213,7 @@ def test_checkpoints_of_earlier_releases_go_on(folder: pathlib.Path) -> None:
 
 
 def test_release_0_1_is_recorded() -> None:
-    assert {"plain", "guarded"} <= {each.name for each in recorded() if each.parent.name == "0.1"}
+    assert {*RUNS} <= {each.name for each in recorded() if each.parent.name == "0.1"}
 
 
 def test_what_is_refused_at_once(tmp_path: pathlib.Path, monkeypatch: Any) -> None:

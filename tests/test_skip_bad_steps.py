@@ -12,11 +12,15 @@ import pytest
 from flax import nnx
 
 import adamw_jax as aj
-from adamw_jax import read_skips, skip_bad_steps
-from adamw_jax.update import compensated_rounding, schedule_free, stochastic_rounding
+from adamw_jax import communication as comm, read_skips, skip_bad_steps
+from adamw_jax._core import stage
+from adamw_jax.storage._formats import FORMATS
+from adamw_jax.update import compensated_rounding, stochastic_rounding
 from tests.catalogue import (
     PLAIN,
+    TAILS,
     VARIANTS,
+    WITH_WORKERS,
     Entry,
     assert_equal,
     at,
@@ -44,7 +48,8 @@ def trained(tx: Any, params: Any, gradients: list[Any], losses: list[float]) -> 
     update = optax.with_extra_args_support(tx).update
 
     def step(params: Any, state: Any, gradient: Any, loss: Any) -> tuple[Any, Any]:
-        updates, state = update(gradient, state, params, value=loss)
+        more = {"value": loss, "micro_square_norm": jnp.float32(1.0)}
+        updates, state = update(gradient, state, params, **more)
         return optax.apply_updates(params, updates), state
 
     state, first = tx.init(params), (gradients[0], jnp.float32(losses[0]))
@@ -224,18 +229,12 @@ def _groups(params: Any) -> Any:
 
 
 INSIDE = {
-    "lookahead": aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=2)),
+    **TAILS,
     "lookahead around": aj.lookahead(optax.adam(0.1), 2, inner_state="pullback"),
-    **{
-        f"average_iterates, {kind}": aj.compose(aj.sgdw(0.1), aj.average_iterates(kind=kind))
-        for kind in ("equal", "weighted", "ema", "last")
-    },
     "average every second": aj.compose(aj.sgdw(0.1), aj.average_iterates(1, 2)),
-    "schedule_free": aj.compose(aj.sgdw(0.1, momentum=None), schedule_free(0.1)),
     "a schedule": aj.adamw(aj.one_cycle(0.1, 10)),
     "percentile_clipping": aj.compose(aj.percentile_clipping(50, 4), aj.adamw(0.1)),
     "clip_gradient": aj.compose(aj.clip_gradient(1.0), aj.adamw(0.1)),
-    "probe": aj.probe(aj.clip_gradient(1.0), aj.adamw(0.1)),
     "frozen": aj.compose(aj.adamw(0.1), frozen="scale"),
     "packed": aj.pack_small_leaves(aj.adamw(0.1)),
     "partition": optax.partition({"a": aj.adamw(0.1), "b": optax.sgd(0.1)}, _groups),
@@ -252,8 +251,48 @@ def test_every_tail_and_wrapper(name: str) -> None:
         check(INSIDE[name], sample_params(), [at(sample_gradients(), i) for i in range(3)])
 
 
+def test_the_tables_have_every_tail() -> None:
+    """A tail that is declared anywhere needs a row; storages are rows by themselves."""
+    assert {name.partition(",")[0] for name in TAILS} | {*WITH_WORKERS} == stage.TAILS
+
+
+WORKERS = {
+    "compressed_mean": aj.compose(
+        comm.compressed_mean(comm.scaled_sign(), "data", workers=2), aj.adamw(0.1)
+    ),
+    "local_sgd": aj.compose(aj.adamw(0.1), comm.local_sgd(2, "data")),
+}
+
+
+@pytest.mark.parametrize("name", WITH_WORKERS)
+def test_tails_with_workers(name: str) -> None:
+    """One worker has a bad gradient, and both go on as without this step, to the bit."""
+
+    def ends(tx: Any, gradients: list[Any]) -> tuple[Any, Any]:
+        params = jax.tree.map(lambda p: jnp.stack([p, p + 1]), sample_params())
+        if name == "compressed_mean":
+            params = jax.tree.map(lambda p: jnp.stack([p[0]] * 2), params)
+        state = jax.vmap(tx.init, axis_name="data")(params)
+        update = jax.vmap(tx.update, axis_name="data")
+        update = one_operation_at_a_time(update, gradients[0], state, params)
+        for gradient in gradients:
+            updates, state = update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    both = [
+        jax.tree.map(lambda g, i=i: jnp.stack([g[i], g[i + 1]]), sample_gradients(4))
+        for i in range(3)
+    ]
+    bad = jax.tree.map(lambda g: g.at[1].set(jnp.nan), both[1])
+    guarded = skip_bad_steps(WORKERS[name], axis_name="data")
+    moved, state = ends(guarded, [both[0], bad, *both[1:]])
+    assert [*read_skips(state)["by_gradient"]] == [1, 1]
+    assert_equal((moved, state.inner), ends(WORKERS[name], both))
+
+
 STORED = {
-    **{name: aj.adamw(0.1, storage=name) for name in ("8bit", "4bit", "float8", "bfloat16")},
+    **{name: aj.adamw(0.1, storage=name) for name in FORMATS},
     "quantize_state": aj.quantize_state(optax.adam(0.1)),
     "at random": aj.quantize_state(optax.adam(0.1), rounding="stochastic"),
     "root": aj.adamw(0.1, storage=aj.storage.eight_bit(root=True)),
@@ -299,6 +338,26 @@ def test_a_finite_gradient_that_poisons_is_skipped(entry: Entry) -> None:
         moved, state = trained(tx, sample_params(), [given, gradient], [loss, 1.0])
         for x in jax.tree.leaves((moved, state)):
             assert np.all(np.isfinite(np.asarray(x)))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+@pytest.mark.parametrize("name", ["norm_adaptive_sgd", "adamax", "sgdw", "pnm"])
+def test_a_huge_gradient_that_stays_finite_is_a_spike(name: str, size: float) -> None:
+    """Its update is as long, or a maximum keeps it; with ``norm_spike`` both are refused.
+
+    That takes half a window of norms. Before, and without the option, the step is taken.
+    """
+    inner = Entry(name, name).make()
+    good = [at(sample_gradients(8), i) for i in range(8)]
+    huge, losses = spoilt(good[4], size), [1.0] * 8
+    tx = skip_bad_steps(inner, norm_spike=6.0, window=8)
+    moved, state = trained(tx, sample_params(), [*good[:4], huge, *good[4:]], [*losses, 1.0])
+    found = read_skips(state)
+    assert {name: int(n) for name, n in found.items() if n} == {"skipped": 1, "by_spike": 1}
+    assert_equal((moved, state.inner), trained(inner, sample_params(), good, losses))
+    for early in (tx, skip_bad_steps(inner)):
+        taken = trained(early, sample_params(), [good[0], huge], [1.0] * 2)[1]
+        assert int(read_skips(taken)["skipped"]) == 0
 
 
 def test_an_empty_array_in_a_state_hides_no_gradient() -> None:

@@ -15,7 +15,18 @@ import adamw_jax as aj
 from adamw_jax import accumulate, skip_bad_steps
 from adamw_jax._core.wrapper import Wrapper
 from adamw_jax.update import dynamic_loss_scale, restart_averages
-from tests.catalogue import assert_equal, at, run, sample_gradients, sample_params
+from adamw_jax.update._average_iterates import KINDS
+from tests.catalogue import (
+    Entry,
+    assert_equal,
+    assert_finite,
+    at,
+    avals,
+    one_step,
+    run,
+    sample_gradients,
+    sample_params,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -89,6 +100,50 @@ def test_what_it_shows(name: str) -> None:
 
 
 @table
+def test_steps_compile_once(name: str) -> None:
+    """Good and bad ones, and after a change of a hyperparameter; the state keeps its types."""
+    tx = AROUND[name](aj.compose(aj.adamw(aj.one_cycle(0.1, 10)), aj.lookahead(sync_period=2)))
+    params, state = sample_params(), tx.init(sample_params())
+    before, step = avals(state), jax.jit(one_step(tx), donate_argnums=1)
+    for i in range(6):
+        factor = jnp.float32(jnp.nan if i == 2 else 1.0)
+        gradient = jax.tree.map(lambda g, f=factor: g * f, at(sample_gradients(6), i))
+        params, state = step(params, state, gradient)
+        if i == 3:
+            state = aj.set_hyperparams(state, learning_rate=0.5)
+    assert step._cache_size() == 1
+    assert avals(state) == before
+    assert_finite((params, state))
+
+
+@table
+def test_counters_saturate(name: str) -> None:
+    """At the largest int32 they stay, and good and bad steps are told apart as before."""
+    tx, limit = AROUND[name](aj.adamw(0.1)), np.iinfo(np.int32).max
+    names = ("skipped", "in_a_row", "overflown", "finite", "windows", "left_out", "count")
+
+    def full(path: Any, x: Any) -> Any:
+        return jnp.full_like(x, limit) if getattr(path[-1], "name", None) in names else x
+
+    params, update = sample_params(), jax.jit(tx.update)
+    state = jax.tree_util.tree_map_with_path(full, tx.init(params))
+    good = at(sample_gradients(), 0)
+    for gradient in (jax.tree.map(lambda g: g * jnp.nan, good), good):
+        updates, after = update(gradient, state, params)
+        assert bool(np.any(updates["scale"])) == (gradient is good)
+        for x in jax.tree.leaves(after):
+            assert x.dtype != jnp.int32 or np.all(x >= 0)
+        counts = {
+            path[-1].name: int(np.max(x))
+            for path, x in jax.tree_util.tree_leaves_with_path(after)
+            if getattr(path[-1], "name", None) in names
+        }
+        assert counts.pop("in_a_row", limit) in (0, limit)
+        assert counts.pop("finite", limit) in (0, limit)
+        assert {*counts.values()} == {limit}
+
+
+@table
 def test_nothing_can_follow(name: str) -> None:
     tx = AROUND[name](aj.adamw(0.1))
     for build in (aj.compose, aj.as_optimizer, aj.as_direction, lambda tx: aj.probe(("a", tx))):
@@ -113,9 +168,12 @@ def test_boxes_of_nnx() -> None:
 RESCUED = {
     "lookahead": aj.compose(aj.adamw(0.1), aj.lookahead(sync_period=2)),
     "pullback": aj.lookahead(aj.adam(0.1), 2, inner_state="pullback"),
-    "equal": aj.compose(aj.adamw(0.1), aj.average_iterates()),
-    "last": aj.compose(aj.adamw(0.1), aj.average_iterates(kind="last")),
+    **{
+        f"average_iterates, {kind}": aj.compose(aj.adamw(0.1), aj.average_iterates(kind=kind))
+        for kind in KINDS
+    },
     "schedule_free": aj.schedule_free_adamw(0.1),
+    "koala_m": Entry("koala_m", "koala_m").make(),
 }
 
 
@@ -133,12 +191,18 @@ def test_averages_come_back_from_good_parameters(name: str) -> None:
         for i in range(3):
             updates, state = tx.update(at(sample_gradients(), i), state, params)
             params = optax.apply_updates(params, updates)
+        assert count_of(state) == count_of(lost) + 3
         return jax.tree.leaves((params, aj.eval_params(state, params)))
 
     assert not all(np.all(np.isfinite(x)) for x in ends(lost))
     assert all(np.all(np.isfinite(x)) for x in ends(state))
-    counts = [int(aj.hyperparams(x)["learning_rate"] > 0) for x in (lost, state)]
-    assert counts == [1, 1]
+    assert count_of(state) == count_of(lost) == len(nan["scale"])
+
+
+def count_of(state: Any) -> int:
+    while hasattr(state, "inner"):
+        state = state.inner
+    return int(state.count)
 
 
 def test_restarts_that_cannot_be() -> None:
@@ -146,4 +210,6 @@ def test_restarts_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="no slow weights or averages"):
         restart_averages(aj.adamw(0.1).init(params), aj.adamw(0.1), params)
     with pytest.raises(ValueError, match="another structure than"):
-        restart_averages(RESCUED["lookahead"].init(params), RESCUED["equal"], params)
+        restart_averages(
+            RESCUED["lookahead"].init(params), RESCUED["average_iterates, equal"], params
+        )

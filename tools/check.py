@@ -26,6 +26,7 @@ STEPS = {
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "properties": (PYTHON, "tools/properties.py", "--check"),
+    "claims": (PYTHON, "tools/results.py", "--check"),
     "scale": (PYTHON, "tools/scale.py", "--check"),
     "site": (PYTHON, "tools/site.py"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),

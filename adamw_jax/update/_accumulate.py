@@ -122,9 +122,10 @@ def accumulate(
         def zeros(p: Any) -> jax.Array:
             return jnp.zeros_like(p, dtype=numerics.compute_dtype(p))
 
-        none, loss = jnp.zeros([], jnp.int32), jnp.zeros([], numerics.default_float())
+        loss = jnp.zeros([], numerics.default_float())
         total = jax.tree.map(zeros, numerics.as_arrays(params))
-        return AccumulateState(inner.init(params), total, loss, none, none, none, none)
+        counts = (jnp.zeros([], jnp.int32) for _ in range(4))  # each its own, to be donated
+        return AccumulateState(inner.init(params), total, loss, *counts)
 
     def update(updates: Tree, state: AccumulateState, params: Tree | None = None, **extra: Any):
         updates, params = entering(updates, params)

@@ -116,8 +116,9 @@ def dynamic_loss_scale(
     devices, norm_axes = devices_of(inner, axis_name)
 
     def init(params: Tree) -> DynamicLossScaleState:
-        none, scale = jnp.zeros([], jnp.int32), jnp.full([], initial, numerics.default_float())
-        return DynamicLossScaleState(inner.init(params), scale, none, none)
+        scale = jnp.full([], initial, numerics.default_float())
+        counts = (jnp.zeros([], jnp.int32) for _ in range(2))  # each its own, to be donated
+        return DynamicLossScaleState(inner.init(params), scale, *counts)
 
     def update(
         updates: Tree, state: DynamicLossScaleState, params: Tree | None = None, **extra: Any

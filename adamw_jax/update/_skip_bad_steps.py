@@ -145,11 +145,14 @@ def skip_bad_steps(
     devices, norm_axes = devices_of(inner, axis_name)
 
     def init(params: Tree) -> SkipBadStepsState:
-        none = jnp.zeros([], jnp.int32)
-        ring = Window(jnp.zeros([window], numerics.default_float()), none)
-        losses, norms = (None if limit is None else ring for limit in (loss_spike, norm_spike))
-        counts = jnp.zeros([len(CAUSES)], jnp.int32)
-        return SkipBadStepsState(inner.init(params), counts, none, losses, norms)
+        def ring(limit: float | None) -> Window | None:  # each array its own, to be donated
+            if limit is None:
+                return None
+            return Window(jnp.zeros([window], numerics.default_float()), jnp.zeros([], jnp.int32))
+
+        counts, in_a_row = jnp.zeros([len(CAUSES)], jnp.int32), jnp.zeros([], jnp.int32)
+        rings = ring(loss_spike), ring(norm_spike)
+        return SkipBadStepsState(inner.init(params), counts, in_a_row, *rings)
 
     def update(updates: Tree, state: SkipBadStepsState, params: Tree | None = None, **extra: Any):
         updates, params = entering(updates, params)
