@@ -1,4 +1,4 @@
-"""Every public function has an example in its own docstring, and every example runs."""
+"""Every public function and class has an example in its own docstring, and every example runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+INSIDE = ("Clock", "Moments", "Reading", "ScaleMoments")
+"""What only stages pass to each other; the page on stages of one's own shows them."""
+
+CLASSES = {
+    name: thing for name, thing in PUBLIC.items()
+    if inspect.isclass(thing) and not name.endswith((*INSIDE, "State"))  # init makes a state
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_it_has_one(name: str) -> None:
-    assert ">>> " in text_of(FUNCTIONS[name]), f"{name} has no example"
+    assert ">>> " in text_of(PUBLIC[name]), f"{name} has no example"
 
 
 GENERATED = [name for name in FUNCTIONS if ".optimizers._" in name and "_registry" not in name]

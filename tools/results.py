@@ -60,10 +60,15 @@ def table() -> str:
 
 
 def source_of(reference: str) -> str:
-    """Return the authors of the first paper in a reference, with a link if it has a number."""
-    first = reference.partition(";")[0]
-    number = re.search(r"arXiv (\d{4}\.\d{4,5})", first)
-    return f"[{authors(first)}](https://arxiv.org/abs/{number[1]})" if number else authors(first)
+    """Return the authors of each paper in a reference, with a link if it has a number."""
+    found = []
+    for paper in reference.split("; "):
+        number = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
+        link = (
+            f"[{authors(paper)}](https://arxiv.org/abs/{number[1]})" if number else authors(paper)
+        )
+        found.append(link)
+    return ", ".join(found)
 
 
 def main(arguments: list[str]) -> int:

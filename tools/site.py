@@ -60,7 +60,7 @@ SECTIONS = {
         "CHANGELOG",
     ),
 }
-"""The navigation; pages of a folder that are not named hang below its README."""
+"""The navigation; pages of a folder that are not named hang below its README, or below a report."""
 
 GALLERY = """# Gallery
 
@@ -91,8 +91,10 @@ def gather(source: pathlib.Path) -> None:
     (source / "index.md").write_text(index(), "utf-8")
     (source / "gallery.md").write_text(gallery(), "utf-8")
     (source / "examples" / "index.md").write_text(examples(source / "examples"), "utf-8")
-    below(source / "docs" / "optimizers", "*.md")
-    below(source / "docs" / "results", "*.md", "*/report.md", "*/details/*.md")
+    below(source / "docs" / "optimizers" / "README.md", "*.md")
+    below(source / "docs" / "results" / "README.md", "*.md", "*/report.md")
+    for report in source.glob("docs/results/*/report.md"):
+        below(report, "details/*.md")
     (source / "reference").mkdir()
     for name, text in reference().items():
         (source / "reference" / f"{name}.md").write_text(text, "utf-8")
@@ -105,13 +107,16 @@ def tree(pages: Iterator[str] | tuple[str, ...], caption: str = "", depth: int =
     return "\n".join(lines) + "\n"
 
 
-def below(folder: pathlib.Path, *patterns: str) -> None:
-    """Hang the pages of a folder below its README."""
-    found = [page for pattern in patterns for page in folder.glob(pattern)]
-    pages = sorted(str(page.relative_to(folder).with_suffix("")) for page in found)
-    pages.remove("README")
-    with (folder / "README.md").open("a", encoding="utf-8") as file:
-        file.write("\n" + tree(tuple(pages)))
+def below(page: pathlib.Path, *patterns: str) -> None:
+    """Hang the other pages of a folder below one of them; a report has the name of its folder."""
+    found = {each for pattern in patterns for each in page.parent.glob(pattern)} - {page}
+    names = []
+    for each in sorted(found):
+        name = str(each.relative_to(page.parent).with_suffix(""))
+        title = each.parent.name.capitalize()
+        names.append(f"{title} <{name}>" if each.stem == "report" else name)
+    with page.open("a", encoding="utf-8") as file:
+        file.write("\n" + tree(tuple(names)))
 
 
 def index() -> str:

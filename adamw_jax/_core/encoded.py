@@ -98,6 +98,13 @@ class Encoded:
       codes: the codes, in the shape of the array; if two share a byte, the last axis is halved.
       scales: factors on the levels: an array, a tuple of arrays, or None.
       layout: static.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> small = aj.adamw(1e-3, storage="8bit").init({"w": jnp.ones((128, 64))})
+      >>> leaves = jax.tree.leaves(small, is_leaf=aj.storage.is_encoded)
+      >>> [leaf.codes.dtype.name for leaf in leaves if aj.storage.is_encoded(leaf)]
+      ['uint8', 'uint8']
     """
 
     __slots__ = ()

@@ -23,6 +23,12 @@ class Wire:
 
     Attributes:
       axes: names of the axes along which the workers are.
+
+    Example:
+      Inside ``jax.shard_map`` the mean over the workers is ``wire.mean(x)``:
+
+      >>> from adamw_jax.communication import Wire
+      >>> wire = Wire(("data",))
     """
 
     def __init__(self, axes: tuple[str, ...]) -> None:
@@ -71,6 +77,13 @@ class Exchanged(NamedTuple):
       mean: what the optimizer gets in place of the mean over workers; the same on each.
       sent: the part of its own array that this worker has told the others.
       memory: the new memory of the compressor.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from adamw_jax.communication import Compressor, Exchanged
+      >>> def exchange(x, memory, key, wire):  # nothing is compressed
+      ...     return Exchanged(wire.mean(x), sent=x, memory=memory)
+      >>> plain = Compressor("plain", exchange, contracts=True)
     """
 
     mean: jax.Array
@@ -90,6 +103,12 @@ class Compressor(NamedTuple):
         array, so that the missing part can be added to the next gradient (error feedback).
       start: ``(key, x) -> memory``: the first memory for an array like ``x``, an array; None for no
         memory. All workers have the same memory.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> compressor = aj.communication.one_bit()
+      >>> compressor.name, compressor.contracts
+      ('one_bit', True)
     """
 
     name: str

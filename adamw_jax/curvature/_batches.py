@@ -54,6 +54,14 @@ class Batches:
 
     Each shape of batch is compiled once. If compiling is slow, pad, drop or bucket batches of odd
     shapes.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> batches = aj.curvature.Batches([batch, 3 * batch], weights="equal")
+      >>> aj.curvature.hvp(loss_fn, params, batches, jnp.ones(3)).tolist()  # of the mean loss
+      [2.0, 4.0, 6.0]
     """
 
     def __init__(self, batches: Iterable[Any], weights: str = "examples") -> None:

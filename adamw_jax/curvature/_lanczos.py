@@ -49,6 +49,15 @@ class LanczosResult(NamedTuple):
       residuals: |H u - theta u| of every Ritz pair, beta_k times the last component of its
         eigenvector of T, shape (k,).
       krylov_dim: steps before a breakdown, at most k, int32.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> product = aj.curvature.hvp_fn(loss_fn, params, batch)
+      >>> found = aj.curvature.lanczos(product, jnp.ones(3), 3)
+      >>> [round(float(value), 3) for value in found.ritz_values]
+      [1.0, 2.0, 3.0]
     """
 
     alpha: jax.Array

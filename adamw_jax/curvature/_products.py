@@ -45,6 +45,15 @@ class CompositeLoss:
     Attributes:
       model_fn: ``(params, batch) -> outputs``, a tree of arrays.
       output_loss: ``(outputs, batch) -> scalar``, the mean over the batch.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = aj.curvature.CompositeLoss(
+      ...     lambda params, batch: batch[0] @ params,
+      ...     lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2),
+      ... )
+      >>> float(loss_fn(jnp.ones(2), (jnp.eye(2), jnp.zeros(2))))
+      1.0
     """
 
     model_fn: Callable[[Tree, Any], Tree]

@@ -35,6 +35,11 @@ class Rates(NamedTuple):
     Attributes:
       learning_rate: the learning rate of the chosen method.
       momentum: the momentum of the chosen method, in [0, 1]; 0 for SGD.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> rates = aj.curvature.lr_momentum_from_spectrum(jnp.array([0.1, 1.0, 10.0]))
+      >>> tx = aj.sgdw(rates.learning_rate, momentum=rates.momentum)
     """
 
     learning_rate: jax.Array

@@ -49,6 +49,16 @@ class HessianNoise(NamedTuple):
         ``batch_hessian_extreme``.
       shrinkage: a, the factor by which to shrink the spectrum towards its mean. It is 1 without
         noise, and 0 or less if noise explains all of the dispersion or more.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> found = aj.diagnostics.hessian_noise(
+      ...     loss_fn, params, [batch, 2 * batch], jax.random.key(0)
+      ... )
+      >>> bool(found.sigma > 0)
+      True
     """
 
     mean: jax.Array

@@ -43,6 +43,12 @@ class NoiseScale(NamedTuple):
     Attributes:
       gradient_square: |G|^2, without noise; the estimate can be negative.
       noise_trace: tr Sigma, the variance of one example's gradient summed over the parameters.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> found = aj.diagnostics.gradient_noise_scale(2.0, 1.5, small_batch=32, big_batch=256)
+      >>> round(float(found.noise_trace / found.gradient_square), 1)  # the simple noise scale
+      12.8
     """
 
     gradient_square: jax.Array
@@ -63,6 +69,13 @@ class CurvatureNoise(NamedTuple):
       gradient_square: |G|^2 of the mean gradient.
       curvature: G^T H G.
       noise_curvature: tr(H Sigma), with the covariance of one example.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> gradients = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # one row a micro-batch
+      >>> found = aj.diagnostics.curvature_noise_scale(gradients, lambda v: 2 * v)
+      >>> round(float(found.noise_curvature / found.curvature), 2)
+      0.75
     """
 
     gradient_square: jax.Array

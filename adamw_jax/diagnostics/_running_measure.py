@@ -43,6 +43,15 @@ class Measured(NamedTuple):
       drift: mean of the later half of the window minus mean of the earlier half.
       drift_error: standard error of the drift.
       settled: whether the window is full and the drift at most two standard errors.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> measure = aj.diagnostics.RunningMeasure(window=8, blocks=4)
+      >>> state = measure.init({"loss": jnp.float32(0.0)})
+      >>> for loss in (3.0, 5.0):
+      ...     state = measure.update(state, {"loss": jnp.float32(loss)})
+      >>> float(measure.read(state)["loss"].mean)
+      4.0
     """
 
     mean: jax.Array
@@ -79,6 +88,13 @@ class RunningMeasure:
       window: number of steps for the drift, a multiple of ``blocks``.
       blocks: number of parts of the window, even, >= 4. A block should be longer than the time over
         which values are correlated.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> measure = aj.diagnostics.RunningMeasure(window=8, blocks=4)
+      >>> state = measure.init({"loss": jnp.float32(0.0)})
+      >>> state = measure.update(state, {"loss": jnp.float32(3.0)})
+      >>> found = measure.read(state)["loss"]
     """
 
     window: int = 1000

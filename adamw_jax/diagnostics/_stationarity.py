@@ -50,6 +50,14 @@ class StationarityReport(NamedTuple):
       one_step_change: change of the loss of one batch by the update from another.
       descent: -<grad, u>, unbiased: the decrease of the loss to first order.
       bend: u^T H u / 2, the increase of the loss by curvature.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> loss_fn = lambda params, batch: jnp.sum(batch * params**2) / 2
+      >>> params, batch = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+      >>> report = aj.diagnostics.stationarity_report(loss_fn, params, [batch, 2 * batch], 0.1)
+      >>> float(report.loss)
+      4.5
     """
 
     loss: jax.Array

@@ -47,6 +47,11 @@ class Rule:
         may share a rule and so a name.
       base_learning_rate: peak of a ``learning_rate`` that is a schedule, > 0, for
         ``decay="schedule"`` and ``"corrected"``. A number is its own peak.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> slow = aj.Rule(learning_rate_factor=0.1, weight_decay=0.0)
+      >>> tx = aj.adamw(1e-3, rules=aj.parameter_rules({"*bias": slow}, default=aj.Rule()))
     """
 
     learning_rate: ScalarOrSchedule | None = None
@@ -152,6 +157,12 @@ class LeafRules:
     Attributes:
       patterns: the pattern of each rule; None for the default of a table.
       rules: the rules.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> rules = aj.parameter_rules({"bias": aj.Rule(freeze=True)}, default=aj.Rule())
+      >>> rules.for_tree({"bias": jnp.zeros(2), "kernel": jnp.ones((2, 2))})["bias"].freeze
+      True
     """
 
     patterns: tuple[str | None, ...]

@@ -91,6 +91,12 @@ class ParameterRules:
 
     Attributes:
       tables: the tables.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> fast, still = aj.Rule(learning_rate_factor=10.0), aj.Rule(weight_decay=0.0)
+      >>> head = aj.parameter_rules({"head": fast}, default=aj.Rule())
+      >>> tx = aj.adamw(1e-3, rules=head * aj.parameter_rules({"bias": still}, default=aj.Rule()))
     """
 
     tables: tuple[Table, ...]

@@ -40,6 +40,18 @@ class GradInitInfo:
       scales: a tree like the parameters with one scalar per leaf; 1 for leaves without a scale.
       blocks: names of the blocks, in the order of the arrays in ``history``.
       history: a ``GradInitRecord`` of NumPy arrays with the steps along their first axis.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((batch @ params["kernel"]) ** 2)
+      >>> params = {"kernel": 5 * jnp.ones((3, 2))}
+      >>> batches = [(jnp.ones((4, 3)), jnp.ones((4, 3)))] * 3
+      >>> scaled, about = aj.gradinit(
+      ...     params, loss_fn, batches, num_steps=3, eta=0.1, gamma=1.0, scale_lr=0.1
+      ... )
+      >>> about.blocks, float(about.scales["kernel"]) < 1
+      (('kernel',), True)
     """
 
     scales: Tree

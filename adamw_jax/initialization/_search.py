@@ -62,6 +62,18 @@ class GradInitRecord(NamedTuple):
       slope: derivatives of ``lowered`` with respect to the scales before clipping, for a loss
         divided by eta, shape (blocks,).
       scales: scales after the step, shape (blocks,).
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((batch @ params["kernel"]) ** 2)
+      >>> params = {"kernel": 5 * jnp.ones((3, 2))}
+      >>> batches = [(jnp.ones((4, 3)), jnp.ones((4, 3)))] * 3
+      >>> scaled, about = aj.gradinit(
+      ...     params, loss_fn, batches, num_steps=3, eta=0.1, gamma=1.0, scale_lr=0.1
+      ... )
+      >>> about.history.loss.shape, about.history.scales.shape
+      ((3,), (3, 1))
     """
 
     constrained: jax.Array
@@ -101,6 +113,17 @@ class GradInit:
         for names of leaves; None for leaves named ``bias`` or ``b``.
       differentiate_inner: differentiate the loss through A[g], as in the formula; False takes A[g]
         as a constant, as the authors' code does. For Adam, whose step is a sign, both are equal.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((batch @ params["kernel"]) ** 2)
+      >>> params, batch = {"kernel": 5 * jnp.ones((3, 2))}, jnp.ones((4, 3))
+      >>> search = aj.initialization.GradInit(loss_fn, eta=0.1, gamma=1.0, scale_lr=0.1)
+      >>> state = search.init(params)
+      >>> state, record = search.step(params, state, (batch, batch))
+      >>> bool(record.constrained)  # its gradient was too long, so the step shortened it
+      True
     """
 
     loss_fn: LossFn

@@ -34,6 +34,19 @@ class Comparison:
         ``"confirm"``), optimizer, trial, hyperparameters, seed, step, seconds and metrics. It suits
         ``pandas.DataFrame(comparison.rows)``. A metric that is not finite is None.
       seconds: duration of all runs.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from adamw_jax.lab import Budget, Task, compare, split
+      >>> x = np.linspace(-1, 1, 60, dtype=np.float32)
+      >>> line = Task(
+      ...     init=lambda key: {"slope": jax.random.normal(key)},
+      ...     loss=lambda params, batch: (params["slope"] * batch[0] - batch[1]) ** 2,
+      ...     data=split((x, 3 * x)),
+      ... )
+      >>> found = compare(line, ["adamw", "sgdw"], budget=Budget(20, trials=2), seeds=3)
+      >>> len(found.final("adamw")), found.rows[0]["stage"]
+      (3, 'tune')
     """
 
     settings: Settings

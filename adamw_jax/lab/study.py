@@ -37,6 +37,11 @@ class Budget:
       trials: settings to try, if a space has a range; a grid has as many as combinations.
       tuning_seeds: runs of every setting.
       evaluations: evaluations in a run, evenly spread; the last is at the end.
+
+    Example:
+      >>> from adamw_jax.lab import Budget
+      >>> Budget(steps=100, evaluations=4).marks
+      (25, 50, 75, 100)
     """
 
     steps: int

@@ -30,6 +30,14 @@ class Data:
         ``validation``.
       batch_size: examples per step, if ``train`` consists of arrays; None for 32, or all if there
         are fewer.
+
+    Example:
+      >>> import numpy as np
+      >>> from adamw_jax.lab import Data
+      >>> x = np.linspace(-1, 1, 50)
+      >>> data = Data(train=(x, 3 * x), validation=(x[::5], 3 * x[::5]), batch_size=10)
+      >>> data.size, list(data.held_out)
+      (50, ['validation'])
     """
 
     train: Tree

@@ -48,6 +48,11 @@ class Part(NamedTuple):
         element of the gradient and the state, in the same way for all leaves. Only then is it
         packed (``pack_small_leaves``).
       options: its other arguments that are not the defaults, in words, set by ``shows_options``.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> aj.ema(0.9).name
+      'ema'
     """
 
     name: str

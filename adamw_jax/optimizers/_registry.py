@@ -62,6 +62,12 @@ class OptimizerInfo:
       scope: the gradients that the step of an element depends on: those of the ``"element"``, its
         ``"leaf"`` (norms), or the whole ``"tree"``.
       memory: the state in words, if ``state_values`` is only an upper bound.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> about = aj.info("lion")
+      >>> about.arxiv, about.state_values
+      ('2302.06675', 1)
     """
 
     name: str

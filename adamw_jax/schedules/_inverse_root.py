@@ -53,6 +53,12 @@ class InverseRoot(Viewed):
       learning_rate: schedule of the learning rate.
       warmup_steps: updates in the warm-up.
       max_learning_rate: the peak, after the warm-up.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> schedule = aj.schedules.inverse_root(1e-3, warmup_steps=100)
+      >>> schedule.warmup_steps, round(float(schedule.learning_rate(400)), 4)
+      (100, 0.0005)
     """
 
     learning_rate: _Curve

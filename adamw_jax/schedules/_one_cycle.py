@@ -34,6 +34,13 @@ class OneCycle(Viewed):
       max_learning_rate: the peak.
       bias_correction: that of the Adam that the form was made for, which an optimizer takes if you
         give it none; None for its own.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> cycle = aj.one_cycle(1e-2, total_steps=100)
+      >>> cycle.total_steps, cycle.max_learning_rate
+      (100, 0.01)
+      >>> tx = aj.adamw(cycle)
     """
 
     learning_rate: Callable[[Any], Any]

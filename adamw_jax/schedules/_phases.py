@@ -44,6 +44,12 @@ class Phase:
       momentum_shape: shape of the momentum ramp.
       b2_shape: shape of the b2 ramp.
       power: exponent of the polynomial ramps, > 0.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> warm_up = aj.Phase(epochs=1, learning_rate=(0.0, 1e-2))
+      >>> fall = aj.Phase(epochs=9, learning_rate=(1e-2, 1e-4), shape="cosine")
+      >>> tx = aj.adamw(aj.phases([warm_up, fall], steps_per_epoch=50))
     """
 
     steps: float | None = None
@@ -106,6 +112,13 @@ class Phases(Viewed):
       l2: schedule of the coefficient of L2 in the gradient, or None.
       total_steps: updates in all phases.
       max_learning_rate: the largest learning rate of any phase.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> warm_up = aj.Phase(100, learning_rate=(0.0, 1e-2))
+      >>> plan = aj.phases([warm_up, aj.Phase(900, learning_rate=1e-2)])
+      >>> plan.total_steps, plan.max_learning_rate
+      (1000, 0.01)
     """
 
     learning_rate: Piecewise

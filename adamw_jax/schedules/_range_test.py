@@ -46,6 +46,14 @@ class RangeTest:
       suggestions: learning rates by rule (valley, steep, minimum, slide), from the curve without
         its first ``num_steps // 10`` and its last five points (fastai v2); empty for a short run.
         A rule that ends past the lowest smoothed loss is left out.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> def step(w, batch, learning_rate):
+      ...     return w - learning_rate * 2 * w, w * w
+      >>> found = aj.lr_range_test(step, jnp.float32(1.0), range(100), num_steps=50)
+      >>> len(found.losses) == len(found.learning_rates) == len(found.smoothed)
+      True
     """
 
     learning_rates: np.ndarray

@@ -40,6 +40,12 @@ class WarmRestarts(Viewed):
       multiplier: schedule of eta_t, the learning rate divided by its base.
       weight_decay: schedule of the normalised decay of the current period, or None.
       base_learning_rate: the value at a restart.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> schedule = aj.schedules.warm_restarts(1e-3, 100)
+      >>> [round(float(schedule.learning_rate(count)), 6) for count in (0, 50, 100)]
+      [0.001, 0.0005, 0.001]
     """
 
     learning_rate: Schedule

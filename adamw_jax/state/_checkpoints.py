@@ -51,6 +51,16 @@ class Checkpoint(NamedTuple):
       data: the position in the data, likewise.
       recipe: the ``repr`` of the recipe that was saved.
       report: what ``migrate_state`` did, or None.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> import tempfile
+      >>> params, tx = {"w": jnp.ones(3)}, aj.adamw(1e-3)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = aj.state.save_checkpoint(folder, 100, tx, params, tx.init(params))
+      ...     back = aj.state.restore_checkpoint(folder, tx, params)
+      >>> back.step, back.report
+      (100, None)
     """
 
     step: int

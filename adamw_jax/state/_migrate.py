@@ -61,6 +61,14 @@ class MigrationReport(NamedTuple):
       started: leaves of the new state that start at their initial value.
       dropped: leaves of the checkpoint that have no place in the new state.
       converted: kept leaves whose dtype has changed.
+
+    Example:
+      >>> import jax.numpy as jnp, adamw_jax as aj
+      >>> params = {"w": jnp.ones(3)}
+      >>> state, tx = aj.adamw(1e-3).init(params), aj.compose(aj.adamw(1e-3), aj.lookahead())
+      >>> state, report = aj.migrate_state(state, tx, params)
+      >>> len(report.kept) > 0, report.dropped
+      (True, ())
     """
 
     kept: tuple[str, ...]

@@ -40,6 +40,11 @@ class Format:
     Attributes:
       signed: codec of first moments; None for no encoding.
       unsigned: codec of second moments; None for no encoding.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> form = aj.storage.eight_bit(block_size=128)
+      >>> tx = aj.adamw(1e-3, storage=form)
     """
 
     signed: Codec | None
@@ -184,6 +189,12 @@ class Choice:
       min_size: arrays with fewer elements are not encoded.
       exempt: patterns of names of parameters whose state is not encoded.
       sequential: whether a step runs one parameter after the other; None: on CPU.
+
+    Example:
+      >>> import adamw_jax as aj
+      >>> choice = aj.storage.choose("8bit", exempt="embedding")
+      >>> choice.exempt, choice.min_size
+      (('embedding',), 4096)
     """
 
     formats: Format | tuple[tuple[str, Format], ...]
