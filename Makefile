@@ -18,7 +18,7 @@ help:
 	@echo "make test         run the tests (TEST_ARGS='-k lookahead' for some)"
 	@echo "make beside       run torch, timm, transformers, Keras and fastai beside the pages about them (an environment of 6 GB)"
 	@echo "make docs         build the site in build/site/html"
-	@echo "make check        lint, types, README and docs code, notebooks, examples, wheel (STEPS='lint types' for some)"
+	@echo "make check        the other tests, all tables both ways, lint, types, code in docs, examples, wheel (STEPS='lint types' for some)"
 	@echo "make fix          format the code"
 	@echo "make pages        write anew what is made from the registry: README's table, types of scale_by_x, docs/optimizers, its pictures"
 	@echo "make constraints  bring constraints.txt up to date with pyproject.toml (needs uv)"

@@ -37,7 +37,10 @@ def x64():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Marks rows beyond a sample and docstrings ``slow``; skips what needs more devices."""
+    """Marks rows beyond a sample ``slow``, beyond three samples ``long``; skips without devices.
+
+    Docstrings are ``slow``, too.
+    """
     tables = collections.defaultdict(list)
     for item in items:
         if sample := item.get_closest_marker("sample"):
@@ -45,9 +48,11 @@ def pytest_collection_modifyitems(items):
         if isinstance(item, pytest.DoctestItem):
             item.add_marker(pytest.mark.slow)
     for (_, size), rows in tables.items():
-        chosen = {i * len(rows) // size for i in range(size)}
-        for i in {*range(len(rows))} - chosen:
+        quick, more = ({i * len(rows) // n for i in range(n)} for n in (size, 3 * size))
+        for i in {*range(len(rows))} - quick:
             rows[i].add_marker(pytest.mark.slow)
+            if i not in more:
+                rows[i].add_marker(pytest.mark.long)
     if jax.device_count() < DEVICES:
         reason = f"needs {DEVICES} devices: make test runs it beside, with so many simulated"
         for item in items:

@@ -26,6 +26,7 @@ from adamw_jax import (
     scale_by_adafactor,
     set_hyperparams,
 )
+from adamw_jax._core.sequential import compiled_for
 from adamw_jax.direction import Rule, clip_by_rms
 from adamw_jax.direction._clip_by_rms import rms_of_leaves
 from adamw_jax.moments import factored_squares
@@ -595,3 +596,21 @@ def test_sizes_that_came_through_injection_say_what_to_do() -> None:
         optax.inject_hyperparams(adafactor)(0.1).init(jnp.ones(3))
     sizes = ("min_dim_size_to_factor", "decay_offset")
     optax.inject_hyperparams(adafactor, static_args=sizes)(0.1).init(jnp.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"b1": 0.9}, {"factored": False}])
+def test_the_direction_computed_once_more_is_the_same(options: dict[str, Any]) -> None:
+    """On a GPU and a TPU it is computed for its norm and again for the update."""
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones(3)}
+    gradients = jax.tree.map(
+        lambda x: 7 * jnp.sin(jnp.arange(float(x.size)).reshape(x.shape)), params
+    )
+    tx = adafactor(0.1, **SMALL, **options)
+
+    def step(state):
+        return tx.update(gradients, state, params)
+
+    usual = jax.jit(step)(tx.init(params))
+    with compiled_for("gpu"):
+        again = jax.jit(lambda state: step(state))(tx.init(params))
+    assert_close(again, usual, rtol=1e-6)

@@ -399,6 +399,7 @@ def test_every_section_of_the_suite_is_a_valid_command_that_runs_what_it_bounds(
         trees.shapes(given.tree or "tiny:1000")
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_dispatch_take_their_steps(tmp_path):
     assert cli.main(["dispatch", "--rounds", "1", "--page", str(tmp_path / "page.md")]) == 0
     rows = [

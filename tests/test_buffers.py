@@ -36,7 +36,18 @@ def check(tx: Any, state: Any, params: Any, *arrays: jax.Array) -> None:
     step(params, tx.init(params), GRADIENT)  # a second run with the same optimizer
 
 
-def with_arrays(entry: Entry) -> tuple[Any, list[jax.Array]]:
+def pointers(tree: Any) -> list[int]:
+    return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+
+
+def assert_own(state: Any, *others: Any) -> None:
+    """No array twice in a state, and none of ``others``."""
+    held = pointers(state)
+    assert len(set(held)) == len(held)
+    assert not set(held) & set(pointers(others))
+
+
+def with_arrays(entry: Entry) -> tuple[Any, dict[str, jax.Array]]:
     """The optimizer with one array for the learning rate and arrays for its other numbers."""
     numbers = {name: entry.keywords[name].default for name in numeric_arguments(entry)}
     numbers = {**numbers, **entry.example, **entry.options}
@@ -46,20 +57,82 @@ def with_arrays(entry: Entry) -> tuple[Any, list[jax.Array]]:
         if isinstance(value, float) and name != "learning_rate"
     }
     arrays["learning_rate"] = jnp.float32(0.05)
+    return made_with(entry, arrays), arrays
+
+
+def made_with(entry: Entry, numbers: dict[str, Any]) -> Any:
+    """The optimizer with these numbers, or the learning rate alone if some must be static."""
     try:
-        tx = entry.make(
-            arrays["learning_rate"], **{k: v for k, v in arrays.items() if k != "learning_rate"}
-        )
-    except ValueError:  # a number that must be static
-        return entry.make(arrays["learning_rate"]), [arrays["learning_rate"]]
-    return tx, [*arrays.values()]
+        return entry.make(**numbers)
+    except ValueError:
+        return entry.make(numbers["learning_rate"])
 
 
 @pytest.mark.parametrize("entry", rows(PLAIN))
 def test_hyperparameters_that_are_arrays_stay_the_caller_s(entry: Entry) -> None:
     tx, arrays = with_arrays(entry)
     params = sample_params()
-    check(tx, tx.init(params), params, *arrays)
+    check(tx, tx.init(params), params, *arrays.values())
+
+
+RATE = jnp.float32(0.02)
+WAYS = {
+    "init": lambda tx, state, params: tx.init(params),
+    "update": lambda tx, state, params: one_step(tx)(params, state, GRADIENT)[1],
+    "migrate_state": lambda tx, state, params: aj.migrate_state(state, tx, params)[0],
+    "set_hyperparams": lambda tx, state, params: aj.set_hyperparams(
+        state, {name: RATE for name in aj.hyperparams(state) if name.endswith("/learning_rate")}
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", rows(PLAIN))
+def test_parts_may_share_their_arrays(entry: Entry) -> None:
+    """Two recipes with the same arrays, and a third with schedules that return them."""
+    arrays, params = with_arrays(entry)[1], sample_params()
+    made = [made_with(entry, arrays), made_with(entry, arrays)]
+    scheduled = {
+        k: lambda count, x=x: x for k, x in arrays.items() if k in numeric_arguments(entry)
+    }
+    parts = dict(zip("abc", [*made, made_with(entry, scheduled)], strict=True))
+    tx = optax.partition(parts, {"dense": {"bias": "a", "kernel": "b"}, "scale": "c"})
+    step = jax.jit(one_step(tx), donate_argnums=1)
+    for way in WAYS.values():
+        state = way(tx, tx.init(params), params)
+        assert_own(state, params, arrays, RATE, GRADIENT)
+        theta, state = step(params, state, GRADIENT)
+        assert_own(state, theta, params, arrays)
+        step(theta, state, GRADIENT)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, arrays, RATE)))
+
+
+THEIRS = {
+    "adamw": (optax.adamw, aj.adamw),
+    "injected adam": (optax.inject_hyperparams(optax.adam), aj.adam),
+    "sgd": (lambda rate: optax.sgd(rate, 0.9), aj.sgdw),
+}
+
+
+@pytest.mark.parametrize("kind", ["array", "schedule"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_several_parts_from_one_state_of_optax_and_back(name: str, kind: str) -> None:
+    rate, params = jnp.float32(0.05), sample_params()
+    given: Any = rate if kind == "array" else lambda count: rate
+    theirs, ours = (make(given) for make in THEIRS[name])
+    with jax.numpy_dtype_promotion("standard"):
+        _, saved = theirs.update(GRADIENT, theirs.init(params), params)
+        parts = [aj.from_optax(saved, ours, params) for _ in range(2)]
+        assert_own(parts, saved, params, rate)
+        back = [aj.to_optax(part, theirs, params) for part in (parts[0], *parts)]
+        assert_own(back, parts, saved, params, rate)
+        for tx, states in ((ours, parts), (theirs, back)):
+            step = one_step(tx)
+
+            def both(states: Any, step: Any = step) -> Any:
+                return [step(params, state, GRADIENT)[1] for state in states]
+
+            assert_own(jax.jit(both, donate_argnums=0)(states), params, rate)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((saved, params, rate)))
 
 
 def test_a_schedule_may_return_one_array() -> None:

@@ -163,9 +163,17 @@ EVENTS = ("open", "os.mkdir", "os.rename", "os.scandir", "shutil.rmtree")
 
 
 def last_after_a_kill(folder: pathlib.Path, at: int, events: tuple[str, ...] = EVENTS) -> int:
-    """Return the last step of a folder in which a process was killed; it can be saved to again."""
+    """Return the last step of a folder in which a process was killed; it can be saved to again.
+
+    Orbax opens a few files more or less in each run: a process that never came to event ``at``
+    printed how many it had, and has saved all.
+    """
     killed = child(COUNTED.format(at=at, events=events), folder)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if killed.returncode == 0:
+        assert int(killed.stdout) < at
+        assert check_last(folder) == 3
+    else:
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
     step = check_last(folder)
     save(folder, 4)
     assert check_last(folder) == 4
@@ -186,7 +194,7 @@ def test_a_kill_at_any_point_of_a_save(tmp_path: pathlib.Path) -> None:
     """SIGKILL when the n-th file is opened, renamed or removed, in saving two checkpoints."""
     whole = child(COUNTED.format(at=-1, events=EVENTS), tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    count, points = int(whole.stdout) - 6, 12  # Orbax opens a few files more or less
+    count, points = int(whole.stdout), 12
     places = sorted({round(1 + (count - 1) * i / (points - 1)) for i in range(points)})
     steps = [last_after_a_kill(tmp_path / str(at), at) for at in places]
     assert len(steps) > 9

@@ -85,7 +85,7 @@ def slopes(method: str, use_mup: bool) -> dict[str, float]:
     return {name: float(np.polyfit(np.log(WIDTHS), y, 1)[0]) for name, y in logs.items()}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adam", "sgd"])
 def test_coordinate_check(method: str) -> None:
     """Every layer's change is flat in the width with muP; without, it grows or dies out."""

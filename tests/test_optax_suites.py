@@ -158,16 +158,11 @@ _FAILED: list[str] = []
 MARK = "departs: "
 
 
-long = pytest.mark.skipif(
-    "ADAMW_JAX_LONG_TESTS" not in os.environ,
-    reason="takes about five minutes; set ADAMW_JAX_LONG_TESTS=1 to run it",
-)
-
-
 @pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "suite", [pytest.param(x, marks=long if x.startswith("contrib") else ()) for x in SUITES]
+    "suite",
+    [pytest.param(x, marks=[pytest.mark.long] * x.startswith("contrib")) for x in SUITES],
 )
 def test_optax_passes_its_tests_with_ours(suite: str, tmp_path: pathlib.Path) -> None:
     """Every cell passes but for those that depart."""

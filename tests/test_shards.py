@@ -152,6 +152,18 @@ def test_models_of_their_own_and_gradients_of_their_own() -> None:
     assert float(jnp.linalg.norm(got)) > 1.1  # each of the eight is at most 1 long
 
 
+@pytest.mark.parametrize("make", [aj.clip_gradient, optax.clip_by_global_norm])
+def test_a_norm_that_optax_takes_is_that_of_a_shard(make: Any) -> None:
+    """Without a word, as the page on sharding says: nobody tells it the axes."""
+    params, tx = {"kernel": arrays(0)["kernel"]}, aj.compose(make(1.0), norm_axes="fsdp")
+    rows = P("fsdp")
+    step = jax.shard_map(
+        lambda g: tx.update(g, tx.init(g), g)[0], mesh=mesh(), in_specs=rows, out_specs=rows
+    )
+    length = float(optax.tree.norm(step(params)))
+    assert length == pytest.approx(1.0 if make is aj.clip_gradient else np.sqrt(8), rel=1e-5)
+
+
 def test_without_types_all_leaves_are_shards() -> None:
     params = {"kernel": arrays(0)["kernel"]}
     tx = aj.compose(aj.clip_gradient(0.1), norm_axes=["fsdp"])

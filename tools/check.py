@@ -1,7 +1,8 @@
 """Run `make check`: everything except the quick tests. Print each step and its time.
 
-Two steps run at a time, except the slow tests, which have two workers of their own. After a
-failure no other step begins. `python tools/check.py lint types` runs only these steps.
+Two steps run at a time, except steps of tests, which have two workers of their own. After a
+failure no other step begins. `python tools/check.py lint types` runs only these steps, and `gate`
+stands for all that `.ci/run` has the time for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ STEPS = {
     "pages": (PYTHON, "tools/optimizer_pages.py", "--check"),
     "pictures": (PYTHON, "tools/optimizer_pictures.py", "--check"),
     "properties": (PYTHON, "tools/properties.py", "--check"),
+    "claims": (PYTHON, "tools/results.py", "--check"),
     "scale": (PYTHON, "tools/scale.py", "--check"),
     "site": (PYTHON, "tools/site.py"),
     "codes": (PYTHON, "tools/quantization_errors.py", "--check"),
@@ -33,19 +35,21 @@ STEPS = {
     "notebooks": (PYTHON, "tools/run_notebooks.py"),
     "slow": (PYTHON, "tools/run_tests.py", "--slow", "tests"),
     "both-ways": (PYTHON, "tools/run_tests.py", "--both", "tests"),
+    "long": (PYTHON, "tools/run_tests.py", "--long", "tests"),
 }
-ALONE = ("slow", "both-ways")
-LONG = ("both-ways",)  # runs only if named
+ALONE = ("slow", "both-ways", "long")
+SETS = {"gate": [name for name in STEPS if name not in ("both-ways", "long")]}
 
 
 def main(names: list[str]) -> int:
     """Run the steps; return the exit status of the first that fails."""
-    unknown = [name for name in names if name not in STEPS]
+    unknown = [name for name in names if name not in (*STEPS, *SETS)]
     if unknown:
-        raise SystemExit(f"unknown step {unknown[0]!r}; choose from {', '.join(STEPS)}")
+        known = ", ".join((*SETS, *STEPS))
+        raise SystemExit(f"unknown step {unknown[0]!r}; choose from {known}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     begin = time.perf_counter()
-    chosen = names or [name for name in STEPS if name not in LONG]
+    chosen = [step for name in names or STEPS for step in SETS.get(name, [name])]
     with futures.ThreadPoolExecutor(max_workers=2) as pool:
         runs = [pool.submit(run, name) for name in chosen if name not in ALONE]
         for done in futures.as_completed(runs):

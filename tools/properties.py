@@ -28,6 +28,7 @@ from adamw_jax.lab.plots.style import RC, SERIES
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE, TABLE = ROOT / "docs" / "properties.md", ROOT / "docs" / "results" / "properties.csv"
 PICTURE = ROOT / "docs" / "results" / "properties.png"
+SMALL_TASKS = ROOT / "docs" / "results" / "small_tasks"
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 FACTS = {
@@ -139,7 +140,33 @@ def page(rows: list[dict[str, str]]) -> str:
         cells = " | ".join(SIGNS[row[key]] for key in about)
         name = row["optimizer"]
         lines.append(f"| [`{name}`](optimizers/{name}.md) | {cells} |")
+    if SMALL_TASKS.exists():
+        lines += ["", *small_tasks()]
     return "\n".join(lines) + "\n"
+
+
+def small_tasks() -> list[str]:
+    """Return the lines on the small tasks, as ``adamw-jax run small_tasks`` recorded them."""
+    table, where = SMALL_TASKS / "tables" / "small_tasks-ranking.csv", "results/small_tasks"
+    lines = [
+        "## Small tasks",
+        "",
+        "How often some learning rate solves small tasks that are hard in one way, and how many",
+        f"were tried for it. [Tasks and numbers]({where}/details/small_tasks.md);",
+        "`adamw-jax run small_tasks` makes them.",
+        "",
+        f"![A heat map of optimizers and tasks]({where}/figures/small_tasks-success.png)",
+        "",
+        "| optimizer | solved | attempts |",
+        "|---|---|---|",
+    ]
+    with table.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name, tried = row["optimizer"], row["attempts"] and f"{float(row['attempts']):.1f}"
+            lines.append(
+                f"| [`{name}`](optimizers/{name}.md) | {float(row['rate']):.0%} | {tried} |"
+            )
+    return lines
 
 
 def draw(rows: list[dict[str, str]]) -> None:

@@ -7,7 +7,8 @@ Two groups run in processes of their own, because XLA reads its flags once:
   in half the time;
 - tests marked `devices` have eight simulated devices.
 
-`--slow` runs the tests marked `slow`, compiled quickly. `--both` runs every table of the catalogue
+`--slow` runs the tests marked `slow`, compiled quickly, except those marked `long`, too, which
+`--long` runs. `--both` runs every table of the catalogue
 the other way, with fewer rows: those marked `quick` with the default configuration, all others
 compiled quickly on eight devices. Other arguments go to pytest.
 """
@@ -60,10 +61,11 @@ NOTHING_CHOSEN = 5  # pytest's exit status if no test is selected
 
 def main(arguments: list[str]) -> int:
     """Run the parts; return the exit status of the first that fails."""
-    slow = "--slow" in arguments
-    length = "slow" if slow else "not slow"
+    lengths = {"--slow": "slow and not long", "--long": "long"}
+    slow = [lengths[argument] for argument in arguments if argument in lengths]
+    length = slow[0] if slow else "not slow"
     parts = OTHER_WAY if "--both" in arguments else PARTS
-    rest = [argument for argument in arguments if argument not in ("--slow", "--both")]
+    rest = [argument for argument in arguments if argument not in ("--both", *lengths)]
     rest += (*NO_TABLES, *FEWER_ROWS) if "--both" in arguments else ()
     paths = [a for a in rest if a != "tests" and (ROOT / a.partition("::")[0]).exists()]
     rest = [a for a in rest if a not in (*paths, "tests")]

@@ -92,7 +92,7 @@ def gather(source: pathlib.Path) -> None:
     (source / "gallery.md").write_text(gallery(), "utf-8")
     (source / "examples" / "index.md").write_text(examples(source / "examples"), "utf-8")
     below(source / "docs" / "optimizers", "*.md")
-    below(source / "docs" / "results", "*.md", "*/report.md")
+    below(source / "docs" / "results", "*.md", "*/report.md", "*/details/*.md")
     (source / "reference").mkdir()
     for name, text in reference().items():
         (source / "reference" / f"{name}.md").write_text(text, "utf-8")
@@ -152,7 +152,9 @@ def gallery() -> str:
         folder, text = f"docs/results/{report.parent.name}", report.read_text("utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
         lines += [f"## {title}", "", f"[The report]({folder}/report.md)", ""]
-        for alt, picture in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", text):
+        pages = [report, *sorted(report.parent.glob("details/*.md"))]
+        texts = "".join(page.read_text("utf-8") for page in pages)
+        for alt, picture in re.findall(r"!\[([^\]]*)\]\((?:\.\./)?([^)]*)\)", texts):
             said = " ".join(alt.split())
             lines += [f"```{{figure}} {folder}/{picture}", f":alt: {said}", "", said, "```", ""]
     return "\n".join(lines)

@@ -118,7 +118,10 @@ class Encoded:
         whole, codes = self.layout.shape, self.codes.shape
         if len(codes) == len(whole) and codes[:-1] != whole[:-1]:
             self._check_shard((*codes[:-1], *whole[-1:]))
-        return self.layout.codec.decode(self)
+        if self.layout.dtype != jnp.float64 or jax.config.read("jax_enable_x64"):
+            return self.layout.codec.decode(self)
+        with jax.enable_x64(True):  # its scales may be out of the range of float32
+            return self.layout.codec.decode(self)
 
     def peaks(self) -> list[jax.Array]:
         """Return the largest magnitudes of its parts, infinite where infinity may be stored.

@@ -110,9 +110,7 @@ def check_encoded(
         raise ValueError(
             f"the state of {name} has {jax.tree_util.keystr(path) or 'its array'} stored otherwise "
             f"than storage= says: {are[0]}, and not {are[1]}. Start with its own init, or convert "
-            "a state of another storage: with migrate_state(saved, tx, params) if tx is a recipe "
-            "of this library, else with adamw_jax.storage.encode_state(decode_state(state), "
-            "params, choose(storage))."
+            "a state of another storage with migrate_state(saved, tx, params)."
         )
 
 

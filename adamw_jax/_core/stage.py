@@ -57,6 +57,8 @@ class Facts:
       parameter_scale: the factor of each leaf by which the step was scaled.
       leaf_scalars: for some leaves or all, a scalar that is available only after the whole
         direction of the leaf was computed; ``sequential`` starts the next leaf after it.
+      again: given the direction of a factored second moment, computes it once more, so that XLA
+        need not store it for a second reader; given another tree, returns it.
       delayed: whether the direction reads the second moment of the previous step.
       decoded: whether the recipe has decoded the state of its stages.
       probe_gradient: squared norm of the gradient, for ``probe``.
@@ -72,6 +74,7 @@ class Facts:
     step_size: jax.Array | None = dataclasses.field(default=None, metadata=_ONE)
     parameter_scale: Tree | None = dataclasses.field(default=None, metadata=_ONE)
     leaf_scalars: Tree | None = None
+    again: Callable[[Tree], Tree] | None = None
     delayed: bool = False
     decoded: bool = False
     probe_gradient: jax.Array | None = None
@@ -84,7 +87,7 @@ class Facts:
         return {
             name: fact
             for name, fact in vars(self).items()
-            if name != "own" and fact is not None and not isinstance(fact, bool)
+            if name != "own" and fact is not None and not isinstance(fact, bool | Callable)
         }
 
 

@@ -49,6 +49,8 @@ def clip_by_rms(clipping_threshold: ScalarOrSchedule = 1.0) -> Stage:
     def apply(direction: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         sizes = rms_of_leaves(direction, plain=step.in_sequence)
         step.facts.leaf_scalars = sizes
+        if step.facts.again is not None:
+            direction = step.facts.again(direction)
 
         def leaf(u: jax.Array, length: jax.Array) -> jax.Array:
             factor = 1.0 / lax.max(jnp.ones_like(length), length / step["clipping_threshold"])

@@ -18,6 +18,7 @@ from adamw_jax.lab.recipes import (
     arguments,
     check_optimizer,
     own_momentum,
+    schedules_for,
 )
 from adamw_jax.lab.spaces import Axis, Range, Space, checked, log_uniform
 
@@ -189,7 +190,8 @@ def _by_name(name: str, label: str, space: Mapping[str, Any], fixed: Mapping[str
 
     def build(carrier: Carrier, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
         given = {key: value for key, value in numbers.items() if key != "learning_rate"}
-        return create(name, carrier.learning_rate if own else carrier, **plain, **given)
+        rate = carrier.learning_rate if own else schedules_for(name, carrier)
+        return create(name, rate, **plain, **given)
 
     return Recipe(label, build, own_momentum(name))
 

@@ -13,7 +13,7 @@ import filelock
 
 ROOT = Path("adamw-jax-results")
 MARK, LOCK, NEW = "run.json", ".lock", ".new"
-WRITTEN = ("logs", "figures", "tables", "report.html", "report.md", "verdicts.csv", MARK)
+WRITTEN = ("logs", "details", "figures", "tables", "report.html", "report.md", "verdicts.csv", MARK)
 """What a run writes, and no other file is ever deleted."""
 
 

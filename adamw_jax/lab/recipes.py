@@ -110,7 +110,7 @@ def catalogue(name: str, *, label: str = "", **static: Any) -> Recipe:
     """
 
     def build(carrier: Carrier, settings: Settings) -> optax.GradientTransformation:
-        return create(name, carrier, **static, **settings)
+        return create(name, schedules_for(name, carrier), **static, **settings)
 
     return Recipe(label or name, build, own_momentum(name))
 
@@ -128,6 +128,11 @@ def own_momentum(name: str) -> float | None:
     takes = arguments(name)
     own = next((takes[key].default for key in ("b1", "momentum") if key in takes), None)
     return None if own in (None, MOMENTUM) else own
+
+
+def schedules_for(name: str, carrier: Carrier) -> Any:
+    """Return what an optimizer takes: without a momentum of its own, the learning rate alone."""
+    return carrier if {"b1", "momentum"} & arguments(name).keys() else carrier.learning_rate
 
 
 def arguments(name: str) -> Mapping[str, inspect.Parameter]:

@@ -165,7 +165,7 @@ def say_results(
     """Print results as ``say`` does; the files come first, because printing can fail."""
     console.print(f"Report:   {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
     console.print(
-        f"Also:     report.md, figures/ (PNG, SVG, CSV), tables/ (CSV), logs/ (JSONL, CSV). "
+        f"Also:     report.md, details/, figures/ (PNG, SVG, CSV), tables/, logs/ (JSONL, CSV). "
         f"{seconds:.0f} s of measurements.",
         markup=False,
         highlight=False,

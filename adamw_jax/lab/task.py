@@ -177,7 +177,8 @@ class Task:
                 raise TypeError(f"{field} must be a function, got {value!r}.")
         if not isinstance(self.data, Data):
             raise TypeError(
-                f"data must be a Data or the result of split(...), got {type(self.data).__name__}."
+                f"data must be a Data, got {type(self.data).__name__}: write data=split(arrays) "
+                "for a tree of arrays with one entry per example."
             )
         for field in ("lanes", "steps_per_call"):
             value = getattr(self, field)

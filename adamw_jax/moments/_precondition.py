@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adamw_jax._core import numerics
+from adamw_jax._core import numerics, sequential
 from adamw_jax._core.checks import number, one_of
 from adamw_jax._core.declare import ScalarOrSchedule, declare, nonnegative
 from adamw_jax._core.options import shows_options
@@ -111,7 +111,16 @@ def precondition(
         if inverse is None:
             inverse = jax.tree.map(lambda _: (), top.raw)
         by = factors(record, factor, top.raw)
-        return jax.tree.map(leaf, top.raw, second.raw, record.adaptive, by, inverse)
+
+        def of(raw: Tree) -> Tree:
+            return jax.tree.map(leaf, raw, second.raw, record.adaptive, by, inverse)
+
+        direction = of(top.raw)
+        if second.inverse_root is not None and not sequential.on_cpu():
+            step.facts.again = lambda tree: (
+                of(jax.tree.map(sequential.unseen, top.raw)) if tree is direction else tree
+            )
+        return direction
 
     return stage(
         "precondition",

@@ -11,7 +11,7 @@ import numpy as np
 
 from adamw_jax._core import numerics
 from adamw_jax._core.state import ComposeState, Hyperparams, hyperparams_in, is_hyperparams
-from adamw_jax.state._optax_nodes import GO_ON
+from adamw_jax.state._optax_nodes import GO_ON, holders_of
 
 State = Any
 Path = tuple[str, ...]
@@ -41,6 +41,10 @@ class Leaves(NamedTuple):
         """Return the path of the recipe that holds a leaf, or None."""
         return next((root for root in self.recipes if path[: len(root)] == root), None)
 
+    def must_fit(self, path: Path) -> bool:
+        """Return whether a leaf is in a recipe, or there is no recipe."""
+        return not self.recipes or self.recipe_of(path) is not None
+
     def inner(self, path: Path) -> Path:
         """Return the path of a leaf inside its recipe."""
         root = self.recipe_of(path)
@@ -51,14 +55,9 @@ class Leaves(NamedTuple):
         return "/".join(self.inner(path) if len(self.recipes) == 1 else path)
 
 
-def leaves_of(state: State, what: str) -> Leaves:
+def leaves_of(state: State) -> Leaves:
     nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_recipe)
     found = {path_of(path): node for path, node in nodes if _is_recipe(node)}
-    if not found:
-        raise ValueError(
-            f"{what} holds no recipe of adamw_jax. Convert a state of optax's Adam family or SGD "
-            f"with from_optax or to_optax. {GO_ON}"
-        )
     leaves: dict[Path, Any] = {}
     named = {(*root, "hyperparams") for root in found}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_hyperparams):
@@ -70,6 +69,23 @@ def leaves_of(state: State, what: str) -> Leaves:
             leaves[(*path_of(path), name)] = Pinnable(value, pinned)
     typed = {root: node for root, node in found.items() if isinstance(node, ComposeState)}
     return Leaves(leaves, [*found], {root: set(node.stages) for root, node in typed.items()})
+
+
+def check_kinds(saved: State, old: Leaves, target: State, new: Leaves) -> None:
+    """Raise if only one of two states holds a recipe, or types of optax's states differ."""
+    for what, side in (("saved", old), ("the state of tx", new)):
+        if not side.recipes and (old.recipes or new.recipes):
+            raise ValueError(
+                f"{what} holds no recipe of adamw_jax. Convert a state of optax's Adam family or "
+                f"SGD with from_optax or to_optax. {GO_ON}"
+            )
+    was, now = (
+        {path: type(node).__name__ for path, node in holders_of(state).items()}
+        for state in (saved, target)
+    )
+    for path in () if new.recipes else was.keys() & now.keys():
+        if was[path] != now[path]:
+            raise ValueError(f"saved has a {was[path]} where the state of tx has a {now[path]}.")
 
 
 def _is_recipe(node: Any) -> bool:

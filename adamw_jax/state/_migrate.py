@@ -40,6 +40,7 @@ from adamw_jax._core.state import (
 from adamw_jax.state._leaves import (
     Leaves,
     Path,
+    check_kinds,
     copied_leaf,
     dtype_of,
     leaves_of,
@@ -77,7 +78,9 @@ def migrate_state(
       saved: a state with a recipe of this library. It may consist of the plain dicts and lists of a
         restore without a target, and may be in the boxes of ``nnx.Optimizer``. Arrays in another
         ``storage`` are decoded and encoded again, if the state has its types. Floats of another
-        width (saved in bfloat16, or with another ``jax_enable_x64``) are converted.
+        width (saved in bfloat16, or with another ``jax_enable_x64``) are converted. Without such a
+        recipe, as in ``quantize_state(optax.adamw(...))``, ``tx`` must have the same arrays; the
+        types of a plain state cannot be compared, so give the optimizer that wrote it.
       tx: the transformation to continue with: the recipe edited, wrapped, unwrapped, with a tail
         added or removed, or with other hyperparameters.
       params: current parameters; new slow weights and averages start here.
@@ -117,13 +120,14 @@ def migrate_state(
     stored = target
     if _must_decode(plain, target, thaw):
         plain, target = decode_state(plain), decode_state(target)
-    old, new = leaves_of(plain, "saved"), leaves_of(target, "the state of tx")
+    old, new = leaves_of(plain), leaves_of(target)
+    check_kinds(plain, old, target, new)
     change, exact = _change(old, new, params, thaw), set()
     if change is not None:
         ((_, node),) = find(target, ComposeState)
         late = late_of(node, started[0], params, change, thaw)
         target, stored = (_joined(state, late) for state in (target, stored))
-        new, exact = leaves_of(target, "the state of tx"), exact_fields(node)
+        new, exact = leaves_of(target), exact_fields(node)
     tails = TAILS | {spec.name for recipe in started for spec in recipe.specs if spec.tail}
     values, report = _fill(old, new, tails, params, change if thaw else None, exact)
     filled = encode_like(stored, with_values(target, values))
@@ -173,14 +177,14 @@ def _fill(
     kept, started, converted, problems = [], [], [], []
     for path, leaf in new.leaves.items():
         name, source = new.name(path), old.leaves.get(sources[path])
-        inside, inner = new.recipe_of(path) is not None, new.inner(path)
+        inside, inner = new.must_fit(path), new.inner(path)
         misfit = None if source is None else why_misfit(source, leaf)
         if source is None or (misfit and not inside):
             values[path] = leaf if change is None else change.start(inner, leaf, exact)
             started.append(name)
             del sources[path]
             joins = change is not None and change.starts(inner)
-            if inside and not (joins or _may_start(inner, tails)):
+            if inside and not (joins or (new.recipes and _may_start(inner, tails))):
                 problems.append(f"{name} is in the new recipe but not in the checkpoint")
             continue
         kept.append(name)
@@ -194,16 +198,22 @@ def _fill(
     left = [path for path in old.leaves if path not in taken]
     problems += _missed(left, old, new, tails, params, change) + _empty_stages(old, new, tails)
     if problems:
-        raise ValueError(_misfits(problems, change))
+        coded = any(path[-1].endswith(("_codes", "_scales")) for path in left)
+        raise ValueError(_misfits(problems, change, coded=coded))
     lists = (kept, started, map(old.name, left), converted)
     return values, MigrationReport(*(tuple(sorted(names)) for names in lists))
 
 
-def _misfits(problems: list[str], change: Thaw | None) -> str:
-    """Make the error text for a checkpoint that does not fit."""
+def _misfits(problems: list[str], change: Thaw | None, *, coded: bool) -> str:
+    """Make the error text for a checkpoint that does not fit; ``coded``: codes have no place."""
     hint = "If leaves were frozen or are frozen now, give thaw=True."
     if change is not None:
         hint = "With pack_small_leaves, packed leaves cannot join or leave: see repack_state."
+    if coded:
+        hint = (
+            "Codes without their types can only be read by the storage= that wrote them: migrate "
+            "to that first, and the result to another storage."
+        )
     return (
         "the checkpoint does not fit the new recipe: " + "; ".join(problems) + ". Restore with "
         f"the recipe and parameters that wrote it, or start with tx.init(params). {hint}"
@@ -214,7 +224,7 @@ def _missed(
     left: list[Path], old: Leaves, new: Leaves, tails: set[str], params: Any, change: Thaw | None
 ) -> list[str]:
     """List the accumulators of the checkpoint that have no place, and may not be dropped."""
-    inside = [path for path in left if old.recipe_of(path) is not None]
+    inside = [path for path in left if old.must_fit(path)]
     return [
         f"{old.name(path)} is in the checkpoint but not in the new recipe"
         for path in inside
@@ -298,6 +308,8 @@ def _is_missed(
     old: Leaves, path: Path, leaf: Any, new: Leaves, tails: set[str], params: Any
 ) -> bool:
     """Return whether a leaf that has no place any more is an accumulator."""
+    if not old.recipes:
+        return True
     inner = old.inner(path)
     stage = _stage_of(inner)
     if stage is None or stage in tails:

@@ -4,9 +4,9 @@
 
 The scale is at least the smallest normal float32, because smaller ones are flushed to 0. So a block
 with a maximum below 5.3e-36 has fewer digits, and values below 1.2e-38 become 0. Scales of float64
-arrays are float64. bfloat16 has no scale: magnitudes above its range become its largest number. In
-a field that is never negative so do infinities, and positive values below its range become its
-smallest normal number.
+arrays are float64. bfloat16 has the range of float32 and needs no scale: magnitudes above its range
+become its largest number. In a field that is never negative so do infinities, and positive values
+below its range become its smallest normal number. For float64 arrays ``of`` gives it scales, too.
 
 >>> import jax.numpy as jnp
 >>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
@@ -49,6 +49,11 @@ class SmallFloat:
         """Dtype and blocks."""
         return self.dtype.name + ("" if self.blocks is None else f"_{self.blocks.name}")
 
+    def of(self, dtype: Any) -> SmallFloat:
+        """Return the codec for arrays of ``dtype``, with scales if they have a wider range."""
+        wider = jnp.finfo(dtype).maxexp > jnp.finfo(self.dtype).maxexp
+        return self if self.blocks or not wider else dataclasses.replace(self, blocks=Blocks(256))
+
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Encoded:
         """Encode a real array."""
         return self.encode_by(x, self.scales_of(x), noise)
@@ -75,11 +80,10 @@ class SmallFloat:
         noise = None if noise is None else self.blocks.split(noise)
         codes = narrow(scaled, self.dtype, noise)
         if not self.signed:
-            least = lax.full_like(codes, jnp.finfo(self.dtype).smallest_subnormal)
-            vanished = lax.bitwise_and(
-                lax.gt(scaled, lax.full_like(scaled, 0)), lax.eq(codes, lax.full_like(codes, 0))
-            )
-            codes = lax.select(vanished, least, codes)
+            info, normal = jnp.finfo(self.dtype), jnp.finfo(jnp.float32).tiny
+            least = lax.full_like(codes, max(float(info.smallest_subnormal), float(normal)))
+            positive = lax.gt(blocks, lax.full_like(blocks, 0))
+            codes = lax.select(positive, lax.max(codes, least), codes)
         return encoded(self.blocks.join(codes, x.shape), scales, layout)
 
     def decode(self, stored: Encoded) -> jax.Array:

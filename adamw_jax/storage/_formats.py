@@ -135,6 +135,8 @@ def float8(block_size: int | None = 256, *, order: str = "rows") -> Format:
 def bfloat16() -> Format:
     """Store arrays in bfloat16, 2 bytes per value; ``storage="bfloat16"``.
 
+    float64 arrays, whose range is wider, have one scale for 256 values.
+
     It suits first moments. A second moment with a decay rate above 1 - 2^-8 stops changing once
     gradients have become small, because 0.999 v is rounded back to v. Use another format for it, or
     ``quantize_state(..., rounding="stochastic")``.
@@ -213,6 +215,7 @@ class Choice:
         known = owned.role == NONNEGATIVE or not set(owned.fields).isdisjoint(self.unsigned)
         unsigned = known and set(owned.fields).isdisjoint(self.signed)
         codec = form.unsigned if unsigned else form.signed
+        codec = codec.of(leaf.dtype) if isinstance(codec, SmallFloat) else codec
         return codec if codec and _is_smaller(codec, leaf.shape, leaf.dtype) else None
 
     def check_names(self, state: Tree, params: Tree) -> None:

@@ -145,7 +145,7 @@ def test_run_and_report(tmp_path, capsys):
 
 def test_compare(tmp_path, capsys):
     out = tmp_path / "results"
-    command = ["compare", "--task", "digits", "--optimizers", "adamw,sgdw,lookahead_adamw",
+    command = ["compare", "adamw", "sgdw", "lookahead_adamw", "--task", "digits",
                "--seeds", "3", "--tuning-seeds", "1", "--steps", "20", "--lr-grid", "0.003,0.03",
                "--space", "b2=0.99", "sgdw.weight_decay=none", "weight_decay=0.1",
                "--out", str(out)]  # fmt: skip
@@ -164,23 +164,13 @@ def test_compare(tmp_path, capsys):
     assert trials == {(name, rate, None if name == "sgdw" else 0.1)
                       for name in ranking for rate in (0.003, 0.03)}  # fmt: skip
     assert json.loads((out / "run.json").read_text("utf-8"))["command"].startswith(
-        "adamw-jax compare --task digits"
+        "adamw-jax compare adamw sgdw lookahead_adamw --task digits"
     )
 
 
 def test_lr_find(tmp_path, capsys):
     out = tmp_path / "results"
-    command = [
-        "lr-find",
-        "--task",
-        "digits",
-        "--optimizer",
-        "adamw",
-        "--seeds",
-        "2",
-        "--out",
-        str(out),
-    ]
+    command = ["lr-find", "adamw", "--task", "digits", "--seeds", "2", "--out", str(out)]
     assert main(command) == 0
     text = said(capsys)
     assert "valley" in text
@@ -205,6 +195,9 @@ def test_lr_find(tmp_path, capsys):
             ["compare", "--optimizers", "adamw,radm"],
             "unknown optimizer 'radm'.*Did you mean 'radam'",
         ),
+        (["compare", "adamw", "radm"], "unknown optimizer 'radm'.*Did you mean 'radam'"),
+        (["compare", "adamw", "--optimizers", "adam,radam"], "are given twice, as adamw and as"),
+        (["lr-find", "adamw", "--optimizer", "adam"], "is given twice, as adamw and as"),
         (["compare", "--optimizers", "adamw"], "two or more with different names"),
         (["compare", "--optimizers", "adamw,adamw"], "must be different, got 'adamw' twice"),
         (["compare", "--task", "mnist"], "unknown task 'mnist'; choose from mnist1d, digits"),

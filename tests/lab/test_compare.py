@@ -24,9 +24,12 @@ from adamw_jax.lab import (
     tensorboard,
 )
 from adamw_jax.lab.comparison import Comparison
+from adamw_jax.lab.contenders import contender
 from adamw_jax.lab.progress import Silent
+from adamw_jax.lab.recipes import Carrier
 from adamw_jax.lab.report import build
 from adamw_jax.lab.settings import Settings
+from adamw_jax.lab.spaces import trials
 
 pytestmark = pytest.mark.quick
 
@@ -70,6 +73,14 @@ def test_every_optimizer_gets_the_same_budget_and_fresh_seeds(found):
         assert {seed for _, seed in runs["confirm", name]} == set(range(1000, 1005))
     assert len(found.rows) == 2 * (8 + 5) * 3
     assert {row["step"] for row in found.rows} == {4, 8, 12}
+
+
+@pytest.mark.parametrize("name", aj.list_optimizers())
+def test_every_optimizer_takes_part_under_a_schedule_of_the_momentum(name):
+    one = contender(name)
+    carrier = Carrier(jnp.full(3, 0.1), jnp.full(3, 0.9))
+    numbers = trials(one.space, 2, seed=0)[0]
+    assert one.recipe.build(carrier, numbers).init({"w": jnp.zeros(3)})
 
 
 def test_a_run_is_the_plain_loop(found):

@@ -16,6 +16,7 @@ import scipy.io
 from adamw_jax.lab.data import CIFAR10, CIFAR100, cache, cars
 from adamw_jax.lab.data.archives import OTHERS, members
 from adamw_jax.lab.data.cache import Remote, get
+from adamw_jax.lab.tasks.data_set import Split
 
 CONTENT = bytes(range(256)) * 40
 
@@ -324,21 +325,24 @@ def test_patches_come_from_separate_parts_of_the_photographs():
         np.testing.assert_allclose(part.inputs.mean((1, 2, 3)), 0, atol=1e-4)
         assert part.inputs.std((1, 2, 3)).min() > 0.8
     image = module._grey("skimage/data/camera.png")
-    cut, places = int(image.shape[1] * 0.62), {}
-    for name, part in (
-        ("train", found.train),
-        ("validation", found.validation),
-        ("test", found.test),
-    ):
-        places[name] = set()
-        for patch in part.inputs[part.labels == 0][:20, :, :, 0]:
-            windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32))[::8]
-            flat = windows.reshape(len(windows), -1, 1024)
-            flat = (flat - flat.mean(-1, keepdims=True)) / (flat.std(-1, keepdims=True) + 1e-3)
-            row, column = np.unravel_index(
-                np.abs(flat - patch.ravel()).max(-1).argmin(), flat.shape[:2]
-            )
-            places[name].add((8 * row, column))
+    cut = int(image.shape[1] * 0.62)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32))[::8]
+    flat = windows.reshape(-1, 1024)
+    flat = (flat - flat.mean(1, keepdims=True)) / (flat.std(1, keepdims=True) + 1e-3)
+
+    def places_of(part: Split) -> set[tuple[int, int]]:
+        """Return the windows of the photograph that some patches are."""
+        patches = part.inputs[part.labels == 0][:20].reshape(-1, 1024)
+        at = (flat @ patches.T).argmax(0)  # two standardized patches agree most if they are equal
+        np.testing.assert_allclose(flat[at], patches, atol=1e-4)
+        rows, columns = np.unravel_index(at, windows.shape[:2])
+        return {(8 * int(row), int(column)) for row, column in zip(rows, columns, strict=True)}
+
+    places = {
+        "train": places_of(found.train),
+        "validation": places_of(found.validation),
+        "test": places_of(found.test),
+    }
     assert max(x for _, x in places["train"]) + 32 <= cut
     assert min(x for _, x in places["validation"] | places["test"]) >= cut + 8
     assert not places["validation"] & places["test"]

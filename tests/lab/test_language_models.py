@@ -2,6 +2,8 @@
 
 import bz2
 import dataclasses
+import subprocess
+import sys
 import zipfile
 
 import jax
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adamw_jax.lab.data.text import Text
+from adamw_jax.lab.data import plays
+from adamw_jax.lab.data.text import END, Text
 from adamw_jax.lab.data.wikitext import MEMBERS, WORDS, read_tokens, write_tokens
 from adamw_jax.lab.networks.cache_pointer import Cache
 from adamw_jax.lab.networks.language_model import (
@@ -268,6 +271,38 @@ def test_wikitext_archive_and_its_twin(tmp_path):
     expected = "<eos> = Title = <eos> <eos> A <unk> b c <eos>"
     assert read == expected.split()
     assert sum(WORDS.values()) == 2_551_843
+
+
+def test_plays_are_read_by_scene():
+    found = plays.scenes()
+    assert len(found) == 170
+    assert " ".join(found[0][:8]) == "alexandria . a room in cleopatra's palace ."
+    assert found[0][8] == END
+    text = plays.plays(500, limit=2000, held_out=300)
+    assert [len(part) for part in (text.train, text.validation, text.test)] == [2000, 300, 300]
+    assert len(text.words) == 500
+    assert "170 scenes of seven tragedies of Shakespeare" in text.about
+
+
+def test_another_text_is_refused(monkeypatch):
+    monkeypatch.setattr(plays, "SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"tragedies\.txt is not the text .*install adamw_jax"):
+        plays.scenes()
+
+
+def test_without_gensim_the_plays_are_read():
+    """In a process of its own, whose imports find no gensim."""
+    program = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "gensim" else find(name, *more)
+from adamw_jax.lab.experiments import get_experiment
+from adamw_jax.lab.experiments.language_runs import text_of
+settings = get_experiment("article_wikitext").settings("cpu")
+assert settings.data == "Shakespeare", settings.data
+assert len(text_of(settings).train) == 100_000
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_wikipedia_markup_is_cleaned(tmp_path):

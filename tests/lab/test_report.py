@@ -95,19 +95,41 @@ def test_dark_page_recolours_the_drawings(report):
 
 def test_pictures_have_alt_text(report):
     page = (report.folder / "report.html").read_text("utf-8")
-    text = (report.folder / "report.md").read_text("utf-8")
     for section in report.sections:
+        text = details(report, section)
         for figure in section.result.figures:
             assert len(figure.alt) > 60
             assert f'aria-label="{figure.alt}"' in page
-            assert f"![{figure.alt}](figures/{figure.name}.png)" in text
+            assert f"![{figure.alt}](../figures/{figure.name}.png)" in text
+
+
+def details(report, section):
+    path = report.folder / "details" / f"{section.logged.experiment.name}.md"
+    return path.read_text("utf-8")
 
 
 def test_markdown_tables_have_equal_rows(report):
-    text = (report.folder / "report.md").read_text("utf-8").splitlines()
-    for above, line in itertools.pairwise(text):
-        if above.startswith("|") and line.startswith("|"):
-            assert bars(above) == bars(line)
+    summary = (report.folder / "report.md").read_text("utf-8")
+    for text in (summary, *(details(report, section) for section in report.sections)):
+        for above, line in itertools.pairwise(text.splitlines()):
+            if above.startswith("|") and line.startswith("|"):
+                assert bars(above) == bars(line)
+
+
+def test_the_summary_is_short_and_leads_to_the_details(report):
+    """Claim, verdict and numbers stand in the summary, rules and tables in the details alone."""
+    summary = (report.folder / "report.md").read_text("utf-8")
+    for section in report.sections:
+        behind = details(report, section)
+        assert f"](details/{section.logged.experiment.name}.md)" in summary
+        for v in section.result.verdicts:
+            assert summary.count(f"| {v.claim} |") == 1
+            assert f"| {v.task} | **{v.word}** | {v.evidence} |" in summary
+            assert v.rule not in summary
+            assert f"| {v.claim} | {v.task} | **{v.word}** | {v.evidence} | {v.rule} |" in behind
+        for table in section.result.tables:
+            assert table.title not in summary
+            assert markdown.of_table(table) in behind
 
 
 def test_the_ranking_and_the_curves_come_first():
@@ -119,7 +141,7 @@ def test_the_ranking_and_the_curves_come_first():
     result = Result([verdict], tables, remarks=["The model and the budget."])
     logged = Logged(experiment, "tiny", experiment.settings("tiny"), 1.0, [])
     section = Section(logged, result, [])
-    for text in (html._section(section), "\n".join(markdown._section(section))):
+    for text in (html._section(section), markdown.details(section)):
         places = [
             text.index(word)
             for word in (
@@ -145,12 +167,13 @@ def test_a_bar_in_a_markdown_table_is_escaped():
 
 def test_report_is_rebuilt_from_the_logs_alone(report):
     before = {p.name: p.read_bytes() for p in (report.folder / "figures").iterdir()}
-    pages = [(report.folder / name).read_bytes() for name in ("report.html", "report.md")]
+    names = ("report.html", "report.md", *(f"details/{name}.md" for name in NAMES))
+    pages = [(report.folder / name).read_bytes() for name in names]
     for path in (report.folder / "figures").iterdir():
         path.unlink()
     again = build(report.folder)
     assert [v.word for v in again.verdicts] == [v.word for v in report.verdicts]
-    assert pages == [(report.folder / name).read_bytes() for name in ("report.html", "report.md")]
+    assert pages == [(report.folder / name).read_bytes() for name in names]
     assert before == {p.name: p.read_bytes() for p in (report.folder / "figures").iterdir()}
 
 

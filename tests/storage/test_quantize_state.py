@@ -19,6 +19,7 @@ import adamw_jax as aj
 from adamw_jax._core.encoded import Encoded, decode_state, is_encoded
 from adamw_jax._core.optax_states import TABLE
 from adamw_jax.storage import choose, eight_bit, encode_state, four_bit, quantize_state
+from adamw_jax.storage._formats import FORMATS
 from adamw_jax.storage._stages import store
 from tests.catalogue import assert_close, assert_equal, avals, one_operation_at_a_time
 from tools.small_state_memory import LAYOUTS, measure
@@ -862,15 +863,18 @@ def test_a_gradient_whose_square_overflows(word: str, amsgrad: bool, spike: floa
 
 
 @pytest.mark.parametrize("gradient", [1e-100, 1e-25, 1e22, 1e100])
-@pytest.mark.parametrize("word", [word for word in ERRORS if word != "bfloat16"])
+@pytest.mark.parametrize("word", [*FORMATS, "8bit root", "one field"])
 def test_moments_outside_the_range_of_float32(word: str, gradient: float) -> None:
+    """Of every format, and of one that stores only the first moments."""
     with jax.enable_x64(True):
         params = {"w": jnp.full(SHAPE, gradient)}
-        tx = aj.adam(1.0, eps=0.0, storage=word)
+        storage = {"8bit root": eight_bit(root=True), "one field": {"first": "bfloat16"}}
+        tx = aj.adam(1.0, eps=0.0, storage=storage.get(word, word))
         state = tx.init(params)
         for _ in range(3):
             updates, state = tx.update(params, state, params)
         np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-6)
+        assert bool(encoded(state)) == (word != "float32")
 
 
 # Scratch, and the order of the parameters.

@@ -35,12 +35,27 @@ TRANSFORMATIONS: dict[str, Any] = {
         for word in FORMATS
         for rounding in ("nearest", "stochastic")
     },
+    **{
+        f"optax {word} {rounding}": lambda word=word, rounding=rounding: aj.quantize_state(
+            optax.adamw(0.1), word, rounding=rounding
+        )
+        for word in FORMATS
+        for rounding in ("nearest", "stochastic")
+    },
+    "optax flat": lambda: aj.quantize_state(optax.adamw(0.1), eight_bit(order="flat")),
+    "optax rows, of a partition": lambda: optax.partition(
+        {"x": aj.quantize_state(optax.adam(0.1), eight_bit(None)), "y": optax.sgd(0.1, 0.9)},
+        {"b": "y", "c": "x", "w": "x", "x": "y"},
+    ),
     "flat": lambda: aj.adamw(0.1, storage=eight_bit(order="flat")),
     "packed": lambda: aj.pack_small_leaves(aj.adamw(0.1), limit=64),
     "packed, 8 bits": lambda: aj.quantize_state(aj.pack_small_leaves(aj.adamw(0.1), limit=64)),
     "Lookahead": lambda: aj.compose(aj.adamw(0.1, storage="4bit"), aj.lookahead()),
 }
-TYPICAL = ("adamw 8bit", "quantize_state 4bit stochastic", "packed, 8 bits", "Lookahead")
+TYPICAL = (
+    *("adamw 8bit", "quantize_state 4bit stochastic", "packed, 8 bits", "Lookahead"),
+    *("optax 4bit stochastic", "optax bfloat16 nearest", "optax rows, of a partition"),
+)
 every = pytest.mark.parametrize(
     "name",
     [pytest.param(x, marks=() if x in TYPICAL else pytest.mark.slow) for x in TRANSFORMATIONS],
@@ -49,7 +64,8 @@ every = pytest.mark.parametrize(
 
 def stepped(tx: Any) -> Any:
     gradients = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size)).reshape(p.shape), PARAMS)
-    return jax.jit(tx.update)(gradients, tx.init(PARAMS), PARAMS)[1]
+    with jax.numpy_dtype_promotion("standard"):  # for optax
+        return jax.jit(tx.update)(gradients, tx.init(PARAMS), PARAMS)[1]
 
 
 @pytest.mark.sample(2)
@@ -62,8 +78,9 @@ def test_flax_serialization_brings_a_state_back(name: str) -> None:
     plain = serialization.to_state_dict(state)
     assert not [x for x in jax.tree.leaves(plain, is_leaf=is_encoded) if is_encoded(x)]
     assert_equal(serialization.from_state_dict(tx.init(PARAMS), plain), state)
-    updates, _ = jax.jit(tx.update)(PARAMS, back, PARAMS)
-    assert_equal(updates, jax.jit(tx.update)(PARAMS, state, PARAMS)[0])
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = jax.jit(tx.update)(PARAMS, back, PARAMS)
+        assert_equal(updates, jax.jit(tx.update)(PARAMS, state, PARAMS)[0])
 
 
 def test_another_layout_is_refused_by_flax() -> None:
@@ -119,6 +136,7 @@ assert serialization.from_bytes(state, data).count == 0
 
 @every
 def test_names_give_the_layout_back(name: str, tmp_path: Any) -> None:
+    """To a node alone, and to the state of any recipe or optimizer by ``migrate_state``."""
     tx = TRANSFORMATIONS[name]()
     state = stepped(tx)
     expected = [x for x in jax.tree.leaves(state, is_leaf=is_encoded) if is_encoded(x)]
@@ -134,6 +152,42 @@ def test_names_give_the_layout_back(name: str, tmp_path: Any) -> None:
         assert [x.layout for x in found] == [x.layout for x in wanted]
         for got, want in zip(found, wanted, strict=True):
             assert_equal(got, want)
+        moved, report = aj.migrate_state(plain, tx, PARAMS)
+        assert_equal(moved, state)
+        assert (report.started, report.dropped, report.converted) == ((), (), ())
+
+
+@pytest.mark.parametrize("make", [aj.adamw, optax.adamw], ids=["ours", "optax"])
+def test_another_storage_needs_the_types(make: Any) -> None:
+    """A plain state goes by way of the storage that wrote it."""
+    old, new = (aj.quantize_state(make(0.1), word) for word in ("4bit", "8bit"))
+    state = stepped(old)
+    plain = serialization.to_state_dict(state)
+    with pytest.raises(ValueError, match=r"_codes is in the checkpoint.*migrate to that first"):
+        aj.migrate_state(plain, new, PARAMS)
+    typed, _ = aj.migrate_state(plain, old, PARAMS)
+    moved, _ = aj.migrate_state(typed, new, PARAMS)
+    full = aj.storage.decode_state(state)
+    expected = aj.storage.encode_state(full, PARAMS, aj.storage.choose("8bit"))
+    assert_equal(moved, expected)
+
+
+WITHOUT_A_RECIPE = {
+    "another type": (optax.adabelief(0.1), r"a ScaleByAdamState where .* has a ScaleByBeliefState"),
+    "another array": (optax.amsgrad(0.1), r"a ScaleByAdamState where .* a ScaleByAmsgradState"),
+    "a recipe": (aj.adam(0.1), r"saved holds no recipe.*from_optax"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_RECIPE)
+def test_another_optimizer_of_optax_is_refused(name: str) -> None:
+    other, message = WITHOUT_A_RECIPE[name]
+    state = aj.quantize_state(optax.adam(0.1)).init(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        aj.migrate_state(state, aj.quantize_state(other), PARAMS)
+    if name == "another array":
+        with pytest.raises(ValueError, match=r"nu_max/b is in the new recipe but not in the ch"):
+            aj.migrate_state(serialization.to_state_dict(state), aj.quantize_state(other), PARAMS)
 
 
 def test_a_layout_that_the_target_has_not() -> None:

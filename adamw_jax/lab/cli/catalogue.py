@@ -34,10 +34,18 @@ def show_list(pattern: str, console: Console) -> int:
     ])  # fmt: skip
     if optimizers:
         console.print(f"The prefix {PREFIX} puts Lookahead around any of them: {PREFIX}adamw.\n")
-    _show(console, "Tasks", ("name", "data"), [(name, get_task(name).about) for name in tasks])
+    _show(console, "Tasks", ("name", "data"), [(name, _about(name)) for name in tasks])
     rows = [(name, get_experiment(name).title) for name in experiments]
     _show(console, "Experiments", ("name", "subject"), rows)
     return 0
+
+
+def _about(task: str) -> str:
+    """Return what a task is, or what must be installed for it."""
+    try:
+        return get_task(task).about
+    except ValueError as error:
+        return str(error)
 
 
 def _show(

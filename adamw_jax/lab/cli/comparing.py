@@ -14,6 +14,7 @@ from adamw_jax.lab.cli.parsing import axes, count, names, rates
 
 Seeds = Annotated[int, tyro.conf.arg(metavar="N")]
 Comma = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+OPTIMIZER = tyro.conf.arg(metavar="OPTIMIZER")
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 Whole = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
@@ -24,10 +25,11 @@ class Compare:
     """Compare optimizers on a task, each tuned with the same number of trials.
 
     Attributes:
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
-      optimizers: Two or more names, or functions of your own as module:name or file.py:name. The
-        first is compared with each of the others.
+      words: Two or more optimizers (adamw and radam if none is given): names, or functions of your
+        own as module:name or file.py:name. The first is compared with each of the others.
+      optimizers: The same in one word, separated by commas.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       steps: Train every run for this many steps; by default 960 on mnist1d, else 400.
       trials: Try this many settings for each optimizer.
       tuning_seeds: Run each trial with this many seeds.
@@ -45,8 +47,9 @@ class Compare:
       overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
+    words: Annotated[tuple[str, ...], tyro.conf.Positional, OPTIMIZER] = ()
+    optimizers: Comma | None = None
     task: str = "digits"
-    optimizers: Comma = "adamw,radam"
     steps: Whole = None
     trials: int = 8
     tuning_seeds: Seeds = 2
@@ -72,7 +75,7 @@ class Compare:
         from adamw_jax.lab.runs import comparison_title, say_results, shown_progress
         from adamw_jax.lab.study import Budget
 
-        task, chosen = load_task(self.task), names("--optimizers", self.optimizers)
+        task, chosen = load_task(self.task), self._chosen()
         steps = self.steps if self.steps is not None else (960 if self.task == "mnist1d" else 400)
         found = axes("--space", self.space, [name.rpartition(":")[2] for name in chosen])
         if self.lr_grid is not None:
@@ -91,6 +94,16 @@ class Compare:
         say_results(title, [made.result()], out, made.seconds, console, tables=True)
         return 0
 
+    def _chosen(self) -> tuple[str, ...]:
+        if self.optimizers is None:
+            return self.words or ("adamw", "radam")
+        if self.words:
+            raise ValueError(
+                f"the optimizers are given twice, as {' '.join(self.words)} and as --optimizers "
+                f"{self.optimizers}: give them once."
+            )
+        return names("--optimizers", self.optimizers)
+
 
 def _named(names: Sequence[str], makes: Sequence[Any], own: dict[str, dict[str, Any]]) -> Any:
     """Return optimizers by name, with the axes that are given for them."""
@@ -102,7 +115,7 @@ def _named(names: Sequence[str], makes: Sequence[Any], own: dict[str, dict[str, 
         optimizer = make if isinstance(make, Optimizer) else Optimizer(make)
         space = {**optimizer.space, **own.get(name, {})}
         if name in given:
-            raise ValueError(f"--optimizers must be different, got {name!r} twice.")
+            raise ValueError(f"the optimizers must be different, got {name!r} twice.")
         given[name] = dataclasses.replace(optimizer, space=space)
     return given
 
@@ -112,10 +125,11 @@ class LrFind:
     """Find a learning rate by the range test.
 
     Attributes:
-      task: The name digits, digits_noisy or mnist1d, or a Task of your own as module:name or
-        file.py:name.
-      optimizer: The name of the optimizer, or a function of your own as module:name or
-        file.py:name.
+      word: The optimizer (adamw if none is given): a name, or a function of your own as module:name
+        or file.py:name.
+      optimizer: The same as an option.
+      task: The name digits, digits_noisy, mnist1d or mnist_5k, or a Task of your own as
+        module:name or file.py:name.
       seeds: Run the test with this many seeds.
       steps: A run ends after this many steps, or earlier if the loss diverges.
       start: The first learning rate.
@@ -126,8 +140,9 @@ class LrFind:
       overwrite: Replace earlier results in that folder, once the new ones are whole.
     """
 
+    word: Annotated[str | None, tyro.conf.Positional, OPTIMIZER] = None
+    optimizer: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     task: str = "digits"
-    optimizer: str = "adamw"
     seeds: Seeds = 3
     steps: int = 200
     start: float = 1e-6
@@ -145,7 +160,12 @@ class LrFind:
         from adamw_jax.lab.loader import load, load_task
         from adamw_jax.lab.runs import perform, say
 
-        task, text = load_task(self.task), self.optimizer
+        if self.word and self.optimizer:
+            raise ValueError(
+                f"the optimizer is given twice, as {self.word} and as --optimizer "
+                f"{self.optimizer}: give it once."
+            )
+        task, text = load_task(self.task), self.word or self.optimizer or "adamw"
         make = load("optimizer", text) if ":" in text else text
         contender(make)  # it checks the name
         settings = lr_find.Settings(

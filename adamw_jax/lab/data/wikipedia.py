@@ -15,12 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from adamw_jax.lab.data.text import END, SPLITS, Text, numbered
+from adamw_jax.lab.data.text import END, WORD, Text, divided
 
 FILE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+|[.,;:!?()\"-]")
 EMPTY = re.compile(r"\([\s,;:]*\)")
 """Brackets in which only markup was."""
 
@@ -37,19 +34,8 @@ def wikipedia(size: int = 2000, limit: int | None = None, held_out: int | None =
       limit: words of the training text; None for all.
       held_out: words of each other text; None for all.
     """
-    articles = _articles()
-    order = np.random.default_rng(0).permutation(len(articles))
-    held = len(articles) // 10
-    parts = np.split(order, [len(order) - 2 * held, len(order) - held])
-    words = [[word for i in part for word in articles[i]] for part in parts]
-    limits = (limit, held_out, held_out)
-    words = [own[:most] for own, most in zip(words, limits, strict=True)]
-    about = (
-        f"{len(articles)} articles of the English Wikipedia from the tests of gensim, divided by "
-        f"article: {len(words[0]):,} words to train, {len(words[1]):,} to choose and "
-        f"{len(words[2]):,} to test; a vocabulary of {size:,}"
-    )
-    return numbered(dict(zip(SPLITS, words, strict=True)), size, about)
+    what = "articles of the English Wikipedia from the tests of gensim"
+    return divided(_articles(), what, size, limit, held_out)
 
 
 @functools.cache

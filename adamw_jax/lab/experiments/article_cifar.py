@@ -35,6 +35,11 @@ COSINE, STEPS = "AdamW, warm-up + cosine", "AdamW, step decay"
 SLOW_B2, FIXED_B1 = "AdamW, b2 0.999", "AdamW, b1 0.9"
 TUNING, SHORT = "tuning", "short"
 Pairs = tuple[tuple[float, float], ...]
+ADAM_PAIRS = (
+    *((rate, coefficient) for rate in (0.01, 0.03) for coefficient in (3e-4, 3e-3, 0.03, 0.3)),
+    *((0.1, coefficient) for coefficient in (3e-3, 0.03)),
+)
+"""L2 and decoupled decay are chosen from the same pairs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Settings:
     tuning_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1000, 1001, 1002, 1003)
     sgd: Pairs = ((0.1, 3e-4), (0.3, 3e-5), (0.3, 3e-4), (0.3, 3e-3), (1.0, 3e-4))
-    l2: Pairs = ((0.01, 3e-4), (0.01, 3e-3), (0.01, 0.03), (0.01, 0.3), (0.03, 3e-3))
-    decoupled: Pairs = ((0.01, 3e-4), (0.01, 3e-3), (0.01, 0.03), (0.01, 0.3), (0.03, 0.03))
+    l2: Pairs = ADAM_PAIRS
+    decoupled: Pairs = ADAM_PAIRS
     target: float = 0.55
     limit: int = 0
 

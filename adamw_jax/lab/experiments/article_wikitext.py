@@ -150,8 +150,9 @@ EXPERIMENT = network_experiment(
     "Adam (b2 0.99) with clipped gradients follows 1cycle with a plateau, b1 from 0.8 to 0.7 and "
     "back; with a constant rate or cosine, b1 is 0.9. Each contender gets as many settings as the "
     "others, and its best by validation loss is trained with fresh seeds. In the size for a CPU, "
-    "the text is 100,000 words of Wikipedia with a vocabulary of 2,000, the LSTM has one layer of "
-    "96, the QRNN two. In the full size, data and networks are those of the article.",
+    "the text is 100,000 words of Wikipedia, or without gensim of Shakespeare, with a vocabulary "
+    "of 2,000; the LSTM has one layer of 96, the QRNN two. In the full size, data and networks are "
+    "those of the article.",
     expected="On WikiText-2, perplexity on validation / test data: AWD-LSTM 68.7 / 65.5, with the "
     "cache 52.9 / 50.9; QRNN 69.6 / 66.7, with the cache 53.6 / 51.7 (README of the article's "
     "scripts, sgugger/Adam-experiments). The article took 1.5 hours on one GPU for 90 epochs.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from adamw_jax import adamw, compose
 from adamw_jax.gradient import clip_gradient
 from adamw_jax.lab import study
+from adamw_jax.lab.data.plays import plays
 from adamw_jax.lab.data.text import Text
 from adamw_jax.lab.data.wikipedia import wikipedia
 from adamw_jax.lab.data.wikitext import twin, wikitext2
@@ -33,7 +35,7 @@ from adamw_jax.lab.stats import as_good, paired, spread
 from adamw_jax.lab.task import Task
 
 L2 = "Adam + L2"
-WIKIPEDIA, WIKITEXT, MADE_UP = "Wikipedia", "WikiText-2", "made-up text"
+WIKIPEDIA, PLAYS, WIKITEXT, MADE_UP = "Wikipedia", "Shakespeare", "WikiText-2", "made-up text"
 MARGIN, AS_GOOD = 0.01, 0.02
 B2 = 0.99
 SCHEDULE = "article_language"
@@ -47,7 +49,8 @@ class Settings:
     """A text, two networks and their training.
 
     Attributes:
-      data: ``WIKIPEDIA``, ``WIKITEXT``, or ``MADE_UP`` for a synthetic twin of the latter.
+      data: ``WIKIPEDIA``, or ``PLAYS`` where gensim is not installed; ``WIKITEXT``, or ``MADE_UP``
+        for a synthetic twin of it.
       vocabulary: number of different words.
       words: words of the training, validation and test text.
       lstm: embedding, hidden size and layers of the LSTM.
@@ -73,7 +76,7 @@ class Settings:
       trial: steps of a trial; 0 to train.
     """
 
-    data: str = WIKIPEDIA
+    data: str = WIKIPEDIA if importlib.util.find_spec("gensim") else PLAYS
     vocabulary: int = 2000
     words: tuple[int, int, int] = (100_000, 20_000, 20_000)
     lstm: tuple[int, int, int] = (96, 96, 1)
@@ -142,6 +145,8 @@ def text_of(s: Settings) -> Text:
     """Return the text."""
     if s.data == WIKIPEDIA:
         return wikipedia(s.vocabulary, *s.words[:2])
+    if s.data == PLAYS:
+        return plays(s.vocabulary, *s.words[:2])
     return wikitext2() if s.data == WIKITEXT else twin(s.words, s.vocabulary)
 
 

@@ -1,4 +1,4 @@
-"""Build reports from logs: one self-contained HTML page and one Markdown file."""
+"""Build reports from logs: one self-contained HTML page, and Markdown."""
 
 from adamw_jax.lab.report.build import Report, Section, build
 

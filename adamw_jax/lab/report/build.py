@@ -1,6 +1,7 @@
 """Build verdicts, tables, pictures and the two reports from a folder of logs.
 
-This writes ``report.html``, ``report.md``, ``verdicts.csv``, ``figures/`` and ``tables/``.
+This writes ``report.html``, ``report.md``, ``verdicts.csv``, ``details/``, ``figures/`` and
+``tables/``.
 """
 
 from __future__ import annotations
@@ -79,10 +80,18 @@ def build(folder: Path) -> Report:
         folder, run, sections, (picture, write(picture, folder / "figures")) if picture else None
     )
     if report.verdicts:
-        rows = [dataclasses.asdict(verdict) for verdict in report.verdicts]
+        rows = [
+            {"experiment": section.logged.experiment.name, **dataclasses.asdict(verdict)}
+            for section in sections
+            for verdict in section.result.verdicts
+        ]
         write_text(folder / "verdicts.csv", as_csv(rows))
     write_text(folder / "report.html", html.page(report))
     write_text(folder / "report.md", markdown.page(report))
+    (folder / "details").mkdir(exist_ok=True)
+    for section in sections:
+        path = folder / "details" / f"{section.logged.experiment.name}.md"
+        write_text(path, markdown.details(section))
     return report
 
 

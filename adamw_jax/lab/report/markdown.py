@@ -1,4 +1,4 @@
-"""Write the report as Markdown."""
+"""Write the report as Markdown: a summary, and a file with the details of each experiment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def page(report: Report) -> str:
-    """Return the file."""
+    """Return the summary: every claim with its verdict and numbers, and where the details are."""
     run = report.run
     parts = [
         f"# {run['title']}",
@@ -25,45 +25,60 @@ def page(report: Report) -> str:
     if report.overview:
         figure, files = report.overview
         parts.append(f"![{figure.alt}](figures/{files['png'].name})")
-    if report.verdicts:
-        parts += ["## Verdicts", _verdicts(report)]
-    parts += [part for section in report.sections for part in _section(section)]
+    parts += [part for section in report.sections for part in _summary(section)]
     parts += ["## Environment", _lines(f"{k}: {v}" for k, v in run["environment"].items())]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdicts(report: Report) -> str:
-    rows = [
-        (v.claim, v.task, f"**{v.word}**", v.evidence, v.rule, v.literature)
-        for v in report.verdicts
-    ]
-    return grid(("Claim", "Task", "Verdict", "Evidence", "Rule", "Literature"), rows)
+def _summary(section: Section) -> list[str]:
+    """Return what a section says first; a claim is named once, above its other tasks."""
+    experiment, result = section.logged.experiment, section.result
+    where = f"details/{experiment.name}.md"
+    parts = [f"## {experiment.title}"]
+    if experiment.reference:
+        parts.append(f"{_linked(experiment.reference)}.")
+    parts += _tables(result.leading)
+    if result.verdicts:
+        claims = ["", *(verdict.claim for verdict in result.verdicts)]
+        rows = [
+            ("" if v.claim == before else v.claim, v.task, f"**{v.word}**", v.evidence)
+            for before, v in zip(claims, result.verdicts, strict=False)
+        ]
+        parts.append(grid(("Claim", "Task", "Verdict", "Numbers"), rows))
+    what = "Setup, rules of judgement, pictures" if result.verdicts else "Setup, pictures"
+    return [*parts, f"[{what} and every number]({where})"]
 
 
-def _section(section: Section) -> list[str]:
-    logged = section.logged
+def details(section: Section) -> str:
+    """Return the file with everything on one experiment."""
+    logged, result = section.logged, section.result
     experiment = logged.experiment
-    result = section.result
-    claims = [f"**{v.word}** ({v.task}): {v.claim}. {v.evidence}" for v in result.verdicts]
-    said = [_lines(texts) for texts in (claims, result.remarks) if texts]
+    verdicts = [
+        (v.claim, v.task, f"**{v.word}**", v.evidence, v.rule, v.literature)
+        for v in result.verdicts
+    ]
+    titles = ("Claim", "Task", "Verdict", "Evidence", "Rule", "Literature")
+    said = [grid(titles, verdicts)] if verdicts else []
+    said += [_lines(result.remarks)] if result.remarks else []
     pictures = [
-        f"![{figure.alt}](figures/{files['png'].name})\n\n"
-        f"Numbers: [{files['csv'].name}](figures/{files['csv'].name})"
+        f"![{figure.alt}](../figures/{files['png'].name})\n\n"
+        f"Numbers: [{files['csv'].name}](../figures/{files['csv'].name})"
         for figure, files in zip(result.figures, section.pictures, strict=True)
     ]
-    first, rest = (
-        [part for table in tables for part in (f"### {table.title}", of_table(table))]
-        for tables in (result.leading, result.details)
-    )
-    texts = [experiment.question, experiment.setup, *expected(experiment)]
-    parts = [f"## {experiment.title}", *texts, *first]
-    parts += [*pictures, *said, *rest] if first else [*said, *pictures, *rest]
+    first = _tables(result.leading)
+    parts = [f"# {experiment.title}", experiment.question, experiment.setup, *expected(experiment)]
+    parts += [*first, *pictures, *said] if first else [*said, *pictures]
+    parts += _tables(result.details)
     settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(logged.settings).items())
     parts.append(
         f"Preset {logged.preset}, settings {settings_hash(logged.settings)}: {settings}. "
         f"{logged.seconds:.1f} s. {_linked(experiment.reference)}."
     )
-    return parts
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(tables: Iterable[Table]) -> list[str]:
+    return [part for table in tables for part in (f"### {table.title}", of_table(table))]
 
 
 def expected(experiment: Experiment) -> list[str]:
