@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
@@ -30,13 +31,19 @@ from adamw_jax.state import restore_checkpoint, save_checkpoint, save_on_sigterm
 BATCH, BAD = 16, 6
 TASK = get_task("mnist1d")
 NETWORK = mlp(TASK.features, TASK.classes, hidden=32)
-TX = aj.skip_bad_steps(
-    aj.compose(
-        aj.clip_gradient(0.5),
-        aj.adamw(optax.linear_schedule(0.01, 0.0, 100)),
-        aj.lookahead(sync_period=3),
-    )
-)
+RATE = optax.linear_schedule(0.01, 0.0, 100)
+RECIPES = {
+    "slow weights": aj.skip_bad_steps(
+        aj.compose(aj.clip_gradient(0.5), aj.adamw(RATE), aj.lookahead(sync_period=3))
+    ),
+    "codes and averages": aj.skip_bad_steps(
+        aj.compose(
+            aj.clip_gradient(0.5),
+            aj.adamw(RATE, storage=aj.storage.choose("8bit", min_size=256)),
+            aj.average_iterates(kind="ema"),
+        )
+    ),
+}
 
 
 def loss_fn(params: Any, key: Any, x: Any, y: Any) -> Any:
@@ -53,19 +60,39 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--end", type=pathlib.Path)  # where the numbers at the end go
     parser.add_argument("--fault", type=lambda text: signal.Signals[text])
     parser.add_argument("--at", type=int)  # the step at which this process sends itself the fault
+    parser.add_argument("--event")  # then in a save, when it does this to a file for the n-th time
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--recipe", choices=RECIPES, default="slow weights")
     return parser.parse_args()
 
 
-def begin(folder: pathlib.Path, whole: Any, places: Any) -> tuple[Any, ...]:
+def fail(args: argparse.Namespace) -> None:
+    """Send the fault to this process, now or in a save."""
+    count = 0
+
+    def look(event: str, details: Any) -> None:
+        nonlocal count
+        if event == args.event and str(args.folder) in str(details[0]):
+            count += 1
+            if count == args.times:
+                os.kill(os.getpid(), args.fault)
+
+    if args.event:
+        sys.addaudithook(look)
+    else:
+        os.kill(os.getpid(), args.fault)
+
+
+def begin(tx: Any, folder: pathlib.Path, whole: Any, places: Any) -> tuple[Any, ...]:
     """Return step, parameters, state, key and position, of the last checkpoint if there is one."""
-    if folder.exists():
+    if any(folder.glob("*-step*[0-9]")):
         shapes = jax.tree.map(
             lambda p, place: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=place), whole, places
         )
-        last = restore_checkpoint(folder, TX, shapes)
+        last = restore_checkpoint(folder, tx, shapes)
         return last.step, last.params, last.state, last.rng, last.data["position"]
     params = jax.tree.map(global_array, whole, places)
-    state = jax.jit(TX.init, out_shardings=aj.state_shardings(TX, params, places))(params)
+    state = jax.jit(tx.init, out_shardings=aj.state_shardings(tx, params, places))(params)
     return 0, params, state, jax.random.key(1), 0
 
 
@@ -76,14 +103,14 @@ def global_array(whole: Any, sharding: Any) -> jax.Array:
 def train(args: argparse.Namespace) -> dict[str, Any]:
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     rows, copies = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    whole = NETWORK.init(0)
+    tx, whole = RECIPES[args.recipe], NETWORK.init(0)
     places = jax.tree.map(lambda p: copies if len(p) % mesh.size else rows, whole)
-    step, params, state, key, position = begin(args.folder, whole, places)
-    wanted = aj.state_shardings(TX, params, places)
+    step, params, state, key, position = begin(tx, args.folder, whole, places)
+    wanted = aj.state_shardings(tx, params, places)
 
     def move(params: Any, state: Any, key: Any, x: Any, y: Any) -> Any:
         gradient = jax.grad(loss_fn)(params, key, x, y)
-        updates, state = TX.update(gradient, state, params)
+        updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     move = jax.jit(move, donate_argnums=1, out_shardings=(places, wanted))
@@ -92,7 +119,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             if args.fault and step >= args.at:
                 time.sleep(0.1)  # until all processes hear of it
             if args.fault and step == args.at:
-                os.kill(os.getpid(), args.fault)
+                fail(args)
             batch = (position + np.arange(BATCH)) % len(TASK.train)
             inputs, labels = TASK.train.inputs[batch], TASK.train.labels[batch]
             if step == BAD:
@@ -102,7 +129,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             params, state = move(params, state, np.asarray(jax.random.key_data(now)), x, y)
             step, position = step + 1, (position + BATCH) % len(TASK.train)
 
-            run, rest = (step, TX, params, state), {"rng": key, "data": {"position": position}}
+            run, rest = (step, tx, params, state), {"rng": key, "data": {"position": position}}
             save = functools.partial(save_checkpoint, args.folder, *run, **rest)
 
             if step % 4 == 0:

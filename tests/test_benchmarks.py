@@ -255,6 +255,20 @@ def test_a_small_run_in_this_process_gives_every_figure(tmp_path):
 
 
 @pytest.mark.usefixtures("relaxed")
+@pytest.mark.parametrize("name", ["guard", "accumulate"])
+def test_sections_of_wrappers_run_at_a_tiny_size(name):
+    arguments = suite.SECTIONS[name].arguments
+    bounded = {bound.contender for bound in suite.SECTIONS[name].bounds}
+    period = 4 if "--period" in arguments else 1
+    for contender in (each for each in arguments if each.startswith(("ours:", "optax:"))):
+        made = worker.make(contender, worker.Options("tiny:3", sample_s=0.0, period=period))
+        assert made.sample()["seconds"] > 0
+        assert made.facts()["scratch_per_param"] >= 0
+        bounded.discard(contender)
+    assert not bounded
+
+
+@pytest.mark.usefixtures("relaxed")
 def test_bfloat16_parameters_keep_their_dtype():
     made = JaxStep(contenders.parse("optax:adamw(mu_dtype='float32')"), "tiny:2", "bfloat16")
     made.fill()

@@ -121,6 +121,7 @@ def test_convergence(name: str, problem: Any) -> None:
     assert end < {data: 1.15, lab: 1.05}[problem] * uncompressed(problem)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("problem", [data, lab])
 def test_averages_of_each_step_are_steps_of_the_mean(problem: Any) -> None:
     tx = aj.compose(aj.sgdw(0.1, momentum=None), comm.local_sgd(1, "data"))

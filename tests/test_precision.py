@@ -251,6 +251,28 @@ def test_counters_saturate(entry: Entry) -> None:
     assert int(state.count) == limit
 
 
+STORED = [entry for entry in PLAIN if "state_dtype" not in entry.info.refuses]
+BELOW = {"float16": (jnp.float16, 1e-3, False), "float32 of float64": (jnp.float32, 1e-25, True)}
+
+
+@pytest.mark.parametrize("name", BELOW)
+@pytest.mark.parametrize("entry", rows(STORED))
+def test_second_moments_below_the_range_of_their_dtype(entry: Entry, name: str) -> None:
+    """They do not become 0, which would make a step endlessly long."""
+    dtype, size, x64 = BELOW[name]
+    eps = {"eps": 0.0} if "eps" in entry.keywords and entry.name != "adafactor" else {}
+    longest = []
+    with jax.enable_x64(x64):
+        params = {"w": jnp.full((4, 8), size)}
+        for each in (None, dtype):
+            tx = entry.make(1.0, state_dtype=each, **eps)
+            state, longest = tx.init(params), [*longest, 0.0]
+            for _ in range(4):
+                updates, state = tx.update(params, state, params)
+                longest[-1] = max(longest[-1], float(jnp.max(jnp.abs(updates["w"]))))
+    assert longest[1] <= 2 * longest[0] + 1e-12
+
+
 @pytest.mark.parametrize("option", ["mu_dtype", "state_dtype"])
 def test_storage_dtype(option: str) -> None:
     """Narrow storage is honoured, keeps its dtype, and the arithmetic stays in float32."""

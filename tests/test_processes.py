@@ -17,7 +17,7 @@ import pytest
 from adamw_jax.state import PREEMPTED
 
 ROOT = pathlib.Path(__file__).parents[1]
-UNTIL = 32
+UNTIL, LONGEST = 32, 300  # steps, seconds
 COMPILED_QUICKLY = "--xla_backend_optimization_level=0"
 
 
@@ -31,9 +31,15 @@ pytestmark = [
 
 
 def start(
-    count: int, folder: pathlib.Path, *options: Any, devices: int = 1, last: tuple[Any, ...] = ()
+    count: int,
+    folder: pathlib.Path,
+    *options: str,
+    devices: int = 1,
+    until: int = UNTIL,
+    fault: tuple[str, ...] = (),
+    faulty: int = -1,
 ) -> list[Any]:
-    """Start ``count`` processes with so many devices each; ``last`` are options of the last one."""
+    """Start ``count`` processes with so many devices each; one, the last, has a fault."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,9 +47,9 @@ def start(
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     started = []
     for rank in range(count):
-        given = {"rank": rank, "processes": count, "port": port, "folder": folder, "until": UNTIL}
+        given = {"rank": rank, "processes": count, "port": port, "folder": folder, "until": until}
         pairs = [f"--{name}={value}" for name, value in given.items()]
-        own = last if rank == count - 1 else ()
+        own = fault if rank == faulty % count else ()
         command = [sys.executable, "-m", "tests.process_worker", *pairs, *options, *own]
         with folder.with_name(f"{folder.name}.{rank}.log").open("a") as log:
             to_log: Any = {"stdout": log, "stderr": log}
@@ -51,7 +57,7 @@ def start(
     return started
 
 
-def finish(processes: list[Any], seconds: float = 60) -> list[int]:
+def finish(processes: list[Any], seconds: float = LONGEST) -> list[int]:
     """Wait for all of them; what does not end is killed, and fails the test."""
     try:
         return [process.wait(seconds) for process in processes]
@@ -61,13 +67,13 @@ def finish(processes: list[Any], seconds: float = 60) -> list[int]:
             process.wait()
 
 
-def killed(processes: list[Any]) -> None:
-    """Wait until the last one has killed itself, and end the others, as a scheduler does.
+def killed(processes: list[Any], faulty: int = -1) -> None:
+    """Wait until the faulty one has killed itself, and end the others, as a scheduler does.
 
     By themselves they wait for its heartbeat.
     """
     try:
-        assert processes[-1].wait(60) == -signal.SIGKILL
+        assert processes[faulty].wait(LONGEST) == -signal.SIGKILL
     finally:
         for process in processes:
             process.kill()
@@ -83,26 +89,39 @@ def numbers(path: pathlib.Path) -> list[np.ndarray]:
         return [file[str(i)] for i in range(len(file.files))]
 
 
-def test_a_killed_process_and_other_numbers_of_processes(tmp_path: pathlib.Path) -> None:
+def assert_same(got: pathlib.Path, wanted: pathlib.Path) -> None:
+    for x, y in zip(numbers(got), numbers(wanted), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The run of two processes that nothing happens to; its numbers lie beside its folder."""
+    folder = tmp_path_factory.mktemp("processes") / "unbroken"
+    assert finish(start(2, folder, f"--end={folder.with_suffix('.npz')}")) == [0, 0]
+    return folder
+
+
+def test_a_killed_process_and_other_numbers_of_processes(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path
+) -> None:
     """2, one killed: again 2, bitwise the unbroken run; or 4, one killed; 2 with two devices each,
     ended by SIGTERM; and then 1. In all of them a bad step of one process was skipped.
     """
-    unbroken, broken, moved = (tmp_path / name for name in ("unbroken", "broken", "moved"))
+    broken, moved = (tmp_path / name for name in ("broken", "moved"))
     ends = {folder: folder.with_suffix(".npz") for folder in (unbroken, broken, moved)}
-    assert finish(start(2, unbroken, f"--end={ends[unbroken]}")) == [0, 0]
 
-    killed(start(2, broken, last=("--fault=SIGKILL", "--at=13")))
+    killed(start(2, broken, fault=("--fault=SIGKILL", "--at=13")))
     assert steps_in(broken)[-1] == 12
     shutil.copytree(broken, moved)
 
     assert finish(start(2, broken, f"--end={ends[broken]}")) == [0, 0]
-    for got, want in zip(numbers(ends[broken]), numbers(ends[unbroken]), strict=True):
-        np.testing.assert_array_equal(got, want)
+    assert_same(ends[broken], ends[unbroken])
 
-    killed(start(4, moved, last=("--fault=SIGKILL", "--at=17")))
+    killed(start(4, moved, fault=("--fault=SIGKILL", "--at=17")))
     assert steps_in(moved)[-1] == 16
     assert (
-        finish(start(2, moved, devices=2, last=("--fault=SIGTERM", "--at=21"))) == [PREEMPTED] * 2
+        finish(start(2, moved, devices=2, fault=("--fault=SIGTERM", "--at=21"))) == [PREEMPTED] * 2
     )
     assert 21 <= steps_in(moved)[-1] < UNTIL
     assert finish(start(1, moved, f"--end={ends[moved]}")) == [0]
@@ -111,3 +130,47 @@ def test_a_killed_process_and_other_numbers_of_processes(tmp_path: pathlib.Path)
 
     for log in (f"{unbroken}.0.log", f"{unbroken}.1.log", f"{broken}.1.log", f"{moved}.0.log"):
         assert "{'skipped': 1, 'by_gradient': 1}" in pathlib.Path(log).read_text(), log
+
+
+POINTS = {
+    "before the first wrote all its arrays": (0, "os.rename", 1),
+    "before it gets its name": (0, "os.rename", 2),
+    "another process, before its first file": (-1, "open", 1),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_in_a_save_of_several_processes(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path, point: str
+) -> None:
+    """The save of step 12 is lost, that of step 8 is whole, and the run ends as the unbroken one.
+
+    The first rename is Orbax's, of the arrays.
+    """
+    faulty, event, times = POINTS[point]
+    folder, end = tmp_path / "run", tmp_path / "end.npz"
+    fault = ("--fault=SIGKILL", "--at=11", f"--event={event}", f"--times={times}")
+    killed(start(2, folder, fault=fault, faulty=faulty), faulty)
+    assert steps_in(folder)[-1] == 8
+    assert finish(start(2, folder, f"--end={end}")) == [0, 0]
+    assert not [*folder.glob("*.partial")]
+    assert_same(end, unbroken.with_suffix(".npz"))
+
+
+def test_codes_and_averages_go_on(tmp_path: pathlib.Path) -> None:
+    """8-bit codes, their scales and averages; 2 goes on bitwise, and 4 and 1 read what 2 wrote."""
+    recipe = "--recipe=codes and averages"
+    names = ("unbroken", "broken", "at 12", "read by 4", "read by 1")
+    unbroken, broken, saved, by_4, by_1 = (tmp_path / name for name in names)
+    ends = {folder: folder.with_suffix(".npz") for folder in (unbroken, broken, saved, by_4, by_1)}
+    assert finish(start(2, unbroken, recipe, f"--end={ends[unbroken]}")) == [0, 0]
+    killed(start(2, broken, recipe, fault=("--fault=SIGKILL", "--at=13")))
+    for copy in (saved, by_4, by_1):
+        shutil.copytree(broken, copy)
+    assert finish(start(2, broken, recipe, f"--end={ends[broken]}")) == [0, 0]
+    assert_same(ends[broken], ends[unbroken])
+    for count, folder in ((2, saved), (4, by_4), (1, by_1)):
+        done = finish(start(count, folder, recipe, f"--end={ends[folder]}", until=12))
+        assert done == [0] * count
+        assert_same(ends[folder], ends[saved])
+    assert any(x.dtype == np.uint8 for x in numbers(ends[saved]))

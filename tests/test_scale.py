@@ -37,7 +37,13 @@ def bytes_on_one(state: Any) -> int:
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("storage", scale.STORAGES)
-@pytest.mark.parametrize("name", ["adamw", "adamw + lookahead", "lion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adamw", "adamw + lookahead", "lion", "pnm", "amsgrad", "adapnm", "koala_m"),
+        *("schedule_free_adamw", 'adamw + average_iterates(kind="last", window=4)'),
+    ],
+)
 def test_bytes_of_state(name: str, storage: Any) -> None:
     make = scale.OPTIMIZERS[name]
     tx = make(1e-3) if storage is None else make(1e-3, storage=storage)

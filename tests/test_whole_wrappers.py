@@ -99,6 +99,7 @@ def test_what_it_shows(name: str) -> None:
     assert_equal(found, aj.curvature.preconditioner(inside, state, sample_params()))
 
 
+@pytest.mark.sample(2)
 @table
 def test_steps_compile_once(name: str) -> None:
     """Good and bad ones, and after a change of a hyperparameter; the state keeps its types."""
@@ -116,6 +117,7 @@ def test_steps_compile_once(name: str) -> None:
     assert_finite((params, state))
 
 
+@pytest.mark.sample(2)
 @table
 def test_counters_saturate(name: str) -> None:
     """At the largest int32 they stay, and good and bad steps are told apart as before."""

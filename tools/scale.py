@@ -8,6 +8,8 @@ a decoder whose layers are stacked.
 
 from __future__ import annotations
 
+import collections
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 import adamw_jax as aj
+from adamw_jax import communication as comm
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scale.md"
 WIDTHS = {"1 B": (2048, 18), "8 B": (4096, 38), "70 B": (8192, 86), "100 B": (10240, 79)}
@@ -27,15 +30,40 @@ PARAMETER = GRADIENT = 2  # bytes of bfloat16
 BANDWIDTH = 4.8e12  # bytes per second of an H200, its data sheet
 DEVICES = {"one device": 1, "256 devices": 256, "1,000 hosts of 8 devices": 8000}
 
+
+def _optimizer(name: str) -> Callable[..., Any]:
+    row = aj.info(name)
+    return functools.partial(row.factory, **row.example)
+
+
+def _with_tail(tail: Any) -> Callable[..., Any]:
+    return lambda rate, **options: aj.compose(aj.adamw(rate, **options), tail)
+
+
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "adamw": aj.adamw,
-    "adamw + lookahead": lambda rate, **o: aj.compose(aj.adamw(rate, **o), aj.lookahead()),
-    "adan": aj.adan,
-    "lion": aj.lion,
-    "lamb": aj.lamb,
-    "adafactor": aj.adafactor,
+    **{name: _optimizer(name) for name in aj.list_optimizers()},
+    "adafactor(b1=0.9)": lambda rate, **options: aj.adafactor(rate, b1=0.9, **options),
+    "adamw + lookahead": _with_tail(aj.lookahead()),
+    "adamw + average_iterates": _with_tail(aj.average_iterates()),
+    'adamw + average_iterates(kind="last", window=4)': _with_tail(
+        aj.average_iterates(kind="last", window=4)
+    ),
 }
-STORAGES = (None, "bfloat16", "8bit", "4bit")
+STORAGES = (None, "bfloat16", "8bit", "roots", "float8", "4bit")
+
+COMPRESSORS: dict[str, comm.Compressor] = {
+    "majority_vote()": comm.majority_vote(),
+    "scaled_sign()": comm.scaled_sign(),
+    "one_bit()": comm.one_bit(),
+    "terngrad()": comm.terngrad(),
+    "qsgd()": comm.qsgd(),
+    "qsgd(8)": comm.qsgd(8),
+    "top_k(0.01)": comm.top_k(0.01),
+    "random_k(0.01)": comm.random_k(0.01),
+    "power_sgd(4)": comm.power_sgd(4),
+}
+WORKERS = (8, 64, 256)
+LOCAL_STEPS = 8
 
 
 def shapes(width: int, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -68,12 +96,27 @@ def rows(header: list[str], body: list[list[str]]) -> str:
 
 
 def by_optimizer() -> str:
-    """Return bytes of state per parameter by optimizer and storage."""
-    params, body = shapes(*WIDTHS["1 B"]), []
+    """Return bytes of state per parameter by optimizer and storage, alike ones in one row."""
+    params, alike = (
+        shapes(*WIDTHS["1 B"]),
+        collections.defaultdict[tuple[str, ...], list[str]](list),
+    )
     for name, make in OPTIMIZERS.items():
-        made = [make(1e-3) if s is None else make(1e-3, storage=s) for s in STORAGES]
-        body.append([f"`{name}`", *(f"{state_bytes(tx, params):.2f}" for tx in made)])
+        cells = []
+        for storage in STORAGES:
+            try:
+                tx = make(1e-3) if storage is None else make(1e-3, storage=storage)
+            except TypeError:  # it takes no storage
+                cells.append("–")
+            else:
+                cells.append(f"{state_bytes(tx, params):.2f}")
+        alike[tuple(cells)].append(f"`{name}`")
+    body = [[", ".join(names), *cells] for cells, names in sorted(alike.items(), key=_first_cell)]
     return rows(["optimizer", *(f"`{s or 'float32'}`" for s in STORAGES)], body)
+
+
+def _first_cell(row: tuple[tuple[str, ...], list[str]]) -> float:
+    return float(row[0][0])
 
 
 def memory() -> str:
@@ -140,6 +183,28 @@ def wire() -> str:
     return rows(["model", *SENT], body)
 
 
+def compressed() -> str:
+    """Return what compressed gradients of the smallest model take on the wire."""
+    width, layers = WIDTHS["1 B"]
+    stacked = shapes(width, layers)
+    params = {"embedding": stacked.pop("embedding")} | {
+        f"{name}/{i}": jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        for name, leaf in stacked.items()
+        for i in range(layers)
+    }
+    count = size(params)
+
+    def row(name: str, compressor: comm.Compressor | None, steps: int = 1) -> list[str]:
+        sent = comm.payload_bytes(compressor, params) / steps
+        got = [comm.received_bytes(compressor, params, n) / steps for n in WORKERS]
+        return [name, f"{sent / count:.4f}", *(f"{n / 2**30:,.3f}" for n in got)]
+
+    body = [row("none", None), row(f"`local_sgd({LOCAL_STEPS}, ...)`", None, LOCAL_STEPS)]
+    body += [row(f"`{name}`", compressor) for name, compressor in COMPRESSORS.items()]
+    got = [f"GiB received, {n} workers" for n in WORKERS]
+    return rows(["compressor", "bytes per parameter", *got], body)
+
+
 def page() -> str:
     """Return the text of the page."""
     return f"""# Scale
@@ -154,7 +219,8 @@ eight devices. Parameters and gradients are bfloat16. How to lay a state out ove
 
 {by_optimizer()}
 
-Adafactor keeps a number for each row and column. `stochastic_rounding` adds a key,
+A dash: `storage=` is not taken. Adafactor keeps a number for each row and column. Weights in a
+state, such as averages, are not encoded. `stochastic_rounding` adds a key,
 `compensated_rounding` 2 bytes, `accumulate` 4. `skip_bad_steps` and `dynamic_loss_scale` add a
 few numbers in all.
 
@@ -185,6 +251,16 @@ scatters sums, and send float32 in place of bfloat16. The optimizer itself sends
 numbers for each leaf if it takes norms.
 
 {wire()}
+
+## Compressed gradients
+
+What a worker of [`compressed_mean`](communication.md) gives to the network in a step, and what it
+receives if arrays go around a ring, for the model of 1 B and in float32. Both are computed from the
+payload, which a test finds in XLA's programs. What is gathered arrives from each of the others, so
+it grows with the workers; what is averaged (`none`, `random_k`, `power_sgd`) does not.
+`local_sgd` sends parameters instead, here every {LOCAL_STEPS} steps.
+
+{compressed()}
 """
 
 

@@ -69,6 +69,15 @@ def cast(x: jax.Array, dtype: Any) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
+def cast_nonnegative(x: jax.Array, dtype: Any) -> jax.Array:
+    """Convert a second moment, whose positive values do not become 0 in a dtype of less range."""
+    least = jnp.finfo(dtype).tiny
+    if least > jnp.finfo(x.dtype).tiny:
+        positive = lax.gt(x, lax.full_like(x, 0))
+        x = lax.select(positive, lax.max(x, lax.full_like(x, float(least))), x)
+    return cast(x, dtype)
+
+
 def widen(x: jax.Array) -> jax.Array:
     """Convert ``x`` to its compute dtype, without an operation if it has it already."""
     return cast(x, compute_dtype(x))

@@ -180,7 +180,7 @@ def factored_squares(
             # The division stops XLA from computing the average again for each reader, which would
             # need a copy of the old average.
             mixed = lax.add(numerics.scaled(before, numerics.widen(old)), new)
-            return numerics.cast(lax.div(mixed, span), old.dtype)
+            return numerics.cast_nonnegative(lax.div(mixed, span), old.dtype)
 
         def leaf(split: Split, g: jax.Array, rows: jax.Array, columns: jax.Array) -> Any:
             if not split:

@@ -76,7 +76,7 @@ def infinity_norm(
         def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
             new = lax.add(lax.abs(numerics.widen(g)), step["eps"])
             decayed = numerics.scaled(step["b2"], numerics.widen(u))
-            return numerics.cast(lax.max(decayed, new), u.dtype)
+            return numerics.cast_nonnegative(lax.max(decayed, new), u.dtype)
 
         return InfinityNormState(jax.tree.map(leaf, state.moment, gradient))
 

@@ -146,7 +146,9 @@ def average(
             b = started(b, state.clock)
         rest, added = 1.0 - b, None if floor is None else floor(step)
         value = jax.tree.map(
-            lambda a, x: _averaged(b, a, rest, x, added), state.moment, entries(gradient, first)
+            lambda a, x: _averaged(b, a, rest, x, added, real=real),
+            state.moment,
+            entries(gradient, first),
         )
         return kind(value, state.clock.tick(b))
 
@@ -168,12 +170,19 @@ def average(
 
 @numerics.kernel
 def _averaged(
-    b: jax.Array, old: jax.Array, rest: jax.Array, x: jax.Array, floor: jax.Array | None
+    b: jax.Array,
+    old: jax.Array,
+    rest: jax.Array,
+    x: jax.Array,
+    floor: jax.Array | None,
+    *,
+    real: bool,
 ) -> jax.Array:
     entry = numerics.scaled(rest, x)
     if floor is not None:  # if it were added last, XLA would compute the sum twice
         entry = lax.add(entry, floor)
-    return numerics.cast(lax.add(numerics.scaled(b, numerics.widen(old)), entry), old.dtype)
+    new = lax.add(numerics.scaled(b, numerics.widen(old)), entry)
+    return numerics.cast_nonnegative(new, old.dtype) if real else numerics.cast(new, old.dtype)
 
 
 def started(b: jax.Array, clock: Clock) -> jax.Array:

@@ -6,7 +6,8 @@ The scale is at least the smallest normal float32, because smaller ones are flus
 with a maximum below 5.3e-36 has fewer digits, and values below 1.2e-38 become 0. Scales of float64
 arrays are float64. bfloat16 has the range of float32 and needs no scale: magnitudes above its range
 become its largest number. In a field that is never negative so do infinities, and positive values
-below its range become its smallest normal number. For float64 arrays ``of`` gives it scales, too.
+below its range become its smallest normal number. For float64 arrays ``of`` gives it scales, too:
+the maximum of a block, so that they are as large as the values when x64 is switched off.
 
 >>> import jax.numpy as jnp
 >>> codec = SmallFloat(jnp.dtype(jnp.bfloat16))
@@ -34,8 +35,8 @@ class SmallFloat:
 
     Attributes:
       dtype: the narrower dtype.
-      blocks: the parts that share a scale, which maps their largest magnitude to that of the
-        dtype; None for no scale.
+      blocks: the parts that share a scale, which maps their largest magnitude to that of float8,
+        or to 1 in bfloat16; None for no scale.
       signed: whether values may be negative; if not, no positive value is stored as 0, and none as
         infinity.
     """
@@ -43,6 +44,11 @@ class SmallFloat:
     dtype: Any
     blocks: Blocks | None = None
     signed: bool = True
+
+    @property
+    def top(self) -> float:
+        """The largest magnitude of a block, divided by its scale."""
+        return 1.0 if self.dtype == jnp.bfloat16 else float(jnp.finfo(self.dtype).max)
 
     @property
     def name(self) -> str:
@@ -64,18 +70,16 @@ class SmallFloat:
             return None
         maxima = jnp.max(lax.abs(self._split(x, self.blocks)), axis=-1)
         tiny = lax.full_like(maxima, jnp.finfo(maxima.dtype).tiny)
-        largest = float(jnp.finfo(self.dtype).max)
-        return lax.select(lax.ge(maxima, tiny), lax.max(maxima / largest, tiny), 0 * maxima)
+        return lax.select(lax.ge(maxima, tiny), lax.max(maxima / self.top, tiny), 0 * maxima)
 
     def encode_by(self, x: jax.Array, scales: Any, noise: jax.Array | None) -> Encoded:
         """Encode an array with these scales."""
         layout = Layout(self, x.shape, x.dtype)
         if self.blocks is None:
             return encoded(narrow(self._within_range(x), self.dtype, noise), None, layout)
-        largest = float(jnp.finfo(self.dtype).max)
         blocks = self._split(x, self.blocks)
         scaled = share(blocks, scales[..., None])
-        limit = lax.full_like(scaled, largest)  # a product rounded up must not overflow
+        limit = lax.full_like(scaled, self.top)  # a product rounded up must not overflow
         scaled = lax.clamp(-limit, scaled, limit)
         noise = None if noise is None else self.blocks.split(noise)
         codes = narrow(scaled, self.dtype, noise)
@@ -101,8 +105,7 @@ class SmallFloat:
         """Return the maxima of the blocks, or the values if there are none."""
         if self.blocks is None:
             return jax.tree.leaves(stored.codes)
-        largest = float(jnp.finfo(self.dtype).max)
-        return [lax.mul(x, lax.full_like(x, largest)) for x in jax.tree.leaves(stored.scales)]
+        return [lax.mul(x, lax.full_like(x, self.top)) for x in jax.tree.leaves(stored.scales)]
 
     def pieces(self, axes: int) -> tuple[Blocks, int]:
         """Return the blocks; one code per byte."""
