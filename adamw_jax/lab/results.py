@@ -123,9 +123,9 @@ class Result:
     @property
     def leading(self) -> list[Table]:
         """The tables that a report shows first, with the figures: the ranking of a comparison."""
-        return [table for table in self.tables if table.name == "ranking"]
+        return [table for table in self.tables if table.name.endswith("ranking")]
 
     @property
     def details(self) -> list[Table]:
         """The other tables."""
-        return [table for table in self.tables if table.name != "ranking"]
+        return [table for table in self.tables if table not in self.leading]

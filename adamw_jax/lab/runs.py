@@ -171,7 +171,7 @@ def say_results(
         highlight=False,
     )
     for result in results if tables else ():
-        for table in result.tables[: 2 if result.tables[0].name == "ranking" else 1]:
+        for table in result.tables[: 2 if result.leading else 1]:
             console.print(grid_of(table))
         for remark in result.remarks:
             console.print(f"· {remark}", markup=False, highlight=False)

@@ -132,10 +132,11 @@ def test_the_summary_is_short_and_leads_to_the_details(report):
             assert markdown.of_table(table) in behind
 
 
-def test_the_ranking_and_the_curves_come_first():
+@pytest.mark.parametrize("prefix", ["", "compare-"])  # a report puts the experiment before
+def test_the_ranking_and_the_curves_come_first(prefix):
     """Made-up results of a comparison, in both forms of the report."""
     experiment = get_experiment("compare")
-    tables = [Table(name, f"Title of {name}", [Column("a", "a")], [{"a": 1}])
+    tables = [Table(prefix + name, f"Title of {name}", [Column("a", "a")], [{"a": 1}])
               for name in ("ranking", "cost")]  # fmt: skip
     verdict = Verdict("A claim", "task", "shown", "Evidence.", "Rule.")
     result = Result([verdict], tables, remarks=["The model and the budget."])
