@@ -31,6 +31,7 @@ COPIED = (
 
 SECTIONS = {
     "Get started": (
+        "docs/first_training",
         "notebooks/first_steps",
         "notebooks/one_cycle",
         "examples/index",
@@ -48,7 +49,10 @@ SECTIONS = {
         f"docs/coming_from/{name}"
         for name in ("torch", "timm", "hugging_face", "keras", "fastai", "optax")
     ),
-    "Concepts": ("docs/decay", "docs/schedules", "docs/differences", "docs/scale"),
+    "Concepts": (
+        *("docs/decay", "docs/amsgrad", "docs/radam", "docs/clocks", "docs/schedules"),
+        *("docs/differences", "docs/scale"),
+    ),
     "Optimizers": ("gallery", "docs/optimizers/README"),
     "Reference": ("reference/index",),
     "Results": ("docs/article", "docs/article_text", "docs/results/README", "docs/properties"),
