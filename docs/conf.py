@@ -47,6 +47,7 @@ html_title = "adamw_jax"
 html_theme_options = {
     "show_navbar_depth": 1,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search stands in the sidebar
     "use_download_button": False,
 }
 html_copy_source = False

@@ -22,6 +22,16 @@ import orbax.checkpoint as ocp
 import pytest
 
 import adamw_jax as aj
+from tests.catalogue import (
+    PLAIN,
+    Entry,
+    assert_equal,
+    at,
+    one_step,
+    rows,
+    sample_gradients,
+    sample_params,
+)
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
 SCHEDULE = optax.linear_schedule(0.1, 0.05, 10)
@@ -72,6 +82,19 @@ def same(a: Any, b: Any) -> None:
 def run() -> tuple[Any, Any]:
     """Parameters and state of adamw after five steps."""
     return train(ADAMW, PARAMS, ADAMW.init(PARAMS), range(5))
+
+
+@pytest.mark.parametrize("entry", rows(PLAIN))
+def test_every_optimizer(tmp_path: pathlib.Path, entry: Entry) -> None:
+    """A state restored after three steps is the state, and the fourth step the same."""
+    tx, params, steps = entry.make(), sample_params(), sample_gradients(4)
+    step = jax.jit(one_step(tx))
+    state = tx.init(params)
+    for i in range(3):
+        params, state = step(params, state, at(steps, i))
+    back = restored(saved(tmp_path, state), tx.init(params))
+    assert_equal(back, state)
+    assert_equal(step(params, back, at(steps, 3)), step(params, state, at(steps, 3)))
 
 
 @pytest.mark.sample(2)

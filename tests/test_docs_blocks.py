@@ -101,3 +101,11 @@ def test_examples(tmp_path):
     (tmp_path / "b.py").write_text("while True: pass", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"b\.py took more than"):
         run(tmp_path, limit=1.0)
+
+
+def test_every_page_is_in_the_list_of_pages():
+    """A reader finds a page by its question."""
+    listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len(pages) > 20
+    assert not [page for page in sorted(pages) if f"({page})" not in listed]

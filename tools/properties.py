@@ -1,6 +1,7 @@
 """Write docs/properties.md: which property each optimizer has, by the tests that exist.
 
     python tools/properties.py --measure     # runs the tests (minutes), then writes
+    python tools/properties.py --measure orbax strict     # the tests of these columns only
     python tools/properties.py [--check]     # from docs/results/properties.csv
 
 A cell is what the tests of this optimizer said: pass, fail, or empty if there is no such test for
@@ -45,6 +46,10 @@ TESTS = {
         "Training in bfloat16 and float16 follows float32",
         "test_precision.py::test_half_precision_follows_float32",
     ),
+    "strict": (
+        "No operation promotes a dtype or makes a NaN (strict promotion, jax_debug_nans)",
+        "test_precision.py::test_debug_nans",
+    ),
     "complex": (
         "Complex parameters turn with the gradient",
         "test_precision.py::test_complex_is_real_when_real_and_turns_with_the_gradient",
@@ -66,6 +71,7 @@ TESTS = {
         "The state owns its buffers, so it can be donated",
         "test_buffers.py::test_an_eager_step_keeps_no_array_of_the_caller",
     ),
+    "orbax": ("An Orbax round trip changes no bit", "test_checkpoints.py::test_every_optimizer"),
     "width": (
         "A state of another float width is converted",
         "test_migration.py::test_another_float_width_is_converted",
@@ -76,11 +82,14 @@ TESTS = {
 SIGNS = {"pass": "✓", "fail": "✗", "yes": "✓", "no": "–", "": ""}
 
 
-def measure() -> list[dict[str, str]]:
-    """Run the tests, and return a row for each optimizer."""
+def measure(columns: list[str]) -> list[dict[str, str]]:
+    """Run the tests, of some columns or all, and return a row for each optimizer."""
     found: dict[tuple[str, str], set[str]] = {}
+    before = {row["optimizer"]: row for row in read()} if columns else {}
     for devices, more in ((False, {}), (True, EIGHT)):
-        names = [key for key, (_, test) in TESTS.items() if ("collectives" in test) == devices]
+        names = [key for key in columns or TESTS if ("collectives" in TESTS[key][1]) == devices]
+        if not names:
+            continue
         for key, name, status in _run([TESTS[key][1] for key in names], more):
             short = next(k for k in names if TESTS[k][1].endswith(key))
             found.setdefault((name, short), set()).add(status)
@@ -90,6 +99,9 @@ def measure() -> list[dict[str, str]]:
         facts = {"scale": row.degree == 0, "element": row.scope == "element"}
         cells = {key: "yes" if value else "no" for key, value in facts.items()}
         for key in TESTS:
+            if columns and key not in columns:
+                cells[key] = before[name][key]
+                continue
             said = found.get((name, key), set())
             cells[key] = "fail" if "fail" in said else "pass" if said else ""
         rows.append({"optimizer": name, **cells})
@@ -114,6 +126,12 @@ def _run(tests: list[str], more: dict[str, str]) -> list[tuple[str, str, str]]:
                 file = case.attrib["classname"].rpartition(".")[2]
                 found.append((f"{file}.py::{function}", name, "fail" if bad else "pass"))
         return found
+
+
+def read() -> list[dict[str, str]]:
+    """Return the rows measured last."""
+    with TABLE.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def page(rows: list[dict[str, str]]) -> str:
@@ -174,7 +192,7 @@ def draw(rows: list[dict[str, str]]) -> None:
     keys = [*FACTS, *TESTS]
     levels = {"": 0, "no": 1, "yes": 2, "pass": 2, "fail": 3}
     with mpl.rc_context(RC):
-        canvas = Figure((9, 9), layout="constrained")
+        canvas = Figure((8, 9), layout="constrained")
         ax = canvas.subplots()
         values = [[levels[row[key]] for key in keys] for row in rows]
         ax.imshow(
@@ -183,7 +201,7 @@ def draw(rows: list[dict[str, str]]) -> None:
         for i, row in enumerate(rows):
             for j, key in enumerate(keys):
                 ax.text(j, i, SIGNS[row[key]], ha="center", va="center", fontsize=7)
-        ax.set_xticks(range(len(keys)), keys, rotation=60, ha="left")
+        ax.set_xticks(range(len(keys)), keys, rotation=60, ha="left", rotation_mode="anchor")
         ax.set_yticks(range(len(rows)), [row["optimizer"] for row in rows])
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
@@ -195,15 +213,14 @@ def draw(rows: list[dict[str, str]]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Measure, write or compare; return 1 if the page is old or a test failed."""
-    if "--measure" in arguments:
-        rows = measure()
+    if arguments[:1] == ["--measure"]:
+        rows = measure(arguments[1:])
         with TABLE.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         draw(rows)
-    with TABLE.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read()
     if [row["optimizer"] for row in rows] != list(aj.list_optimizers()):
         print("docs/results/properties.csv lacks optimizers; run tools/properties.py --measure")
         return 1

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 
 from sphinx.cmd.build import main as sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inventory import InventoryFile
 
 import adamw_jax as aj
@@ -193,7 +194,17 @@ def directive(thing: object) -> str:
     """Return how autodoc describes an object."""
     if inspect.isclass(thing):
         return "autoclass"
-    return "autofunction" if callable(thing) else "autodata"
+    return "autofunction" if callable(thing) else "data"
+
+
+def described(constant: str) -> str:
+    """Return what stands below a constant where it is assigned; autodoc finds its class's text."""
+    for name in sorted(sys.modules):
+        if name.startswith("adamw_jax."):
+            said = ModuleAnalyzer.for_module(name).find_attr_docs().get(("", constant))
+            if said:
+                return " ".join(said).strip()
+    raise SystemExit(f"{constant} has no string below its assignment; write one")
 
 
 def reference() -> dict[str, str]:
@@ -206,6 +217,8 @@ def reference() -> dict[str, str]:
         lines += [about.partition("\n\n")[0], ""]
         for each, kind in public:
             lines += [f".. {kind}:: {each}", *["   :members:"] * (kind == "autoclass"), ""]
+            if kind == "data":
+                lines += [f"   {described(each)}", ""]
             places[each] = name
         pages[name] = "\n".join([*lines, "```", ""])
     lines = ["# Reference", "", "Every public name. Those of `adamw_jax` itself:", ""]
