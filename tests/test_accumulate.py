@@ -141,3 +141,14 @@ def test_as_multi_steps() -> None:
             optax.MultiSteps(aj.adamw(0.1), 3).gradient_transformation(), sample_params(), many
         )
     assert_close(ours, theirs)
+
+
+def test_a_sum_that_overflows_is_skipped_by_the_guard_inside() -> None:
+    """Each gradient is finite, their sum is not."""
+    tx = accumulate(aj.skip_bad_steps(aj.adamw(0.1)), every=2)
+    params, large = jnp.ones(3), jnp.full(3, 3e38)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(large, state, params)
+        assert not np.any(updates)
+    assert int(aj.update.read_skips(state)["skipped"]) == 1

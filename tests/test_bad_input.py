@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,6 +44,8 @@ from tests.catalogue import (
     VARIANTS,
     Entry,
     assert_close,
+    assert_equal,
+    assert_finite,
     at,
     label,
     numeric_arguments,
@@ -79,6 +82,7 @@ AT_LEAST_ONE = ("clipping_threshold",)
 ANY = ("b0", "target")
 BOUNDS = (
     "clipping_threshold",
+    "limit",
     "max_grad_norm",
     "max_norm",
     "max_ratio",
@@ -177,9 +181,29 @@ def test_numbers_that_are_fine(entry: Entry, name: str) -> None:
     good += [] if name in ABOVE_ZERO or (entry.name, name) == ("lion", "b2") else [0.0, 0]
     if name in AT_LEAST_ONE:
         good = [1.0, 1, np.float32(1.5), lambda count: 2.0]
-    good += [float("inf")] if name in BOUNDS else []
     for value in good:
         assert isinstance(make(entry, **{name: value}), optax.GradientTransformation)
+
+
+BOUNDED = [(entry, name) for entry, name in NUMBERS if name in BOUNDS]
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), BOUNDED, ids=[f"{entry.label}-{name}" for entry, name in BOUNDED]
+)
+def test_an_infinite_bound_bounds_nothing(entry: Entry, name: str) -> None:
+    """In the code and pinned, it steps as with a bound that nothing reaches."""
+    params, gradients = sample_params(), jax.tree.map(lambda x: x[0], sample_gradients())
+
+    def updates(value: float, **pinned: float) -> Any:
+        tx = make(entry, **{name: value})
+        state = tx.init(params)
+        return tx.update(gradients, set_hyperparams(state, **pinned), params)[0]
+
+    expected = updates(1e30)
+    assert_finite(expected)
+    assert_equal(updates(jnp.inf), expected)
+    assert_equal(updates(1.0, **{name: jnp.inf}), expected)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=label)

@@ -126,3 +126,12 @@ def test_wrong_numbers() -> None:
             dynamic_loss_scale(tx, **options)
     with pytest.raises(ValueError, match="must hold one dynamic_loss_scale, found 0"):
         loss_scale(tx.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize(
+    "around", [aj.skip_bad_steps, lambda tx: aj.accumulate(tx, 2), dynamic_loss_scale]
+)
+def test_another_wrapper_around_it_is_refused(around: Any) -> None:
+    """It would keep from it the gradients after which the scale must fall."""
+    with pytest.raises(ValueError, match=r"dynamic_loss_scale must see .* put it outside, dynamic"):
+        around(dynamic_loss_scale(aj.adamw(0.1)))

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.devices, pytest.mark.quick]
 
 PARAMS = {"w": jnp.linspace(-1, 1, 512).reshape(64, 8), "b": jnp.ones(16)}
 OPTAX, PLAIN = optax.adam(0.1), aj.adamw(0.1)
-FULL = aj.skip_bad_steps(
-    aj.dynamic_loss_scale(aj.probe(aj.clip_gradient(1.0), PLAIN, aj.lookahead()))
+FULL = aj.dynamic_loss_scale(
+    aj.skip_bad_steps(aj.probe(aj.clip_gradient(1.0), PLAIN, aj.lookahead()))
 )
 FROZEN = aj.compose(PLAIN, frozen="b")
 EIGHT_BITS = aj.compose(aj.adamw(0.1, storage="8bit"), aj.lookahead())

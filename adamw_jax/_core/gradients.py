@@ -234,6 +234,12 @@ def _root(square: jax.Array) -> jax.Array:
     return lax.select(lax.eq(square, nothing), nothing, lax.sqrt(numerics.nonzero(square)))
 
 
+def within(length: jax.Array, most: jax.Array) -> jax.Array:
+    """Return the factor, at most 1, that brings ``length`` down to ``most``, which may be inf."""
+    one = lax.full_like(length, 1)
+    return lax.select(lax.le(length, most), one, most / numerics.nonzero(length))
+
+
 def check_floating(tree: Tree, what: str) -> None:
     """Raise if a leaf is not floating; ``what`` precedes its name in the error."""
     for name, leaf in numerics.named_leaves(tree):

@@ -20,10 +20,12 @@ class Wrapping(NamedTuple):
     Attributes:
       name: the function that made it.
       inner: the wrapped transformation.
+      outermost: whether it must see the gradients that another wrapper would keep from it.
     """
 
     name: str
     inner: optax.GradientTransformationExtraArgs
+    outermost: bool
 
 
 class Wrapper(Declared):
@@ -44,9 +46,17 @@ def wrapper(
     inner: optax.GradientTransformationExtraArgs,
     init: Callable[[Tree], Any],
     update: Callable[..., tuple[Tree, Any]],
+    *,
+    outermost: bool = False,
 ) -> Wrapper:
     """Make a wrapper around ``inner`` from its two functions."""
-    return Wrapper.of(Wrapping(name, inner), init, update)
+    if isinstance(inner, Wrapper) and inner.declaration.outermost:
+        within = inner.declaration.name
+        raise ValueError(
+            f"{within} must see the gradients that are not finite, which {name} keeps from it: "
+            f"put it outside, {within}({name}(...))."
+        )
+    return Wrapper.of(Wrapping(name, inner, outermost), init, update)
 
 
 def innermost(tx: Any) -> Any:

@@ -27,7 +27,7 @@ from jax import lax
 from adamw_jax._core import numerics
 from adamw_jax._core.checks import switch
 from adamw_jax._core.declare import ScalarOrSchedule, bound, declare, length, nonnegative
-from adamw_jax._core.gradients import norm_of_tree, norms_of_leaves
+from adamw_jax._core.gradients import norm_of_tree, norms_of_leaves, within
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.stage import Kind, Stage, Step, stage
 
@@ -54,7 +54,7 @@ def clip_gradient(max_grad_norm: ScalarOrSchedule, eps: ScalarOrSchedule = 1e-8)
 
     def apply(gradient: Tree, state: Any, step: Step) -> tuple[Tree, Any]:
         most, length = step["max_grad_norm"], norm_of_tree(gradient) + step["clip_eps"]
-        return _times(most / numerics.nonzero(lax.max(length, most)), gradient), state
+        return _times(within(length, most), gradient), state
 
     declare(eps=nonnegative(eps))
     # A different name, so that adding a clip does not change the name of precondition's eps.
@@ -94,8 +94,7 @@ def clip_step(
         longest = step["max_step"]
 
         def factor(norm: jax.Array) -> jax.Array:
-            length = step["learning_rate"] * (norm + _FLOOR)
-            return longest / numerics.nonzero(lax.max(length, longest))
+            return within(step["learning_rate"] * (norm + _FLOOR), longest)
 
         return _scaled_by_norm(per_leaf, factor, direction), state
 
@@ -129,12 +128,11 @@ def clip_elements(limit: ScalarOrSchedule) -> Stage:
             u, limit = numerics.widen(u), lax.broadcast(most, u.shape)
             if not jnp.issubdtype(u.dtype, jnp.complexfloating):
                 return lax.clamp(lax.neg(limit), u, limit)
-            size = lax.max(lax.abs(u), limit)
-            return lax.mul(u, numerics.like(most / numerics.nonzero(size), u))
+            return lax.mul(u, numerics.like(within(lax.abs(u), limit), u))
 
         return jax.tree.map(leaf, direction), state
 
-    declared = declare(limit=nonnegative(limit))
+    declared = declare(limit=nonnegative._replace(infinite=True)(limit))
     return stage(
         "clip_elements", Kind.DIRECTION, Kind.DIRECTION, apply, hyperparams=declared, clips=True
     )

@@ -26,7 +26,7 @@ from adamw_jax._core.declare import (
     nonnegative,
     storage_dtype,
 )
-from adamw_jax._core.gradients import check_floating, check_gradient, norms_of_leaves
+from adamw_jax._core.gradients import check_floating, check_gradient, norms_of_leaves, within
 from adamw_jax._core.options import shows_options
 from adamw_jax._core.sequential import after
 from adamw_jax._core.stage import Kind, Stage, Step, stage
@@ -92,9 +92,7 @@ def variance_reduction(
         if max_norm is not None:
             norms = norms_of_leaves(reduced, plain=step.in_sequence)
             reduced = jax.tree.map(
-                lambda c, norm: numerics.scaled(
-                    step["max_norm"] / lax.max(norm, step["max_norm"]), c
-                ),
+                lambda c, norm: numerics.scaled(within(norm, step["max_norm"]), c),
                 reduced,
                 norms,
             )

@@ -236,6 +236,8 @@ def info(name: str) -> OptimizerInfo:
       >>> aj.info("radam").arxiv
       '1908.03265'
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of an optimizer, such as 'adamw', got {name!r}.")
     if name not in _REGISTRY:
         hint = did_you_mean_optimizer(name, _REGISTRY) or "."
         raise ValueError(f"unknown optimizer {name!r}: give one of {list_optimizers()}{hint}")

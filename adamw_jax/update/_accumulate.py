@@ -87,7 +87,7 @@ def accumulate(
 
     Args:
       tx: any optax transformation, such as ``skip_bad_steps(adamw(1e-3))``, which then judges the
-        mean.
+        mean: a sum of finite gradients may overflow.
       every: number k of micro-batches for a step, >= 1, or a function of the number of windows so
         far, an int32, to grow the batch. It is read at every call, so k can change in a window.
       axis_name: as for ``skip_bad_steps``: axes along which all devices leave out a micro-batch

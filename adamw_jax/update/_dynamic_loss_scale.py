@@ -81,8 +81,8 @@ def dynamic_loss_scale(
     Args:
       tx: the optimizer. It gets gradients in float32 or wider, divided by the scale. Put clipping
         inside: ``dynamic_loss_scale(compose(clip_gradient(1.0), adamw(1e-3)))``. Put a guard
-        inside, too: ``dynamic_loss_scale(skip_bad_steps(...))`` counts what is not a matter of the
-        scale.
+        and ``accumulate`` inside, too: ``dynamic_loss_scale(skip_bad_steps(...))`` counts what is
+        not a matter of the scale. The other order raises, because the scale would not fall.
       initial: first scale, > 0; 65536 (PyTorch, Flax).
       period: finite gradients in a row, >= 1, after which the scale grows; 2000 (PyTorch, Flax).
       growth: factor > 1 of the growth; 2. It stays if the product is not finite.
@@ -135,7 +135,7 @@ def dynamic_loss_scale(
             moved, memory, _ = step_unless(step, lambda *_: lost, updates, state.inner)
         return moved, _adapted(state._replace(inner=memory), lost > 0, period, growth, backoff)
 
-    return wrapper(NAME, inner, init, update)
+    return wrapper(NAME, inner, init, update, outermost=True)
 
 
 def _adapted(

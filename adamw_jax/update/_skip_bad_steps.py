@@ -110,9 +110,10 @@ def skip_bad_steps(
         ``value=``.
       norm_spike: the same for the Euclidean norm of the gradient before ``tx``.
       window: number of last values, >= 4, from which mean and deviation are taken. No step is a
-        spike before half of them are there. 128 (OLMo, MaxText). A spike itself enters the window,
-        so that a lasting change of the loss is accepted in the end; a value of a step that is not
-        finite does not.
+        spike before half of them are there. 128 (OLMo, MaxText). A spike enters the window as the
+        largest value that is none. So no spike, however large, makes room for the next, and a
+        lasting change is accepted in the end: a tenfold deviation after about 20 skipped steps of
+        the default window. A value of a step that is not finite does not enter.
       axis_name: axes of ``jax.shard_map`` or ``jax.pmap`` along which all devices skip a step
         together, also if only one has a bad gradient or loss; a spike is judged by the mean over
         them. None: those along which types show that a gradient or loss differs, unless ``tx`` has
@@ -165,7 +166,8 @@ def skip_bad_steps(
             loss = None if value is None else devices.mean(numerics.scalar(value))
             squares = None if norm_spike is None else square_norm_of_tree(updates)
             norm = None if squares is None else lax.sqrt(devices.mean(squares))
-            spikes = _spike(state.losses, loss, loss_spike) | _spike(state.norms, norm, norm_spike)
+            most_loss, most_norm = _most(state.losses, loss_spike), _most(state.norms, norm_spike)
+            spikes = _above(loss, most_loss) | _above(norm, most_norm)
             lost = jnp.bool_(False) if loss is None else ~lax.is_finite(loss)
             known = lax.max(_code(spikes, SPIKE), _code(lost, LOSS))
 
@@ -178,7 +180,9 @@ def skip_bad_steps(
                 return _explained(code, lambda: devices.largest(_code(is_bad(updates), GRADIENT)))
 
             moved, memory, code = step_unless(step, refuse, updates, state.inner)
-        return moved, _counted(state._replace(inner=memory), code, loss, norm)
+        losses = _recorded(state.losses, code, loss, most_loss)
+        norms = _recorded(state.norms, code, norm, most_norm)
+        return moved, SkipBadStepsState(memory, *_counted(state, code), losses, norms)
 
     return wrapper(NAME, inner, init, update)
 
@@ -273,38 +277,44 @@ def _floats_in(x: Any) -> list[jax.Array]:
     return [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
-def _spike(window: Window | None, x: jax.Array | None, limit: float | None) -> jax.Array:
-    if window is None or x is None or limit is None:
-        return jnp.bool_(False)
+def _most(window: Window | None, limit: float | None) -> jax.Array | None:
+    """Return the largest value that is no spike; infinity while the window is not half full."""
+    if window is None or limit is None:
+        return None
     size = window.values.shape[0]
     number = lax.min(window.seen, jnp.int32(size))
     there = lax.iota(jnp.int32, size) < number
-    mean = _sum(there, window.values) / jnp.maximum(numerics.scalar(number), 1.0)
-    squares = _sum(there, (window.values - mean) ** 2)
-    deviation = lax.sqrt(squares / jnp.maximum(numerics.scalar(number) - 1.0, 1.0))
-    return (number >= size // 2) & ~(x <= mean + limit * deviation)
+    mean = _sum(there, window.values / jnp.maximum(numerics.scalar(number), 1.0))
+    largest = numerics.nonzero(jnp.max(jnp.abs(window.values)))  # so that no square overflows
+    squares = _sum(there, ((window.values - mean) / largest) ** 2)
+    deviation = largest * lax.sqrt(squares / jnp.maximum(numerics.scalar(number) - 1.0, 1.0))
+    most = mean + limit * deviation
+    return lax.select(number >= size // 2, most, lax.full_like(most, jnp.inf))
+
+
+def _above(x: jax.Array | None, most: jax.Array | None) -> jax.Array:
+    return jnp.bool_(False) if x is None or most is None else ~(x <= most)
 
 
 def _sum(where: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(where, x, jnp.zeros_like(x)))
 
 
-def _counted(
-    state: SkipBadStepsState, code: jax.Array, loss: jax.Array | None, norm: jax.Array | None
-) -> SkipBadStepsState:
-    """Return the state with the code counted, and the measures of a finite step recorded."""
+def _counted(state: SkipBadStepsState, code: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the counts by cause and in a row, with this step."""
     one = lax.iota(jnp.int32, len(CAUSES)) == code - 1
     skipped = jnp.where(one, jnp.minimum(state.skipped, LAST_COUNT - 1) + 1, state.skipped)
-    in_a_row = lax.select(code == 0, jnp.zeros_like(code), increment(state.in_a_row))
+    return skipped, lax.select(code == 0, jnp.zeros_like(code), increment(state.in_a_row))
 
-    def recorded(window: Window | None, x: jax.Array | None) -> Window | None:
-        if window is None or x is None:
-            return window
-        use = (code <= SPIKE) & lax.is_finite(x)
-        slot = lax.rem(window.seen, jnp.int32(window.values.shape[0]))
-        values = lax.dynamic_update_index_in_dim(window.values, x, slot, 0)
-        more = Window(values, increment(window.seen))
-        return jax.tree.map(lambda new, old: lax.select(use, new, old), more, window)
 
-    losses, norms = recorded(state.losses, loss), recorded(state.norms, norm)
-    return SkipBadStepsState(state.inner, skipped, in_a_row, losses, norms)
+def _recorded(
+    window: Window | None, code: jax.Array, x: jax.Array | None, most: jax.Array | None
+) -> Window | None:
+    """Return the window with the value of a step, a spike as the largest value that is none."""
+    if window is None or x is None or most is None:
+        return window
+    use = (code <= SPIKE) & lax.is_finite(x)
+    slot = lax.rem(window.seen, jnp.int32(window.values.shape[0]))
+    values = lax.dynamic_update_index_in_dim(window.values, lax.min(x, most), slot, 0)
+    more = Window(values, increment(window.seen))
+    return jax.tree.map(lambda new, old: lax.select(use, new, old), more, window)
