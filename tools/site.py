@@ -43,7 +43,7 @@ SECTIONS = {
         *("docs/communication", "docs/packing", "docs/low_precision", "docs/diagnostics"),
         *("docs/curvature", "docs/initialization", "docs/foreign", "docs/own_stage"),
         *("notebooks/own_optimizer", "notebooks/small_state", "notebooks/curvature"),
-        *("docs/compare", "notebooks/compare", "docs/cookbook"),
+        *("docs/compare", "The same in a notebook <notebooks/compare>", "docs/cookbook"),
     ),
     "When something is wrong": ("docs/slow_step", "docs/nan_loss", "docs/full_memory"),
     "Coming from": tuple(

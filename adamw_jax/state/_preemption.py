@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 PREEMPTED = 75
-"""The exit code: EX_TEMPFAIL of sysexits.h, "try again"."""
+"""75, the exit code EX_TEMPFAIL of sysexits.h: "try again"."""
 
 Check = Callable[[int, Callable[[], Any]], None]
 
