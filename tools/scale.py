@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -49,6 +50,15 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         aj.average_iterates(kind="last", window=4)
     ),
 }
+STATES = {
+    "`adamw`": aj.adamw(1e-3),
+    '`adamw(storage="8bit")`': aj.adamw(1e-3, storage="8bit"),
+    '`adamw(storage="4bit")`': aj.adamw(1e-3, storage="4bit"),
+    "`lion`": aj.lion(1e-3),
+    "`adafactor`": aj.adafactor(1e-3),
+}
+"""Those whose memory and times are shown for each model."""
+
 STORAGES = (None, "bfloat16", "8bit", "roots", "float8", "4bit")
 
 COMPRESSORS: dict[str, comm.Compressor] = {
@@ -119,23 +129,27 @@ def _first_cell(row: tuple[tuple[str, ...], list[str]]) -> float:
     return float(row[0][0])
 
 
+def shown(x: float) -> str:
+    """Return a number with three digits, or all of a whole part that has more."""
+    return f"{x:,.{max(0, 2 - math.floor(math.log10(x)))}f}"
+
+
 def memory() -> str:
-    """Return GiB per device for parameters, gradients and state of AdamW."""
+    """Return GiB per device for parameters, gradients and state."""
     body = []
     for model, widths in WIDTHS.items():
         params = shapes(*widths)
-        count = size(params)
-        for storage in (None, "8bit", "4bit"):
-            state = state_bytes(aj.adamw(1e-3, storage=storage), params)
-            whole, gib = PARAMETER + GRADIENT, count / 2**30
-            row = [f"{model}, `{storage or 'float32'}`", f"{(whole + state) * gib:,.1f}"]
+        whole, gib = PARAMETER + GRADIENT, size(params) / 2**30
+        for name, tx in STATES.items():
+            state = state_bytes(tx, params)
+            row = [f"{model}, {name}", shown((whole + state) * gib)]
             for devices in [*DEVICES.values()][1:]:
-                row.append(f"{(whole + state / devices) * gib:,.1f}")
-                row.append(f"{(whole + state) / devices * gib:,.3f}")
+                row.append(shown((whole + state / devices) * gib))
+                row.append(shown((whole + state) / devices * gib))
             body.append(row)
     names = [*DEVICES][1:]
     layouts = [f"{name}, {layout}" for name in names for layout in ("ZeRO-1", "FSDP")]
-    return rows(["model, state of AdamW", "one device", *layouts], body)
+    return rows(["model, optimizer", "one device", *layouts], body)
 
 
 def moved_bytes(tx: Any, params: Any) -> float:
@@ -144,18 +158,15 @@ def moved_bytes(tx: Any, params: Any) -> float:
 
 
 def floors() -> str:
-    """Return the least milliseconds of a step of the optimizer, by memory traffic alone."""
+    """Return the least milliseconds of a step of each optimizer, by memory traffic alone."""
     body = []
     for model, widths in WIDTHS.items():
         params = shapes(*widths)
-        row = [model]
-        for storage in (None, "8bit"):
-            moved = moved_bytes(aj.adamw(1e-3, storage=storage), params)
-            times = [moved * size(params) / n / BANDWIDTH * 1e3 for n in DEVICES.values()]
-            row += [f"{time:,.3f}" for time in times]
-        body.append(row)
-    names = [f"`{s}`, {name}" for s in ("float32", "8bit") for name in DEVICES]
-    return rows(["model", *names], body)
+        for name, tx in STATES.items():
+            moved = moved_bytes(tx, params) * size(params)
+            times = [moved / n / BANDWIDTH * 1e3 for n in DEVICES.values()]
+            body.append([f"{model}, {name}", *map(shown, times)])
+    return rows(["model, optimizer", *DEVICES], body)
 
 
 class Sent(NamedTuple):
@@ -179,7 +190,7 @@ def wire() -> str:
     body = []
     for model, widths in WIDTHS.items():
         gib = size(shapes(*widths)) / 2**30
-        body.append([model, *(f"{sent.bytes * gib:,.1f}" for sent in SENT.values())])
+        body.append([model, *(shown(sent.bytes * gib) for sent in SENT.values())])
     return rows(["model", *SENT], body)
 
 
@@ -197,7 +208,7 @@ def compressed() -> str:
     def row(name: str, compressor: comm.Compressor | None, steps: int = 1) -> list[str]:
         sent = comm.payload_bytes(compressor, params) / steps
         got = [comm.received_bytes(compressor, params, n) / steps for n in WORKERS]
-        return [name, f"{sent / count:.4f}", *(f"{n / 2**30:,.3f}" for n in got)]
+        return [name, f"{sent / count:.4f}", *(shown(n / 2**30) for n in got)]
 
     body = [row("none", None), row(f"`local_sgd({LOCAL_STEPS}, ...)`", None, LOCAL_STEPS)]
     body += [row(f"`{name}`", compressor) for name, compressor in COMPRESSORS.items()]
@@ -226,18 +237,18 @@ few numbers in all.
 
 ## Memory per device, in GiB
 
-Parameters, gradients and state of AdamW. In ZeRO-1 only the state is cut, in FSDP all three.
+Parameters, gradients and state. In ZeRO-1 only the state is cut, in FSDP all three.
 
 {memory()}
 
 ## Least time of a step, in milliseconds
 
-Gradient, parameters and state of AdamW are read once, parameters and state written once, at 4.8
+Gradient, parameters and state are read once, parameters and state written once, at 4.8
 TB/s, the bandwidth of one H200; on several devices with FSDP. In ZeRO-1 each device also writes all
-parameters, which are not cut. No program is faster. In float32 and bfloat16 the programs that XLA
-makes for an H200 move these bytes and no more, which a test reads from them; codes of few bits
-move more ([low precision](low_precision.md)). Times that were measured, on a CPU:
-[benchmarks](results/benchmarks.md).
+parameters, which are not cut. No program is faster. With state in float32 and bfloat16 XLA's
+programs of `adamw` and `lion` for an H200 move these bytes and no more, which a test reads from
+them. Codes of few bits and `adafactor` move more ([programs](results/programs.md)). Times that were
+measured, on a CPU: [benchmarks](results/benchmarks.md).
 
 {floors()}
 
