@@ -122,6 +122,70 @@ def test_another_tree_is_refused(saved: pathlib.Path, what: str) -> None:
     assert repr(TX) in str(error.value)
 
 
+SAME_ARRAYS = [(aj.adabelief, aj.acprop), (aj.acprop, aj.adabelief), (aj.adam, aj.lamb)]
+
+
+@pytest.mark.parametrize(("was", "now"), SAME_ARRAYS, ids=lambda make: make.__name__)
+def test_another_optimizer_with_the_same_arrays_is_refused(
+    tmp_path: pathlib.Path, was: Any, now: Any
+) -> None:
+    """In a wrapper, too; whoever wants it names the one that saved."""
+    params = {"w": jnp.ones(2)}
+    for around in (lambda tx: tx, aj.skip_bad_steps, lambda tx: optax.chain(optax.clip(1.0), tx)):
+        old, new = around(was(0.1)), around(now(0.1))
+        state = old.init(params)
+        assert jax.tree.structure(state) == jax.tree.structure(new.init(params))
+        save_checkpoint(tmp_path, 1, old, params, state)
+        for options in ({}, {"saved_by": new}):
+            with pytest.raises(ValueError, match=r"by the stages .* as saved_by=") as error:
+                restore_checkpoint(tmp_path, new, params, **options)
+            assert ("delay_second" in str(error.value)) == (aj.lamb not in (was, now))
+        back = restore_checkpoint(tmp_path, new, params, saved_by=old)
+        assert back.report is not None
+        assert not back.report.started
+        save_checkpoint(tmp_path, 2, new, params, back.state)
+        assert restore_checkpoint(tmp_path, new, params).step == 2
+
+
+EDITS = {
+    "numbers": aj.adamw(0.5, 0.8, weight_decay=0.0),
+    "a schedule": aj.adamw(optax.linear_schedule(0.1, 0.0, 10)),
+    "a clip": aj.compose(optax.clip(1.0), aj.adamw(0.1)),
+    "nesterov": aj.adamw(0.1, nesterov=True),
+    "a factor of rules": aj.adamw(
+        0.1, rules=aj.parameter_rules({"w": aj.Rule(learning_rate_factor=0.5)})
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_that_keep_the_state_need_no_word(tmp_path: pathlib.Path, edit: str) -> None:
+    params, old, new = {"w": jnp.ones(2)}, aj.adamw(0.1), EDITS[edit]
+    for was, now in ((old, new), (new, old)):
+        save_checkpoint(tmp_path, 1, was, params, was.init(params))
+        assert restore_checkpoint(tmp_path, now, params).report is None
+
+
+WRAPPED = {
+    "a guard": aj.skip_bad_steps(aj.adamw(0.1)),
+    "a tail": aj.compose(aj.adamw(0.1), aj.lookahead()),
+    "an average": aj.compose(aj.adamw(0.1), aj.average_iterates(kind="ema")),
+    "micro-batches": optax.MultiSteps(aj.adamw(0.1), 2),
+    "codes": aj.quantize_state(aj.adamw(0.1), min_size=1),
+}
+
+
+@pytest.mark.parametrize("edit", WRAPPED)
+def test_wrappers_and_tails_come_and_go(tmp_path: pathlib.Path, edit: str) -> None:
+    params, old, new = {"w": jnp.ones(2)}, aj.adamw(0.1), WRAPPED[edit]
+    for was, now in ((old, new), (new, old)):
+        save_checkpoint(tmp_path, 1, was, params, was.init(params))
+        back = restore_checkpoint(tmp_path, now, params, saved_by=was)
+        assert back.report is not None
+        stages = json.loads((tmp_path / "1-step1" / "manifest.json").read_text())["stages"]
+        assert stages == [["estimate_moments", "correct_bias", "precondition", "decoupled_decay"]]
+
+
 def test_no_dtype_of_a_state_is_cast(tmp_path: pathlib.Path) -> None:
     """Orbax casts without a word."""
     params = {"w": jnp.ones(2)}

@@ -30,6 +30,7 @@ from jax.sharding import NamedSharding, Sharding
 
 from adamw_jax._core.checks import whole_number
 from adamw_jax._core.numerics import as_arrays, boxed_as, named_leaves, unbox
+from adamw_jax._core.passes import recipes_started
 from adamw_jax._core.stage import transformation
 from adamw_jax.state import _manifest
 from adamw_jax.state._folder import alone, chosen, remove_old, write
@@ -122,8 +123,8 @@ def save_checkpoint(
     orbax, root = _orbax(), Path(folder).absolute()
     step, keep = whole_number("step", step, 0), whole_number("keep", keep)
     tree = {"params": unbox(as_arrays(params)), "state": unbox(state)}
-    table = _manifest.described(tree, digests=True)
-    about = _manifest.manifest(step, tx, table, rng=rng, data=data)
+    table, (_, stages) = _manifest.described(tree, digests=True), _started(tx, tree["params"])
+    about = _manifest.manifest(step, tx, stages, table, rng=rng, data=data)
     try:
         with alone(root):
             path = write(orbax, root, step, _flat(tree), json.dumps(about, indent=1))
@@ -148,7 +149,8 @@ def restore_checkpoint(
     """Restore the last checkpoint of a run, or that of ``step``.
 
     Every file is compared with its SHA-256 before anything is read from it, and every array
-    afterwards, unless it is spread over processes. No dtype is cast.
+    afterwards, unless it is spread over processes. No dtype is cast. The stages from moments to
+    direction must be those that were saved, whatever their hyperparameters.
 
     Args:
       folder: what ``save_checkpoint`` was given.
@@ -171,8 +173,8 @@ def restore_checkpoint(
       ImportError: Orbax is not installed.
       FileNotFoundError: there is no such checkpoint.
       ValueError: a file was changed, cut, added or removed, a newer version of the library wrote
-        the checkpoint, an array has another name, shape or dtype, or ``shardings`` is no prefix
-        of the state.
+        the checkpoint, an array has another name, shape or dtype, the optimizer has other stages
+        from moments to direction, or ``shardings`` is no prefix of the state.
       TypeError: ``shardings`` holds something else than shardings.
 
     Example:
@@ -194,8 +196,9 @@ def restore_checkpoint(
             f"{path} was written by adamw_jax {about['versions']['adamw_jax']}, whose format "
             f"{about['format']} version {_manifest.version()} cannot read: update the library."
         )
-    like = _wanted(tx if saved_by is None else saved_by, params, shardings)
-    if wrong := _manifest.differences(about["arrays"], _manifest.described(like)):
+    like, stages = _wanted(tx if saved_by is None else saved_by, params, shardings)
+    wrong = _manifest.differences(about["arrays"], _manifest.described(like))
+    if wrong := wrong or _manifest.other_stages(about.get("stages", []), stages):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"{path} does not fit: {'; '.join(wrong[:3])}{more}. Give params as they were "
@@ -231,22 +234,34 @@ def _flat(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _wanted(by: Any, params: Tree, shardings: Any) -> Tree:
-    """Return shape, dtype and, if it has one, sharding of every array of parameters and state."""
+def _wanted(by: Any, params: Tree, shardings: Any) -> tuple[Tree, list[list[str]]]:
+    """Return shape, dtype and, if it has one, sharding of every array of parameters and state.
+
+    The names are those of the stages of ``by``, if it is an optimizer.
+    """
     given = unbox(as_arrays(params))
-    params = jax.tree.map(_placed, given)
+    params, stages = jax.tree.map(_placed, given), []
     if hasattr(by, "init"):
-        tx = transformation(by, "tx or saved_by")
-        state = jax.eval_shape(lambda params: tx.init(params), given)
+        state, stages = _started(by, given)
         if shardings is None:
-            shardings = _as_the_params(tx, params)
+            shardings = _as_the_params(transformation(by, "tx or saved_by"), params)
     else:
         state = jax.tree.map(_placed, by)
     if shardings is not None:
         places = _broadcast(unbox(shardings), state)
         shaped = map(_shaped, jax.tree.leaves(state), places)
         state = jax.tree.structure(state).unflatten(shaped)
-    return {"params": params, "state": state}
+    return {"params": params, "state": state}, stages
+
+
+def _started(tx: Any, params: Tree) -> tuple[Tree, list[list[str]]]:
+    """Return the shapes of the state of an optimizer, and the names of its stages."""
+    tx = transformation(tx, "tx or saved_by")
+    with recipes_started() as recipes:
+        state = jax.eval_shape(
+            lambda params: tx.init(params), params
+        )  # a new function: no trace is reused
+    return state, _manifest.stages_of(recipes)
 
 
 def _as_the_params(tx: optax.GradientTransformation, params: Tree) -> Tree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,17 +14,26 @@ import numpy as np
 import optax
 
 from adamw_jax._core.numerics import named_leaves
+from adamw_jax._core.passes import Recipe
+from adamw_jax._core.stage import Kind
 
 FORMAT = 1
 Table = dict[str, dict[str, Any]]
 
 
-def manifest(step: int, tx: optax.GradientTransformation, table: Table, **small: Any) -> Any:
+def manifest(
+    step: int,
+    tx: optax.GradientTransformation,
+    stages: list[list[str]],
+    table: Table,
+    **small: Any,
+) -> Any:
     """Return what ``manifest.json`` holds."""
     return {
         "format": FORMAT,
         "versions": {"adamw_jax": version(), "jax": jax.__version__},
         "recipe": repr(tx),
+        "stages": stages,
         "step": step,
         "arrays": table,
         **{name: to_json(value, name) for name, value in small.items()},
@@ -81,6 +90,31 @@ def differences(saved: Table, wanted: Table) -> list[str]:
                 if saved[name][what] != wanted[name][what]
             ]
     return found
+
+
+def stages_of(recipes: Sequence[Recipe]) -> list[list[str]]:
+    """Return for each recipe the names of its stages from moments to direction.
+
+    They say what the arrays of a state mean, though two lists of them may have the same arrays.
+    Tails, the stages of other libraries and ``nesterov`` may come and go.
+    """
+    return sorted(
+        [
+            spec.name
+            for spec in recipe.specs
+            if spec.gives in (Kind.MOMENTS, Kind.DIRECTION)
+            and not (spec.tail or spec.foreign or spec.reads == "gradient")
+        ]
+        for recipe in recipes
+    )
+
+
+def other_stages(saved: list[list[str]], wanted: list[list[str]]) -> list[str]:
+    """Say in what the stages of two optimizers differ, if both are known."""
+    saved, wanted = ([names for names in each if names] for each in (saved, wanted))
+    if saved == wanted or not saved or not wanted:
+        return []
+    return [f"it was saved by the stages {saved}, and those of tx are {wanted}"]
 
 
 def to_json(value: Any, name: str) -> Any:

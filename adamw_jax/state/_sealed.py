@@ -41,16 +41,18 @@ def check_seal(folder: Path) -> None:
         )
     names = _names(folder)
     lines = listed.read_bytes().split(b"\n")
+    there = (line.decode("utf-8", "backslashreplace").partition("  ")[2] for line in lines if line)
+    if gone := sorted({*there} - {*names}):
+        raise ValueError(
+            f"{folder / gone[0]} is missing, or {LIST} was changed, where it is listed. {_REMEDY}"
+        )
     want = [_line(*each).encode()[:-1] for each in zip(_digests(folder, names), names, strict=True)]
     for name, line in zip(names, want, strict=True):
         if line not in lines:
             raise ValueError(
-                f"{folder / name} is not the file that was saved: its SHA-256 is not in "
-                f"{LIST}. {_REMEDY}"
+                f"{folder / name} is not the file that was saved, or {LIST} was changed, where "
+                f"its SHA-256 is missing. {_REMEDY}"
             )
-    if extra := [line for line in lines if line not in want and line]:
-        name = extra[0].decode("utf-8", "backslashreplace").partition("  ")[2]
-        raise ValueError(f"{folder / name} is missing, but is in {LIST}. {_REMEDY}")
     if lines != [*want, b""]:
         raise ValueError(f"{listed} is not the list that was saved. {_REMEDY}")
 
@@ -59,9 +61,13 @@ _REMEDY = "Restore an earlier checkpoint with step=, or get this one from a copy
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the files in ``folder`` and below, but for the list."""
-    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    return sorted(name for name in files if name != LIST)
+    """Return the files, links and empty folders in ``folder`` and below, but for the list."""
+    inside = (each.relative_to(folder).as_posix() for each in folder.rglob("*") if _is_end(each))
+    return sorted(name for name in inside if name != LIST)
+
+
+def _is_end(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir() or not any(path.iterdir())
 
 
 def _line(digest: str, name: str) -> str:
