@@ -110,7 +110,7 @@ BOXED = {
 }
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.devices
 @pytest.mark.parametrize("name", BOXED)
 def test_state_of_another_shape_has_not_the_axis_names_of_nnx(name: str) -> None:

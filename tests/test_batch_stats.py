@@ -159,6 +159,7 @@ def test_nnx(values: Any) -> None:
         assert_close(got, jax.tree.map(np.float32, expected[name]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_weights_get_their_statistics() -> None:
     """From the average in the optimizer's state to the statistics that go with it."""
     with jax.numpy_rank_promotion("allow"):

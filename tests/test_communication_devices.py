@@ -93,6 +93,7 @@ def bytes_in(text: str) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_skip_bad_steps_around_and_behind() -> None:
     """Both keep parameters, moments and memories in a bad step, and agree on all devices."""
     stage, inner = stage_of(comm.one_bit()), aj.adamw(0.1)

@@ -87,6 +87,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("join", [optax.chain, aj.compose])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_value_and_grad_from_state(search: str, join: Any) -> None:

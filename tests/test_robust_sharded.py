@@ -62,7 +62,7 @@ def ends(update: Any, tx: Any, bad: tuple[int, ...] = (2,)) -> Any:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("around", AROUND)
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("inside", INSIDE)
 def test_sharded_arrays_need_no_option(inside: str, around: str, kind: AxisType) -> None:
     tx, on = AROUND[around](INSIDE[inside]), mesh(kind)

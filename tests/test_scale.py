@@ -102,6 +102,7 @@ def program(place: NamedSharding, part: NamedSharding, whole: NamedSharding) -> 
 
 
 @pytest.mark.optimized
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("layout", scale.SENT)
 def test_bytes_on_the_wire(layout: str) -> None:
     """XLA's CPU program all-reduces what would be scattered, and widens bfloat16 to float32.

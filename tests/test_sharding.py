@@ -165,6 +165,7 @@ def test_no_scales_are_gathered(storage: Any, number: int) -> None:
     assert measure("FSDP, 8 devices", storage, leaves=2).collectives <= number
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", aj.list_optimizers())
 def test_a_constant_gradient_in_an_explicit_mesh(name: str) -> None:
     """Closed over by a scan, it is a concrete array whose type must not be lost."""

@@ -83,7 +83,7 @@ NORMED = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("entry", PLAIN, ids=lambda entry: entry.label)
 def test_the_catalogue(entry: Any) -> None:
     """Every optimizer steps as on one device, those with norms once told; factors are refused."""
@@ -217,7 +217,7 @@ STORED = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", STORED)
 def test_codes(name: str, check_vma: bool) -> None:

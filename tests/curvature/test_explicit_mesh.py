@@ -46,7 +46,7 @@ MEASURES: dict[str, Any] = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", MEASURES)
 def test_an_explicit_mesh(name: str) -> None:
     rng = np.random.default_rng(0)

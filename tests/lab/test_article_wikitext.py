@@ -26,6 +26,7 @@ EXPERIMENT = get_experiment("article_wikitext")
 NOISE = np.array([0.002, -0.001, 0.001, -0.002, 0.0])
 
 
+@pytest.mark.slow
 def test_the_smallest_form_chooses_and_trains():
     settings = EXPERIMENT.settings("tiny")
     adams = [arm for arm in arms(settings, LSTM_CELLS) if arm.group in (L2, DECOUPLED)]

@@ -256,6 +256,7 @@ def test_a_finished_experiment_is_not_measured_again(whole, tmp_path):
     assert (folder / "logs" / "decay_scale.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "words"), [("ascii", ["--help"]), ("cp1252", ["report"])])
 def test_output_that_is_not_utf_8_kills_nothing(encoding, words, whole):
     words = [*words, str(whole)] if words == ["report"] else words

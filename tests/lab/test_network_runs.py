@@ -50,6 +50,7 @@ def numbers(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("options", [{"steps_per_call": 1}, {"steps_per_call": 5},
                                      {"steps_per_call": 4, "evaluated": 10}])  # fmt: skip
 def test_a_loop_over_steps_gives_the_numbers_of_one_program(options):
